@@ -1,0 +1,266 @@
+"""Studies: many runs of train.py, each a named table with a figure.
+
+    python cifar/sweep.py --study lenet              # what batch size, learning rate and epochs do to LeNet-5
+    python cifar/sweep.py --study lr bn l1-vs-l2     # several; runs that they share are made once
+    python cifar/sweep.py --study best --seeds 5     # the best recipes, over five seeds
+
+One process a core, with one thread each, which is faster than one process with all threads. Given again, it continues
+where it stopped. Under --out: a run folder for every setting and seed, results.txt with a line for each, and for every
+study its record STUDY.json and its figure STUDY.png.
+"""
+
+import argparse
+import contextlib
+import csv
+import json
+import multiprocessing
+import os
+import signal
+import sys
+from pathlib import Path
+
+import data
+import numpy as np
+import run
+import torch
+import train
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+SIMPLE = dict(model="simplenn", bs=128, lr=0.05, epochs=8)
+RATES = [0.001, 0.01, 0.05, 0.1, 0.3, 1.0]
+LADDER = {
+    "plain, 15 epochs": dict(model="simplenn", epochs=15),
+    "+ batch size 128, learning rate 0.05": dict(bs=128, lr=0.05),
+    "+ one-cycle schedule": dict(decay="onecycle"),
+    "+ augmentation": dict(augment=True),
+    "+ batch normalization": dict(bn=True),
+    "+ Swish": dict(activation="swish"),
+    "+ L2 0.0005": dict(l2=5e-4),
+}
+STUDIES = {  # study: {setting: arguments of train.py}
+    "lenet": {
+        "defaults": dict(model="lenet5"),
+        "batch size 16": dict(model="lenet5", bs=16),
+        "batch size 8": dict(model="lenet5", bs=8),
+        "learning rate 0.01": dict(model="lenet5", lr=0.01),
+        "learning rate 0.05": dict(model="lenet5", lr=0.05),
+        "5 epochs": dict(model="lenet5", epochs=5),
+        "20 epochs": dict(model="lenet5", epochs=20),
+    },
+    "augment": {name: SIMPLE | dict(epochs=20, augment=name == "with") for name in ("without", "with")},
+    "lr": {f"{lr:g}": SIMPLE | dict(lr=lr) for lr in RATES},
+    "bn": {f"{name}, {lr:g}": SIMPLE | dict(lr=lr, bn=name == "with") for name in ("without", "with") for lr in RATES},
+    "activation": {name: SIMPLE | dict(activation=name) for name in ("relu", "swish")},
+    "l2": {f"{l2:g}": SIMPLE | dict(l2=l2) for l2 in (0.0, 1e-4, 1e-3, 1e-2)},
+    "l1-vs-l2": {"neither": SIMPLE, "L2 0.001": SIMPLE | dict(l2=1e-3), "L1 0.0001": SIMPLE | dict(l1=1e-4)},
+    "lr-decay": {decay: SIMPLE | dict(decay=decay) for decay in ("none", "step", "cosine", "onecycle")},
+    "ladder": {name: {k: v for part in list(LADDER.values())[: i + 1] for k, v in part.items()}
+               for i, name in enumerate(LADDER)},
+    "best": {model: dict(model=model, recipe="best") for model in ("lenet5", "simplenn")},
+}  # fmt: skip
+
+
+def arguments(setting):
+    """{"bs": 16, "bn": True, "augment": False} -> ["--bs", "16", "--bn", "--no-augment"]"""
+    flags = []
+    for name, value in setting.items():
+        flags += [f"--{'' if value else 'no-'}{name}"] if isinstance(value, bool) else [f"--{name}", f"{value}"]
+    return flags
+
+
+def folder_name(setting, seed):
+    """The same for the same arguments, whichever study asks for them: options that train.py leaves off are left out."""
+    told = {k: v for k, v in setting.items() if not (v is False or (k, v) in {("l2", 0.0), ("activation", "relu"),
+                                                                             ("decay", "none")})}  # fmt: skip
+    return "-".join(str(v) if k in ("model", "recipe") else k + (f"{v}" if v is not True else "")
+                    for k, v in told.items()) + f"-s{seed}"  # fmt: skip
+
+
+def one_run(job):
+    """Train one setting with one seed in `folder`, or continue it, or find it done; returns its record."""
+    folder, flags, common = job
+    record = folder / "run.json"
+    if record.exists() and json.loads(record.read_text())["state"] in ("done", "diverged"):
+        return folder, None
+    where = ["--resume", str(folder)] if record.exists() else ["--out", str(folder)]
+    try:
+        with open(os.devnull, "w") as null, contextlib.redirect_stdout(null), contextlib.redirect_stderr(null):
+            train.main([*flags, *common, *where])
+    except run.Diverged:
+        pass  # a result like any other: run.json has it
+    except run.UserError as error:
+        return folder, f"{folder.name}: {str(error).removeprefix('error: ')}"
+    return folder, None
+
+
+def start_worker():
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: the first one ends the others in order
+
+
+def row_of(study, setting, seed, folder):
+    """What the study's record keeps of one run."""
+    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    kept = (
+        "state",
+        "args",
+        "final",
+        "diverged_at_step",
+        "wall_s",
+        "parameters",
+        "dataset",
+        "git",
+        "versions",
+        "device",
+    )
+    row = {"study": study, "setting": setting, "seed": seed, "folder": folder.name} | {
+        k: record[k] for k in kept if k in record
+    }
+    if (folder / "metrics.csv").exists():
+        with open(folder / "metrics.csv", newline="", encoding="utf-8") as file:
+            row["val_accuracy"] = [round(float(line["val_accuracy"]), 4) for line in csv.DictReader(file)]
+    return row
+
+
+# ------------------------------------------------------------------------------------------------------------ figures
+
+
+def accuracies(rows, setting):
+    return [row["final"]["val_accuracy"] for row in rows if row["setting"] == setting and row["state"] == "done"]
+
+
+def draw_epochs(axes, rows, out):
+    """Validation accuracy against epochs: a line for the mean over seeds, a band from the least to the most."""
+    for setting in dict.fromkeys(row["setting"] for row in rows):
+        curves = [row["val_accuracy"] for row in rows if row["setting"] == setting and row["state"] == "done"]
+        if curves:
+            x = range(1, len(curves[0]) + 1)
+            (line,) = axes.plot(x, np.mean(curves, 0), label=setting)
+            axes.fill_between(x, np.min(curves, 0), np.max(curves, 0), alpha=0.15, color=line.get_color())
+    axes.set(xlabel="epoch", ylabel="validation accuracy")
+
+
+def draw_rates(axes, rows, out):
+    """The best epoch's validation accuracy against the learning rate; a cross on the ground where seeds diverged."""
+    for name, part in (("without", False), ("with", True)):
+        mine = [row for row in rows if bool(row["args"]["bn"]) == part]
+        rates = sorted({row["args"]["lr"] for row in mine})
+        points = [(lr, [r["final"]["val_accuracy"] for r in mine if r["args"]["lr"] == lr and r["state"] == "done"])
+                  for lr in rates]  # fmt: skip
+        points = [(lr, values) for lr, values in points if values]
+        if points:
+            mean = np.array([np.mean(values) for _, values in points])
+            spread = np.array([[m - min(v), max(v) - m] for m, (_, v) in zip(mean, points)]).T
+            axes.errorbar([lr for lr, _ in points], mean, spread, marker="o", capsize=3,
+                          label=f"{name} batch normalization")  # fmt: skip
+        lost = [row["args"]["lr"] for row in mine if row["state"] == "diverged"]
+        axes.plot(lost, [0.1] * len(lost), "rx", label="diverged" if lost else None)
+    axes.set(xscale="log", xlabel="learning rate", ylabel="validation accuracy of the best epoch")
+
+
+def draw_weights(axes, rows, out):
+    """Histograms of all weights, side by side: L1 puts them at zero, L2 only near it."""
+    settings = list(dict.fromkeys(row["setting"] for row in rows))
+    axes.axis("off")
+    for i, setting in enumerate(settings):
+        row = next(r for r in rows if r["setting"] == setting)
+        weights = run.read_checkpoint(out / row["folder"] / "best.pt")["model"]
+        values = torch.cat([w.flatten() for name, w in weights.items() if name.endswith("weight")])
+        small = (values.abs() < 1e-3).float().mean().item()
+        panel = axes.inset_axes([i / len(settings) + 0.02, 0, 0.95 / len(settings), 0.9])
+        panel.hist(values.clamp(-0.2, 0.2).numpy(), bins=101, log=True)
+        panel.set(title=f"{setting}\n{small:.0%} of the weights below 0.001", xlabel="weight", ylim=(1, len(values)))
+
+
+def list_results(out):
+    """results.txt: a line for every run that has ended."""
+    lines = []
+    for file in sorted(out.glob("*/run.json")):
+        record = json.loads(file.read_text(encoding="utf-8"))
+        if record["state"] == "done":
+            final = record["final"]
+            lines.append(f"{file.parent.name:50} validation {final['val_accuracy']:.4f}  epoch {final['best_epoch']:3} "
+                         f" {run.shown(file.parent / 'best.pt')}")  # fmt: skip
+        elif record["state"] == "diverged":
+            lines.append(f"{file.parent.name:50} diverged at step {record['diverged_at_step']}")
+    run.write(out / "results.txt", "\n".join(lines) + "\n")
+
+
+DRAW = {"lr": draw_rates, "bn": draw_rates, "l1-vs-l2": draw_weights}
+
+
+def report(study, rows, out):
+    """Write STUDY.json and STUDY.png, and print the table."""
+    run.write_json(out / f"{study}.json", {"study": study, "rows": rows})
+    figure = Figure(figsize=(9 if study == "l1-vs-l2" else 6.5, 4), layout="constrained")
+    axes = figure.subplots()
+    DRAW.get(study, draw_epochs)(axes, rows, out)
+    if axes.get_legend_handles_labels()[0]:
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    run.write_figure(out / f"{study}.png", figure)
+    print(f"\n{study}")
+    for setting in dict.fromkeys(row["setting"] for row in rows):
+        mine, values = [r for r in rows if r["setting"] == setting], accuracies(rows, setting)
+        diverged = len([r for r in mine if r["state"] == "diverged"])
+        result = f"{np.mean(values):.2%} +- {np.std(values, ddof=1) if len(values) > 1 else 0:.2%}" if values else ""
+        print(f"  {setting:40} validation {result}" + (f" ({diverged} of {len(mine)} diverged)" if diverged else ""))
+
+
+# --------------------------------------------------------------------------------------------------------------- main
+
+
+def parser():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--study", nargs="+", choices=list(STUDIES), default=list(STUDIES), help="(default: all of them)")
+    p.add_argument("--seeds", type=run.positive_int, default=3, metavar="N", help="seeds 0 to N - 1 (default: 3)")
+    p.add_argument("--jobs", type=run.positive_int, default=os.cpu_count(), metavar="N", help="(default: one a core)")
+    run.add_flags(p, "data_dir", "limit", out=dict(default=str(run.ROOT / "out" / "cifar" / "sweep"), help="where to"),
+                  data=dict(type=data.known, default="auto", help=data.DATA_HELP),
+                  epochs=dict(help="instead of each setting's own, for a quick look"))  # fmt: skip
+    return p
+
+
+def main(argv=None):
+    args = parser().parse_args(argv)
+    out, common = Path(args.out), ["--data", args.data]
+    for name, value in (("--data-dir", args.data_dir), ("--limit", args.limit), ("--epochs", args.epochs)):
+        common += [name, str(value)] if value else []
+    jobs = {}
+    for seed in range(args.seeds):  # seed by seed: stopped early, every setting has as many
+        for study in args.study:
+            for setting in STUDIES[study].values():
+                folder = out / folder_name(setting, seed)
+                recipe = train.RECIPES[setting.get("recipe", "plain")][setting["model"]] | setting
+                cost = (args.epochs or recipe["epochs"]) * (1 + 16 / recipe["bs"])  # small batches are slower
+                jobs[folder] = cost, (folder, [*arguments(setting), "--seed", str(seed)], common)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise run.UserError(f"{out}: cannot be used ({error.strerror})") from None
+    lock = run.hold(out)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with multiprocessing.get_context("spawn").Pool(args.jobs, start_worker) as pool:
+            bar = tqdm(total=sum(cost for cost, _ in jobs.values()), bar_format=BAR)
+            for folder, error in pool.imap_unordered(one_run, [job for _, job in jobs.values()]):
+                if error:
+                    raise run.UserError(error)
+                bar.update(jobs[folder][0])
+                list_results(out)
+            bar.close()
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues where this one stopped", file=sys.stderr)
+        raise SystemExit(130) from None
+    for study in args.study:
+        rows = [row_of(study, name, seed, out / folder_name(setting, seed))
+                for name, setting in STUDIES[study].items() for seed in range(args.seeds)]  # fmt: skip
+        report(study, rows, out)
+    lock.close()
+
+
+BAR = "sweep {percentage:3.0f}%|{bar}| {elapsed} so far, {remaining} left"
+
+if __name__ == "__main__":
+    run.cli(main)
