@@ -176,14 +176,7 @@ def load(name, data_dir=None, limit=None, auto="cifar100"):
     limit: only the first so many examples of each part. Raises UserError.
     """
     data_dir = run.data_dir(data_dir)
-    if name == "auto":
-        name = auto
-        try:
-            prepare(name, data_dir, patient=False)
-        except fetch.Unreachable as error:
-            print(f"*** {error}\n*** TRAINING ON THE BUILT-IN TOY DATASET INSTEAD: its numbers say nothing of {auto}.\n"
-                  f"*** To wait for the slow original host: --data {auto}", file=sys.stderr)  # fmt: skip
-            name = "builtin"
+    name = choose(name, data_dir, auto)
     if name in PUBLISHED:
         source = prepare(name, data_dir)
         parts, classes = read_packed(source) if source.suffix == ".npz" else read_batches(name, source)
@@ -214,6 +207,19 @@ def known(name):
     if name in ("auto", "builtin", *PUBLISHED) or Path(name).is_dir():
         return name
     raise argparse.ArgumentTypeError(f"{name} is neither auto, builtin, {', '.join(PUBLISHED)} nor a folder")
+
+
+def choose(name, data_dir, auto):
+    """What `name` stands for: itself, or for "auto" the dataset `auto` if it can be had, else builtin, said loudly."""
+    if name != "auto":
+        return name
+    try:
+        prepare(auto, data_dir, patient=False)
+        return auto
+    except fetch.Unreachable as error:
+        print(f"*** {error}\n*** TRAINING ON THE BUILT-IN TOY DATASET INSTEAD: its numbers say nothing of {auto}.\n"
+              f"*** To wait for the slow original host: --data {auto}", file=sys.stderr)  # fmt: skip
+        return "builtin"
 
 
 def prepare(name, data_dir, patient=True):

@@ -224,7 +224,9 @@ def parser():
 
 def main(argv=None):
     args = parser().parse_args(argv)
-    out, common = Path(args.out), ["--data", args.data]
+    out, common = Path(args.out), []
+    models = {setting["model"] for study in args.study for setting in STUDIES[study].values()}
+    named = {m: data.choose(args.data, run.data_dir(args.data_dir), train.DATASET[m]) for m in sorted(models)}
     for name, value in (("--data-dir", args.data_dir), ("--limit", args.limit), ("--epochs", args.epochs)):
         common += [name, str(value)] if value else []
     jobs = {}
@@ -234,7 +236,10 @@ def main(argv=None):
                 folder = out / folder_name(setting, seed)
                 recipe = train.RECIPES[setting.get("recipe", "plain")][setting["model"]] | setting
                 cost = (args.epochs or recipe["epochs"]) * (1 + 16 / recipe["bs"])  # small batches are slower
-                jobs[folder] = cost, (folder, [*arguments(setting), "--seed", str(seed)], common)
+                jobs[folder] = (
+                    cost,
+                    (folder, arguments(setting | dict(data=named[setting["model"]], seed=seed)), common),
+                )
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
