@@ -7,6 +7,7 @@ their pixels, then label), so that every copy of it, in whatever row order, give
 """
 
 import argparse
+import codecs
 import hashlib
 import io
 import json
@@ -74,7 +75,11 @@ class Cifar(torch.utils.data.Dataset):
         return len(self.labels)
 
     def __getitem__(self, i):
-        return self.normalize(self.images[i : i + 1])[0], int(self.labels[i])
+        return self.normalize(self.images[i][None])[0], int(self.labels[i])
+
+    def facts(self):
+        """What a record says of the dataset."""
+        return {"name": self.name, "digest": self.digest, "builtin": self.name == "builtin"}
 
     def to(self, device):
         tensors = (t.to(device) for t in (self.images, self.labels, self.mean, self.std))
@@ -196,7 +201,7 @@ def load(name, data_dir=None, limit=None, auto="cifar100"):
         return Cifar(torch.from_numpy(images), torch.from_numpy(labels), classes, mean, std, Path(name).name, digest)
 
     return (dataset(images[kept], labels[kept]), dataset(images[held_out], labels[held_out]),
-            dataset(test_images[:limit], test_labels[:limit]))  # fmt: skip
+            dataset(test_images[:limit], test_labels[:limit]))
 
 
 # ---------------------------------------------------------------------------------------------- where they come from
@@ -218,7 +223,7 @@ def choose(name, data_dir, auto):
         return auto
     except fetch.Unreachable as error:
         print(f"*** {error}\n*** TRAINING ON THE BUILT-IN TOY DATASET INSTEAD: its numbers say nothing of {auto}.\n"
-              f"*** To wait for the slow original host: --data {auto}", file=sys.stderr)  # fmt: skip
+              f"*** To wait for the slow original host: --data {auto}", file=sys.stderr)
         return "builtin"
 
 
@@ -285,10 +290,11 @@ def fetch_parquet(name, packed):
 class ArraysOnly(pickle.Unpickler):
     """Unpickling may call whatever a file names; this one admits what NumPy arrays are made of, and nothing else."""
 
-    PARTS = {"_reconstruct": np._core.multiarray._reconstruct, "ndarray": np.ndarray, "dtype": np.dtype}
+    PARTS = {"_reconstruct": np._core.multiarray._reconstruct, "ndarray": np.ndarray, "dtype": np.dtype,
+             "encode": codecs.encode}
 
     def find_class(self, module, name):
-        if module.split(".")[0] == "numpy" and name in self.PARTS:
+        if module.split(".")[0] in ("numpy", "_codecs") and name in self.PARTS:
             return self.PARTS[name]
         raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no array")
 
@@ -358,7 +364,7 @@ def builtin():
     shapes = ["disk", "ring", "square", "frame", "cross", "plus", "bars", "columns", "triangle", "checks"]
     colours = {"red": (220, 40, 40), "green": (40, 180, 60), "blue": (40, 80, 220), "yellow": (230, 220, 50),
                "cyan": (50, 210, 220), "magenta": (210, 50, 200), "orange": (240, 140, 30), "white": (245, 245, 245),
-               "black": (10, 10, 10), "brown": (120, 75, 40)}  # fmt: skip
+               "black": (10, 10, 10), "brown": (120, 75, 40)}
     parts = []
     for n in (5000, 1000):
         labels = np.arange(n) % 100
@@ -370,7 +376,7 @@ def builtin():
         masks = [y**2 + x**2 < 1, (y**2 + x**2 < 1) & (y**2 + x**2 > 0.4), inside, inside & (far > 0.6),
                  inside & (abs(abs(y) - abs(x)) < 0.35), inside & (np.minimum(abs(y), abs(x)) < 0.3),
                  inside & (np.sin(8 * y) > 0), inside & (np.sin(8 * x) > 0), inside & (2 * abs(x) < y + 1),
-                 inside & (np.sin(5 * y) * np.sin(5 * x) > 0)]  # fmt: skip
+                 inside & (np.sin(5 * y) * np.sin(5 * x) > 0)]
         mask = np.select([(labels // 10 == i)[:, None, None] for i in range(10)], masks)[:, None]  # (n, 1, 32, 32)
         colour = np.array(list(colours.values()))[labels % 10][:, :, None, None]  # (n, 3, 1, 1)
         ground = rng.uniform(60, 190, (n, 3, 1, 1))

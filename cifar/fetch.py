@@ -34,6 +34,9 @@ class Meter(tqdm):
         super().__init__(unit="B", unit_scale=True, disable=None, leave=False, **options)
         self.patience, self.min_rate, self.came, self.since = patience, min_rate, 0, time.monotonic()
 
+    def __bool__(self):
+        return True  # pooch asks whether there is a bar, tqdm would say whether anything is left
+
     def update(self, n=1):
         self.came += n
         seconds = time.monotonic() - self.since
@@ -82,7 +85,7 @@ def reason(error):
     text = str(error)
     for sign, words in (("hash of downloaded file", "served other bytes than published"), ("timed out", "timed out"),
                         ("IncompleteRead", "broke off"), ("Connection broken", "broke off"),
-                        ("resolve", "name not found"), ("refused", "connection refused")):  # fmt: skip
+                        ("resolve", "name not found"), ("refused", "connection refused")):
         if sign in text:
             return words
     return text.splitlines()[0][:100] if text else type(error).__name__

@@ -160,6 +160,10 @@ def describe_device(device):
     return facts | {"cores": os.cpu_count(), "threads": torch.get_num_threads()}
 
 
+def versions():
+    return {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+
+
 def peak_memory_mb(device):
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**20)
@@ -174,7 +178,7 @@ def git_state(folder):
     """{"commit", "dirty"}: dirty when `folder` differed from that commit. None without git or outside a repository."""
     try:
         ask = [subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
-               for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--", "."])]  # fmt: skip
+               for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--", "."])]
     except (OSError, subprocess.CalledProcessError):
         return None
     return {"commit": ask[0], "dirty": bool(ask[1])}
@@ -300,7 +304,7 @@ class Run:
             "args": {k: v for k, v in vars(args).items() if k not in ("out", "resume", "data_dir")},
             "state": "running",
             "git": git_state(self.script.parent),
-            "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+            "versions": versions(),
             "platform": platform.system() + " " + platform.machine(),
             "device": describe_device(self.device),
             "precision": self.precision,

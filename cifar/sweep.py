@@ -58,7 +58,7 @@ STUDIES = {  # study: {setting: arguments of train.py}
     "ladder": {name: {k: v for part in list(LADDER.values())[: i + 1] for k, v in part.items()}
                for i, name in enumerate(LADDER)},
     "best": {model: dict(model=model, recipe="best") for model in ("lenet5", "simplenn")},
-}  # fmt: skip
+}
 
 
 def arguments(setting):
@@ -72,9 +72,9 @@ def arguments(setting):
 def folder_name(setting, seed):
     """The same for the same arguments, whichever study asks for them: options that train.py leaves off are left out."""
     told = {k: v for k, v in setting.items() if not (v is False or (k, v) in {("l2", 0.0), ("activation", "relu"),
-                                                                             ("decay", "none")})}  # fmt: skip
+                                                                             ("decay", "none")})}
     return "-".join(str(v) if k in ("model", "recipe") else k + (f"{v}" if v is not True else "")
-                    for k, v in told.items()) + f"-s{seed}"  # fmt: skip
+                    for k, v in told.items()) + f"-s{seed}"
 
 
 def one_run(job):
@@ -147,13 +147,13 @@ def draw_rates(axes, rows, out):
         mine = [row for row in rows if bool(row["args"]["bn"]) == part]
         rates = sorted({row["args"]["lr"] for row in mine})
         points = [(lr, [r["final"]["val_accuracy"] for r in mine if r["args"]["lr"] == lr and r["state"] == "done"])
-                  for lr in rates]  # fmt: skip
+                  for lr in rates]
         points = [(lr, values) for lr, values in points if values]
         if points:
             mean = np.array([np.mean(values) for _, values in points])
             spread = np.array([[m - min(v), max(v) - m] for m, (_, v) in zip(mean, points)]).T
             axes.errorbar([lr for lr, _ in points], mean, spread, marker="o", capsize=3,
-                          label=f"{name} batch normalization")  # fmt: skip
+                          label=f"{name} batch normalization")
         lost = [row["args"]["lr"] for row in mine if row["state"] == "diverged"]
         axes.plot(lost, [0.1] * len(lost), "rx", label="diverged" if lost else None)
     axes.set(xscale="log", xlabel="learning rate", ylabel="validation accuracy of the best epoch")
@@ -181,7 +181,7 @@ def list_results(out):
         if record["state"] == "done":
             final = record["final"]
             lines.append(f"{file.parent.name:50} validation {final['val_accuracy']:.4f}  epoch {final['best_epoch']:3} "
-                         f" {run.shown(file.parent / 'best.pt')}")  # fmt: skip
+                         f" {run.shown(file.parent / 'best.pt')}")
         elif record["state"] == "diverged":
             lines.append(f"{file.parent.name:50} diverged at step {record['diverged_at_step']}")
     run.write(out / "results.txt", "\n".join(lines) + "\n")
@@ -218,7 +218,7 @@ def parser():
     p.add_argument("--jobs", type=run.positive_int, default=os.cpu_count(), metavar="N", help="(default: one a core)")
     run.add_flags(p, "data_dir", "limit", out=dict(default=str(run.ROOT / "out" / "cifar" / "sweep"), help="where to"),
                   data=dict(type=data.known, default="auto", help=data.DATA_HELP),
-                  epochs=dict(help="instead of each setting's own, for a quick look"))  # fmt: skip
+                  epochs=dict(help="instead of each setting's own, for a quick look"))
     return p
 
 
@@ -260,7 +260,7 @@ def main(argv=None):
         raise SystemExit(130) from None
     for study in args.study:
         rows = [row_of(study, name, seed, out / folder_name(setting, seed))
-                for name, setting in STUDIES[study].items() for seed in range(args.seeds)]  # fmt: skip
+                for name, setting in STUDIES[study].items() for seed in range(args.seeds)]
         report(study, rows, out)
     lock.close()
 

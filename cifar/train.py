@@ -21,15 +21,17 @@ import torch.nn.functional as F
 from model import ACTIVATIONS, LeNet5, SimpleNN, count_parameters
 from tqdm import tqdm
 
-PLAIN = dict(epochs=10, bs=32, lr=0.001, decay="none", augment=False, l1=0.0, l2=0.0, nesterov=False)
+PLAIN = dict(epochs=10, bs=32, lr=0.001, decay="none", augment=False, l1=0.0, l2=0.0, nesterov=False,
+             label_smoothing=0.0)
 RECIPES = {
     "plain": {"lenet5": PLAIN, "simplenn": PLAIN | dict(bn=False, activation="relu")},
     "best": {
-        "lenet5": PLAIN | dict(epochs=60, bs=128, lr=0.05, decay="onecycle", augment=True, l2=5e-4, nesterov=True),
+        "lenet5": PLAIN | dict(epochs=90, bs=128, lr=0.02, decay="onecycle", augment=True, l2=5e-4, nesterov=True,
+                               label_smoothing=0.1),
         "simplenn": PLAIN | dict(epochs=30, bs=128, lr=0.05, decay="onecycle", augment=True, l2=5e-4, nesterov=True,
                                  bn=True, activation="swish"),
     },
-}  # fmt: skip
+}
 DATASET = {"lenet5": "cifar100", "simplenn": "cifar10"}  # what --data auto means
 AUTO_PRECISION = "fp32"  # bench.py: these networks are too small to gain from bfloat16
 
@@ -55,10 +57,10 @@ def train(args, r, train_set, val_set):
     """Train, and leave in r.folder last.pt, best.pt (the epoch of the highest validation accuracy) and metrics.csv."""
     model = build_model(args, len(train_set.classes)).to(r.device)
     optimizer = torch.optim.SGD(model.parameters(), args.lr, momentum=0.9, weight_decay=args.l2, nesterov=args.nesterov,
-                                fused=r.device.type in ("cpu", "cuda"))  # fmt: skip
+                                fused=r.device.type in ("cpu", "cuda"))
     r.note(parameters=round(count_parameters(model) * 1e6))
     r.say(f"{args.model}, {count_parameters(model):.6f} M parameters, on {train_set.name}: {len(train_set):,} images "
-          f"to train on, {len(val_set):,} to validate\n{r.hardware}")  # fmt: skip
+          f"to train on, {len(val_set):,} to validate\n{r.hardware}")
 
     steps = math.ceil(len(train_set) / args.bs)
     first_epoch, step, losses, correct, best = 0, 0, torch.zeros(steps), 0, -1.0
@@ -70,7 +72,7 @@ def train(args, r, train_set, val_set):
 
     def checkpoint(epoch, step):
         r.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch, "step": step,
-                "losses": losses, "correct": int(correct), "best": best})  # fmt: skip
+                "losses": losses, "correct": int(correct), "best": best})
 
     for epoch in range(first_epoch, args.epochs):
         model.train()
@@ -82,7 +84,7 @@ def train(args, r, train_set, val_set):
                 group["lr"] = args.lr * decay_factor(args.decay, (epoch + step / steps) / args.epochs)
             with r.autocast():
                 logits, _ = model(images)
-                loss = F.cross_entropy(logits, labels)
+                loss = F.cross_entropy(logits, labels, label_smoothing=args.label_smoothing)
                 if args.l1:  # L1 by hand: the sum of the weights' absolute values, a constant pull towards zero
                     loss = loss + args.l1 * sum(p.abs().sum() for p in model.parameters())
             optimizer.zero_grad()
@@ -104,9 +106,9 @@ def train(args, r, train_set, val_set):
         train_loss, train_accuracy = losses.sum().item() / len(train_set), int(correct) / len(train_set)
         val_loss, val_accuracy, _ = evaluate(model, val_set, r)
         r.log({"epoch": epoch + 1, "train_loss": train_loss, "val_loss": val_loss, "train_accuracy": train_accuracy,
-               "val_accuracy": val_accuracy, "lr": group["lr"], "seconds": round(seconds, 2)})  # fmt: skip
+               "val_accuracy": val_accuracy, "lr": group["lr"], "seconds": round(seconds, 2)})
         r.say(f"epoch {epoch + 1:>3}/{args.epochs}   loss {train_loss:.3f} train {val_loss:.3f} val   accuracy "
-              f"{train_accuracy:.1%} train {val_accuracy:.1%} val   {images_seen / seconds:,.0f} images/s")  # fmt: skip
+              f"{train_accuracy:.1%} train {val_accuracy:.1%} val   {images_seen / seconds:,.0f} images/s")
         if val_accuracy > best:
             best = val_accuracy
             r.save({"model": model.state_dict(), "epoch": epoch + 1}, "best.pt")
@@ -130,10 +132,10 @@ def draw_predictions(path, dataset, logits, rows=4, columns=8):
     figure = matplotlib.figure.Figure(figsize=(1.5 * columns, 1.75 * rows), layout="constrained")
     predicted = logits.argmax(1).tolist()
     for i, axes in zip(range(len(dataset)), np.ravel(figure.subplots(rows, columns))):
-        axes.imshow(dataset.images[i].permute(1, 2, 0).cpu())
+        axes.imshow(dataset.images[i].permute(1, 2, 0).cpu().numpy())
         truth, guess = (dataset.classes[k].replace("_", " ") for k in (dataset.labels[i], predicted[i]))
         axes.set_title(guess if guess == truth else f"{guess}\n(is {truth})", fontsize=9,
-                       color="tab:green" if guess == truth else "tab:red")  # fmt: skip
+                       color="tab:green" if guess == truth else "tab:red")
     for axes in figure.axes:
         axes.axis("off")
     run.write_figure(path, figure)
@@ -154,7 +156,7 @@ def parser():
     p.add_argument("--activation", choices=list(ACTIVATIONS), help="(simplenn)")
     p.epilog = "recipes:\n" + "\n".join(
         f"  {name} {model}: " + ", ".join(f"{k} {v}" for k, v in values.items())
-        for name, models in RECIPES.items() for model, values in models.items())  # fmt: skip
+        for name, models in RECIPES.items() for model, values in models.items())
     return p
 
 
@@ -177,8 +179,7 @@ def main(argv=None):
     train_set, val_set, test_set = data.load(args.data, args.data_dir, args.limit, auto=DATASET[args.model])
     args.data = train_set.name if args.data == "auto" else args.data
     with run.Run(args, __file__, f"{train_set.name}-{args.model}", AUTO_PRECISION) as r:
-        r.note(dataset={"name": train_set.name, "digest": train_set.digest, "builtin": args.data == "builtin",
-                        "train": len(train_set), "val": len(val_set), "test": len(test_set)})  # fmt: skip
+        r.note(dataset=train_set.facts() | {"train": len(train_set), "val": len(val_set), "test": len(test_set)})
         train_set, val_set, test_set = (part.to(r.device) for part in (train_set, val_set, test_set))
         model = train(args, r, train_set, val_set)
 
@@ -188,9 +189,9 @@ def main(argv=None):
         test_loss, test_accuracy, logits = evaluate(model, test_set, r)
         draw_predictions(r.folder / "predictions.png", test_set, logits)
         r.finish(best_epoch=best["epoch"], val_loss=val_loss, val_accuracy=val_accuracy, test_loss=test_loss,
-                 test_accuracy=test_accuracy)  # fmt: skip
+                 test_accuracy=test_accuracy)
         r.say(f"test accuracy {test_accuracy:.2%} with the weights of epoch {best['epoch']} (validation "
-              f"{val_accuracy:.2%}); {r.record['wall_s']:.0f} s; {run.shown(r.folder)}")  # fmt: skip
+              f"{val_accuracy:.2%}); {r.record['wall_s']:.0f} s; {run.shown(r.folder)}")
     return r.record
 
 

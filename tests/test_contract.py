@@ -161,7 +161,7 @@ def test_every_verb_has_help(folder):
 
 BAD = [("epochs", "0"), ("epochs", "-1"), ("epochs", "ten"), ("iters", "0"), ("iters", "x"), ("bs", "0"), ("bs", "-8"),
        ("bs", "2.5"), ("lr", "0"), ("lr", "-0.1"), ("lr", "nan"), ("lr", "fast"), ("seed", "-1"), ("limit", "0"),
-       ("device", "tpu"), ("precision", "fp8"), ("data", "no-such-dataset"), ("colour", "red")]  # fmt: skip
+       ("device", "tpu"), ("precision", "fp8"), ("data", "no-such-dataset"), ("colour", "red")]
 
 
 @each_folder
@@ -334,7 +334,7 @@ def test_a_file_size_limit_while_saving(folder, tmp_path):
     before = (out / "last.pt").read_bytes()
     limit = len(before) // 2
     process = start(folder, out, "--resume", str(out),
-                    preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))  # fmt: skip
+                    preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
     _, errors = process.communicate()
     assert process.returncode == 1 and "Traceback" not in errors
     assert sum(line.startswith("error:") for line in errors.splitlines()) == 1

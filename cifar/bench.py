@@ -1,0 +1,121 @@
+"""How fast is an epoch of training? The usual way, this folder's way, and the training step alone, side by side.
+
+    python cifar/bench.py                      # LeNet-5 at batch sizes 16 and 128, some minutes
+    python cifar/bench.py --limit 5000         # a quick look
+
+(a) usual: PIL pictures, torchvision's crop, flip, to-tensor and normalize, one by one, DataLoader with 0 or 2 workers;
+(b) ours: Cifar.batches, whole batches of tensors;
+(c) step alone: forward, backward and update on batches prepared beforehand, the ceiling.
+All do the same work otherwise. They take turns, so that a machine that slows down slows all of them; medians of the
+images per second of whole epochs. Writes bench.json into --out.
+"""
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+
+import data
+import numpy as np
+import run
+import torch
+import torch.nn.functional as F
+from model import LeNet5
+from PIL import Image
+from torch.utils.data import DataLoader
+
+
+class Pictures(torch.utils.data.Dataset):
+    """The usual dataset: a PIL picture and a label at a time, through a torchvision transform."""
+
+    def __init__(self, dataset, transform):
+        self.pictures = [Image.fromarray(i) for i in dataset.images.permute(0, 2, 3, 1).numpy()]
+        self.labels, self.transform = dataset.labels.tolist(), transform
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, i):
+        return self.transform(self.pictures[i]), self.labels[i]
+
+
+def usual_loader(dataset, batch_size, workers):
+    try:
+        from torchvision import transforms
+    except ImportError:
+        raise run.UserError("bench.py compares with torchvision: pip install -r requirements.txt") from None
+    mean, std = (dataset.mean.flatten() / 255).tolist(), (dataset.std.flatten() / 255).tolist()
+    chain = [transforms.RandomCrop(32, padding=data.PADDING), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
+    pictures = Pictures(dataset, transforms.Compose([*chain, transforms.Normalize(mean, std)]))
+    return DataLoader(pictures, batch_size, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
+
+
+def epoch_rate(batches, model, optimizer, device):
+    """Images per second of one epoch over `batches`."""
+    images_seen, began = 0, time.perf_counter()
+    for images, labels in batches:
+        images, labels = images.to(device), labels.to(device)
+        loss = F.cross_entropy(model(images)[0], labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        images_seen += len(labels)
+    loss.item()  # a GPU has finished when its last result is here
+    return images_seen / (time.perf_counter() - began)
+
+
+def measure(dataset, batch_size, rounds, device):
+    """[{"way", "rates"}, ...]: images per second of `rounds` epochs each, in turns, after a shorter one to warm up."""
+    dataset = dataset.to(device)
+    prepared = list(dataset.batches(batch_size, shuffle=(0, 0), augment=True))
+    usual = {f"usual, {workers} workers": usual_loader(dataset.to("cpu"), batch_size, workers) for workers in (0, 2)}
+    ways = {name: lambda epoch, loader=loader: loader for name, loader in usual.items()}
+    ways["ours"] = lambda epoch: dataset.batches(batch_size, shuffle=(0, epoch), augment=True)
+    ways["step alone"] = lambda epoch: prepared
+    torch.manual_seed(0)
+    model = LeNet5(len(dataset.classes)).to(device)
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9, fused=device.type in ("cpu", "cuda"))
+    epoch_rate(prepared[:50], model, optimizer, device)
+    rates = {name: [] for name in ways}
+    for epoch in range(rounds):
+        for name, batches in ways.items():
+            rates[name].append(epoch_rate(batches(epoch), model, optimizer, device))
+    return rates
+
+
+def parser():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    run.add_flags(p, "data_dir", "limit", "device", data=dict(type=data.known, default="auto", help=data.DATA_HELP))
+    run.add_flags(p, out=dict(default=str(run.ROOT / "out" / "cifar" / "bench"), help="folder for bench.json"))
+    p.add_argument("--rounds", type=run.positive_int, default=5, help="epochs of each way (default: %(default)s)")
+    return p
+
+
+def main(argv=None):
+    args = parser().parse_args(argv)
+    device, out = run.pick_device(args.device), Path(args.out)
+    train_set, _, _ = data.load(args.data, args.data_dir, args.limit)
+    facts = run.describe_device(device)
+    print(f"LeNet-5 on {len(train_set):,} images of {train_set.name}; {facts['name']}, {facts['threads']} threads")
+    rows = []
+    for batch_size in (16, 128):
+        rates = measure(train_set, batch_size, args.rounds, device)
+        ceiling, usual = rates["step alone"], [max(pair) for pair in zip(*list(rates.values())[:2])]
+        for name, values in rates.items():
+            rows.append({"batch_size": batch_size, "way": name, "images_per_s": statistics.median(values),
+                         "of_ceiling": statistics.median(np.divide(values, ceiling)),
+                         "times_usual": statistics.median(np.divide(values, usual)), "rates": values})
+            row = rows[-1]
+            print(f"batch size {batch_size:>3}  {name:<16} {row['images_per_s']:>8,.0f} images/s, "
+                  f"{row['of_ceiling']:.0%} of the step alone, {row['times_usual']:.2f} times the usual way")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise run.UserError(f"{out}: cannot be used ({error.strerror})") from None
+    run.write_json(out / "bench.json", {"bench": "cifar", "git": run.git_state(Path(__file__).parent), "device": facts,
+                   "versions": run.versions(), "dataset": train_set.facts(), "rows": rows})
+    return rows
+
+
+if __name__ == "__main__":
+    run.cli(main)
