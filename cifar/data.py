@@ -208,9 +208,11 @@ def load(name, data_dir=None, limit=None, auto="cifar100"):
 
 
 def known(name):
-    """The argparse type of --data."""
-    if name in ("auto", "builtin", *PUBLISHED) or Path(name).is_dir():
+    """The argparse type of --data: a name as it is, a folder as an absolute path."""
+    if name in ("auto", "builtin", *PUBLISHED):
         return name
+    if Path(name).is_dir():
+        return str(Path(name).resolve())
     raise argparse.ArgumentTypeError(f"{name} is neither auto, builtin, {', '.join(PUBLISHED)} nor a folder")
 
 

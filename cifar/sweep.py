@@ -77,13 +77,16 @@ def folder_name(setting, seed):
                     for k, v in told.items()) + f"-s{seed}"
 
 
-def one_run(job):
-    """Train one setting with one seed in `folder`, or continue it, or find it done; returns its record."""
-    folder, flags, common = job
+def ended(folder):
+    """Is there nothing left to do there?"""
     record = folder / "run.json"
-    if record.exists() and json.loads(record.read_text())["state"] in ("done", "diverged"):
-        return folder, None
-    where = ["--resume", str(folder)] if record.exists() else ["--out", str(folder)]
+    return record.exists() and json.loads(record.read_text(encoding="utf-8"))["state"] in ("done", "diverged")
+
+
+def one_run(job):
+    """Train one setting with one seed in `folder`, or continue it. Returns (folder, what went wrong or None)."""
+    folder, flags, common = job
+    where = ["--resume" if (folder / "run.json").exists() else "--out", str(folder)]
     try:
         with open(os.devnull, "w") as null, contextlib.redirect_stdout(null), contextlib.redirect_stderr(null):
             train.main([*flags, *common, *where])
@@ -249,7 +252,10 @@ def main(argv=None):
     try:
         with multiprocessing.get_context("spawn").Pool(args.jobs, start_worker) as pool:
             bar = tqdm(total=sum(cost for cost, _ in jobs.values()), bar_format=BAR)
-            for folder, error in pool.imap_unordered(one_run, [job for _, job in jobs.values()]):
+            bar.initial = sum(cost for folder, (cost, _) in jobs.items() if ended(folder))
+            bar.update(bar.initial)
+            todo = [job for folder, (_, job) in jobs.items() if not ended(folder)]
+            for folder, error in pool.imap_unordered(one_run, todo):
                 if error:
                     raise run.UserError(error)
                 bar.update(jobs[folder][0])

@@ -299,6 +299,11 @@ def test_a_folder_of_ones_own(tmp_path):
             Image.fromarray(rng.integers(0, 255, (40, 50, 3), dtype=np.uint8)).save(tmp_path / name / f"{i}.png")
     parts = data.load(str(tmp_path))
     assert [len(part) for part in parts] == [32, 4, 4] and parts[0].classes == ["cats", "dogs"]
+    out = tmp_path / "run"
+    train.main(["--data", str(tmp_path), "--out", str(out), "--epochs", "1"])
+    assert json.loads((out / "run.json").read_text())["args"]["data"].startswith("./"), "relative: no machine's path"
+    train.main(["--resume", str(out), "--data", str(tmp_path), "--epochs", "2"])
+    assert len(csv_rows(out)) == 2
     (tmp_path / "dogs" / "bad.jpg").write_bytes(b"rubbish")
     code, message = failure(lambda: data.load(str(tmp_path)))
     assert code == 1 and "bad.jpg" in message
@@ -403,7 +408,7 @@ def test_a_flag_the_model_cannot_honour(argv, capsys):
 
 def test_stopped_within_an_epoch_and_resumed(tmp_path):
     """SIGTERM in the middle of an epoch: what follows is as if nothing had happened, its metrics too."""
-    arguments = ["--bs", "4", "--epochs", "3", "--augment"]
+    arguments = ["--bs", "2", "--epochs", "3", "--augment", "--limit", "1000"]
     fit(tmp_path, "whole", *arguments)
     words = [sys.executable, str(ROOT / "cifar" / "train.py"), "--data", "builtin", "--device", "cpu", *arguments]
     out = tmp_path / "broken"
@@ -414,7 +419,7 @@ def test_stopped_within_an_epoch_and_resumed(tmp_path):
     _, errors = process.communicate()
     state = torch.load(out / "last.pt", weights_only=True)
     assert process.returncode == 130 and "--resume" in errors, errors
-    assert state["epoch"] > 0 and 0 < state["step"] < 4500 / 4
+    assert state["epoch"] > 0 and 0 < state["step"] < 1000 / 2
     train.main(["--resume", str(out)])
     a, b = (torch.load(tmp_path / name / "last.pt", weights_only=True)["model"] for name in ("whole", "broken"))
     assert all(torch.equal(a[k], b[k]) for k in a)
@@ -429,17 +434,18 @@ def test_stopped_within_an_epoch_and_resumed(tmp_path):
 def test_a_sweep_continues_and_shares_runs(tmp_path):
     words = [sys.executable, str(ROOT / "cifar" / "sweep.py"), "--data", "builtin", "--limit", "100", "--epochs", "1",
              "--seeds", "1", "--out", str(tmp_path)]
-    subprocess.run([*words, "--study", "activation", "l1-vs-l2"], check=True, capture_output=True)
+    subprocess.run([*words, "--study", "l1-vs-l2"], check=True, capture_output=True)
     first = {f: f.read_bytes() for f in tmp_path.glob("*/run.json")}
-    assert len(first) == 4, "2 and 3 settings, one of them shared"
-    again = subprocess.run([*words, "--study", "activation", "lr-decay"], check=True, capture_output=True, text=True)
+    assert len(first) == 3
+    again = subprocess.run([*words, "--study", "activation", "l1-vs-l2"], check=True, capture_output=True, text=True)
     assert all(f.read_bytes() == content for f, content in first.items()), "what is done is not done again"
-    assert len(list(tmp_path.glob("*/run.json"))) == 7 and "lr-decay" in again.stdout
-    for study, rows in (("activation", 2), ("l1-vs-l2", 3), ("lr-decay", 4)):
+    assert len(list(tmp_path.glob("*/run.json"))) == 4, "two settings more, one of them shared"
+    assert "activation" in again.stdout
+    for study, rows in (("activation", 2), ("l1-vs-l2", 3)):
         record = json.loads((tmp_path / f"{study}.json").read_text())
         assert len(record["rows"]) == rows and all("val_accuracy" in row["final"] for row in record["rows"])
         assert (tmp_path / f"{study}.png").stat().st_size > 10_000
-    assert len((tmp_path / "results.txt").read_text().splitlines()) == 7
+    assert len((tmp_path / "results.txt").read_text().splitlines()) == 4
 
 
 def test_every_study_is_made_of_arguments_that_train_takes():
