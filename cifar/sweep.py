@@ -2,7 +2,7 @@
 
     python cifar/sweep.py --study lenet              # what batch size, learning rate and epochs do to LeNet-5
     python cifar/sweep.py --study lr bn l1-vs-l2     # several; runs that they share are made once
-    python cifar/sweep.py --study best --seeds 5     # the best recipes, over five seeds
+    python cifar/sweep.py --study best-lenet5 --seeds 5
 
 One process a core, with one thread each, which is faster than one process with all threads. Given again, it continues
 where it stopped. Under --out: a run folder for every setting and seed, results.txt with a line for each, and for every
@@ -16,7 +16,8 @@ import json
 import multiprocessing
 import os
 import signal
-import sys
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import data
@@ -57,7 +58,8 @@ STUDIES = {  # study: {setting: arguments of train.py}
     "lr-decay": {decay: SIMPLE | dict(decay=decay) for decay in ("none", "step", "cosine", "onecycle")},
     "ladder": {name: {k: v for part in list(LADDER.values())[: i + 1] for k, v in part.items()}
                for i, name in enumerate(LADDER)},
-    "best": {model: dict(model=model, recipe="best") for model in ("lenet5", "simplenn")},
+    "best-lenet5": {"LeNet-5": dict(model="lenet5", recipe="best")},
+    "best-simplenn": {"SimpleNN": dict(model="simplenn", recipe="best")},
 }
 
 
@@ -77,22 +79,27 @@ def folder_name(setting, seed):
                     for k, v in told.items()) + f"-s{seed}"
 
 
-def ended(folder):
-    """Is there nothing left to do there?"""
-    record = folder / "run.json"
-    return record.exists() and json.loads(record.read_text(encoding="utf-8"))["state"] in ("done", "diverged")
+def ended(folder, told):
+    """Is the run there over? One that was told otherwise, by a quick look with --limit perhaps, is an error."""
+    file = folder / "run.json"
+    if not file.exists():
+        return False
+    record = json.loads(file.read_text(encoding="utf-8"))
+    if other := [name for name, value in told.items() if record["args"].get(name) != value]:
+        raise run.UserError(f"{folder}: holds a run with another --{other[0]}; give a sweep of its own another --out")
+    return record["state"] in ("done", "diverged")
 
 
-def one_run(job):
+def one_run(folder, told, data_dir):
     """Train one setting with one seed in `folder`, or continue it. Returns (folder, what went wrong or None)."""
-    folder, flags, common = job
+    flags = arguments(told) + (["--data-dir", data_dir] if data_dir else [])
     where = ["--resume" if (folder / "run.json").exists() else "--out", str(folder)]
     try:
         with open(os.devnull, "w") as null, contextlib.redirect_stdout(null), contextlib.redirect_stderr(null):
-            train.main([*flags, *common, *where])
+            train.main([*flags, *where])
     except run.Diverged:
         pass  # a result like any other: run.json has it
-    except run.UserError as error:
+    except SystemExit as error:
         return folder, f"{folder.name}: {str(error).removeprefix('error: ')}"
     return folder, None
 
@@ -105,21 +112,9 @@ def start_worker():
 def row_of(study, setting, seed, folder):
     """What the study's record keeps of one run."""
     record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    kept = (
-        "state",
-        "args",
-        "final",
-        "diverged_at_step",
-        "wall_s",
-        "parameters",
-        "dataset",
-        "git",
-        "versions",
-        "device",
-    )
-    row = {"study": study, "setting": setting, "seed": seed, "folder": folder.name} | {
-        k: record[k] for k in kept if k in record
-    }
+    row = {"study": study, "setting": setting, "seed": seed, "folder": folder.name}
+    for key in ("state", "args", "final", "diverged_at_step", "wall_s", "parameters", "dataset", "git", "versions"):
+        row[key] = record.get(key)
     if (folder / "metrics.csv").exists():
         with open(folder / "metrics.csv", newline="", encoding="utf-8") as file:
             row["val_accuracy"] = [round(float(line["val_accuracy"]), 4) for line in csv.DictReader(file)]
@@ -227,11 +222,10 @@ def parser():
 
 def main(argv=None):
     args = parser().parse_args(argv)
-    out, common = Path(args.out), []
+    out = Path(args.out)
+    common = {name: value for name, value in (("limit", args.limit), ("epochs", args.epochs)) if value is not None}
     models = {setting["model"] for study in args.study for setting in STUDIES[study].values()}
     named = {m: data.choose(args.data, run.data_dir(args.data_dir), train.DATASET[m]) for m in sorted(models)}
-    for name, value in (("--data-dir", args.data_dir), ("--limit", args.limit), ("--epochs", args.epochs)):
-        common += [name, str(value)] if value else []
     jobs = {}
     for seed in range(args.seeds):  # seed by seed: stopped early, every setting has as many
         for study in args.study:
@@ -239,31 +233,34 @@ def main(argv=None):
                 folder = out / folder_name(setting, seed)
                 recipe = train.RECIPES[setting.get("recipe", "plain")][setting["model"]] | setting
                 cost = (args.epochs or recipe["epochs"]) * (1 + 16 / recipe["bs"])  # small batches are slower
-                jobs[folder] = (
-                    cost,
-                    (folder, arguments(setting | dict(data=named[setting["model"]], seed=seed)), common),
-                )
+                jobs[folder] = cost, setting | dict(data=named[setting["model"]], seed=seed) | common
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise run.UserError(f"{out}: cannot be used ({error.strerror})") from None
     lock = run.hold(out)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        with multiprocessing.get_context("spawn").Pool(args.jobs, start_worker) as pool:
-            bar = tqdm(total=sum(cost for cost, _ in jobs.values()), bar_format=BAR)
-            bar.initial = sum(cost for folder, (cost, _) in jobs.items() if ended(folder))
-            bar.update(bar.initial)
-            todo = [job for folder, (_, job) in jobs.items() if not ended(folder)]
-            for folder, error in pool.imap_unordered(one_run, todo):
+    bar = tqdm(total=sum(cost for cost, _ in jobs.values()), bar_format=BAR)
+    todo = {folder: told for folder, (_, told) in jobs.items() if not ended(folder, told)}
+    bar.initial = sum(cost for folder, (cost, _) in jobs.items() if folder not in todo)
+    bar.update(bar.initial)
+    with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn"), start_worker) as pool:
+        futures = [pool.submit(one_run, folder, told, args.data_dir) for folder, told in todo.items()]
+        try:
+            for future in as_completed(futures):
+                folder, error = future.result()
                 if error:
                     raise run.UserError(error)
                 bar.update(jobs[folder][0])
                 list_results(out)
-            bar.close()
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues where this one stopped", file=sys.stderr)
-        raise SystemExit(130) from None
+        except BaseException as error:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in multiprocessing.active_children():
+                child.terminate()  # whose runs then end in order
+            if isinstance(error, KeyboardInterrupt | BrokenProcessPool):
+                raise run.UserError("the sweep was stopped; the same command continues where it was") from None
+            raise
+    bar.close()
     for study in args.study:
         rows = [row_of(study, name, seed, out / folder_name(setting, seed))
                 for name, setting in STUDIES[study].items() for seed in range(args.seeds)]

@@ -97,7 +97,8 @@ def train(args, r, train_set, val_set):
             step += 1
             if step % 50 == 0 or step == steps:
                 r.check_finite(losses[:step], epoch * steps)
-                bar.set_postfix(loss=f"{losses[:step].mean().item() / args.bs:.3f}")
+                seen = min(step * args.bs, len(train_set))
+                bar.set_postfix(loss=f"{losses.sum().item() / seen:.3f}", accuracy=f"{int(correct) / seen:.1%}")
             if r.stopping:
                 checkpoint(epoch, step)
                 r.stop()
@@ -105,8 +106,10 @@ def train(args, r, train_set, val_set):
         seconds = time.monotonic() - began
         train_loss, train_accuracy = losses.sum().item() / len(train_set), int(correct) / len(train_set)
         val_loss, val_accuracy, _ = evaluate(model, val_set, r)
+        r.check_finite(torch.tensor([val_loss]), (epoch + 1) * steps)
         r.log({"epoch": epoch + 1, "train_loss": train_loss, "val_loss": val_loss, "train_accuracy": train_accuracy,
-               "val_accuracy": val_accuracy, "lr": group["lr"], "seconds": round(seconds, 2)})
+               "val_accuracy": val_accuracy, "lr": optimizer.param_groups[0]["lr"],
+               "seconds": round(seconds, 2)})
         r.say(f"epoch {epoch + 1:>3}/{args.epochs}   loss {train_loss:.3f} train {val_loss:.3f} val   accuracy "
               f"{train_accuracy:.1%} train {val_accuracy:.1%} val   {images_seen / seconds:,.0f} images/s")
         if val_accuracy > best:

@@ -446,6 +446,8 @@ def test_a_sweep_continues_and_shares_runs(tmp_path):
         assert len(record["rows"]) == rows and all("val_accuracy" in row["final"] for row in record["rows"])
         assert (tmp_path / f"{study}.png").stat().st_size > 10_000
     assert len((tmp_path / "results.txt").read_text().splitlines()) == 4
+    other = failure(load("cifar", "sweep").main, [*words[2:], "--study", "activation", "--limit", "50"])
+    assert other[0] == 1 and "--limit" in other[1], "a quick look is not taken for the real thing"
 
 
 def test_every_study_is_made_of_arguments_that_train_takes():
