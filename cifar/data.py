@@ -147,7 +147,7 @@ def in_order(parts):
         digests = [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in images]
         order = sorted(range(len(digests)), key=lambda i: (digests[i], labels[i]))
         for i in order:
-            whole.update(digests[i] + int(labels[i]).to_bytes(4, "little"))
+            whole.update(digests[i] + int(labels[i]).to_bytes(4, "little", signed=True))
         ordered.append((images[order], labels[order]))
     return ordered, whole.hexdigest()
 
@@ -242,6 +242,10 @@ def prepare(name, data_dir, patient=True):
     if archive.exists():
         fetch.download([], archive, spec["md5"])
         return fetch.extract(archive, folder)
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{data_dir}: cannot hold datasets ({error.strerror}); name another with --data-dir") from None
     said = []
     for attempt in (
         lambda: fetch.extract(fetch.download(spec["mirrors"], archive, spec["md5"]), folder),
@@ -263,7 +267,7 @@ def fetch_parquet(name, packed):
 
     url, column = PUBLISHED[name]["parquet"]
     arrays = {}
-    with tempfile.TemporaryDirectory(prefix="parquet-") as part:
+    with tempfile.TemporaryDirectory(dir=packed.parent, prefix=".parquet-") as part:
         for which in ("train", "test"):
             file = fetch.download([url.format(which)], Path(part) / f"{which}.parquet")
             try:
@@ -280,7 +284,6 @@ def fetch_parquet(name, packed):
         raise fetch.Unreachable(name, ["huggingface.co: other pictures or labels than published"])
     content = io.BytesIO()
     np.savez(content, **arrays)
-    packed.parent.mkdir(parents=True, exist_ok=True)
     run.write(packed, content.getbuffer())
     return packed
 
@@ -319,11 +322,14 @@ def read_batches(name, folder):
             batch = read_pickle(folder / file)
             try:
                 images.append(batch["data"].reshape(-1, 3, 32, 32))
-                labels.append(np.array(batch[label_key], dtype=np.int64))
+                labels.append(np.array(batch[label_key], dtype=np.int64).reshape(len(images[-1])))
             except (KeyError, TypeError, ValueError, AttributeError) as error:
                 raise UserError(f"{folder / file}: is no batch of {name} ({error!r})") from None
         parts.append((np.concatenate(images), np.concatenate(labels)))
-    return parts, list(read_pickle(folder / spec["meta"])[names_key])
+    try:
+        return parts, list(read_pickle(folder / spec["meta"])[names_key])
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{folder / spec['meta']}: holds no class names ({error!r})") from None
 
 
 def read_packed(path):
@@ -346,7 +352,7 @@ def read_folder(folder):
     for root in roots:
         images, labels = [], []
         for label, name in enumerate(classes):
-            for file in sorted((root / name).glob("*")):
+            for file in sorted((root / name).glob("[!.]*")):
                 try:
                     with Image.open(file) as picture:
                         picture = ImageOps.fit(picture.convert("RGB"), (32, 32))
@@ -354,9 +360,10 @@ def read_folder(folder):
                     raise UserError(f"{file}: is no readable picture ({error})") from None
                 images.append(np.asarray(picture).transpose(2, 0, 1))
                 labels.append(label)
+        labels = np.array(labels, dtype=np.int64)
         if len(classes) < 2 or np.bincount(labels, minlength=len(classes)).min() < 3:
             raise UserError(f"{root}: wants two folders or more, one a class, with three pictures or more in each")
-        parts.append((np.stack(images), np.array(labels)))
+        parts.append((np.stack(images), labels))
     return parts, classes
 
 

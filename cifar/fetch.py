@@ -13,6 +13,7 @@ import zlib
 from pathlib import Path
 
 import pooch
+import requests
 from run import UserError
 from tqdm import tqdm
 
@@ -71,12 +72,10 @@ def download(urls, path, checksum=None, patience=5.0, min_rate=200_000):
                     meter.close()
                 os.replace(got, path)
             return path
+        except (requests.RequestException, TimeoutError, ValueError) as error:  # pooch: ValueError, the hash differs
+            said.append(f"{host}: {reason(error)}")
         except OSError as error:  # what is wrong on this side no other mirror can mend
-            if error.errno and not isinstance(error, TimeoutError | ConnectionError) and error.filename:
-                raise UserError(f"{path}: cannot be written ({error.strerror})") from None
-            said.append(f"{host}: {reason(error)}")
-        except ValueError as error:  # pooch: the hash differs
-            said.append(f"{host}: {reason(error)}")
+            raise UserError(f"{path}: cannot be written ({error.strerror})") from None
     raise Unreachable(path.name, said)
 
 

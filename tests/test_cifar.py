@@ -212,7 +212,7 @@ def test_a_local_copy_is_used_as_it_is(published):
     assert [len(part) for part in data.load("auto", published[0].parent, auto="cifar10")] == [450, 50, 100]
 
 
-@pytest.mark.parametrize("spoil", ["truncated", "one pixel", "missing", "code", "no batch"])
+@pytest.mark.parametrize("spoil", ["truncated", "one pixel", "missing", "code", "no batch", "labels"])
 @pytest.mark.parametrize("name", ["cifar10", "auto"])
 def test_a_corrupt_local_file_is_named_and_never_replaced(spoil, name, published):
     folder, _ = published
@@ -221,7 +221,8 @@ def test_a_corrupt_local_file_is_named_and_never_replaced(spoil, name, published
     batch = pickle.loads(whole)
     batch["data"][7, 7] ^= 1
     content = {"truncated": whole[: len(whole) // 2], "one pixel": pickle.dumps(batch, protocol=2), "missing": None,
-               "code": pickle.dumps(argparse.Namespace()), "no batch": pickle.dumps([1, 2])}[spoil]
+               "code": pickle.dumps(argparse.Namespace()), "no batch": pickle.dumps([1, 2]),
+               "labels": pickle.dumps(batch | {"labels": batch["labels"][:50]}, protocol=2)}[spoil]
     file.unlink() if content is None else file.write_bytes(content)
     code, message = failure(lambda: data.load(name, folder.parent, auto="cifar10"))
     assert code == 1 and message.startswith("error: ") and "\n" not in message
@@ -292,24 +293,24 @@ def test_the_hubs_parquet_is_the_same_dataset(honest, published, monkeypatch):
 
 
 def test_a_folder_of_ones_own(tmp_path):
-    rng = np.random.default_rng(0)
+    rng, pictures, out = np.random.default_rng(0), tmp_path / "pictures", tmp_path / "run"
     for name in ("cats", "dogs"):
-        (tmp_path / name).mkdir()
+        (pictures / name).mkdir(parents=True)
         for i in range(20):
-            Image.fromarray(rng.integers(0, 255, (40, 50, 3), dtype=np.uint8)).save(tmp_path / name / f"{i}.png")
-    parts = data.load(str(tmp_path))
+            Image.fromarray(rng.integers(0, 255, (40, 50, 3), dtype=np.uint8)).save(pictures / name / f"{i}.png")
+    parts = data.load(str(pictures))
     assert [len(part) for part in parts] == [32, 4, 4] and parts[0].classes == ["cats", "dogs"]
-    out = tmp_path / "run"
-    train.main(["--data", str(tmp_path), "--out", str(out), "--epochs", "1"])
+    train.main(["--data", str(pictures), "--out", str(out), "--epochs", "1"])
     assert json.loads((out / "run.json").read_text())["args"]["data"].startswith("./"), "relative: no machine's path"
-    train.main(["--resume", str(out), "--data", str(tmp_path), "--epochs", "2"])
+    train.main(["--resume", str(out), "--data", str(pictures), "--epochs", "2"])
     assert len(csv_rows(out)) == 2
-    (tmp_path / "dogs" / "bad.jpg").write_bytes(b"rubbish")
-    code, message = failure(lambda: data.load(str(tmp_path)))
+    (pictures / "dogs" / "bad.jpg").write_bytes(b"rubbish")
+    code, message = failure(lambda: data.load(str(pictures)))
     assert code == 1 and "bad.jpg" in message
-    (tmp_path / "empty").mkdir()
-    code, message = failure(lambda: data.load(str(tmp_path / "empty")))
-    assert code == 1 and "two folders" in message
+    for folder in ("empty", "empty/a", "empty/b"):
+        (tmp_path / folder).mkdir()
+        code, message = failure(lambda: data.load(str(tmp_path / "empty")))
+        assert code == 1 and "two folders" in message
 
 
 # ---------------------------------------------------------------------------------------------------------- training
