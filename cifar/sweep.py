@@ -166,9 +166,10 @@ def draw_weights(axes, rows, out):
         weights = run.read_checkpoint(out / row["folder"] / "best.pt")["model"]
         values = torch.cat([w.flatten() for name, w in weights.items() if name.endswith("weight")])
         small = (values.abs() < 1e-3).float().mean().item()
-        panel = axes.inset_axes([i / len(settings) + 0.02, 0, 0.95 / len(settings), 0.9])
+        panel = axes.inset_axes([i / len(settings), 0, 0.93 / len(settings), 0.9])
         panel.hist(values.clamp(-0.2, 0.2).numpy(), bins=101, log=True)
         panel.set(title=f"{setting}\n{small:.0%} of the weights below 0.001", xlabel="weight", ylim=(1, len(values)))
+        panel.set(ylabel="count") if i == 0 else panel.tick_params(labelleft=False)
 
 
 def list_results(out):

@@ -132,12 +132,12 @@ def evaluate(model, dataset, r):
 
 def draw_predictions(path, dataset, logits, rows=4, columns=8):
     """The first test pictures with the class predicted, and the true one where that was wrong."""
-    figure = matplotlib.figure.Figure(figsize=(1.5 * columns, 1.75 * rows), layout="constrained")
+    figure = matplotlib.figure.Figure(figsize=(1.2 * columns, 1.45 * rows), layout="constrained")
     predicted = logits.argmax(1).tolist()
     for i, axes in zip(range(len(dataset)), np.ravel(figure.subplots(rows, columns))):
         axes.imshow(dataset.images[i].permute(1, 2, 0).cpu().numpy())
         truth, guess = (dataset.classes[k].replace("_", " ") for k in (dataset.labels[i], predicted[i]))
-        axes.set_title(guess if guess == truth else f"{guess}\n(is {truth})", fontsize=9,
+        axes.set_title(guess if guess == truth else f"{guess}\n(is {truth})", fontsize=7.5,
                        color="tab:green" if guess == truth else "tab:red")
     for axes in figure.axes:
         axes.axis("off")
