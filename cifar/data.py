@@ -394,18 +394,23 @@ def builtin():
     return parts, [f"{colour} {shape}" for shape in shapes for colour in colours]
 
 
+DATA_HELP = "cifar10, cifar100, builtin, auto, or a folder with one folder of pictures a class"
+
+
+def parser():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    run.add_flags(p, "data_dir", "limit", data=dict(type=known, default="cifar100", help=DATA_HELP))
+    return p
+
+
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    run.add_flags(parser, "data_dir", "limit", data=dict(type=known, default="cifar100", help=DATA_HELP))
-    args = parser.parse_args(argv)
+    args = parser().parse_args(argv)
     parts = load(args.data, args.data_dir, args.limit)
     print(f"{parts[0].name}: {len(parts[0].classes)} classes, content digest {parts[0].digest}")
     for name, part in zip(("train", "validation", "test"), parts):
         counts = part.labels.bincount(minlength=len(part.classes))
         print(f"{name:>10}: {len(part):6,} pictures, {counts.min()} to {counts.max()} a class")
 
-
-DATA_HELP = "cifar10, cifar100, builtin, auto, or a folder with one folder of pictures a class"
 
 if __name__ == "__main__":
     run.cli(main)

@@ -100,7 +100,8 @@ def extract(archive, folder):
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".extract-") as part:
             with tarfile.open(archive) as tar:
                 tar.extractall(part, filter="data")
-            os.replace(Path(part) / folder.name, folder)
+            if not folder.exists():  # another process may have been faster
+                os.replace(Path(part) / folder.name, folder)
     except tarfile.FilterError as error:
         raise UserError(f"{archive}: refused, it would write outside its folder ({error})") from None
     except (tarfile.TarError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, EOFError, OSError) as error:
