@@ -26,6 +26,7 @@ import run
 import torch
 import train
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from tqdm import tqdm
 
 SIMPLE = dict(model="simplenn", bs=128, lr=0.05, epochs=8)
@@ -134,9 +135,10 @@ def draw_epochs(axes, rows, out):
         curves = [row["val_accuracy"] for row in rows if row["setting"] == setting and row["state"] == "done"]
         if curves:
             x = range(1, len(curves[0]) + 1)
-            (line,) = axes.plot(x, np.mean(curves, 0), label=setting)
+            (line,) = axes.plot(x, np.mean(curves, 0), label=setting, zorder=3 - len(x) / 1000)  # short ones on top
             axes.fill_between(x, np.min(curves, 0), np.max(curves, 0), alpha=0.15, color=line.get_color())
     axes.set(xlabel="epoch", ylabel="validation accuracy")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def draw_rates(axes, rows, out):
