@@ -3,8 +3,8 @@
     python lms/bench.py        # a minute; wants `pip install padasip`
 
 All run on the same samples in one process, in turns, on one thread; the table shows medians of the rounds, and their
-ratio to padasip. Each returns every error and the weights before every sample, as padasip does. Leaves bench.json and
-bench.png in --out.
+ratio to padasip. Each returns every error and the weights before every sample, as padasip does. Leaves bench.json in
+--out.
 """
 
 import argparse
@@ -14,7 +14,6 @@ import time
 
 os.environ["OPENBLAS_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"  # read once, when NumPy is imported
 
-import matplotlib.figure  # noqa: E402
 import model  # noqa: E402
 import numpy as np  # noqa: E402
 import run  # noqa: E402
@@ -89,20 +88,7 @@ def main(argv=None):
             rows.append({"study": "bench", "setting": f"{name}, {taps} taps", "seed": 0, "state": "done",
                          "taps": taps, "filter": name, "repeats": args.repeats, "final": final})  # fmt: skip
             print(f"{taps:7}  {name:14} {final['samples_per_s']:12,} {final['times_padasip']:15.2f}")
-    write_study(out, "bench", rows, draw(rows))
-
-
-def draw(rows):
-    figure = matplotlib.figure.Figure(figsize=(6.5, 3.6), layout="constrained")
-    axes, names = figure.subplots(), ["padasip LMS", "lms", "lms_blocks"]
-    for i, name in enumerate(names):
-        values = [row["final"]["samples_per_s"] for row in rows if row["filter"] == name]
-        axes.bar(np.arange(len(values)) + 0.27 * (i - 1), values, 0.25, label=name)
-    axes.set_xticks(range(len(TAPS)), [f"{taps} taps" for taps in TAPS])
-    axes.set(ylabel="samples per second", yscale="log")
-    axes.grid(alpha=0.3, axis="y")
-    axes.legend()
-    return figure
+    write_study(out, "bench", rows)
 
 
 if __name__ == "__main__":

@@ -82,7 +82,8 @@ def read_csv(path, target):
             lines = csv.reader(file)
             names = [name.strip() for name in next(lines, [])]
             if target not in names:
-                raise UserError(f"{path}: has no column {target!r}; its first line names {', '.join(names) or 'none'}")
+                said = " ".join(", ".join(names).split())[:300] or "none"
+                raise UserError(f"{path}: has no column {target!r}; its first line names {said}")
             if len(set(names)) < len(names) or len(names) < 2:
                 raise UserError(f"{path}: wants two columns or more, each with a name of its own, in its first line")
             rows = []
@@ -129,6 +130,8 @@ def from_csv(path, target) -> Regression:
         inputs = np.c_[(features - mean) / np.where(std > 0, std, 1.0), np.ones(len(targets))]
         if not (np.isfinite(inputs).all() and np.isfinite(std).all() and np.isfinite(targets @ targets)):
             raise UserError(f"{path}: numbers so large that their squares overflow; scale the columns down")
+        if targets[:n] @ targets[:n] == 0:
+            raise UserError(f"{path}: column {target!r} is zero, or its squares are: there is nothing to predict")
     return split(Path(path).stem, [*np.delete(names, at).tolist(), "bias"], inputs, targets)
 
 

@@ -22,13 +22,14 @@ from tqdm import tqdm
 RATES = [0.005, 0.01, 0.05, 0.1, 0.5, 1.0]
 
 
-def write_study(out, study, rows, figure, **facts):
+def write_study(out, study, rows, figure=None, **facts):
     """Write the record STUDY.json, {"study", "rows"} and `facts`, and the figure STUDY.png into the folder `out`."""
     where = {"git": run.git_state(Path(__file__).parent), "versions": run.versions(),
              "device": run.describe_device(torch.device("cpu"))}  # fmt: skip
     run.write_json(out / f"{study}.json", {"study": study, **facts, "rows": [row | where for row in rows]})
-    run.write_figure(out / f"{study}.png", figure)
-    print(f"-> {run.shown(out / study)}.json, .png\n")
+    if figure:
+        run.write_figure(out / f"{study}.png", figure)
+    print(f"-> {run.shown(out / study)}.json{', .png' if figure else ''}\n")
 
 
 def make_folder(out):
@@ -47,14 +48,13 @@ def rates(args, out):
     problem = data.load(args)
     X, d, lrs = problem.inputs, problem.targets, np.array(args.lr)
     wiener, bounds = model.wiener_solution(X, d), model.stability(X)
-    w, squared = np.zeros((args.seeds, len(lrs), X.shape[1])), []
+    w, errors = np.zeros((args.seeds, len(lrs), X.shape[1])), []
     for epoch in tqdm(range(args.epochs), "rates", leave=False, disable=None):
         orders = [np.random.default_rng((seed, epoch)).permutation(len(d)) for seed in range(args.seeds)]
         # X (seeds, 1, N, M), d (seeds, 1, N), r (rates,), w (seeds, rates, M)
-        w, errors = model.lms_runs(X[orders][:, None], d[orders][:, None], lrs, w)
-        with np.errstate(over="ignore", invalid="ignore"):
-            squared.append(errors**2)
-    squared = np.concatenate(squared, -1)  # (seeds, rates, epochs * N), not finite from where a run diverged
+        w, of_epoch = model.lms_runs(X[orders][:, None], d[orders][:, None], lrs, w)
+        errors.append(of_epoch)
+    errors = np.concatenate(errors, -1)  # (seeds, rates, epochs * N), not finite from where a run diverged
 
     rows = []
     for i, lr in enumerate(args.lr):
@@ -62,19 +62,18 @@ def rates(args, out):
         for seed in range(args.seeds):
             row = {"study": "rates", "setting": f"r = {lr:g}", "seed": seed, "dataset": problem.name, "lr": lr,
                    "epochs": args.epochs}  # fmt: skip
-            bad = np.flatnonzero(~np.isfinite(squared[seed, i]))
-            if len(bad):
-                row |= {"state": "diverged", "diverged_at_step": int(bad[0])}
-                final = {}
+            at, final = model.diverged_at(errors[seed, i]), {}
+            if at is not None:
+                row |= {"state": "diverged", "diverged_at_step": at}
             else:
                 row |= {"state": "done"}
-                late = float(squared[seed, i, squared.shape[-1] // 2 :].mean())  # a priori, the later half
-                final = {"apriori_mse_late": late, "misadjustment": late / wiener.mse - 1,
+                late = float(np.mean(errors[seed, i, errors.shape[-1] // 2 :] ** 2))  # a priori, the later half
+                final = {"apriori_mse_late": late, "misadjustment": train.above_floor(late, wiener, d),
                          "train_mse": train.mse(X, d, w[seed, i])}  # fmt: skip
             row["final"] = final | {"misadjustment_textbook": textbook, "misadjustment_exact": exact}
             rows.append(row)
     print_rates(problem, bounds, wiener, rows)
-    figure = draw_rates(squared, rows, X, wiener.mse, bounds)
+    figure = draw_rates(errors, rows, X, max(wiener.mse, 1e-12 * np.mean(d**2)), bounds)
     write_study(out, "rates", rows, figure, bounds=bounds._asdict(), wiener_mse=wiener.mse)
 
 
@@ -82,33 +81,37 @@ def by_rate(rows):
     """Yield (r, its rows, measured misadjustments (those that did not diverge,), steps of divergence)."""
     for lr in dict.fromkeys(row["lr"] for row in rows):
         mine = [row for row in rows if row["lr"] == lr]
-        yield (lr, mine, [row["final"]["misadjustment"] for row in mine if row["state"] == "done"],
+        measured = [row["final"].get("misadjustment") for row in mine]
+        yield (lr, mine, [value for value in measured if value is not None],
                [row["diverged_at_step"] for row in mine if row["state"] == "diverged"])  # fmt: skip
 
 
 def print_rates(problem, bounds, wiener, rows):
     print(f"LMS on {problem.name}: Wiener MSE {wiener.mse:.5g}\nbounds of r: {bounds.mean:.4g} = 2 / lambda_max for "
-          f"the mean, {bounds.trace:.4g} = 2 / trace, {train.shown(bounds.mean_square, '.4g')} for the mean square\n"
+          f"the mean, {bounds.trace:.4g} = 2 / trace, for the mean square "
+          f"{train.shown(bounds.mean_square, '.4g', 'unknown')}\n"
           "       r   misadjustment: textbook    exact    measured")  # fmt: skip
     for lr, mine, measured, lost in by_rate(rows):
-        said = f"{np.mean(measured):.4g} +- {np.std(measured):.1g}" if measured else ""
+        with np.errstate(over="ignore"):  # not yet infinite, but soon
+            spread = np.std(measured, ddof=len(measured) > 1) if measured else 0.0
+        said = f"{np.mean(measured):.3g} +- {spread:.1g}" if measured else ""
         if lost:
             said += f" {len(lost)} of {len(mine)} diverged, at step {int(np.median(lost))} (median)"
         final = mine[0]["final"]
-        print(f"{lr:8g} {train.shown(final['misadjustment_textbook'], '.4f'):>25} "
-              f"{train.shown(final['misadjustment_exact'], '.4f'):>8}    {said}")  # fmt: skip
+        print(f"{lr:8g} {train.shown(final['misadjustment_textbook'], '.3g'):>25} "
+              f"{train.shown(final['misadjustment_exact'], '.3g'):>8}    {said}")  # fmt: skip
 
 
-def draw_rates(squared, rows, X, wiener_mse, bounds):
+def draw_rates(errors, rows, X, wiener_mse, bounds):
     """Left, the MSE against samples for every step size; right, misadjustment against step size."""
     figure = matplotlib.figure.Figure(figsize=(11.5, 4.4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    steps, top = squared.shape[-1], 1e8 * wiener_mse
+    steps, top = errors.shape[-1], 1e8 * wiener_mse
     edges = np.unique(np.geomspace(1, steps + 1, 60).astype(int)) - 1  # samples are averaged over wider and wider bins
     for i, (lr, _, measured, lost) in enumerate(by_rate(rows)):
         whole = np.searchsorted(edges, min(lost, default=steps), side="right") - 1  # bins before a seed diverged
-        sums = np.add.reduceat(np.minimum(squared[:, i].mean(0), 1e100), edges[:-1])[:whole]
-        curve = sums / np.diff(edges)[:whole]
+        squared = np.fmin(abs(errors[:, i]), 1e50) ** 2  # beyond the picture anyway, and not to overflow
+        curve = (np.add.reduceat(squared.mean(0), edges[:-1]) / np.diff(edges))[:whole]
         (line,) = left.plot(edges[1 : whole + 1], np.where(curve < top, curve, np.nan), lw=1.2,
                             label=f"r = {lr:g}" + (", diverged" if lost else ""))  # fmt: skip
         left.plot(lost, [top / 3] * len(lost), "x", color=line.get_color())
@@ -148,26 +151,23 @@ def filters(args, out):
     """One pass in the order of time over an unknown filter that becomes another one halfway."""
     names, rows = list(FILTERS), []
     changed = -data.RESPONSE[::-1]
-    squared, gap = [], []  # of every seed and filter: squared a-priori errors (N,), weights' error in dB (N,)
+    gap = []  # of every seed and filter, the power of the weights' error relative to the system's, (N,)
     for seed in tqdm(range(args.seeds), "filters", leave=False, disable=None):
         before, after = data.fir(seed), data.fir(args.seeds + seed, response=changed)
         X, d = np.r_[before.inputs, after.inputs], np.r_[before.targets, after.targets]
         truth = np.repeat([data.RESPONSE, changed], len(before.targets), axis=0)  # (N, taps)
         for name in names:
-            weights, errors = FILTERS[name](X, d)
-            squared.append(errors**2)
-            power = np.sum((weights[:-1] - truth) ** 2, 1) / np.sum(truth**2, 1)
-            gap.append(power)
+            weights, _ = FILTERS[name](X, d)
+            gap.append(np.sum((weights[:-1] - truth) ** 2, 1) / np.sum(truth**2, 1))
             half, tail = len(d) // 2, len(d) // 10
             late = {"before": slice(half - tail, half), "after": slice(len(d) - tail, len(d))}
-            rows.append({"study": "filters", "setting": name, "seed": seed, "state": "done", "final":
-                         {f"{what}_{when}_change": float(np.mean(series[part])) for when, part in late.items()
-                          for what, series in (("mse", squared[-1]), ("misalignment", power))}})  # fmt: skip
+            final = {when: 10 * float(np.log10(gap[-1][part].mean())) for when, part in late.items()}
+            rows.append({"study": "filters", "setting": name, "seed": seed, "state": "done", "misalignment_db": final})
     gap = np.array(gap).reshape(args.seeds, len(names), -1)
-    print("filters: misalignment ||w - h||^2 / ||h||^2, last tenths before and after the system changes")
+    print("filters: misalignment ||w - h||^2 / ||h||^2 in the last tenth before, and after, the system changes")
     for name in names:
-        ends = [10 * np.log10(np.mean([row["final"][f"misalignment_{when}_change"] for row in rows
-                                       if row["setting"] == name])) for when in ("before", "after")]  # fmt: skip
+        ends = [np.mean([row["misalignment_db"][when] for row in rows if row["setting"] == name])
+                for when in late]  # fmt: skip
         print(f"  {name:22} {ends[0]:6.1f} dB {ends[1]:6.1f} dB")
     figure = matplotlib.figure.Figure(figsize=(8.5, 4.2), layout="constrained")
     axes = figure.subplots()
@@ -189,9 +189,10 @@ def parser():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--study", nargs="+", choices=list(STUDIES), default=list(STUDIES), help="(default: both)")
     p.add_argument("--seeds", type=run.positive_int, default=5, metavar="N", help="seeds 0 to N - 1 (default: 5)")
-    data.add_data_flags(p)
-    run.add_flags(p, out=dict(default=str(run.ROOT / "out" / "lms" / "sweep"), help="where to"),
-                  epochs=dict(default=20), lr=dict(nargs="+", default=RATES, help="step sizes r"))  # fmt: skip
+    run.add_flags(p, out=dict(default=str(run.ROOT / "out" / "lms" / "sweep"), help="where to"))
+    rates_only = p.add_argument_group("the study rates")
+    data.add_data_flags(rates_only)
+    run.add_flags(rates_only, epochs=dict(default=20), lr=dict(nargs="+", default=RATES, help="step sizes r"))
     return p
 
 

@@ -24,6 +24,11 @@ def mse(inputs, targets, w):
     return float(np.mean((targets - inputs @ w) ** 2))
 
 
+def above_floor(mse, wiener, d):
+    """By what share `mse` is above the Wiener MSE of targets d; None where Wiener leaves no error at all."""
+    return float(mse / wiener.mse - 1) if wiener.mse > 1e-12 * np.mean(d**2) else None
+
+
 def train(args, r, problem, wiener):
     """LMS over the shuffled rows, epoch by epoch. Raises run.Diverged.
 
@@ -130,12 +135,12 @@ def main(argv=None):
                parameters=X.shape[1], bounds=bounds._asdict())  # fmt: skip
         r.say(f"LMS, {X.shape[1]} weights, on {problem.name}: {len(d):,} rows a pass, r = {args.lr:g}; stable in the "
               f"mean below {bounds.mean:.3g}, by the trace below {bounds.trace:.3g}, in the mean square below "
-              f"{shown(bounds.mean_square, '.3g')}\n{r.hardware}")  # fmt: skip
+              f"{shown(bounds.mean_square, '.3g', 'an unknown value')}\n{r.hardware}")  # fmt: skip
         w, distances = train(args, r, problem, wiener)
 
         late = r.rows[len(r.rows) // 2 :]
         apriori = float(np.mean([row["apriori_mse"] for row in late]))
-        measured = apriori / wiener.mse - 1 if wiener.mse > 1e-12 * np.mean(d**2) else None  # None: nothing is noise
+        measured = above_floor(apriori, wiener, d)
         draw_learning(r.folder / "learning.png", r.rows, distances, wiener.mse, exact or textbook)
         fits = {"Wiener": wiener.weights, f"LMS, {args.epochs} epochs": w}
         flat = X.shape[1] == 3
@@ -146,16 +151,15 @@ def main(argv=None):
                  misadjustment_exact=exact, distance=r.rows[-1]["distance"], weights=w.tolist(),
                  wiener_weights=wiener.weights.tolist())  # fmt: skip
         for name, a, b in zip(problem.columns, w, wiener.weights):
-            r.say(f"{name:>12}   LMS {a:9.4f}   Wiener {b:9.4f}")
-        r.say(f"MSE {r.rows[-1]['train_mse']:.5g}, Wiener {wiener.mse:.5g}; a priori, over the later half, "
-              f"{shown(measured, '.2%')} above it (predicted {shown(textbook, '.2%')} by the textbook, "
-              f"{shown(exact, '.2%')} exactly); {r.record['wall_s']:.0f} s; {run.shown(r.folder)}")  # fmt: skip
+            r.say(f"{name:>12}   LMS {a:11.5g}   Wiener {b:11.5g}")
+        r.say(f"MSE {r.rows[-1]['train_mse']:.5g}, Wiener {wiener.mse:.5g}; misadjustment over the later half "
+              f"{shown(measured, '.2%')} (predicted: textbook {shown(textbook, '.2%')}, exact {shown(exact, '.2%')}); "
+              f"{r.record['wall_s']:.0f} s; {run.shown(r.folder)}")  # fmt: skip
     return r.record
 
 
-def shown(value, form):
-    """A number that may be None: no finite one is predicted, or it is not known."""
-    return "none" if value is None else format(value, form)
+def shown(value, form, absent="none"):
+    return absent if value is None else format(value, form)
 
 
 if __name__ == "__main__":
