@@ -62,7 +62,7 @@ def fir(seed: int = 0, n: int = 2500, response: np.ndarray = RESPONSE) -> Regres
     """targets[k] = sum_i response[i] u[k - i] + noise of deviation 0.1, for u[k] = 0.8 u[k - 1] + white noise.
 
     u has variance 1; neighbouring samples resemble each other, so that the eigenvalues of its correlation matrix
-    spread 50-fold: this is what makes LMS slow. Rows are in the order of time: row k is u[k], u[k - 1], ...
+    spread sixty-fold: this is what makes LMS slow. Rows are in the order of time: row k is u[k], u[k - 1], ...
     """
     rng = np.random.default_rng(seed)
     taps = len(response)
@@ -151,10 +151,13 @@ def add_data_flags(parser):
     parser.add_argument("--target", metavar="COLUMN", help="the column of the CSV that is to be predicted")
 
 
-def check_data_flags(parser, args):
+def parse(parser, argv, namespace=None):
+    """Parse `argv`; --target without a CSV, or a CSV without it, is an error."""
+    args = parser.parse_args(argv, namespace)
     if (args.data in BUILT_IN) == (args.target is not None):
         parser.error(f"--data {args.data} " + ("has its own target; leave --target out" if args.target is not None
                                                else "wants --target COLUMN, the column to predict"))  # fmt: skip
+    return args
 
 
 def load(args) -> Regression:
@@ -162,12 +165,14 @@ def load(args) -> Regression:
     return BUILT_IN[args.data]() if args.data in BUILT_IN else from_csv(args.data, args.target)
 
 
+def parser():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_data_flags(p)
+    return p
+
+
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_data_flags(parser)
-    args = parser.parse_args(argv)
-    check_data_flags(parser, args)
-    problem = load(args)
+    problem = load(parse(parser(), argv))
     print(f"{problem.name}: {len(problem.targets):,} rows to adapt on, {len(problem.val_targets):,} to validate, "
           f"digest {problem.digest}")  # fmt: skip
     for i, name in enumerate(problem.columns):

@@ -58,9 +58,7 @@ def number(kind, low, strict):
     def parse(text):
         value = kind(text)
         if not (low < value or low == value and not strict) or not value < (2**31 if kind is int else math.inf):
-            raise argparse.ArgumentTypeError(
-                f"{text} is out of range, must be a {word} {'above' if strict else 'of at least'} {low}"
-            )
+            raise argparse.ArgumentTypeError(f"{text} is no {word} {'above' if strict else 'of at least'} {low}")
         return value
 
     word = parse.__name__ = "whole number" if kind is int else "number"
@@ -107,6 +105,8 @@ def parse(parser, argv=None, extendable=lambda saved: False):
         saved = json.loads(record_file.read_text(encoding="utf-8"))["args"]
     except (OSError, ValueError, KeyError) as error:
         parser.error(f"--resume {args.resume}: no readable run.json there ({error})")
+    if saved.get("data", "").startswith("./"):
+        saved["data"] = str((ROOT / saved["data"]).resolve())
     given = vars(parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(vars(args), unset))))
     for name, old in saved.items():
         new = given.get(name, unset)
@@ -299,9 +299,12 @@ class Run:
         self.precision = auto if args.precision == "auto" else args.precision
         self.rows, self.stopping, self._drawn, self._began = [], None, 0.0, time.monotonic()
         self._before = old.get("wall_s", 0.0)
+        kept = {k: v for k, v in vars(args).items() if k not in ("out", "resume", "data_dir")}
+        if Path(kept.get("data", "")).is_absolute():  # a record holds no paths of a machine
+            kept["data"] = "./" + Path(os.path.relpath(kept["data"], ROOT)).as_posix()
         self.record = {
             "experiment": self.script.parent.name,
-            "args": {k: v for k, v in vars(args).items() if k not in ("out", "resume", "data_dir")},
+            "args": kept,
             "state": "running",
             "git": git_state(self.script.parent),
             "versions": versions(),

@@ -197,9 +197,7 @@ def parser():
 
 
 def main(argv=None):
-    p = parser()
-    args = p.parse_args(argv)
-    data.check_data_flags(p, args)
+    args = data.parse(parser(), argv)
     out = make_folder(args.out)
     for study in args.study:
         STUDIES[study](args, out)

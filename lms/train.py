@@ -119,9 +119,8 @@ def parser():
 
 
 def main(argv=None):
-    p = parser()
-    args = p.parse_args(argv, argparse.Namespace(resume=None, device="cpu", precision="fp32"))  # no flags here: NumPy
-    data.check_data_flags(p, args)
+    # what run.Run asks for and NumPy on one core has no flags for
+    args = data.parse(parser(), argv, argparse.Namespace(resume=None, device="cpu", precision="fp32"))
     problem = data.load(args)
     X, d = problem.inputs, problem.targets
     wiener = model.wiener_solution(X, d)

@@ -200,6 +200,21 @@ def test_a_diverged_run_says_where(tmp_path):
     assert code == 1 and record["state"] == "diverged" and f"step {record['diverged_at_step']}" in message
 
 
+def test_a_row_of_the_sweep_is_a_run_of_train(tmp_path):
+    """Also where a run diverges after its first epoch."""
+    rates = ["0.02", "0.75"]
+    sweep.main(["--study", "rates", "--seeds", "2", "--epochs", "6", "--lr", *rates, "--out", str(tmp_path / "sweep")])
+    rows = json.loads((tmp_path / "sweep" / "rates.json").read_text())["rows"]
+    final = train.main(["--lr", rates[0], "--seed", "1", "--epochs", "6", "--out", str(tmp_path / "run")])["final"]
+    (row,) = [row for row in rows if row["lr"] == 0.02 and row["seed"] == 1]
+    assert row["final"]["misadjustment"] == pytest.approx(final["misadjustment"], rel=1e-9)
+    assert row["final"]["train_mse"] == pytest.approx(final["train_mse"], rel=1e-9)
+    (row,) = [row for row in rows if row["lr"] == 0.75 and row["seed"] == 1]
+    assert row["diverged_at_step"] > 2000
+    failure(train.main, ["--lr", rates[1], "--seed", "1", "--epochs", "6", "--out", str(tmp_path / "lost")])
+    assert json.loads((tmp_path / "lost" / "run.json").read_text())["diverged_at_step"] == row["diverged_at_step"]
+
+
 def test_the_sweep_is_silent_and_says_what_diverged(tmp_path, capsys, recwarn):
     sweep.main(["--seeds", "2", "--epochs", "4", "--out", str(tmp_path)])
     rows = json.loads((tmp_path / "rates.json").read_text())["rows"]
