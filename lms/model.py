@@ -127,9 +127,11 @@ def lms_runs(X: np.ndarray, d: np.ndarray, r: np.ndarray, w: np.ndarray) -> tupl
 
 
 def diverged_at(errors: np.ndarray) -> int | None:
-    """The first sample whose squared error is no longer finite; None if there is none. errors: (N,)."""
-    with np.errstate(over="ignore"):
-        bad = np.flatnonzero(~np.isfinite(errors**2))
+    """The first sample whose error is beyond 1e150, or no number; None if there is none. errors: (N,).
+
+    Squares overflow at 1e154: what is found not to have diverged can be squared and summed.
+    """
+    bad = np.flatnonzero(~(np.abs(errors) < 1e150))
     return int(bad[0]) if len(bad) else None
 
 

@@ -8,6 +8,7 @@ Leaves in --out, for every study, its record STUDY.json and its figure STUDY.png
 """
 
 import argparse
+import statistics
 from pathlib import Path
 
 import data
@@ -54,7 +55,7 @@ def rates(args, out):
         # X (seeds, 1, N, M), d (seeds, 1, N), r (rates,), w (seeds, rates, M)
         w, of_epoch = model.lms_runs(X[orders][:, None], d[orders][:, None], lrs, w)
         errors.append(of_epoch)
-    errors = np.concatenate(errors, -1)  # (seeds, rates, epochs * N), not finite from where a run diverged
+    errors = np.concatenate(errors, -1)  # (seeds, rates, epochs * N), no numbers soon after a run diverged
 
     rows = []
     for i, lr in enumerate(args.lr):
@@ -92,9 +93,9 @@ def print_rates(problem, bounds, wiener, rows):
           f"{train.shown(bounds.mean_square, '.4g', 'unknown')}\n"
           "       r   misadjustment: textbook    exact    measured")  # fmt: skip
     for lr, mine, measured, lost in by_rate(rows):
-        with np.errstate(over="ignore"):  # not yet infinite, but soon
-            spread = np.std(measured, ddof=len(measured) > 1) if measured else 0.0
-        said = f"{np.mean(measured):.3g} +- {spread:.1g}" if measured else ""
+        said = f"{np.mean(measured):.3g}" if measured else ""
+        if len(measured) > 1:
+            said += f" +- {statistics.stdev(measured):.1g}"  # NumPy's squares could overflow
         if lost:
             said += f" {len(lost)} of {len(mine)} diverged, at step {int(np.median(lost))} (median)"
         final = mine[0]["final"]
@@ -112,20 +113,21 @@ def draw_rates(errors, rows, X, wiener_mse, bounds):
         whole = np.searchsorted(edges, min(lost, default=steps), side="right") - 1  # bins before a seed diverged
         squared = np.fmin(abs(errors[:, i]), 1e50) ** 2  # beyond the picture anyway, and not to overflow
         curve = (np.add.reduceat(squared.mean(0), edges[:-1]) / np.diff(edges))[:whole]
-        (line,) = left.plot(edges[1 : whole + 1], np.where(curve < top, curve, np.nan), lw=1.2,
-                            label=f"r = {lr:g}" + (", diverged" if lost else ""))  # fmt: skip
+        label = f"r = {lr:g}" + (", diverged" if lost else "")
+        (line,) = left.plot(edges[1 : whole + 1], curve, lw=1.2, label=label)
         left.plot(lost, [top / 3] * len(lost), "x", color=line.get_color())
         if measured and min(measured) > 0:
             mean = np.mean(measured)
             right.errorbar(lr, mean, [[mean - min(measured)], [max(measured) - mean]], fmt="o", capsize=3,
                            color=line.get_color())  # fmt: skip
     left.axhline(wiener_mse, color="k", ls="--", lw=1, label="Wiener")
-    left.set(xlabel="samples seen", ylabel="MSE, a priori (x: overflow)", xscale="log", yscale="log",
+    left.set(xlabel="samples seen", ylabel="MSE, a priori (x: beyond 1e300)", xscale="log", yscale="log",
              ylim=(wiener_mse / 2, top))  # fmt: skip
     fine = np.geomspace(min(row["lr"] for row in rows) / 2, max(row["lr"] for row in rows) * 2, 200)
+    predicted = [model.misadjustment(X, r) for r in fine]
     for k, (label, style) in enumerate((("textbook", "k:"), ("exact", "k-"))):
-        right.plot(fine, [np.nan if (m := model.misadjustment(X, r)[k]) is None else m for r in fine], style, lw=1,
-                   label=label)  # fmt: skip
+        points = [(r, both[k]) for r, both in zip(fine, predicted) if both[k] is not None]
+        right.plot(*np.reshape(points, (-1, 2)).T, style, lw=1, label=label)
     for value, label, color in ((bounds.mean_square, "mean square", "tab:red"), (bounds.trace, "2 / trace", "tab:gray"),
                                 (bounds.mean, "2 / lambda_max", "tab:olive")):  # fmt: skip
         if value is not None:

@@ -24,9 +24,9 @@ def mse(inputs, targets, w):
     return float(np.mean((targets - inputs @ w) ** 2))
 
 
-def above_floor(mse, wiener, d):
-    """By what share `mse` is above the Wiener MSE of targets d; None where Wiener leaves no error at all."""
-    return float(mse / wiener.mse - 1) if wiener.mse > 1e-12 * np.mean(d**2) else None
+def above_floor(value, wiener, d):
+    """By what share an MSE is above that of `wiener` for targets d; None where Wiener leaves no error at all."""
+    return float(value / wiener.mse - 1) if wiener.mse > 1e-12 * np.mean(d**2) else None
 
 
 def train(args, r, problem, wiener):
@@ -77,7 +77,7 @@ def draw_learning(path, rows, distances, wiener_mse, predicted):
 
 def draw_planes(path, problem, fits):
     """All points of a problem with two features and a bias, and the planes of two `fits`, {label: weights (3,)}."""
-    figure = matplotlib.figure.Figure(figsize=(7, 5.2), layout="constrained")
+    figure = matplotlib.figure.Figure(figsize=(6, 4.6), layout="constrained")
     axes = figure.add_subplot(projection="3d")
     features = np.r_[problem.inputs, problem.val_inputs]
     targets = np.r_[problem.targets, problem.val_targets]
