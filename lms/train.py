@@ -152,7 +152,7 @@ def main(argv=None):
         for name, a, b in zip(problem.columns, w, wiener.weights):
             r.say(f"{name:>12}   LMS {a:11.5g}   Wiener {b:11.5g}")
         r.say(f"MSE {r.rows[-1]['train_mse']:.5g}, Wiener {wiener.mse:.5g}; misadjustment over the later half "
-              f"{shown(measured, '.2%')} (predicted: textbook {shown(textbook, '.2%')}, exact {shown(exact, '.2%')}); "
+              f"{shown(measured, '.3g')} (predicted: textbook {shown(textbook, '.3g')}, exact {shown(exact, '.3g')}); "
               f"{r.record['wall_s']:.0f} s; {run.shown(r.folder)}")  # fmt: skip
     return r.record
 
