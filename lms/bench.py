@@ -1,6 +1,6 @@
 """How fast the filters are, in samples per second, beside padasip.
 
-    python lms/bench.py        # a minute; wants `pip install padasip`
+    python lms/bench.py        # a minute or two; wants `pip install padasip`
 
 All run on the same samples in one process, in turns, on one thread; the table shows medians of the rounds, and their
 ratio to padasip. Each returns every error and the weights before every sample, as padasip does. Leaves bench.json in
@@ -86,7 +86,8 @@ def main(argv=None):
                 reference = value
             final = {"samples_per_s": round(len(d) / value), "times_padasip": reference / value}
             rows.append({"study": "bench", "setting": f"{name}, {taps} taps", "seed": 0, "state": "done",
-                         "taps": taps, "filter": name, "repeats": args.repeats, "final": final})  # fmt: skip
+                         "table": "block size" if name.startswith("blocks") else "filters", "taps": taps,
+                         "filter": name, "repeats": args.repeats, "final": final})  # fmt: skip
             print(f"{taps:7}  {name:14} {final['samples_per_s']:12,} {final['times_padasip']:15.2f}")
     write_study(out, "bench", rows)
 

@@ -62,7 +62,8 @@ def rates(args, out):
         textbook, exact = model.misadjustment(X, lr)
         for seed in range(args.seeds):
             row = {"study": "rates", "setting": f"r = {lr:g}", "seed": seed, "dataset": problem.name, "lr": lr,
-                   "epochs": args.epochs}  # fmt: skip
+                   "epochs": args.epochs,
+                   "predicted": {"textbook": train.shown(textbook, ".3g"), "exact": train.shown(exact, ".3g")}}  # fmt: skip
             at, final = model.diverged_at(errors[seed, i]), {}
             if at is not None:
                 row |= {"state": "diverged", "diverged_at_step": at}
