@@ -44,9 +44,13 @@ class Regression:
         return whole.hexdigest()
 
 
+def training_rows(n):
+    """All but the last fifth, which validates."""
+    return n - max(1, n // 5)
+
+
 def split(name, columns, inputs, targets, true_weights=None):
-    """The last fifth of the rows validates."""
-    n = len(targets) - max(1, len(targets) // 5)
+    n = training_rows(len(targets))
     return Regression(name, columns, inputs[:n], targets[:n], inputs[n:], targets[n:], true_weights)
 
 
@@ -121,7 +125,7 @@ def from_csv(path, target) -> Regression:
     values = values[np.random.default_rng(0).permutation(len(values))]
     at = names.index(target)
     features, targets = np.delete(values, at, axis=1), values[:, at]
-    n = len(targets) - max(1, len(targets) // 5)
+    n = training_rows(len(targets))
     if n < len(names):  # as many weights as columns: a bias stands where the target stood
         raise UserError(f"{path}: {len(targets)} rows, {max(n, 0)} of them to adapt on, cannot fix {len(names)} "
                         "weights; it wants more rows or fewer columns")  # fmt: skip

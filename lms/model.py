@@ -10,7 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.linalg import blas
 
-Trajectory = tuple[np.ndarray, np.ndarray]
+Array = np.ndarray
+Trajectory = tuple[Array, Array]
 
 
 # ------------------------------------------------------------------------------------------------- the closed form
@@ -19,12 +20,12 @@ Trajectory = tuple[np.ndarray, np.ndarray]
 class Wiener(NamedTuple):
     """The best that any fixed weights can do."""
 
-    weights: np.ndarray  # (M,)
+    weights: Array  # (M,)
     mse: float  # mean of squared errors, in squared units of the target: the floor for every filter
     rank: int  # below M: the inputs are linearly dependent, and these are the weights of least norm
 
 
-def wiener_solution(X: np.ndarray, d: np.ndarray) -> Wiener:
+def wiener_solution(X: Array, d: Array) -> Wiener:
     """The weights of least mean squared error, R w = p with R = X'X / N, p = X'd / N (Haykin 2002, section 2.4).
 
     Solved through the singular values of X: forming R would square its condition number. Where R is singular, this is
@@ -37,7 +38,7 @@ def wiener_solution(X: np.ndarray, d: np.ndarray) -> Wiener:
 # ------------------------------------------------------------------------------------------------------ the filters
 
 
-def lms(X: np.ndarray, d: np.ndarray, r: float, w: np.ndarray | None = None) -> Trajectory:
+def lms(X: Array, d: Array, r: float, w: Array | None = None) -> Trajectory:
     """Least mean squares (Widrow and Hoff 1960): a step down the gradient of one sample's squared error.
 
     The gradient of e^2 / 2 with respect to w is -e x, so w moves by r e x. Starts at `w` (zeros if None).
@@ -49,7 +50,7 @@ def lms(X: np.ndarray, d: np.ndarray, r: float, w: np.ndarray | None = None) -> 
     return weights, errors
 
 
-def nlms(X: np.ndarray, d: np.ndarray, r: float, w: np.ndarray | None = None, eps: float = 1e-3) -> Trajectory:
+def nlms(X: Array, d: Array, r: float, w: Array | None = None, eps: float = 1e-3) -> Trajectory:
     """Normalized LMS: the step is divided by the power of the input, which makes 0 < r < 2 stable for inputs of any
     scale (Haykin 2002, section 6.1). `eps` keeps silence from dividing by zero."""
     weights, errors, w = start(X, w)
@@ -59,7 +60,7 @@ def nlms(X: np.ndarray, d: np.ndarray, r: float, w: np.ndarray | None = None, ep
     return weights, errors
 
 
-def rls(X, d, forgetting: float = 1.0, delta: float = 1e-7, w: np.ndarray | None = None) -> Trajectory:
+def rls(X: Array, d: Array, forgetting: float = 1.0, delta: float = 1e-7, w: Array | None = None) -> Trajectory:
     """Recursive least squares (Haykin 2002, section 9.3): after every sample the exact least-squares solution so far.
 
     P is the inverse of sum_j forgetting^(k-j) x_j x_j' + forgetting^k delta I, kept up to date by the matrix inversion
@@ -87,7 +88,7 @@ def start(X, w):
 # -------------------------------------------------------------------------------------- the same LMS, only faster
 
 
-def lms_blocks(X, d, r: float, w: np.ndarray | None = None, block: int | None = None) -> Trajectory:
+def lms_blocks(X: Array, d: Array, r: float, w: Array | None = None, block: int | None = None) -> Trajectory:
     """LMS again, exactly, `block` samples at a time.
 
     In a block that starts with weights w, e[k] = d[k] - x_k'(w + r sum_{j<k} e[j] x_j). So the errors solve a
@@ -110,7 +111,7 @@ def lms_blocks(X, d, r: float, w: np.ndarray | None = None, block: int | None = 
     return weights, errors
 
 
-def lms_runs(X: np.ndarray, d: np.ndarray, r: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def lms_runs(X: Array, d: Array, r: Array, w: Array) -> tuple[Array, Array]:
     """Many LMS filters side by side, one matrix operation a sample: what a sweep needs.
 
     X (..., N, M), d (..., N), r (...) and w (..., M) broadcast against each other over the runs (...).
@@ -126,7 +127,7 @@ def lms_runs(X: np.ndarray, d: np.ndarray, r: np.ndarray, w: np.ndarray) -> tupl
     return w, np.stack(errors, -1)
 
 
-def diverged_at(errors: np.ndarray) -> int | None:
+def diverged_at(errors: Array) -> int | None:
     """The first sample whose error is beyond 1e150, or no number; None if there is none. errors: (N,).
 
     Squares overflow at 1e154: what is found not to have diverged can be squared and summed.
@@ -167,7 +168,7 @@ def moments(X):
     return eigenvalues, (eigenvalues[:, None] + eigenvalues).reshape(-1), K
 
 
-def stability(X: np.ndarray) -> Stability:
+def stability(X: Array) -> Stability:
     """The bounds of r for LMS with inputs drawn independently from the rows of X, (N, M)."""
     eigenvalues = np.linalg.eigvalsh(X.T @ X / len(X))
     mean_square = None
@@ -177,10 +178,11 @@ def stability(X: np.ndarray) -> Stability:
     return Stability(*(b if b is None else float(b) for b in (2 / eigenvalues[-1], 2 / eigenvalues.sum(), mean_square)))
 
 
-def misadjustment(X: np.ndarray, r: float) -> tuple[float | None, float | None]:
+def misadjustment(X: Array, r: float) -> tuple[float | None, float | None]:
     """The share by which LMS with step r stays above the Wiener MSE in the long run: (textbook, exact).
 
-    textbook: r trace(R) / (2 - r trace(R)) (Widrow and Stearns 1985, chapter 6, with their 2 mu as our r).
+    textbook: r trace(R) / (2 - r trace(R)) (Sayed 2003, chapter 6); to first order r trace(R) / 2, the mu trace(R) of
+    Widrow and Stearns 1985, chapter 6, whose 2 mu is our r.
     exact: r vec(R)' (diag(a) - r K)^-1 vec(R), from the fixed point of the step in `moments`; for rows drawn
     independently, and noise independent of them.
     None where r is beyond the bound that goes with it, and exact also for more than MAX_EXACT weights.

@@ -60,10 +60,10 @@ def rates(args, out):
     rows = []
     for i, lr in enumerate(args.lr):
         textbook, exact = model.misadjustment(X, lr)
+        predicted = {"textbook": train.shown(textbook, ".3g"), "exact": train.shown(exact, ".3g")}
         for seed in range(args.seeds):
             row = {"study": "rates", "setting": f"r = {lr:g}", "seed": seed, "dataset": problem.name, "lr": lr,
-                   "epochs": args.epochs,
-                   "predicted": {"textbook": train.shown(textbook, ".3g"), "exact": train.shown(exact, ".3g")}}  # fmt: skip
+                   "epochs": args.epochs, "predicted": predicted}  # fmt: skip
             at, final = model.diverged_at(errors[seed, i]), {}
             if at is not None:
                 row |= {"state": "diverged", "diverged_at_step": at}
@@ -99,9 +99,8 @@ def print_rates(problem, bounds, wiener, rows):
             said += f" +- {statistics.stdev(measured):.1g}"  # NumPy's squares could overflow
         if lost:
             said += f" {len(lost)} of {len(mine)} diverged, at step {int(np.median(lost))} (median)"
-        final = mine[0]["final"]
-        print(f"{lr:8g} {train.shown(final['misadjustment_textbook'], '.3g'):>25} "
-              f"{train.shown(final['misadjustment_exact'], '.3g'):>8}    {said}")  # fmt: skip
+        predicted = mine[0]["predicted"]
+        print(f"{lr:8g} {predicted['textbook']:>25} {predicted['exact']:>8}    {said}")
 
 
 def draw_rates(errors, rows, X, wiener_mse, bounds):
