@@ -1,6 +1,6 @@
 """How fast the filters are, in samples per second, beside padasip.
 
-    python lms/bench.py        # a minute or two; wants `pip install padasip`
+    python lms/bench.py        # two minutes; wants `pip install padasip`
 
 All run on the same samples in one process, in turns, on one thread; the table shows medians of the rounds, and their
 ratio to padasip. Each returns every error and the weights before every sample, as padasip does. Leaves bench.json in
@@ -64,7 +64,7 @@ def contestants(X, d, r):
 
 def parser():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--repeats", type=run.positive_int, default=7, metavar="N", help="rounds (default: %(default)s)")
+    p.add_argument("--repeats", type=run.positive_int, default=15, metavar="N", help="rounds (default: %(default)s)")
     run.add_flags(p, out=dict(default=str(run.ROOT / "out" / "lms" / "bench"), help="where to"))
     return p
 
