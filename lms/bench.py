@@ -87,7 +87,7 @@ def main(argv=None):
             final = {"samples_per_s": round(len(d) / value), "times_padasip": reference / value}
             rows.append({"study": "bench", "setting": f"{name}, {taps} taps", "seed": 0, "state": "done",
                          "table": "block size" if name.startswith("blocks") else "filters", "taps": taps,
-                         "filter": name, "repeats": args.repeats, "final": final})  # fmt: skip
+                         "filter": name, "repeats": args.repeats, "final": final})
             print(f"{taps:7}  {name:14} {final['samples_per_s']:12,} {final['times_padasip']:15.2f}")
     write_study(out, "bench", rows)
 

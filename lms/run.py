@@ -256,7 +256,7 @@ def open_folder(args, experiment, name):
             lock = hold(wanted)
             if not args.resume and (wanted / "run.json").exists():
                 lock.close()
-                raise UserError(f"{wanted}: holds a run already; continue it with --resume {wanted}, or name another")
+                raise UserError(f"{wanted}: holds a run already; name another folder")
             return wanted, lock
         for n in range(1, sys.maxsize):
             wanted = ROOT / "out" / experiment / f"{name}-s{args.seed}-{n}"
@@ -349,7 +349,8 @@ class Run:
         if kind is KeyboardInterrupt:
             again = ["python", shown(self.script), "--resume", shown(self.folder)]
             again += ["--data-dir", self.args.data_dir] if getattr(self.args, "data_dir", None) else []
-            print(f"interrupted; continue with: {shlex.join(again)}", file=sys.stderr)
+            kept = (self.folder / "last.pt").exists()
+            print("interrupted" + f"; continue with: {shlex.join(again)}" * kept, file=sys.stderr)
             raise SystemExit(128 + (self.stopping or signal.SIGINT)) from None
         if kind is not None and issubclass(kind, OSError):
             raise UserError(f"{error.filename or self.folder}: {error.strerror or error}") from None

@@ -47,7 +47,7 @@ def train(args, r, problem, wiener):
         # train and val are with the weights that the epoch leaves, apriori with those that each sample met
         r.log({"epoch": epoch + 1, "train_mse": mse(X, d, w),
                "val_mse": mse(problem.val_inputs, problem.val_targets, w), "apriori_mse": float(np.mean(errors**2)),
-               "distance": float(np.linalg.norm(w - wiener.weights))})  # fmt: skip
+               "distance": float(np.linalg.norm(w - wiener.weights))})
         if r.stopping:
             r.stop()
     return w, np.concatenate(distances)
@@ -84,7 +84,7 @@ def draw_planes(path, problem, fits):
     axes.scatter(features[:, 0], features[:, 1], targets, s=6, c="tab:green", alpha=0.5, lw=0, label="all points")
     x1, x2 = np.meshgrid(*(np.linspace(*np.quantile(features[:, i], (0.005, 0.995)), 9) for i in (0, 1)))
     for (label, w), style in zip(fits.items(), (dict(color="tab:red", lw=2.4, alpha=0.6),
-                                                dict(color="k", lw=1, ls="--"))):  # fmt: skip
+                                                dict(color="k", lw=1, ls="--"))):
         axes.plot_wireframe(x1, x2, w[0] * x1 + w[1] * x2 + w[2], label=label, **style)
     axes.set(xlabel=problem.columns[0], ylabel=problem.columns[1], zlabel="target")
     axes.view_init(elev=20, azim=38)
@@ -114,7 +114,7 @@ def parser():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     data.add_data_flags(p)
     run.add_flags(p, "out", epochs=dict(default=20), seed=dict(help="order of the rows"),
-                  lr=dict(default=0.005, help="step size r: w moves by r e x"))  # fmt: skip
+                  lr=dict(default=0.005, help="step size r: w moves by r e x"))
     return p
 
 
@@ -126,15 +126,15 @@ def main(argv=None):
     wiener = model.wiener_solution(X, d)
     if wiener.rank < X.shape[1]:
         print(f"{problem.name}: the inputs are linearly dependent (rank {wiener.rank} of {X.shape[1]} columns); of all "
-              "weights that fit equally well, Wiener's here are those of least norm", file=sys.stderr)  # fmt: skip
+              "weights that fit equally well, Wiener's here are those of least norm", file=sys.stderr)
     bounds, (textbook, exact) = model.stability(X), model.misadjustment(X, args.lr)
     with run.Run(args, __file__, f"{problem.name}-lms") as r:
         r.note(dataset={"name": problem.name, "digest": problem.digest, "builtin": args.data in data.BUILT_IN,
                         "train": len(d), "val": len(problem.val_targets), "rank": wiener.rank},
-               parameters=X.shape[1], bounds=bounds._asdict())  # fmt: skip
+               parameters=X.shape[1], bounds=bounds._asdict())
         r.say(f"LMS, {X.shape[1]} weights, on {problem.name}: {len(d):,} rows a pass, r = {args.lr:g}; stable in the "
               f"mean below {bounds.mean:.3g}, by the trace below {bounds.trace:.3g}, in the mean square below "
-              f"{shown(bounds.mean_square, '.3g', 'an unknown value')}\n{r.hardware}")  # fmt: skip
+              f"{shown(bounds.mean_square, '.3g', 'an unknown value')}\n{r.hardware}")
         w, distances = train(args, r, problem, wiener)
 
         late = r.rows[len(r.rows) // 2 :]
@@ -148,12 +148,12 @@ def main(argv=None):
                  wiener_val_mse=mse(problem.val_inputs, problem.val_targets, wiener.weights),
                  apriori_mse_late=apriori, misadjustment=measured, misadjustment_textbook=textbook,
                  misadjustment_exact=exact, distance=r.rows[-1]["distance"], weights=w.tolist(),
-                 wiener_weights=wiener.weights.tolist())  # fmt: skip
+                 wiener_weights=wiener.weights.tolist())
         for name, a, b in zip(problem.columns, w, wiener.weights):
             r.say(f"{name:>12}   LMS {a:11.5g}   Wiener {b:11.5g}")
         r.say(f"MSE {r.rows[-1]['train_mse']:.5g}, Wiener {wiener.mse:.5g}; misadjustment over the later half "
               f"{shown(measured, '.3g')} (predicted: textbook {shown(textbook, '.3g')}, exact {shown(exact, '.3g')}); "
-              f"{r.record['wall_s']:.0f} s; {run.shown(r.folder)}")  # fmt: skip
+              f"{r.record['wall_s']:.0f} s; {run.shown(r.folder)}")
     return r.record
 
 

@@ -310,7 +310,7 @@ GOOD = "a,b,y\n" + "".join(f"{i % 7},{i * i % 11},{i % 5}\n" for i in range(60))
     ("y\n" + "1\n" * 30, "two columns or more"),
     ("a,a,y\n" + "1,2,3\n" * 30, "a name of its own"),
     (GOOD + "1e200,2,1e200\n", "overflow"),
-])  # fmt: skip
+])
 def test_a_bad_csv_is_one_clear_line(text, said, tmp_path):
     path = write(tmp_path / "t.csv", text)
     code, message = failure(train.main, ["--data", path, "--target", "y", "--out", str(tmp_path / "run")])
