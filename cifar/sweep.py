@@ -101,6 +101,8 @@ def one_run(folder, told, data_dir):
     except run.Diverged:
         pass  # a result like any other: run.json has it
     except SystemExit as error:
+        if isinstance(error.code, int) and error.code >= 128:
+            os._exit(error.code)  # told to stop, and the run is saved: take no other
         return folder, f"{folder.name}: {str(error).removeprefix('error: ')}"
     return folder, None
 

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import time
 
 import numpy as np
 import pytest
@@ -449,6 +450,19 @@ def test_a_sweep_continues_and_shares_runs(tmp_path):
     assert len((tmp_path / "results.txt").read_text().splitlines()) == 4
     other = failure(load("cifar", "sweep").main, [*words[2:], "--study", "activation", "--limit", "50"])
     assert other[0] == 1 and "--limit" in other[1], "a quick look is not taken for the real thing"
+
+
+def test_a_sweep_told_to_stop_stops_and_continues(tmp_path):
+    words = [sys.executable, str(ROOT / "cifar" / "sweep.py"), "--data", "builtin", "--limit", "300", "--epochs", "40",
+             "--seeds", "1", "--jobs", "1", "--out", str(tmp_path), "--study", "activation"]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not list(tmp_path.glob("*/last.pt")):
+        time.sleep(0.02)
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1 and "continues where it was" in errors and "Traceback" not in errors
+    (record,) = [json.loads(file.read_text()) for file in tmp_path.glob("*/run.json")]  # the second never began
+    assert record["state"] == "interrupted"
 
 
 def test_every_study_is_made_of_arguments_that_train_takes():
