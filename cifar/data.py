@@ -224,7 +224,8 @@ def choose(name, data_dir, auto):
         prepare(auto, data_dir, patient=False)
         return auto
     except fetch.Unreachable as error:
-        print(f"*** {error}\n*** TRAINING ON THE BUILT-IN TOY DATASET INSTEAD: its numbers say nothing of {auto}.\n"
+        why = str(error).removeprefix("error: ")
+        print(f"*** {why}\n*** TRAINING ON THE BUILT-IN TOY DATASET INSTEAD: its numbers say nothing of {auto}.\n"
               f"*** To wait for the slow original host: --data {auto}", file=sys.stderr)
         return "builtin"
 
