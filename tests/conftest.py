@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = sorted(file.parent.name for file in ROOT.glob("*/train.py"))
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny networks gain nothing from more, and lose much on a busy machine
 
 
 @functools.cache

@@ -416,7 +416,7 @@ def test_stopped_within_an_epoch_and_resumed(tmp_path):
     out = tmp_path / "broken"
     process = subprocess.Popen([*words, "--out", str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while process.poll() is None and not (out / "best.pt").exists():
-        pass
+        time.sleep(0.005)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate()
     state = torch.load(out / "last.pt", weights_only=True)
