@@ -130,12 +130,12 @@ def evaluate(model, dataset, r):
     return F.cross_entropy(logits, dataset.labels).item(), correct / len(dataset), logits
 
 
-def draw_predictions(path, dataset, logits, rows=4, columns=8):
+def draw_predictions(path, dataset, logits, rows=3, columns=8):
     """The first test pictures with the class predicted, and the true one where that was wrong."""
-    figure = matplotlib.figure.Figure(figsize=(1.2 * columns, 1.45 * rows), layout="constrained")
+    figure = matplotlib.figure.Figure(figsize=(1.15 * columns, 1.4 * rows), layout="constrained")
     predicted = logits.argmax(1).tolist()
     for i, axes in zip(range(len(dataset)), np.ravel(figure.subplots(rows, columns))):
-        axes.imshow(dataset.images[i].permute(1, 2, 0).cpu().numpy())
+        axes.imshow(dataset.images[i].permute(1, 2, 0).cpu().numpy(), interpolation="nearest")
         truth, guess = (dataset.classes[k].replace("_", " ") for k in (dataset.labels[i], predicted[i]))
         axes.set_title(guess if guess == truth else f"{guess}\n(is {truth})", fontsize=7.5,
                        color="tab:green" if guess == truth else "tab:red")
