@@ -107,7 +107,8 @@ class Cifar(torch.utils.data.Dataset):
         plane, row = torch.arange(3, device=device)[:, None] * size * size, torch.arange(32, device=device) * size
         starts = (corner[:, None, None] + plane + row).view(-1)  # (B, 3, 32) -> (B * 96,)
         crops = windows.index_select(0, starts).view(-1, 3, 32, 32)
-        return torch.where(flip[:, None, None, None], crops.flip(3), crops)
+        mirrored = flip.nonzero().squeeze(1)
+        return crops.index_copy_(0, mirrored, crops.index_select(0, mirrored).flip(3))
 
     def batches(self, batch_size, shuffle=None, augment=False, skip=0):
         """Yield (images float32 (B, 3, 32, 32) normalized, labels int64 (B,)), the last batch possibly smaller.
