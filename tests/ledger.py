@@ -61,7 +61,7 @@ def cell(runs, key, form):
     if isinstance(there[0], str | bool) or not form:
         return ", ".join(dict.fromkeys(str(v) for v in there))
     text = format(statistics.mean(there), form)
-    if len(there) > 1:
+    if len(set(there)) > 1:
         text += f" ± {format(statistics.stdev(there), form)}"
     lost = sum(run.get("state") == "diverged" for run in runs)
     return text + (f" ({lost} of {len(runs)} diverged)" if lost else "")
