@@ -93,7 +93,7 @@ def parser():
 
 def main(argv=None):
     args = parser().parse_args(argv)
-    device, out = run.pick_device(args.device), Path(args.out)
+    device, out = run.pick_device(args.device), run.make_folder(args.out)
     train_set, _, _ = data.load(args.data, args.data_dir, args.limit)
     facts = run.describe_device(device)
     print(f"LeNet-5 on {len(train_set):,} images of {train_set.name}; {facts['name']}, {facts['threads']} threads")
@@ -108,10 +108,6 @@ def main(argv=None):
             row = rows[-1]
             print(f"batch size {batch_size:>3}  {name:<16} {row['images_per_s']:>8,.0f} images/s, "
                   f"{row['of_ceiling']:.0%} of the step alone, {row['times_usual']:.2f} times the usual way")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise run.UserError(f"{out}: cannot be used ({error.strerror})") from None
     run.write_json(out / "bench.json", {"bench": "cifar", "git": run.git_state(Path(__file__).parent), "device": facts,
                    "versions": run.versions(), "dataset": train_set.facts(), "rows": rows})
     return rows

@@ -229,6 +229,15 @@ def draw_curves(rows, path):
     write_figure(path, figure)
 
 
+def make_folder(path):
+    """The folder `path`, made if it is not there: ask before the work whose results it is to hold."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be used ({error.strerror})") from None
+    return Path(path)
+
+
 def hold(folder):
     """Lock `folder` for this process and return the open lock. The system drops it when the process dies."""
     handle = open(folder / ".lock", "a")

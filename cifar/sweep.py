@@ -18,7 +18,6 @@ import os
 import signal
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
 
 import data
 import numpy as np
@@ -29,6 +28,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from tqdm import tqdm
 
+BAR = "sweep {percentage:3.0f}%|{bar}| {elapsed} so far, {remaining} left"
 SIMPLE = dict(model="simplenn", bs=128, lr=0.05, epochs=8)
 RATES = [0.001, 0.01, 0.05, 0.1, 0.3, 1.0]
 LADDER = {
@@ -227,7 +227,7 @@ def parser():
 
 def main(argv=None):
     args = parser().parse_args(argv)
-    out = Path(args.out)
+    out = run.make_folder(args.out)
     common = {name: value for name, value in (("limit", args.limit), ("epochs", args.epochs)) if value is not None}
     models = {setting["model"] for study in args.study for setting in STUDIES[study].values()}
     named = {m: data.choose(args.data, run.data_dir(args.data_dir), train.DATASET[m]) for m in sorted(models)}
@@ -239,10 +239,6 @@ def main(argv=None):
                 recipe = train.RECIPES[setting.get("recipe", "plain")][setting["model"]] | setting
                 cost = (args.epochs or recipe["epochs"]) * (1 + 16 / recipe["bs"])  # small batches are slower
                 jobs[folder] = cost, setting | dict(data=named[setting["model"]], seed=seed) | common
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise run.UserError(f"{out}: cannot be used ({error.strerror})") from None
     lock = run.hold(out)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     bar = tqdm(total=sum(cost for cost, _ in jobs.values()), bar_format=BAR)
@@ -272,8 +268,6 @@ def main(argv=None):
         report(study, rows, out)
     lock.close()
 
-
-BAR = "sweep {percentage:3.0f}%|{bar}| {elapsed} so far, {remaining} left"
 
 if __name__ == "__main__":
     run.cli(main)

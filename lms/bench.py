@@ -17,7 +17,7 @@ os.environ["OPENBLAS_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"  # read
 import model  # noqa: E402
 import numpy as np  # noqa: E402
 import run  # noqa: E402
-from sweep import make_folder, write_study  # noqa: E402
+from sweep import write_study  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 TAPS = [2, 32, 256]
@@ -75,7 +75,7 @@ def main(argv=None):
         import padasip  # noqa: F401
     except ImportError:
         raise run.UserError("padasip is not installed; what is compared with it needs: pip install padasip") from None
-    out, rows = make_folder(args.out), []
+    out, rows = run.make_folder(args.out), []
     print("   taps  filter           samples/s   times padasip")
     for taps in TAPS:
         X, d, r = problem(taps, SAMPLES[taps])

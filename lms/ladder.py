@@ -15,7 +15,7 @@ import numpy as np
 import run
 import torch
 import torch.nn.functional as F
-from sweep import make_folder, write_study
+from sweep import write_study
 from torch import nn
 
 WIDTH = 16  # of the hidden layers of steps 5 and 6
@@ -352,7 +352,7 @@ def main(argv=None):
     args = parser().parse_args(argv)
     if args.check:
         return check(args)
-    out, results, rows = make_folder(args.out), {}, []
+    out, results, rows = run.make_folder(args.out), {}, []
     for step in [args.step] if args.step else STEPS:
         with np.errstate(over="ignore", invalid="ignore"):  # looked at in the next line
             losses, found, truth = STEPS[step](args)

@@ -33,14 +33,6 @@ def write_study(out, study, rows, figure=None, **facts):
     print(f"-> {run.shown(out / study)}.json{', .png' if figure else ''}\n")
 
 
-def make_folder(out):
-    try:
-        Path(out).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise run.UserError(f"{out}: cannot be used ({error.strerror})") from None
-    return Path(out)
-
-
 # -------------------------------------------------------------------------------------------------------------- rates
 
 
@@ -200,7 +192,7 @@ def parser():
 
 def main(argv=None):
     args = data.parse(parser(), argv)
-    out = make_folder(args.out)
+    out = run.make_folder(args.out)
     for study in args.study:
         STUDIES[study](args, out)
 

@@ -480,3 +480,7 @@ def test_the_bench_measures_all_ways(tmp_path):
     assert len(rows) == 8 and all(row["images_per_s"] > 0 for row in rows)
     record = json.loads((tmp_path / "bench.json").read_text())
     assert record["dataset"]["builtin"] and len(record["rows"]) == 8
+    below = str(tmp_path / "bench.json" / "out")
+    for verb, argv in (("bench", []), ("sweep", ["--study", "lr"])):
+        code, message = failure(load("cifar", verb).main, ["--data", "builtin", "--out", below, *argv])
+        assert code == 1 and below in message, "said before any work is done"
