@@ -29,6 +29,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent  # the repository, or whatever holds a copied folder
@@ -127,12 +128,22 @@ def data_dir(given=None):
 # ------------------------------------------------------------------------------------- device and precision
 
 
+def join():
+    """Under torchrun, meet the other processes. Returns (rank, how many there are): (0, 1) without torchrun."""
+    if "RANK" in os.environ and not dist.is_initialized():
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
 def pick_device(name):
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(kind for kind, there in available.items() if there)
     if not available[name]:
         raise UserError(f"--device {name}: no such device here; use --device cpu")
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     return torch.device(name)
 
 
@@ -293,12 +304,16 @@ class Run:
 
     Seeds torch, resolves device and precision, and holds the run folder. `r.stopping` turns true at Ctrl-C or SIGTERM:
     the loop then saves and calls `r.stop()`. However the block ends, run.json says so: done, interrupted or diverged.
+
+    Under torchrun there is one in each of `r.world` processes, and the one of `r.rank` 0 alone writes and speaks. They
+    ask for `stopping` and call `save` together; what they pass to `log` and `check_finite` is reduced over them before.
     """
 
     def __init__(self, args, script, name, auto_precision="fp32"):
         self.args, self.script = args, Path(script).resolve()
+        self.rank, self.world = join()
         self.device = pick_device(args.device)
-        self.folder, self._lock = open_folder(args, self.script.parent.name, name)
+        self.folder, self._lock = self._open_folder(name)
         record_file, old = self.folder / "run.json", {}
         if args.resume:
             old = json.loads(record_file.read_text(encoding="utf-8"))
@@ -306,7 +321,7 @@ class Run:
         gains = auto_precision == "bf16" and native_bf16(self.device)
         auto = old.get("precision") or ("bf16" if gains else "fp32")
         self.precision = auto if args.precision == "auto" else args.precision
-        self.rows, self.stopping, self._drawn, self._began = [], None, 0.0, time.monotonic()
+        self.rows, self._signal, self._drawn, self._began = [], None, 0.0, time.monotonic()
         self._before = old.get("wall_s", 0.0)
         kept = {k: v for k, v in vars(args).items() if k not in ("out", "resume", "data_dir")}
         if Path(kept.get("data", "")).is_absolute():  # a record holds no paths of a machine
@@ -319,11 +334,28 @@ class Run:
             "versions": versions(),
             "platform": platform.system() + " " + platform.machine(),
             "device": describe_device(self.device),
+            "processes": self.world,
             "precision": self.precision,
             "started": old.get("started", datetime.now(UTC).isoformat(timespec="seconds")),
             "resumed": old.get("resumed", 0) + bool(args.resume),
         }
         torch.manual_seed(args.seed)
+
+    def _open_folder(self, name):
+        """The first process opens the folder and tells the others; where it cannot, it says why and all of them end."""
+        opened, error = (None, None), None
+        if self.rank == 0:
+            try:
+                opened = open_folder(self.args, self.script.parent.name, name)
+            except UserError as caught:
+                error = caught
+        if self.world > 1:
+            told = [opened[0]]
+            dist.broadcast_object_list(told)
+            opened = told[0], opened[1]
+        if opened[0] is None:
+            raise error or SystemExit(1)
+        return opened
 
     def __enter__(self):
         self._handlers = {}
@@ -336,10 +368,19 @@ class Run:
         return self
 
     def _signalled(self, number, frame):
-        if self.stopping == number:  # asked twice: at once
+        if self._signal == number:  # asked twice: at once
             raise KeyboardInterrupt
-        self.stopping = number
-        tqdm.write("stopping after this step ...", file=sys.stderr)
+        self._signal = number
+        if self.rank == 0:
+            tqdm.write("stopping after this step ...", file=sys.stderr)
+
+    @property
+    def stopping(self):
+        """Has any process been told to stop?"""
+        told = torch.tensor(self._signal is not None, dtype=torch.int32)
+        if self.world > 1:
+            dist.all_reduce(told, dist.ReduceOp.MAX)
+        return bool(told)
 
     def __exit__(self, kind, error, trace):
         for number, handler in self._handlers.items():
@@ -354,13 +395,18 @@ class Run:
             if kind is None:
                 raise
         finally:
-            self._lock.close()
+            if self._lock:
+                self._lock.close()
+        if self.world > 1 and kind is None:
+            dist.destroy_process_group()
+        if kind is KeyboardInterrupt and self.rank:
+            raise SystemExit(128 + (self._signal or signal.SIGINT)) from None
         if kind is KeyboardInterrupt:
             again = ["python", shown(self.script), "--resume", shown(self.folder)]
             again += ["--data-dir", self.args.data_dir] if getattr(self.args, "data_dir", None) else []
             kept = (self.folder / "last.pt").exists()
             print("interrupted" + f"; continue with: {shlex.join(again)}" * kept, file=sys.stderr)
-            raise SystemExit(128 + (self.stopping or signal.SIGINT)) from None
+            raise SystemExit(128 + (self._signal or signal.SIGINT)) from None
         if kind is not None and issubclass(kind, OSError):
             raise UserError(f"{error.filename or self.folder}: {error.strerror or error}") from None
 
@@ -379,6 +425,8 @@ class Run:
 
     def say(self, text):
         """Print a line and keep it in train.log."""
+        if self.rank:
+            return
         tqdm.write(text, file=sys.stdout)
         sys.stdout.flush()
         with open(self.folder / "train.log", "a", encoding="utf-8") as log:
@@ -390,6 +438,8 @@ class Run:
         self._write_record()
 
     def _write_record(self):
+        if self.rank:
+            return
         self.record["wall_s"] = round(self._before + time.monotonic() - self._began, 1)
         self.record["peak_memory_mb"] = peak_memory_mb(self.device)
         write_json(self.folder / "run.json", self.record)
@@ -397,6 +447,8 @@ class Run:
     def log(self, row):
         """Append a row to metrics.csv, and redraw curves.png if that is ten seconds ago."""
         self.rows.append(row)
+        if self.rank:
+            return
         with open(self.folder / "metrics.csv", "a", newline="", encoding="utf-8") as file:
             table = csv.DictWriter(file, list(row))
             if len(self.rows) == 1:
@@ -415,9 +467,15 @@ class Run:
     def save(self, state, name="last.pt"):
         """Write a checkpoint of plain tensors, numbers and strings; torch's random state and the number of metrics
         rows go with it."""
-        extra = {"rows": len(self.rows), "torch_rng": torch.get_rng_state()}
+        states = {"torch_rng": torch.get_rng_state()}
         if self.device.type == "cuda":
-            extra["cuda_rng"] = torch.cuda.get_rng_state(self.device)
+            states["cuda_rng"] = torch.cuda.get_rng_state(self.device)
+        extra = {"rows": len(self.rows), "random": [states]}
+        if self.world > 1:
+            extra["random"] = [None] * self.world
+            dist.all_gather_object(extra["random"], states)
+        if self.rank:
+            return
         content = io.BytesIO()
         torch.save(state | extra, content)
         write(self.folder / name, content.getbuffer())
@@ -428,11 +486,13 @@ class Run:
         path, state = self.folder / "last.pt", None
         if path.exists():
             state = read_checkpoint(path)
-            torch.set_rng_state(state["torch_rng"])
-            if self.device.type == "cuda" and "cuda_rng" in state:
-                torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+            if len(state["random"]) != self.world:
+                raise UserError(f"{path}: was written by {len(state['random'])} processes; continue it with as many")
+            torch.set_rng_state(state["random"][self.rank]["torch_rng"])
+            if self.device.type == "cuda" and "cuda_rng" in state["random"][self.rank]:
+                torch.cuda.set_rng_state(state["random"][self.rank]["cuda_rng"], self.device)
         metrics = self.folder / "metrics.csv"
-        if metrics.exists():
+        if metrics.exists() and self.rank == 0:
             with open(metrics, newline="", encoding="utf-8") as file:
                 kept = list(csv.reader(file))[: 1 + state["rows"] if state and state["rows"] else 0]
             self.rows = [{k: float(v) for k, v in zip(kept[0], row)} for row in kept[1:]]
@@ -441,7 +501,7 @@ class Run:
 
     def finish(self, **final):
         """Draw the last curves and record the final metrics; the run is done."""
-        if self.rows:
+        if self.rows and self.rank == 0:
             draw_curves(self.rows, self.folder / "curves.png")
         self.record |= {"state": "done", "final": final}
         self._write_record()
