@@ -402,7 +402,8 @@ class Run:
         if kind is KeyboardInterrupt and self.rank:
             raise SystemExit(128 + (self._signal or signal.SIGINT)) from None
         if kind is KeyboardInterrupt:
-            again = ["python", shown(self.script), "--resume", shown(self.folder)]
+            again = ["python"] if self.world == 1 else ["torchrun", f"--nproc-per-node={self.world}"]
+            again += [shown(self.script), "--resume", shown(self.folder)]
             again += ["--data-dir", self.args.data_dir] if getattr(self.args, "data_dir", None) else []
             kept = (self.folder / "last.pt").exists()
             print("interrupted" + f"; continue with: {shlex.join(again)}" * kept, file=sys.stderr)
