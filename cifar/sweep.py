@@ -59,14 +59,12 @@ STUDIES = {  # study: {setting: arguments of train.py}
     "lr-decay": {decay: SIMPLE | dict(decay=decay) for decay in ("none", "step", "cosine", "onecycle")},
     "ladder": {name: {k: v for part in list(LADDER.values())[: i + 1] for k, v in part.items()}
                for i, name in enumerate(LADDER)},
-    "search-lenet5": {name: dict(model="lenet5", recipe="best") | change for name, change in {
-        "recipe best": {},
-        "learning rate 0.01": dict(lr=0.01),
-        "learning rate 0.04": dict(lr=0.04),
-        "L2 0.0002": dict(l2=2e-4),
-        "L2 0.001": dict(l2=1e-3),
-        "180 epochs": dict(epochs=180),
-    }.items()},
+    "search-lenet5": {
+        "recipe best": dict(model="lenet5", recipe="best"),
+        "learning rate 0.01": dict(model="lenet5", recipe="best", lr=0.01),
+        "learning rate 0.04": dict(model="lenet5", recipe="best", lr=0.04),
+        "180 epochs": dict(model="lenet5", recipe="best", epochs=180),
+    },
     "best-lenet5": {"LeNet-5": dict(model="lenet5", recipe="best")},
     "best-simplenn": {"SimpleNN": dict(model="simplenn", recipe="best")},
 }
