@@ -16,7 +16,7 @@ import json
 import multiprocessing
 import os
 import signal
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 
 import data
@@ -252,14 +252,15 @@ def main(argv=None):
     bar.initial = sum(cost for folder, (cost, _) in jobs.items() if folder not in todo)
     bar.update(bar.initial)
     with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn"), start_worker) as pool:
-        futures = [pool.submit(one_run, folder, told, args.data_dir) for folder, told in todo.items()]
+        pending = {pool.submit(one_run, folder, told, args.data_dir) for folder, told in todo.items()}
         try:
-            for future in as_completed(futures):
-                folder, error = future.result()
-                if error:
-                    raise run.UserError(error)
-                bar.update(jobs[folder][0])
-                list_results(out)
+            while pending:  # waking up now and then: a signal that another thread took is seen only then
+                finished, pending = wait(pending, timeout=1, return_when=FIRST_COMPLETED)
+                for folder, error in (future.result() for future in finished):
+                    if error:
+                        raise run.UserError(error)
+                    bar.update(jobs[folder][0])
+                    list_results(out)
         except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
             for child in multiprocessing.active_children():
