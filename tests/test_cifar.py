@@ -168,6 +168,13 @@ def test_batches_are_a_function_of_seed_and_epoch(builtin, augment):
         assert not torch.equal(batches[0][1], next(dataset.batches(64, shuffle=other, augment=augment))[1])
 
 
+def test_seeds_of_any_size_differ(builtin):
+    """torch's generator on a CPU takes 32 bits of a seed and drops the others without a word."""
+    train_set = builtin[0]
+    orders = [next(train_set.batches(50, shuffle=(seed, 0)))[1].tolist() for seed in (0, 1, 255, 256, 257, 2**31 - 1)]
+    assert len({tuple(order) for order in orders}) == len(orders)
+
+
 def test_without_shuffling_batches_are_the_stored_order(builtin):
     x, y = next(builtin[1].batches(500))
     assert torch.equal(y, builtin[1].labels)
