@@ -63,7 +63,6 @@ STUDIES = {  # study: {setting: arguments of train.py}
         "recipe best": dict(model="lenet5", recipe="best"),
         "learning rate 0.01": dict(model="lenet5", recipe="best", lr=0.01),
         "learning rate 0.04": dict(model="lenet5", recipe="best", lr=0.04),
-        "180 epochs": dict(model="lenet5", recipe="best", epochs=180),
     },
     "best-lenet5": {"LeNet-5": dict(model="lenet5", recipe="best")},
     "best-simplenn": {"SimpleNN": dict(model="simplenn", recipe="best")},
