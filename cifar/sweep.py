@@ -158,7 +158,7 @@ def draw_rates(axes, rows, out):
         points = [(lr, values) for lr, values in points if values]
         if points:
             mean = np.array([np.mean(values) for _, values in points])
-            spread = np.array([[m - min(v), max(v) - m] for m, (_, v) in zip(mean, points)]).T
+            spread = np.array([[m - min(v), max(v) - m] for m, (_, v) in zip(mean, points)]).T.clip(0)  # equal: -1e-17
             axes.errorbar([lr for lr, _ in points], mean, spread, marker="o", capsize=3,
                           label=f"{name} batch normalization")
         lost = [row["args"]["lr"] for row in mine if row["state"] == "diverged"]
