@@ -81,7 +81,7 @@ class Words:
     def words(cls, text, split):
         if split == "prose":
             return cls.PROSE.findall(text)
-        return [word for line in text.splitlines() for word in (*line.split(), END_OF_LINE)]
+        return text.replace("\n", f" {END_OF_LINE} ").split()
 
     def missing(self, text):
         return sorted(set(self.words(text, self.split)) - self.number.keys() - {END_OF_LINE})
