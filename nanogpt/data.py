@@ -93,7 +93,8 @@ def batch(tokens, block_size, batch_size, seed, step, device="cpu"):
     if places < 1:
         raise UserError(f"the text is too short: {len(tokens):,} tokens to train on, and a block of {block_size} with "
                         "the token that follows it does not fit; take a longer text or a smaller block")
-    generator = torch.Generator().manual_seed((seed << 32) + step)
+    # a CPU's generator looks at 32 bits of its seed: the factor puts the steps of two runs far from each other there
+    generator = torch.Generator().manual_seed((seed * 2_654_435_761 + step) % 2**32)
     start = torch.randint(places, (batch_size,), generator=generator)
     # row i of the unfolded view is the window that begins at i, so that all blocks together are one gather of rows
     window = tokens.unfold(0, block_size + 1, 1)[start].long()  # (B, T + 1)
@@ -139,7 +140,7 @@ def load(name, data_dir=None, limit=None, tokens="char"):
     digest = hashlib.blake2b("\0".join(parts).encode(), digest_size=16).hexdigest()
     tokenizer = make_tokenizer(tokens, name, parts, data_dir)
     ids = [torch.from_numpy(np.array(tokenizer.encode(part), dtype=np.uint16)) for part in parts]
-    if min(map(len, ids)) < 2 or tokenizer.vocab_size < 2:
+    if min(map(len, ids)) < 2 or tokenizer.vocab_size < 2 or len(set(parts[0])) < 2:
         raise UserError(f"{shown(name)}: is too short, or has too little in it: {sum(map(len, parts)):,} characters, "
                         f"{tokenizer.vocab_size} different tokens, in {len(parts)} parts of at least 2")
     ratios = {part: round(len(text) / len(i), 4) for part, text, i in zip(("train", "val", "test"), parts, ids)}
@@ -219,7 +220,7 @@ def builtin():
 
     seen, articles = set(), []
     for topic in sorted(topics):
-        paragraphs = [p for p in topics[topic].split("\n\n") if p.strip() and p not in seen]
+        paragraphs = [p for p in (p.strip("\n") for p in topics[topic].split("\n\n")) if p and p not in seen]
         seen.update(paragraphs)
         if paragraphs:
             articles.append("\n\n".join(paragraphs))
@@ -329,7 +330,7 @@ def prepare_openwebtext(folder, limit=None, stream=None, gpt2_files=None, at_onc
             if limit and have["train"] >= limit:
                 break
         else:
-            have["complete"] = True
+            have |= {"complete": True, "stream": None}
             run.write_json(progress, have)
         bar.close()
     except OSError as error:  # the network's and the disk's
