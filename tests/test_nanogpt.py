@@ -277,7 +277,7 @@ def fit(tmp_path, name, *argv):
 def test_it_learns_and_leaves_what_it_should(tmp_path):
     record = fit(tmp_path, "a")
     final = record["final"]
-    assert final["val_loss"] < 3.4 < record["first_loss"], "even odds on the letters: ln 90 or so"
+    assert final["val_loss"] < 3.6 < record["first_loss"], "even odds on the letters: ln 90 or so"
     assert {"best.pt", "last.pt", "layers.png", "curves.png"} <= {f.name for f in (tmp_path / "a").iterdir()}
     assert final["val_perplexity"] == pytest.approx(math.exp(final["val_loss"])) and "test_loss" in final
     net, tokenizer = model.load_checkpoint(tmp_path / "a" / "best.pt")
@@ -398,3 +398,24 @@ def test_the_bench_measures_both(tmp_path):
     rows = load("nanogpt", "bench").main(argv)
     assert {"reference", "cpu", "fast"} <= {row["way"] for row in rows}
     assert all(row["tokens_per_s"] > 0 for row in rows) and (tmp_path / "bench.json").exists()
+
+
+def test_a_sweep_continues_where_it_was(tmp_path, capsys):
+    sweep = load("nanogpt", "sweep")
+    argv = ["--study", "words", "--data", "builtin", "--limit", "600", "--iters", "10", "--seeds", "1", "--out",
+            str(tmp_path)]
+    sweep.main(argv)
+    first = {file: file.read_bytes() for file in tmp_path.glob("*/run.json")}
+    sweep.main(argv)
+    assert len(first) == 3 and all(file.read_bytes() == content for file, content in first.items())
+    record = json.loads((tmp_path / "words.json").read_text())
+    assert [len(row["curve"]) for row in record["rows"]] == [10, 10, 10] and (tmp_path / "words.png").exists()
+    assert "word-gpt" in capsys.readouterr().out
+
+
+def test_every_study_is_made_of_recipes():
+    sweep = load("nanogpt", "sweep")
+    for study in sweep.STUDIES.values():
+        for recipe in study.values():
+            assert recipe.keys() == train.RECIPES["gpu"].keys()
+            model.build(recipe["model"] | {"vocab_size": 65})
