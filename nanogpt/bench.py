@@ -11,6 +11,7 @@ is that of a plain product of two 2048 x 2048 matrices in the same precision. Wr
 import argparse
 import statistics
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -127,18 +128,17 @@ def speeds(text, device, steps):
 
 def whole(text, device, args, out):
     """Rows of three runs from the first step to the last: how long, and to what loss on all of the validation text."""
-    plain, rows = SimpleNamespace(precision="fp32", autocast=lambda: torch.autocast("cpu", enabled=False)), []
-    plain.world, written_out, model.WRITTEN_OUT = 1, model.WRITTEN_OUT, 0
+    plain = SimpleNamespace(precision="fp32", autocast=nullcontext, world=1, device=device)
+    written_out, model.WRITTEN_OUT = model.WRITTEN_OUT, 0
     step, net = reference(text, device)
     iters, places, began = train.RECIPES["cpu"]["iters"], SimpleNamespace(bs=12, seed=0), time.perf_counter()
-    for i in range(iters):
-        if i % 250 == 0:
+    for i in range(iters + 1):
+        if i % 250 == 0 or i == iters:
             sampled = [train.estimate(net, part, places, plain) for part in (text.train, text.val)][1]
-        step(i)
-    sampled = train.estimate(net, text.val, places, plain)
-    seconds = time.perf_counter() - began
-    rows.append({"what": "whole run", "way": "reference", "precision": "fp32", "seconds": seconds, "iters": iters,
-                 "val_loss": train.evaluate(net, text.val, 12, plain), "sampled_loss": sampled})
+        if i < iters:
+            step(i)
+    rows = [{"what": "whole run", "way": "reference", "precision": "fp32", "seconds": time.perf_counter() - began,
+             "iters": iters, "val_loss": train.evaluate(net, text.val, 12, plain), "sampled_loss": sampled}]
     model.WRITTEN_OUT = written_out
     for name in ("cpu", "fast"):
         given = [] if args.data_dir is None else ["--data-dir", args.data_dir]

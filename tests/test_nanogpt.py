@@ -393,11 +393,20 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path):
     assert records[0]["tokens_per_step"] == records[1]["tokens_per_step"] == 128
 
 
-def test_the_bench_measures_both(tmp_path):
-    argv = ["--data", "builtin", "--limit", "3000", "--steps", "2", "--out", str(tmp_path)]
-    rows = load("nanogpt", "bench").main(argv)
-    assert {"reference", "cpu", "fast"} <= {row["way"] for row in rows}
-    assert all(row["tokens_per_s"] > 0 for row in rows) and (tmp_path / "bench.json").exists()
+def test_the_bench_measures_and_trains_all_ways(tmp_path, monkeypatch):
+    bench = load("nanogpt", "bench")
+    for name in ("cpu", "fast"):
+        quick = train.RECIPES["cpu"] | dict(iters=20, evals=2)
+        monkeypatch.setitem(bench.train.RECIPES, name, quick)
+    text = data.load("builtin", limit=3000)
+    monkeypatch.setattr(bench.data, "load", lambda *args: text)
+    rows = bench.main(["--data", "builtin", "--device", "cpu", "--steps", "2", "--whole", "--out", str(tmp_path)])
+    speeds, whole = ([row for row in rows if (row["what"] == "whole run") == w] for w in (False, True))
+    assert [row["way"] for row in whole] == ["reference", "cpu", "fast"]
+    assert {"reference", "cpu", "fast", "with cache", "without cache"} == {row["way"] for row in speeds}
+    assert all(row["tokens_per_s"] > 0 for row in speeds) and all(row["val_loss"] < 4.5 for row in whole)
+    assert (tmp_path / "bench.json").exists()
+    assert failure(bench.main, ["--whole", "--limit", "5"])[0] == 2
 
 
 def test_a_sweep_continues_where_it_was(tmp_path, capsys):
