@@ -271,7 +271,8 @@ def open_openwebtext(data_dir, limit=None):
     Files that nanoGPT's prepare.py has made are taken as they are: the format is the same.
     """
     folder = data_dir / "openwebtext"
-    have = prepare_openwebtext(folder, limit, gpt2_files=prepare("gpt2_tokenizer", data_dir))
+    tokenizer = gpt2_tokenizer(data_dir)
+    have = prepare_openwebtext(folder, tokenizer, limit)
     parts, digest = [], hashlib.blake2b(digest_size=16)
     for part in ("train", "val"):
         file = folder / f"{part}.bin"
@@ -282,10 +283,10 @@ def open_openwebtext(data_dir, limit=None):
         ids = torch.from_file(str(file), shared=False, size=wanted, dtype=torch.uint16)
         parts.append(ids[: min(limit or wanted, VALIDATED if part == "val" else wanted)])
         digest.update(len(ids).to_bytes(8, "little") + ids[:VALIDATED].numpy().tobytes())
-    return Text("openwebtext", "gpt2", gpt2_tokenizer(data_dir), [*parts, None], digest.hexdigest())
+    return Text("openwebtext", "gpt2", tokenizer, [*parts, None], digest.hexdigest())
 
 
-def prepare_openwebtext(folder, limit=None, stream=None, gpt2_files=None, at_once=1000):
+def prepare_openwebtext(folder, tokenizer, limit=None, stream=None, at_once=1000):
     """Stream the documents, and append their tokens to val.bin (the first HELD_OUT) and train.bin (the others).
 
     Each document ends with <|endoftext|>. After every `at_once` documents the files are on the disk, and
@@ -303,7 +304,7 @@ def prepare_openwebtext(folder, limit=None, stream=None, gpt2_files=None, at_onc
     if have["complete"] or (limit and have["train"] >= limit):
         return have
     lock = run.hold(run.make_folder(folder))
-    encode, end = many_at_once(*gpt2_files)
+    end = tokenizer.vocabulary[END_OF_TEXT]
     try:
         stream = stream or open_stream()
         if have["stream"]:
@@ -315,8 +316,8 @@ def prepare_openwebtext(folder, limit=None, stream=None, gpt2_files=None, at_onc
         bar = tqdm(desc="OpenWebText", total=DOCUMENTS, initial=have["documents"], unit=" documents", disable=None)
         documents = iter(stream)
         while some := list(islice(documents, at_once)):
-            for number, ids in enumerate(encode([document["text"] for document in some]), have["documents"]):
-                part = "val" if number < HELD_OUT else "train"
+            for number, document in enumerate(some, have["documents"]):
+                part, ids = "val" if number < HELD_OUT else "train", tokenizer.encode(document["text"])
                 files[part].write(np.array([*ids, end], dtype=np.uint16).tobytes())
                 have[part] += len(ids) + 1
             for file in files.values():
@@ -346,19 +347,6 @@ def open_stream():
     import datasets
 
     return datasets.load_dataset(**OPENWEBTEXT)
-
-
-def many_at_once(vocab_json, merges_txt):
-    """(texts -> lists of numbers, the number of <|endoftext|>): GPT-2's tokenizer from `transformers`, on all cores.
-
-    It gives the same numbers as BytePairs (tests/test_nanogpt_text.py) a few times as fast, which for 38 GB matters.
-    """
-    from transformers import GPT2TokenizerFast
-
-    ours = BytePairs.read(vocab_json, merges_txt)
-    fast = GPT2TokenizerFast(vocab=ours.vocabulary, merges=ours.merges)
-    end = ours.vocabulary[END_OF_TEXT]
-    return (lambda texts: fast(texts, split_special_tokens=True, verbose=False)["input_ids"]), end
 
 
 # --------------------------------------------------------------------------------------------------------------- main

@@ -14,6 +14,7 @@ import math
 import time
 
 import data
+import matplotlib
 import model
 import numpy as np
 import run
@@ -239,17 +240,18 @@ def earlier(file, common):
 
 
 def draw(study, rows, vocab_size, path):
-    """Left the validation loss as it falls; right where it ends."""
+    """Left the validation loss as it falls; right where it ends, which is the legend too."""
     figure = Figure(figsize=(10, 4), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(1, 1))
+    left, right = figure.subplots(1, 2)
+    colours = matplotlib.colormaps["tab20"]
     names = [name for name in STUDIES[study] if any(r["setting"] == name and r["state"] == "done" for r in rows)]
     for i, name in enumerate(names):
         mine = [r for r in rows if r["setting"] == name and r["state"] == "done"]
         curves = np.array([[loss for _, loss in r["curve"]] for r in mine])
-        (line,) = left.plot([step for step, _ in mine[0]["curve"]], curves.mean(0), label=name, color=f"C{i}")
+        left.plot([step for step, _ in mine[0]["curve"]], curves.mean(0), color=colours(i))
         end = np.mean([r["final"]["val_loss"] for r in mine])
         bar = min(end, math.log(vocab_size))  # what explodes is cut off
-        right.barh(name, bar, color=line.get_color(), alpha=0.8)
+        right.barh(name, bar, color=colours(i))
         right.annotate(f"{end:,.3f}", (bar, i), (3, 0), textcoords="offset points", va="center", fontsize=8)
     left.axhline(math.log(vocab_size), color="grey", ls=":", lw=1)
     left.annotate("ln V: knows nothing", (0.98, math.log(vocab_size)), (0, 3), xycoords=("axes fraction", "data"),
@@ -260,7 +262,6 @@ def draw(study, rows, vocab_size, path):
     right.set(xlabel="validation loss at the end", xlim=(0, 1.15 * min(max(ends), math.log(vocab_size))))
     right.invert_yaxis()
     left.grid(alpha=0.3)
-    left.legend(fontsize=6)
     run.write_figure(path, figure)
 
 

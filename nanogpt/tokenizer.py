@@ -211,6 +211,8 @@ class BytePairs:
         return [self.vocabulary[part] for part in parts]
 
     def encode(self, text):
+        if len(self.known) > 2**20:  # the web has no end of different words
+            self.known.clear()
         ids = []
         for word in self.WORD.findall(text):
             if word not in self.known:

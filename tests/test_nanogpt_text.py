@@ -279,8 +279,8 @@ class Documents:
 def small_pieces(monkeypatch, data_dir, tmp_path):
     """prepare(documents, ...) into tmp_path, ten documents at once, the first 25 held out."""
     monkeypatch.setattr(data, "HELD_OUT", 25)
-    files = data.prepare("gpt2_tokenizer", data_dir("gpt2_tokenizer"))
-    return lambda name, documents, limit=None: data.prepare_openwebtext(tmp_path / name, limit, documents, files, 10)
+    gpt2 = data.gpt2_tokenizer(data_dir("gpt2_tokenizer"))
+    return lambda name, documents, limit=None: data.prepare_openwebtext(tmp_path / name, gpt2, limit, documents, 10)
 
 
 def test_openwebtext_broken_off_and_resumed_is_the_same(small_pieces, tmp_path):
