@@ -2,7 +2,7 @@
 
     python nanogpt/sweep.py --study clock      # loss against seconds: nanoGPT's recipe, `fast`, three minutes
     python nanogpt/sweep.py --study options    # what each modern option does to the loss, and to the clock
-    python nanogpt/sweep.py --study words      # bigram, MLP and GPT, of equal size and in equal time, on WikiText-2
+    python nanogpt/sweep.py --study words      # bigram, MLP and GPT, of equal size and in equal time
 
 Given again, it continues where it stopped. Under --out: a run folder for every setting and seed, and for every study
 STUDY.json and STUDY.png. The settings of `options` run one a core, with one thread each; the others, where seconds are
@@ -41,7 +41,6 @@ STUDIES = {  # study: {setting: recipe}
     },
     "words": {name: train.RECIPES[name] for name in ("word-bigram", "word-mlp", "word-gpt")},
 }
-TEXT = {"words": "wikitext2"}  # what --data auto means; else Shakespeare
 
 
 def one_run(job):
@@ -100,7 +99,7 @@ def parser():
     p.add_argument("--study", nargs="+", choices=list(STUDIES), default=list(STUDIES), help="(default: all of them)")
     p.add_argument("--seeds", type=run.positive_int, default=3, metavar="N", help="seeds 0 to N - 1 (default: 3)")
     run.add_flags(p, "data_dir", out=dict(default=str(run.ROOT / "out" / "nanogpt" / "sweep"), help="where to"),
-                  data=dict(type=data.known, default="auto", help=data.DATA_HELP + "; auto is wikitext2 for words"),
+                  data=dict(type=data.known, default="auto", help=data.DATA_HELP),
                   limit=dict(help="only the first N tokens of each part, for a quick look"),
                   iters=dict(help="instead of each setting's own, for a quick look"))
     return p
@@ -111,7 +110,7 @@ def main(argv=None):
     out = run.make_folder(args.out)
     lock = run.hold(out)
     for study in args.study:
-        flags = ["--data", TEXT.get(study, "auto") if args.data == "auto" else args.data]
+        flags = ["--data", args.data]
         for name in ("limit", "iters", "data_dir"):
             if getattr(args, name) is not None:
                 flags += [f"--{name.replace('_', '-')}", str(getattr(args, name))]

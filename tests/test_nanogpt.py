@@ -316,8 +316,8 @@ def test_the_other_recipes_learn(recipe, tmp_path, monkeypatch):
 
 
 def test_word_recipes_are_of_equal_size():
-    """At the vocabulary of WikiText-2."""
-    sizes = [model.count_parameters(model.build(train.RECIPES[name]["model"] | {"vocab_size": 33_278}))
+    """At the vocabulary of Shakespeare."""
+    sizes = [model.count_parameters(model.build(train.RECIPES[name]["model"] | {"vocab_size": 7_060}))
              for name in ("word-bigram", "word-mlp", "word-gpt")]
     assert max(sizes) < 1.05 * min(sizes), sizes
 
