@@ -27,7 +27,7 @@ from tqdm import tqdm
 BLOCK, BATCH, WIDTH, LR = 64, 12, 64, 1e-2  # tokens in a block, blocks in a batch, C, learning rate
 # Of the rates that were tried on validation text, the best; a row of the bigram's table is rarely met and needs more
 RATE = {"bigram": 0.3, "residuals, three times the rate": 3 * LR, "normalization, three times the rate": 3 * LR}
-LOOKED_AT, MEASURED = 20_000, 250_000  # so many tokens of a part for a point of the curve, and at the end
+LOOKED_AT, MEASURED = 10_000, 100_000  # so many tokens of a part for a point of the curve, and at the end
 
 
 # ------------------------------------------------------------------------------------------------------------ models
