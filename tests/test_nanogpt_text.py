@@ -441,14 +441,19 @@ def test_attention_in_steps_is_the_fused_one():
     assert torch.allclose(mean[:, 4], x[:, :5].mean(1), atol=1e-6)
 
 
-def test_the_stages_run(tmp_path, capsys):
-    stages.main(["--data", "builtin", "--iters", "3", "--limit", "700", "--seeds", "1", "--out", str(tmp_path)])
+def test_the_stages_run(tmp_path, capsys, monkeypatch):
+    again = ["--data", "builtin", "--iters", "3", "--limit", "700", "--seeds", "1", "--out", str(tmp_path)]
+    stages.main(again)
     for study in stages.STUDIES:
         rows = json.loads((tmp_path / f"{study}.json").read_text())["rows"]
         assert [row["setting"] for row in rows] == list(stages.STUDIES[study])
         assert all(row["dataset"]["builtin"] and row["final"]["val_loss"] > 0 for row in rows)
         assert (tmp_path / f"{study}.png").stat().st_size > 5000
     assert all("test_loss" in row["final"] for row in json.loads((tmp_path / "stages.json").read_text())["rows"])
+    before = (tmp_path / "stages.json").read_text()
+    monkeypatch.setattr(stages, "one_run", None)  # which would fail: nothing is trained twice
+    stages.main(again)
+    assert (tmp_path / "stages.json").read_text() == before
 
 
 def test_the_walkthrough_runs_from_top_to_bottom(monkeypatch, capsys):
