@@ -1,12 +1,13 @@
 """Studies: many runs of train.py, each study a record and a figure.
 
     python nanogpt/sweep.py --study clock      # loss against seconds: nanoGPT's recipe, `fast`, three minutes
+    python nanogpt/sweep.py --study seeds      # how much of `cpu` and `fast` is luck
     python nanogpt/sweep.py --study options    # what each modern option does to the loss, and to the clock
     python nanogpt/sweep.py --study words      # bigram, MLP and GPT, of equal size and in equal time
 
 Given again, it continues where it stopped. Under --out: a run folder for every setting and seed, and for every study
-STUDY.json and STUDY.png. The settings of `options` run one a core, with one thread each; the others, where seconds are
-what is asked for, one after the other with all threads.
+STUDY.json and STUDY.png. Runs of `seeds` and `options` go one a core, with one thread each; the others, where seconds
+are what is asked for, one after the other with all threads.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from tqdm import tqdm
 PLAIN = train.FAST | dict(iters=500, evals=5, model=train.GPT)
 STUDIES = {  # study: {setting: recipe}
     "clock": {name: train.RECIPES[name] for name in ("cpu", "fast", "best")},
+    "seeds": {name: train.RECIPES[name] for name in ("cpu", "fast")},
     "options": {
         "GPT-2, AdamW": PLAIN | dict(muon=0.0, beta2=0.99, weight_decay=0.1, clip=1.0),
         "GPT-2, Muon": PLAIN,
@@ -116,7 +118,7 @@ def main(argv=None):
                 flags += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
         jobs = [(out / f"{study}-{i}-s{seed}", study, setting, seed, flags)
                 for seed in range(args.seeds) for i, setting in enumerate(STUDIES[study])]
-        if study == "options":
+        if study in ("seeds", "options"):
             with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn"), start_worker) as pool:
                 rows = list(tqdm(pool.map(one_run, jobs), study, len(jobs), disable=None))
         else:
