@@ -48,8 +48,8 @@ RECIPES = {
     "gpt2": ADAMW | dict(tokens="gpt2", iters=600_000, bs=12, accumulate=40, lr=6e-4, beta2=0.95, warmup=2000,
                          evals=600, compile=True, model=GPT | dict(block_size=1024, n_layer=12, n_head=12, n_embd=768)),
     "word-bigram": WORDS | dict(iters=1600, model=dict(kind="bigram", block_size=64, n_embd=64)),
-    "word-mlp": WORDS | dict(iters=1600, model=dict(kind="wordmlp", block_size=64, context=4, n_embd=64, hidden=64)),
-    "word-gpt": WORDS | dict(iters=800, muon=5.0, model=MODERN | dict(n_layer=2, n_embd=96)),
+    "word-mlp": WORDS | dict(iters=1800, model=dict(kind="wordmlp", block_size=64, context=4, n_embd=64, hidden=64)),
+    "word-gpt": WORDS | dict(iters=800, lr=2e-3, model=GPT | dict(n_layer=2, n_embd=96)),
 }
 AUTO_PRECISION = "bf16"  # bench.py: twice as fast where a CPU multiplies it natively
 ESTIMATE_BATCHES = 20  # of nanoGPT's estimate, in its laptop run
