@@ -1,0 +1,479 @@
+"""nanogpt/, the text half: tokenizers against the published ones, corpora against the published counts, samples and
+pictures, the stages, and the walkthrough, run from top to bottom. The engine is in test_nanogpt.py."""
+
+import argparse
+import collections
+import io
+import json
+import math
+import struct
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import ROOT, failure, load
+
+sample = load("nanogpt", "sample")
+data, model, run = sample.data, sample.model, sample.run
+attention, stages = load("nanogpt", "attention"), load("nanogpt", "stages")
+
+PROSE = """Call me Ishmael. Some years ago -- never mind how long precisely -- having little or no money in my purse,
+and nothing particular to interest me on shore, I thought I'd sail about a little and see the watery part of the world.
+It's a way I have of driving off the spleen; they're 12,000 miles, we'll say, and you've  two   spaces.\t\tTabs\n\n\n
+"""
+SIGNS = "naïve café — 你好，世界 👩‍👩‍👧 ½²Ⅷ ٣ \x1c\x85\u2028 \u00a0x don't DON'T 'tis 3.14159 <|endoftext|> \ufeff"
+
+
+def one_line(message):
+    return message.startswith("error: ") and "\n" not in message.strip()
+
+
+@pytest.fixture(scope="module")
+def builtin():
+    return data.load("builtin", tokens="char")
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """Byte pairs of the built-in text."""
+    return data.BytePairs.train(data.builtin(), 400)
+
+
+# ----------------------------------------------------------------------------------------------------------- tokenizers
+
+
+def test_gpt2s_numbers_are_the_published_ones(data_dir):
+    ours = data.gpt2_tokenizer(data_dir("gpt2_tokenizer"))
+    assert ours.vocab_size == 50_257 and ours.encode("Hello world") == [15496, 995]
+    assert ours.encode(" the quick brown fox") == [262, 2068, 7586, 21831]
+    assert ours.decode([15496, 995]) == "Hello world" and ours.decode([50256]) == "<|endoftext|>"
+
+
+def test_gpt2s_tokenizer_equals_the_one_of_transformers(data_dir):
+    """On prose, on code, and on every character of the first planes between letters, spaces and by itself."""
+    transformers = pytest.importorskip("transformers")
+    ours = data.gpt2_tokenizer(data_dir("gpt2_tokenizer"))
+    theirs = transformers.GPT2TokenizerFast(vocab=ours.vocabulary, merges=ours.merges)
+    code = (ROOT / "nanogpt" / "data.py").read_text(encoding="utf-8")
+    every = "".join(f"a{chr(c)}b {chr(c)} {chr(c)}{chr(c)}\n" for c in (*range(0xD800), *range(0xE000, 0x11000)))
+    for text in (PROSE, SIGNS, code, every, data.builtin()[:200_000]):
+        assert ours.encode(text) == theirs(text, split_special_tokens=True)["input_ids"]
+        assert ours.decode(ours.encode(text)) == text
+
+
+def test_byte_pairs_join_what_is_most_frequent():
+    """Every merge, against a count over the whole text that is made anew for it."""
+    text = PROSE * 3
+    ours = data.BytePairs.train(text, 256 + 40)
+    words = [ours.printable(word) for word in ours.WORD.findall(text)]
+    assert len(ours.merges) == 40 and ours.vocab_size == 296
+    for merge in ours.merges:
+        counts = collections.Counter(pair for word in words for pair in zip(word, word[1:]))
+        most = max(counts.values())
+        assert counts[merge] == most and merge == min(pair for pair, n in counts.items() if n == most)
+        joined = []
+        for word in words:  # left to right, as a reader would
+            new = []
+            while word:
+                take = 2 if tuple(word[:2]) == merge else 1
+                new.append("".join(word[:take]))
+                word = word[take:]
+            joined.append(new)
+        words = joined
+    assert ours.encode(text) == [ours.vocabulary[part] for word in words for part in word]
+
+
+def test_byte_pairs_of_ones_own_in_another_implementation(trained):
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.GPT2TokenizerFast(vocab=trained.vocabulary, merges=trained.merges)
+    for text in (PROSE, SIGNS.replace("<|endoftext|>", "")):
+        assert trained.encode(text) == theirs(text)["input_ids"]
+
+
+def test_byte_pairs_keep_every_text(trained):
+    noise = np.random.default_rng(0).integers(0, 0xD800, 3000)
+    for text in ("", " ", "\n", PROSE, SIGNS, "".join(map(chr, noise))):
+        assert trained.decode(trained.encode(text)) == text
+    assert trained.missing(SIGNS) == []
+    assert trained.decode(trained.encode("é")[:1]) == "\ufffd", "half a character"
+
+
+def test_characters_and_words(builtin):
+    chars = builtin.tokenizer
+    assert chars.decode(chars.encode("print(x)\n")) == "print(x)\n"
+    assert chars.missing("a\u2603b") == ["\u2603"]
+    with pytest.raises(run.UserError, match="\u2603"):
+        chars.encode("a\u2603b")
+    words = data.Words.of("the cat. The cat's hat?\nthe cat, (a cat's) hat? once\n")
+    assert words.vocabulary == ["<unk>", "\n", "?", "cat", "cat's", "hat", "the"], "those that occur twice"
+    assert words.decode(words.encode("the cat, hat?\nthe dog")) == "the cat <unk> hat?\nthe <unk>"
+    assert words.missing("the dog.") == [".", "dog"]
+    wiki = data.Words.of(" a b <unk> \n b c \n", "spaces", at_least=1)
+    assert [wiki.vocabulary[i] for i in wiki.encode("a c\nd")] == ["a", "c", "<eos>", "<unk>"]
+    assert wiki.decode(wiki.encode(" a b \n")) == " a b\n"
+
+
+@pytest.mark.parametrize("kind", ["char", "word", "spaces", "bpe"])
+def test_a_tokenizer_travels_in_a_checkpoint(kind, trained):
+    one = {"char": lambda: data.Characters.of(PROSE), "word": lambda: data.Words.of(PROSE * 2),
+           "spaces": lambda: data.Words.of(PROSE, "spaces", 1), "bpe": lambda: trained}[kind]()
+    file = io.BytesIO()
+    torch.save({"tokenizer": one.state()}, file)
+    state = torch.load(io.BytesIO(file.getvalue()), weights_only=True)["tokenizer"]
+    other = data.tokenizer_from(json.loads(json.dumps(state)))
+    assert other.vocab_size == one.vocab_size and other.encode(PROSE) == one.encode(PROSE)
+    assert other.decode(other.encode(PROSE)) == one.decode(one.encode(PROSE))
+    assert one_line(failure(data.tokenizer_from, {"kind": "morse"})[1])
+
+
+# --------------------------------------------------------------------------------------------------------------- texts
+
+
+def test_tinyshakespeare_is_cut_as_nanogpt_cuts_it(data_dir):
+    text = data.load("shakespeare", data_dir("shakespeare"))
+    assert (len(text.train), len(text.val), text.test, text.tokenizer.vocab_size) == (1_003_854, 111_540, None, 65)
+    assert text.tokenizer.decode(text.train[:15].tolist()) == "First Citizen:\n"
+    assert text.facts()["selected_on"] and not text.facts()["builtin"]
+    pairs = data.load("shakespeare", data_dir("gpt2_tokenizer"), tokens="gpt2")
+    assert (len(pairs.train), len(pairs.val)) == (301_966, 36_059)  # what nanoGPT's prepare.py prints
+    own = data.load("shakespeare", data_dir("shakespeare"), tokens="bpe")
+    assert own.tokenizer.vocab_size == data.BPE_VOCABULARY and 2.3 < own.characters_per_token["train"] < 2.6
+    whole = (data_dir("shakespeare") / "shakespeare" / "input.txt").read_text()
+    assert own.tokenizer.decode(own.train.tolist() + own.val.tolist()) == whole
+
+
+def test_wikitext2_has_the_published_counts(data_dir):
+    text = data.load("wikitext2", data_dir("wikitext-2"), tokens="word")
+    assert (len(text.train), len(text.val), len(text.test)) == (2_088_628, 217_646, 245_569)
+    assert text.tokenizer.vocab_size == 33_278 and not text.facts()["selected_on"]
+    assert text.tokenizer.decode(text.val[:10].tolist()).split() == "= Homarus gammarus = Homarus gammarus ,".split()
+
+
+def test_a_changed_file_is_named(data_dir, tmp_path):
+    (tmp_path / "shakespeare").mkdir()
+    (tmp_path / "shakespeare" / "input.txt").write_text("not Shakespeare")
+    for name in ("shakespeare", "auto"):
+        code, message = failure(data.load, name, tmp_path)
+        assert code == 1 and one_line(message) and "input.txt" in message
+
+
+def test_auto_falls_back_and_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(data.PUBLISHED, "shakespeare", {"s/input.txt": ("sha256:0", ["http://127.0.0.1:9/input.txt"])})
+    assert data.load("auto", tmp_path).facts()["builtin"]
+    assert "BUILT-IN" in capsys.readouterr().err
+    assert failure(data.load, "shakespeare", tmp_path)[0] == 1
+
+
+def test_the_builtin_text(builtin):
+    again = data.load("builtin", limit=100)
+    assert again.digest == builtin.digest and torch.equal(again.train, builtin.train[:100]) and len(again.test) == 100
+    assert len(builtin.train) > 250_000 and len(builtin.val) > 30_000
+    parts = [builtin.tokenizer.decode(part.tolist()).split("\n\n") for part in (builtin.train, builtin.val)]
+    twice = [p for p in set(parts[0]) & set(parts[1]) if len(p) > 100]
+    assert not twice, "what is validated on has been trained on"
+
+
+def test_a_folder_of_articles(tmp_path):
+    for i in range(30):
+        (tmp_path / "a" / str(i)).mkdir(parents=True)
+        (tmp_path / "a" / str(i) / f"article{i}.txt").write_text(f"Article {i}.\r\n" + f"It is about {i}. " * 20)
+        (tmp_path / "b").mkdir(exist_ok=True)
+        (tmp_path / "b" / f"{99 - i}.md").write_bytes((f"Article {i}.\n" + f"It is about {i}. " * 20).encode())
+    (tmp_path / "a" / "picture.png").write_bytes(b"\x89PNG\0\0")
+    a, b = (data.load(data.known(str(tmp_path / name))) for name in "ab")
+    assert a.digest == b.digest and torch.equal(a.train, b.train), "names and ends of lines do not matter"
+    assert a.name == "a" and len(a.test) > 0 and not a.facts()["selected_on"]
+    total = len(a.train) + len(a.val) + len(a.test)
+    assert abs(len(a.train) / total - 0.8) < 0.01 and abs(len(a.val) / total - 0.1) < 0.01
+    digits = [int(w) for w in "".join(c if c.isdigit() else " " for c in a.tokenizer.decode(a.train.tolist())).split()]
+    assert digits != sorted(digits)
+
+
+@pytest.mark.parametrize("content, word", [(b"", "short"), (b"x", "short"), (b"x" * 25, "too little"),
+                                           (bytes(range(256)), "UTF-8"), ("añb".encode("latin-1") * 9, "UTF-8")])
+def test_a_text_that_is_none(content, word, tmp_path):
+    (tmp_path / "file.txt").write_bytes(content)
+    for path in (tmp_path / "file.txt", tmp_path):
+        code, message = failure(data.load, str(path))
+        assert code == 1 and one_line(message) and word in message
+    assert "file.txt" in failure(data.load, str(tmp_path / "file.txt"))[1]
+
+
+def test_a_folder_without_text(tmp_path):
+    (tmp_path / "notes.pdf").write_bytes(b"%PDF")
+    code, message = failure(data.load, str(tmp_path))
+    assert code == 1 and one_line(message) and "no text" in message
+    with pytest.raises(argparse.ArgumentTypeError, match="nowhere"):
+        data.known("nowhere")
+
+
+def test_a_vocabulary_that_does_not_fit(tmp_path):
+    (tmp_path / "many.txt").write_text(" ".join(f"word{i} word{i}" for i in range(90_000)))
+    code, message = failure(data.load, str(tmp_path / "many.txt"), None, None, "word")
+    assert code == 1 and one_line(message) and "uint16" in message
+    assert len(data.load(str(tmp_path / "many.txt"), tokens="bpe").train) > 90_000
+
+
+# ------------------------------------------------------------------------------------------------------------- batches
+
+
+def test_a_batch_is_what_its_place_says():
+    tokens = torch.arange(1000).to(torch.uint16)
+    x, y = data.batch(tokens, 8, 500, seed=1, step=2)
+    assert x.shape == y.shape == (500, 8) and x.dtype == y.dtype == torch.int64
+    assert torch.equal(x[:, 1:], y[:, :-1]) and torch.equal(y, x + 1)
+    assert x[:, 0].min() < 20 and x[:, 0].max() > 970 and y.max() <= 999
+    assert torch.equal(x, data.batch(tokens, 8, 500, 1, 2)[0])
+    assert not torch.equal(x, data.batch(tokens, 8, 500, 1, 3)[0])
+    assert not torch.equal(x, data.batch(tokens, 8, 500, 2, 2)[0])
+    starts = {int(data.batch(tokens[:10], 8, 1, 0, step)[0][0, 0]) for step in range(50)}
+    assert starts == {0, 1}, "every place there is, the last one included"
+    code, message = failure(data.batch, tokens[:8], 8, 2, 0, 0)
+    assert code == 1 and one_line(message) and "too short" in message
+
+
+@pytest.mark.parametrize("n", [2, 8, 9, 10, 65, 100])
+def test_blocks_cover_a_text_once(n):
+    tokens = torch.randperm(n).to(torch.uint16)
+    pairs = [(x, y) for x, y in data.blocks(tokens, 8, 3)]
+    assert torch.equal(torch.cat([y.flatten() for _, y in pairs]), tokens[1:].long())
+    assert torch.equal(torch.cat([x.flatten() for x, _ in pairs]), tokens[:-1].long())
+    assert all(x.shape == y.shape and x.shape[0] <= 3 and x.shape[1] <= 8 for x, y in pairs)
+
+
+def test_a_batch_costs_next_to_nothing(builtin):
+    began = time.perf_counter()
+    for step in range(500):
+        data.batch(builtin.train, 64, 12, 0, step)
+    assert (time.perf_counter() - began) / 500 < 1e-3
+
+
+# --------------------------------------------------------------------------------------------------------- OpenWebText
+
+
+class Documents:
+    """Documents as `datasets` streams them, from memory; stops with an error after `alive` of them."""
+
+    def __init__(self, n=230, alive=None):
+        datasets = pytest.importorskip("datasets")
+        rows = [{"text": f"Document {i}: " + "lorem ipsum é " * (i % 7)} for i in range(n)]
+        self.inner, self.alive = datasets.Dataset.from_list(rows).to_iterable_dataset(num_shards=3), alive
+
+    def __iter__(self):
+        for i, row in enumerate(self.inner):
+            if i == self.alive:
+                raise ConnectionError("the line is down")
+            yield row
+
+    def state_dict(self):
+        return self.inner.state_dict()
+
+    def load_state_dict(self, state):
+        self.inner.load_state_dict(state)
+
+
+@pytest.fixture
+def small_pieces(monkeypatch, data_dir, tmp_path):
+    """prepare(documents, ...) into tmp_path, ten documents at once, the first 25 held out."""
+    monkeypatch.setattr(data, "HELD_OUT", 25)
+    gpt2 = data.gpt2_tokenizer(data_dir("gpt2_tokenizer"))
+    return lambda name, documents, limit=None: data.prepare_openwebtext(tmp_path / name, gpt2, limit, documents, 10)
+
+
+def test_openwebtext_broken_off_and_resumed_is_the_same(small_pieces, tmp_path):
+    have = small_pieces("whole", Documents())
+    assert have["complete"] and have["documents"] == 230
+    for alive in (57, 83):  # each time in the middle of a piece
+        code, message = failure(small_pieces, "broken", Documents(alive=alive))
+        assert code == 1 and one_line(message) and "the line is down" in message
+    partial = json.loads((tmp_path / "broken" / "progress.json").read_text())
+    assert partial["documents"] == 130 and not partial["complete"]
+    with open(tmp_path / "broken" / "train.bin", "ab") as file:
+        file.write(b"what a killed process had written and not yet counted")
+    assert small_pieces("broken", Documents())["complete"]
+    for part in ("train.bin", "val.bin"):
+        assert (tmp_path / "broken" / part).read_bytes() == (tmp_path / "whole" / part).read_bytes()
+    assert small_pieces("broken", None) == small_pieces("whole", None), "what is complete is not streamed again"
+
+
+def test_openwebtext_is_memory_maps_of_documents_in_order(small_pieces, tmp_path, data_dir, monkeypatch):
+    small_pieces("openwebtext", Documents(40))
+    ours = data.gpt2_tokenizer(data_dir("gpt2_tokenizer"))
+    monkeypatch.setattr(data, "prepare", lambda name, folder: small_files)
+    small_files = [data_dir("gpt2_tokenizer") / "gpt2_tokenizer" / name for name in ("vocab.json", "merges.txt")]
+    text = data.load("openwebtext", tmp_path, tokens="gpt2")
+    assert text.train.dtype == torch.uint16 and text.test is None
+    for part, first in ((text.val, 0), (text.train, 25)):
+        documents = ours.decode(part.tolist()).split("<|endoftext|>")
+        assert documents[0].startswith(f"Document {first}: ") and documents[-1] == ""
+        assert [d.split(":")[0] for d in documents[1:-1]] == [f"Document {first + 1 + i}" for i in
+                                                              range(len(documents) - 2)]
+    assert len(data.load("openwebtext", tmp_path, limit=50, tokens="gpt2").train) == 50
+    assert "gpt2" in failure(data.load, "openwebtext", tmp_path, None, "char")[1]
+    (tmp_path / "openwebtext" / "train.bin").write_bytes(b"\0\0")
+    assert "shorter" in failure(data.load, "openwebtext", tmp_path, None, "gpt2")[1]
+
+
+def test_openwebtext_fetches_no_more_than_is_asked_for(small_pieces):
+    some = small_pieces("some", Documents(), limit=100)
+    assert 100 <= some["train"] < 700 and not some["complete"]
+    more = small_pieces("some", Documents(), limit=1000)
+    assert more["train"] >= 1000 and more["documents"] > some["documents"] and not more["complete"]
+
+
+def test_token_files_that_nanogpt_made_are_taken(tmp_path, data_dir, monkeypatch):
+    files = data.prepare("gpt2_tokenizer", data_dir("gpt2_tokenizer"))
+    monkeypatch.setattr(data, "prepare", lambda name, folder: files)
+    (tmp_path / "openwebtext").mkdir()
+    for part, n in (("train", 500), ("val", 100)):
+        (tmp_path / "openwebtext" / f"{part}.bin").write_bytes(struct.pack(f"<{n}H", *range(50_000, 50_000 + n)))
+    text = data.load("openwebtext", tmp_path, tokens="gpt2")
+    assert text.train.tolist() == list(range(50_000, 50_500)) and len(text.val) == 100
+    assert not (tmp_path / "openwebtext" / "progress.json").exists()
+
+
+# ----------------------------------------------------------------------------------------------- samples and pictures
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory, builtin):
+    torch.manual_seed(0)
+    net = model.GPT(builtin.tokenizer.vocab_size, 32, n_layer=2, n_head=2, n_embd=16)
+    folder = tmp_path_factory.mktemp("weights")
+    model.save_weights(folder / "tiny.safetensors", net, builtin.tokenizer.state())
+    return folder / "tiny.safetensors"
+
+
+def write(weights, tmp_path, *more):
+    sample.main([str(weights), "--out", str(tmp_path), "--device", "cpu", "--length", "60", *more])
+    return (tmp_path / "generated_nanogpt.txt").read_text()
+
+
+def test_sample_streams_what_it_writes(weights, tmp_path, capsys):
+    text = write(weights, tmp_path, "--prompt", "if x:")
+    out = capsys.readouterr().out
+    assert text.startswith("if x:") and out.startswith(text.rstrip("\n")) and len(text) == 60 + 5 + 1
+    assert write(weights, tmp_path, "--prompt", "if x:") == text
+    assert write(weights, tmp_path, "--prompt", "if x:", "--seed", "1") != text
+    two = write(weights, tmp_path, "--prompt", "if x:", "--samples", "2")
+    assert two.startswith(text.rstrip("\n")) and two.count("if x:") == 2
+    (tmp_path / "prompt.txt").write_text("if x:")
+    assert write(weights, tmp_path, "--prompt-file", str(tmp_path / "prompt.txt")) == text
+    greedy = [write(weights, tmp_path, "--temperature", "0", "--seed", seed) for seed in "12"]
+    assert greedy[0] == greedy[1]
+
+
+def test_a_character_that_the_vocabulary_lacks_is_named(weights, tmp_path, capsys):
+    code, message = failure(sample.main, [str(weights), "--out", str(tmp_path), "--prompt", "snow \u2603 man"])
+    assert code == 1 and one_line(message) and "\u2603" in message
+    words = data.Words.of("the cat sat. the cat sat.")
+    assert sample.read_prompt(words, "the dog sat") == words.encode("the dog sat")
+    assert "'dog'" in capsys.readouterr().err
+
+
+def test_what_sample_cannot_open(tmp_path, capsys):
+    for source in ("nothing-there", str(tmp_path)):
+        code, message = failure(sample.main, [source])
+        assert code == 1 and one_line(message) and source in message
+    (tmp_path / "best.pt").write_bytes(b"rubbish")
+    assert "best.pt" in failure(sample.main, [str(tmp_path)])[1]
+    assert failure(sample.main, ["x", "--prompt", "a", "--prompt-file", "b"])[0] == 2
+
+
+@pytest.mark.parametrize("stop", ["END", "EEND", "aab"])
+def test_a_stop_string_ends_the_text_before_it(stop):
+    chars = data.Characters.of("abEND\n ")
+    written = "ab ENEND aEEND aaab"
+    pieces = list(sample.stream(chars, chars.encode("b"), iter(chars.encode(written)), stop))
+    assert "".join(pieces) == written[: written.index(stop)]
+    unstopped = list(sample.stream(chars, chars.encode("b"), iter(chars.encode(written + "EN")), "ENDE"))
+    assert "".join(unstopped) == written + "EN", "half a stop string at the very end is text"
+
+
+def test_no_half_characters_are_streamed(trained):
+    text = "naïve 你好 👩 end"
+    for n in range(1, len(trained.encode(text))):
+        ids = trained.encode(text)
+        pieces = list(sample.stream(trained, ids[:1], iter(ids[1 : 1 + n])))
+        assert "\ufffd" not in "".join(pieces[:-1])
+    assert "".join(sample.stream(trained, ids[:1], iter(ids[1:]))) == text[1:]
+
+
+def test_attention_as_a_picture(weights, tmp_path):
+    attention.main([str(weights), "--out", str(tmp_path), "--prompt", "def f(x):\n    x"])
+    png = (tmp_path / "attention.png").read_bytes()
+    assert png.startswith(b"\x89PNG") and len(png) > 5000
+    assert "blocks of at most 32" in failure(attention.main, [str(weights), "--prompt", "a" * 33])[1]
+
+
+# ------------------------------------------------------------------------------------------ stages, and the walkthrough
+
+
+@pytest.fixture(scope="module")
+def nets(builtin):
+    return {(study, name): stages.STUDIES[study][name](builtin.tokenizer.vocab_size)
+            for study in stages.STUDIES for name in stages.STUDIES[study]}
+
+
+def test_the_stages_see_only_the_past_and_the_mistakes_do_not(nets):
+    leaky = {"no mask", "mask after the softmax", "softmax over the wrong dimension"}
+    for (study, name), net in nets.items():
+        assert (stages.leak(net) > 1e-4) == (study == "mistakes" and name in leaky), name
+
+
+def test_the_stages_begin_at_the_loss_of_knowing_nothing(nets, builtin):
+    chance = math.log(builtin.tokenizer.vocab_size)
+    for (_, name), net in nets.items():
+        loss = stages.evaluate(net, builtin.val[:1000])
+        assert (abs(loss - chance) < 0.6) == (name != "head tied to embeddings of deviation 1"), (name, loss)
+
+
+def test_attention_in_steps_is_the_fused_one():
+    torch.manual_seed(0)
+    layer, x = stages.Attention(n_head=4), torch.randn(2, 9, stages.WIDTH)
+    q, k, v = (f(x).unflatten(2, (4, -1)).transpose(1, 2) for f in (layer.query, layer.key, layer.value))
+    fused = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+    assert torch.allclose(layer(x), layer.out(fused), atol=1e-6)
+    mean = stages.Average()(x)
+    assert torch.allclose(mean[:, 4], x[:, :5].mean(1), atol=1e-6)
+
+
+def test_the_stages_run(tmp_path, capsys, monkeypatch):
+    again = ["--data", "builtin", "--iters", "3", "--limit", "700", "--seeds", "1", "--out", str(tmp_path)]
+    stages.main(again)
+    for study in stages.STUDIES:
+        rows = json.loads((tmp_path / f"{study}.json").read_text())["rows"]
+        assert [row["setting"] for row in rows] == list(stages.STUDIES[study])
+        assert all(row["dataset"]["builtin"] and row["final"]["val_loss"] > 0 for row in rows)
+        assert (tmp_path / f"{study}.png").stat().st_size > 5000
+    assert all("test_loss" in row["final"] for row in json.loads((tmp_path / "stages.json").read_text())["rows"])
+    before = (tmp_path / "stages.json").read_text()
+    monkeypatch.setattr(stages, "one_run", None)  # which would fail: nothing is trained twice
+    stages.main(again)
+    assert (tmp_path / "stages.json").read_text() == before
+
+
+def test_the_walkthrough_runs_from_top_to_bottom(monkeypatch, capsys):
+    """Its code cells in order, in one fresh namespace, as a notebook would."""
+    notebook = json.loads((ROOT / "nanogpt" / "walkthrough.ipynb").read_text(encoding="utf-8"))
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert len(cells) > 8 and not any(cell.get("outputs") for cell in notebook["cells"])
+    modules, path = dict(sys.modules), list(sys.path)
+    monkeypatch.chdir(ROOT / "nanogpt")
+    began, space = time.process_time(), {"__name__": "__main__"}
+    try:
+        for i, cell in enumerate(cells):
+            exec(compile(cell, f"walkthrough.ipynb, code cell {i + 1}", "exec"), space)
+    finally:
+        sys.path[:] = path
+        for name in set(sys.modules) - set(modules):
+            if str(getattr(sys.modules[name], "__file__", "")).startswith(str(ROOT / "nanogpt")):
+                del sys.modules[name]
+        sys.modules.update(modules)
+    assert time.process_time() - began < 30
+    losses = space["losses"]
+    assert list(losses) == list(stages.STUDIES["stages"]) and all(0 < loss < 5 for loss in losses.values())
+    assert losses["with residuals"] < losses["averaging"] and "4" not in capsys.readouterr().err
