@@ -32,6 +32,7 @@ class Folders:
     def __init__(self, sources, names, labels, classes, name, digest, size=SIZE):
         self.sources, self.names, self.labels, self.classes = sources, names, labels, classes
         self.name, self.digest, self.size, self.bad, self.device = name, digest, size, set(), torch.device("cpu")
+        self.mean, self.std = (255 * torch.tensor(v).view(1, 3, 1, 1) for v in (MEAN, STD))
         self._loaders = {}
 
     def __len__(self):
@@ -43,7 +44,8 @@ class Folders:
 
     def to(self, device):
         """Decoding stays on the CPU; batches go to `device`."""
-        self.device, self.labels = torch.device(device), self.labels.to(device)
+        self.device = torch.device(device)
+        self.labels, self.mean, self.std = (t.to(device) for t in (self.labels, self.mean, self.std))
         return self
 
     def batches(self, batch_size, shuffle=None, augment="none", skip=0, size=None, shard=(0, 1)):
@@ -64,14 +66,13 @@ class Folders:
                 places = range(*(step * batch_size + share * k // world for k in (rank, rank + 1)))
                 plan.append([(order[k], ((seed << 24) + epoch, k)) for k in places])
         size = size or self.size
-        mean, std = (255 * torch.tensor(v, device=self.device).view(1, 3, 1, 1) for v in (MEAN, STD))
         for images, labels, bad in self._loader(plan, augment, size, training=shuffle is not None):
             for name in bad:
                 if name not in self.bad:
                     tqdm.write(f"cannot be decoded: {name}")
                 self.bad.add(name)
             images = images.to(self.device, non_blocking=True).permute(0, 3, 1, 2)  # (B, S, S, 3) -> (B, 3, S, S)
-            yield images.float().sub_(mean).div_(std), labels.to(self.device, non_blocking=True)
+            yield images.float().sub_(self.mean).div_(self.std), labels.to(self.device, non_blocking=True)
 
     def _loader(self, plan, augment, size, training):
         """A loader whose workers live on from epoch to epoch, as long as the cut is the same."""

@@ -195,7 +195,8 @@ def train(args, r, train_set, val_set):
               f"{train_accuracy:.1%} train {val_accuracy:.2%} val   {(steps - skipped) * n / seconds:,.0f} images/s")
         if val_accuracy > best:
             best = val_accuracy
-            r.save({"model": judged.state_dict(), "epoch": epoch + 1}, "best.pt")
+            r.save({"model": judged.state_dict(), "epoch": epoch + 1, "classes": list(train_set.classes),
+                    "mean": train_set.mean, "std": train_set.std}, "best.pt")
         step, reduced = 0, 0
         tally.zero_()
         checkpoint(epoch + 1, step)
