@@ -224,9 +224,9 @@ def load(name, data_dir=None, limit=None, kind="cifar"):
     if name == "auto":
         name = "cifar10" if reachable(data_dir) else "builtin"
     if name == "builtin" and kind == "imagenet":
-        rng, labels = np.random.default_rng(0), np.arange(700) % 10
-        images = draw_shapes(rng, labels, 3, 96)
-        return folders.encode([(images[:600], labels[:600]), (images[600:], labels[600:])], SHAPES, 64, limit)
+        rng, sizes = np.random.default_rng(0), [min(n, limit or n) for n in (600, 100)]
+        parts = [(draw_shapes(rng, np.arange(n) % 10, 3, 96), np.arange(n) % 10) for n in sizes]
+        return folders.encode(parts, SHAPES, 64)
     if family(name) == "imagenet":
         return folders.load("imagenet", data_dir, limit) if name == "imagenet" else folders.load(name, name, limit)
     if name == "builtin":

@@ -79,12 +79,17 @@ class Folders:
         key = augment, size, training
         if key not in self._loaders:
             decoder = Decoder(self.sources, self.names, self.labels.cpu(), augment, size, training)
-            workers = min(16, os.cpu_count() or 1) if len(self) > 1000 else 0
+            workers = workers_for(len(self))
             self._loaders = {k: v for k, v in self._loaders.items() if k[2] != training} | {key: DataLoader(
                 decoder, batch_sampler=Plan(), num_workers=workers, collate_fn=collate, persistent_workers=workers > 0,
                 pin_memory=self.device.type == "cuda")}
         self._loaders[key].batch_sampler.batches = plan
         return self._loaders[key]
+
+
+def workers_for(n):
+    """How many processes decode a dataset of n pictures: to start them pays from a certain size on."""
+    return min(16, os.cpu_count() or 1) if n > 1000 else 0
 
 
 class Plan:
@@ -199,16 +204,16 @@ def listing(root, part, classes):
     return [root / path for path, _, _ in found], [label for _, label, _ in found], [f"{p} {s}" for p, _, s in found]
 
 
-def encode(parts, classes, size, limit=None):
+def encode(parts, classes, size):
     """(train, validation, None) from arrays [(uint8 (N, 3, H, W), labels), ...], as JPEGs of many sizes, in memory."""
     rng, made = np.random.default_rng(0), []
     for part, (images, labels) in zip(("train", "val"), parts):
         sources = []
-        for picture in images[:limit]:
+        for picture in images:
             file, shape = io.BytesIO(), rng.integers(size + 6, picture.shape[-1] + 1, 2).tolist()
             Image.fromarray(picture.transpose(1, 2, 0)).resize(shape).save(file, "jpeg", quality=90)
             sources.append(file.getvalue())
         names = [f"{part}/{i}.jpeg" for i in range(len(sources))]
         digest = hashlib.blake2b(b"".join(sources), digest_size=16).hexdigest()
-        made.append(Folders(sources, names, torch.tensor(labels[:limit]), classes, "builtin", digest, size))
+        made.append(Folders(sources, names, torch.tensor(labels), classes, "builtin", digest, size))
     return *made, None

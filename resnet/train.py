@@ -289,7 +289,7 @@ def main(argv=None):
         which = "test" if test_set else "val"
         r.say(f"{which} accuracy {final[f'{which}_accuracy']:.2%} with the weights of epoch {best['epoch']}, which "
               f"validation chose ({final['val_accuracy']:.2%}); {final[f'last_{which}_accuracy']:.2%} with the last; "
-              f"{r.record['wall_s']:.0f} s; {run.shown(r.folder)}")
+              f"{r.record.get('wall_s', 0):.0f} s; {run.shown(r.folder)}")
     return r.record
 
 
