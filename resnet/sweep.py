@@ -2,6 +2,7 @@
 
     python resnet/sweep.py --study augment decay lr weight-decay     # on CIFAR-10, short recipes
     python resnet/sweep.py --study shortcut                          # 20 and 56 layers, with and without
+    python resnet/sweep.py --study gradients                         # the same before the first step, in seconds
     python resnet/sweep.py --study fast --seeds 3                    # the fast recipe over seeds
 
 One process a core, with one thread each; --jobs 1, one after the other, where seconds are to mean something. Given
@@ -18,6 +19,7 @@ import os
 import signal
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 
 import data
 import model
@@ -37,6 +39,7 @@ STUDIES = {  # study: {setting: arguments of train.py}
     "weight-decay": {f"{x:g}": SHORT | {"weight-decay": x} for x in (0.0, 1e-4, 5e-4, 2e-3)},
     "shortcut": {f"{depth} layers, {name}": SHORT | dict(model=f"resnet{depth}", shortcut=shortcut)
                  for depth in (20, 56) for shortcut, name in (("A", "with shortcuts"), ("none", "without"))},
+    "gradients": {},  # of the same networks as they are initialized: nothing is trained
     "options": {f"option {option}": SHORT | dict(shortcut=option) for option in "AB"},
     "fast": {"ResNet-20, fast": dict(recipe="fast")},
     "paper": {"ResNet-20, paper": dict(recipe="paper")},
@@ -119,17 +122,25 @@ def gradient_norms(name, shortcut, images, labels):
     return [(w.grad.norm() / w.norm()).item() for w in weights]
 
 
-def draw_shortcut(axes, rows, train_set):
-    """Left accuracy against epochs, right the gradient's norm by layer before training."""
-    draw_epochs(axes[0], rows)
+def gradient_rows(train_set):
+    """A row for each network of the study "shortcut" with its gradient norms, for the first 256 training pictures."""
     images, labels = next(train_set.batches(256, shuffle=(0, 0)))
-    for setting, arguments_ in STUDIES["shortcut"].items():
-        norms = gradient_norms(arguments_["model"], arguments_["shortcut"], images.cpu(), labels.cpu())
-        axes[1].plot(range(1, len(norms) + 1), norms, marker=".", label=setting)
-        for row in rows:
-            if row["setting"] == setting:
-                row["gradient_norms"] = [float(f"{norm:.4g}") for norm in norms]
-    axes[1].set(xlabel="layer", ylabel="gradient norm over weight norm, at the start", yscale="log")
+    rows = []
+    for setting, told in STUDIES["shortcut"].items():
+        norms = gradient_norms(told["model"], told["shortcut"], images, labels)
+        rows.append({"study": "gradients", "setting": setting, "gradient_norms": [float(f"{n:.4g}") for n in norms],
+                     "final": {"first": norms[0], "last": norms[-1], "spread": max(norms) / min(norms)},
+                     "git": run.git_state(Path(__file__).parent), "dataset": train_set.facts(),
+                     "versions": run.versions()})
+    return rows
+
+
+def draw_gradients(axes, rows):
+    for row in rows:
+        x = np.linspace(0, 1, len(row["gradient_norms"]))
+        axes.plot(x, row["gradient_norms"], marker=".", label=row["setting"])
+    axes.set(xlabel="place in the network, from the first layer to the last", yscale="log",
+             ylabel="gradient norm over weight norm, at the start")
 
 
 # ------------------------------------------------------------------------------------------------------------ figures
@@ -177,10 +188,14 @@ def draw_rates(axes, rows):
 
 def report(study, rows, out, train_set):
     """Write STUDY.json and STUDY.png, and print the table."""
+    gradients = gradient_rows(train_set) if study in ("shortcut", "gradients") else []
     figure = Figure(figsize=(11 if study == "shortcut" else 6.5, 4), layout="constrained")
     axes = figure.subplots(1, 2 if study == "shortcut" else 1)
     if study == "shortcut":
-        draw_shortcut(axes, rows, train_set)
+        draw_epochs(axes[0], rows)
+        draw_gradients(axes[1], gradients)
+    elif study == "gradients":
+        draw_gradients(axes, gradients)
     else:
         {"lr": draw_rates, "weight-decay": draw_rates, "fast": draw_clock, "paper": draw_clock, "clock": draw_clock,
          "mnist": draw_clock}.get(study, draw_epochs)(axes, rows)
@@ -189,8 +204,10 @@ def report(study, rows, out, train_set):
         if part.get_legend_handles_labels()[0]:
             part.legend(fontsize=8)
     run.write_figure(out / f"{study}.png", figure)
-    run.write_json(out / f"{study}.json", {"study": study, "rows": rows})
+    run.write_json(out / f"{study}.json", {"study": study, "rows": rows + gradients})
     print(f"\n{study}")
+    for row in gradients:
+        print(f"  {row['setting']:40} largest gradient over smallest {row['final']['spread']:.3g}")
     for setting in dict.fromkeys(row["setting"] for row in rows):
         values = [row["final"].get("test_accuracy", row["final"]["val_accuracy"]) for row in done(rows, setting)]
         diverged = len([r for r in rows if r["setting"] == setting and r["state"] == "diverged"])
@@ -254,7 +271,9 @@ def main(argv=None):
                 raise run.UserError("the sweep was stopped; the same command continues where it was") from None
             raise
     bar.close()
-    train_set = data.load(chosen, args.data_dir, args.limit)[0] if "shortcut" in args.study else None
+    train_set = None
+    if {"shortcut", "gradients"} & set(args.study):
+        train_set = data.load(chosen, args.data_dir, args.limit)[0]
     for study, named in settings.items():
         rows = [row_of(study, name, seed, out / folder_name(STUDIES[study][name], seed))
                 for name in named for seed in range(args.seeds)]

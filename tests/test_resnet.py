@@ -344,8 +344,8 @@ def test_the_real_sample_of_imagenet(data_dir, tmp_path):
 
 
 def test_it_learns(tmp_path):
-    record = fit(tmp_path, "a", "--recipe", "paper", "--limit", "1500", "--epochs", "2", "--bs", "32", "--lr", "0.05")
-    assert record["final"]["test_accuracy"] > 0.7, "10 classes: chance is 0.1"
+    record = fit(tmp_path, "a", "--recipe", "paper", "--limit", "1000", "--epochs", "2", "--bs", "25", "--lr", "0.05")
+    assert record["final"]["test_accuracy"] > 0.6, "10 classes: chance is 0.1"
     rows = csv_rows(tmp_path / "a")
     best = max(rows, key=lambda row: float(row["val_accuracy"]))
     assert record["final"]["best_epoch"] == int(best["epoch"])
@@ -442,8 +442,8 @@ def test_accumulation_makes_the_steps_of_one_batch(one_process, tmp_path):
 
 def test_stopped_and_resumed_under_torchrun(tmp_path):
     """SIGTERM within an epoch, then on: the weights of a run that nobody stopped, bit for bit."""
-    arguments = [str(ROOT / "resnet" / "train.py"), "--data", "builtin", "--device", "cpu", "--limit", "400", "--bs",
-                 "8", "--epochs", "4", "--lr", "0.01", "--out"]
+    arguments = [str(ROOT / "resnet" / "train.py"), "--data", "builtin", "--device", "cpu", "--model", "mnist",
+                 "--limit", "200", "--bs", "8", "--epochs", "4", "--lr", "0.01", "--out"]
     whole, out = torchrun(*arguments, str(tmp_path / "whole")), tmp_path / "broken"
     assert whole.wait() == 0, whole.communicate()
     process = torchrun(*arguments, str(out))
@@ -566,17 +566,17 @@ def test_predictions_of_a_folder(labelled, trained, tmp_path, capsys):
 
 
 def test_a_sweep_continues_and_shares_runs(tmp_path):
-    words = [sys.executable, str(ROOT / "resnet" / "sweep.py"), "--data", "builtin", "--limit", "150", "--epochs", "1",
+    words = [sys.executable, str(ROOT / "resnet" / "sweep.py"), "--data", "builtin", "--limit", "64", "--epochs", "1",
              "--seeds", "1", "--jobs", "1", "--out", str(tmp_path), "--study"]
     subprocess.run([*words, "options", "lr"], check=True, capture_output=True)
     first = {f: f.read_bytes() for f in tmp_path.glob("*/run.json")}
     assert len(first) == 6, "seven settings, of which two are one run"
     sweep = load("resnet", "sweep")
-    sweep.main([*words[2:], "options"])
+    sweep.main([*words[2:], "options", "gradients"])
     assert all(f.read_bytes() == content for f, content in first.items()), "what is done is not done again"
-    for study, rows in (("options", 2), ("lr", 5)):
+    for study, rows, key in (("options", 2, "val_accuracy"), ("lr", 5, "val_accuracy"), ("gradients", 4, "spread")):
         record = json.loads((tmp_path / f"{study}.json").read_text())
-        assert len(record["rows"]) == rows and all("val_accuracy" in row["final"] for row in record["rows"])
+        assert len(record["rows"]) == rows and all(key in row["final"] for row in record["rows"])
         assert (tmp_path / f"{study}.png").stat().st_size > 10_000
     other = failure(sweep.main, [*words[2:], "options", "--limit", "50"])
     assert other[0] == 1 and "--limit" in other[1], "a quick look is not taken for the real thing"
