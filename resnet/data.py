@@ -52,6 +52,8 @@ class Pictures:
     values, of the training part.
     """
 
+    at_once = 1000  # pictures in a batch of evaluation
+
     def __init__(self, images, labels, classes, mean, std, name, digest):
         self.images, self.labels, self.classes = images, labels, classes
         self.mean, self.std, self.name, self.digest = mean, std, name, digest

@@ -29,6 +29,8 @@ class Folders:
     size: pixels of what is cut out. `bad` collects the names of pictures that could not be decoded.
     """
 
+    at_once = 100  # pictures in a batch of evaluation
+
     def __init__(self, sources, names, labels, classes, name, digest, size=SIZE):
         self.sources, self.names, self.labels, self.classes = sources, names, labels, classes
         self.name, self.digest, self.size, self.bad, self.device = name, digest, size, set(), torch.device("cpu")

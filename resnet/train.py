@@ -35,7 +35,7 @@ RECIPES = {
     "fast": PAPER | dict(epochs=30, lr=0.4, decay="onecycle", warmup=0.2, weight_decay=5e-4, nesterov=True,
                          label_smoothing=0.1, sizes=[[0.0, 24], [0.6, 32]]),
     "mnist": PAPER | dict(epochs=8, lr=0.2, decay="onecycle", warmup=0.2, weight_decay=5e-4, nesterov=True,
-                          augment="affine", label_smoothing=0.1),
+                          augment="affine", label_smoothing=0.1, compile="cuda"),
     "imagenet": PAPER | dict(epochs=90, bs=256, decay="cosine", warmup=5 / 90, nesterov=True, label_smoothing=0.1,
                              ema=0.9999),
 }
@@ -106,6 +106,14 @@ def add_up(tensor, r):
     return tensor
 
 
+def names_over_ranks(names, r):
+    """The union of all processes' sets of names, sorted."""
+    gathered = [names] * r.world
+    if r.world > 1:
+        dist.all_gather_object(gathered, names)
+    return sorted(set().union(*gathered))
+
+
 def share_statistics(net, r):
     """Batch statistics are each process's own: from here on all have those of the first."""
     if r.world > 1:
@@ -139,7 +147,8 @@ def train(args, r, train_set, val_set):
     if r.world > 1:
         wrapped = DistributedDataParallel(net, device_ids=[r.device.index] if r.device.type == "cuda" else None)
         waiting = wrapped.no_sync
-    wrapped = torch.compile(wrapped, mode="reduce-overhead") if args.compile else wrapped  # as CUDA graphs, on a GPU
+    if args.compile is True or args.compile == r.device.type:
+        wrapped = torch.compile(wrapped, mode="reduce-overhead")  # as CUDA graphs, on a GPU
 
     def checkpoint(epoch, step):
         r.save({"model": net.state_dict(), "average": average.state_dict() if average else {}, "epoch": epoch,
@@ -209,7 +218,7 @@ def evaluate(net, dataset, r):
     picture that could not be decoded, with the label -1, has no weight."""
     net.eval()
     total = torch.zeros(3, dtype=torch.float64)
-    for images, labels in dataset.batches(min(1000, max(100, len(dataset) // r.world)), shard=(r.rank, r.world)):
+    for images, labels in dataset.batches(dataset.at_once, shard=(r.rank, r.world)):
         with r.autocast():
             logits = net(images).float()
         loss = F.cross_entropy(logits, labels, reduction="sum", ignore_index=-1)
@@ -250,6 +259,8 @@ def parse(argv=None):
         p.error(f"--model {args.model}: is not made for the pictures of --data {args.data}")
     if args.shortcut and fits != "cifar":
         p.error(f"--shortcut {args.shortcut}: {args.model} has no such option")
+    if args.recipe not in ("paper", default_recipe):
+        p.error(f"--recipe {args.recipe}: is not made for {args.model}")
     if args.augment == "affine" and fits == "imagenet":
         p.error("--augment affine: is for pictures in memory; those of ImageNet have crop and flip")
     if args.sync_bn and not torch.cuda.is_available():
@@ -266,7 +277,8 @@ def parse(argv=None):
 
 def main(argv=None):
     args = parse(argv)
-    parts = data.load(args.data, args.data_dir, args.limit, data.family_of_model(args.model))
+    fits = data.family_of_model(args.model)
+    parts = data.load(args.data, args.data_dir, args.limit, fits)
     args.data = parts[0].name if args.data == "auto" else args.data
     with run.Run(args, __file__, f"{parts[0].name}-{args.model}", AUTO_PRECISION) as r:
         counts = {name: len(part) for name, part in zip(("train", "val", "test"), parts) if part}
@@ -283,8 +295,8 @@ def main(argv=None):
         final |= dict(zip(("best_epoch", "val_loss", "val_accuracy"), (best["epoch"], *evaluate(net, val_set, r))))
         if test_set:
             final |= dict(zip(("test_loss", "test_accuracy"), evaluate(net, test_set, r)))
-        if args.data == "imagenet" or train_set.bad or val_set.bad:
-            final["undecodable"] = sorted(train_set.bad | val_set.bad)
+        if fits == "imagenet":
+            final["undecodable"] = names_over_ranks(train_set.bad | val_set.bad, r)
         r.finish(**final)
         which = "test" if test_set else "val"
         r.say(f"{which} accuracy {final[f'{which}_accuracy']:.2%} with the weights of epoch {best['epoch']}, which "

@@ -513,6 +513,7 @@ def test_divergence_is_a_result(tmp_path):
 
 @pytest.mark.parametrize("argv", [["--model", "mnist", "--shortcut", "B"], ["--data", "mnist", "--model", "resnet20"],
                                   ["--model", "resnet50", "--data", "cifar10"], ["--bs", "100", "--accumulate", "3"],
+                                  ["--recipe", "fast", "--data", "mnist"],
                                   ["--model", "resnet18", "--data", "builtin", "--augment", "affine"], ["--sync-bn"]])
 def test_a_flag_that_cannot_be_honoured(argv, capsys):
     if argv == ["--sync-bn"] and torch.cuda.is_available():
