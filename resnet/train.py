@@ -32,15 +32,15 @@ PAPER = dict(  # He et al. 2015, section 4.2: 64,000 iterations, a tenth of the 
     optimizer="sgd", nesterov=False, label_smoothing=0.0, ema=0.0, whiten=False, sizes=[[0.0, None]], compile=False)
 RECIPES = {
     "paper": PAPER,
-    "fast": PAPER | dict(epochs=30, lr=0.4, decay="onecycle", warmup=0.2, weight_decay=5e-4, nesterov=True,
-                         label_smoothing=0.1, sizes=[[0.0, 24], [0.6, 32]]),
+    "fast": PAPER | dict(epochs=40, lr=0.4, decay="onecycle", warmup=0.2, weight_decay=5e-4, nesterov=True,
+                         label_smoothing=0.1, sizes=[[0.0, 24], [0.5, 32]]),
     "mnist": PAPER | dict(epochs=8, lr=0.2, decay="onecycle", warmup=0.2, weight_decay=5e-4, nesterov=True,
                           augment="affine", label_smoothing=0.1, compile="cuda"),
     "imagenet": PAPER | dict(epochs=90, bs=256, decay="cosine", warmup=5 / 90, nesterov=True, label_smoothing=0.1,
                              ema=0.9999),
 }
 DEFAULTS = {"cifar": ("resnet20", "fast"), "mnist": ("mnist", "mnist"), "imagenet": ("resnet50", "imagenet")}
-AUTO_PRECISION = "bf16"  # bench.py: twice fp32's rate where the hardware multiplies it, at the same accuracy
+AUTO_PRECISION = "bf16"  # bench.py: much faster than fp32 where the hardware multiplies it, and no less accurate
 SAVE_EVERY = 1000  # steps between checkpoints within an epoch, beside the one at its end
 
 
