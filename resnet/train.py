@@ -39,6 +39,14 @@ RECIPES = {
     "imagenet": PAPER | dict(epochs=90, bs=256, decay="cosine", warmup=5 / 90, nesterov=True, label_smoothing=0.1,
                              ema=0.9999),
 }
+VARIANTS = {  # of the fast recipe, each with one thing changed: sweep.py --study parts measures what it is worth
+    "full-size": dict(sizes=[[0.0, None]]),
+    "hard-labels": dict(label_smoothing=0.0),
+    "whitened": dict(whiten=True),
+    "averaged": dict(ema=0.995),
+    "muon": dict(optimizer="muon", lr=0.2, muon_lr=0.04, muon_decay=0.05),
+}
+RECIPES |= {f"fast-{name}": RECIPES["fast"] | change for name, change in VARIANTS.items()}
 DEFAULTS = {"cifar": ("resnet20", "fast"), "mnist": ("mnist", "mnist"), "imagenet": ("resnet50", "imagenet")}
 AUTO_PRECISION = "bf16"  # bench.py: much faster than fp32 where the hardware multiplies it, and no less accurate
 SAVE_EVERY = 1000  # steps between checkpoints within an epoch, beside the one at its end
@@ -242,8 +250,9 @@ def parser():
     p.add_argument("--accumulate", type=run.positive_int, metavar="N", help="take a batch in N pieces, one update")
     p.add_argument("--sync-bn", action="store_true", help="batch statistics over all processes (GPU)")
     p.add_argument("--compile", action=argparse.BooleanOptionalAction, help="torch.compile the network")
-    p.epilog = "recipes:\n" + "\n".join(
-        f"  {name}: " + ", ".join(f"{k} {v}" for k, v in values.items()) for name, values in RECIPES.items())
+    p.epilog = "recipes, as they differ from that of the paper:\n" + "\n".join(
+        f"  {name}: " + ", ".join(f"{k} {v}" for k, v in values.items() if name == "paper" or PAPER.get(k) != v)
+        for name, values in RECIPES.items())
     return p
 
 
@@ -259,7 +268,7 @@ def parse(argv=None):
         p.error(f"--model {args.model}: is not made for the pictures of --data {args.data}")
     if args.shortcut and fits != "cifar":
         p.error(f"--shortcut {args.shortcut}: {args.model} has no such option")
-    if args.recipe not in ("paper", default_recipe):
+    if args.recipe != "paper" and args.recipe.split("-")[0] != default_recipe:
         p.error(f"--recipe {args.recipe}: is not made for {args.model}")
     if args.augment == "affine" and fits == "imagenet":
         p.error("--augment affine: is for pictures in memory; those of ImageNet have crop and flip")

@@ -493,6 +493,15 @@ def test_the_average_of_weights_is_the_recursion(tmp_path, monkeypatch):
     assert torch.equal(weights(tmp_path / "a")["conv1.weight"], seen[-1])
 
 
+def test_every_variant_of_the_fast_recipe_is_another_training(tmp_path):
+    ends = {}
+    for name in (name for name in train.RECIPES if name.startswith("fast")):
+        record = fit(tmp_path, name, "--recipe", name, "--limit", "64", "--bs", "32", "--epochs", "2")
+        ends[name] = weights(tmp_path / name, "best.pt")["conv1.weight"]
+        assert record["state"] == "done" and ends[name].isfinite().all()
+    assert len({tuple(w.flatten().tolist()) for w in ends.values()}) == 1 + len(train.VARIANTS)
+
+
 def test_muon_on_views_is_muon_on_matrices():
     torch.manual_seed(0)
     layer = nn.Conv2d(8, 16, 3).to(memory_format=torch.channels_last)
