@@ -575,16 +575,16 @@ def test_predictions_of_a_folder(labelled, trained, tmp_path, capsys):
     assert code == 1 and "holds no run" in message and "\n" not in message
 
 
-def test_a_sweep_continues_and_shares_runs(tmp_path):
-    words = [sys.executable, str(ROOT / "resnet" / "sweep.py"), "--data", "builtin", "--limit", "64", "--epochs", "1",
+def test_a_sweep_continues(tmp_path):
+    words = [sys.executable, str(ROOT / "resnet" / "sweep.py"), "--data", "builtin", "--limit", "32", "--epochs", "1",
              "--seeds", "1", "--jobs", "1", "--out", str(tmp_path), "--study"]
-    subprocess.run([*words, "options", "lr"], check=True, capture_output=True)
+    subprocess.run([*words, "options"], check=True, capture_output=True)
     first = {f: f.read_bytes() for f in tmp_path.glob("*/run.json")}
-    assert len(first) == 6, "seven settings, of which two are one run"
+    assert len(first) == 2
     sweep = load("resnet", "sweep")
     sweep.main([*words[2:], "options", "gradients"])
     assert all(f.read_bytes() == content for f, content in first.items()), "what is done is not done again"
-    for study, rows, key in (("options", 2, "val_accuracy"), ("lr", 5, "val_accuracy"), ("gradients", 4, "spread")):
+    for study, rows, key in (("options", 2, "val_accuracy"), ("gradients", 4, "spread")):
         record = json.loads((tmp_path / f"{study}.json").read_text())
         assert len(record["rows"]) == rows and all(key in row["final"] for row in record["rows"])
         assert (tmp_path / f"{study}.png").stat().st_size > 10_000
