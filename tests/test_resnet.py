@@ -422,10 +422,10 @@ def one_process(tmp_path, monkeypatch):
 
 
 def test_two_processes_make_the_steps_of_one(one_process, tmp_path):
-    """Gradients and weights of 2 processes with half of the batch each, to a relative 1e-12 in float64."""
+    """Gradients and weights of 2 processes with half of the batch each, in two pieces at that, to a relative 1e-12."""
     script = tmp_path / "frozen.py"
     script.write_text(FROZEN.format(tests=str(ROOT / "tests"), folder=str(ROOT / "resnet")))
-    process = torchrun(str(script), *STEPS, "--out", str(tmp_path / "two"))
+    process = torchrun(str(script), *STEPS, "--accumulate", "2", "--out", str(tmp_path / "two"))
     _, errors = process.communicate()
     assert process.returncode == 0, errors
     same_to(1e-12, tmp_path / "two", one_process)
