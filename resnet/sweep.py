@@ -45,7 +45,7 @@ STUDIES = {  # study: {setting: arguments of train.py}
     "fast": {"ResNet-20, fast": dict(recipe="fast")},
     "paper": {"ResNet-20, paper": dict(recipe="paper")},
     "clock": {"ResNet-20, fast": dict(recipe="fast"), "ResNet-20, paper": dict(recipe="paper")},
-    "mnist": {"MNIST, mnist": dict(recipe="mnist", data="mnist")},
+    "mnist": {"small ResNet": dict(recipe="mnist", data="mnist")},
 }
 BAR = "sweep {percentage:3.0f}%|{bar}| {elapsed} so far, {remaining} left"
 

@@ -34,7 +34,7 @@ RECIPES = {
     "paper": PAPER,
     "fast": PAPER | dict(epochs=40, lr=0.4, decay="onecycle", warmup=0.2, weight_decay=5e-4, nesterov=True,
                          label_smoothing=0.1, sizes=[[0.0, 24], [0.5, 32]]),
-    "mnist": PAPER | dict(epochs=8, lr=0.2, decay="onecycle", warmup=0.2, weight_decay=5e-4, nesterov=True,
+    "mnist": PAPER | dict(epochs=5, lr=0.2, decay="onecycle", warmup=0.2, weight_decay=5e-4, nesterov=True,
                           augment="affine", label_smoothing=0.1, compile="cuda"),
     "imagenet": PAPER | dict(epochs=90, bs=256, decay="cosine", warmup=5 / 90, nesterov=True, label_smoothing=0.1,
                              ema=0.9999),
