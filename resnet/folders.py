@@ -22,6 +22,11 @@ ENDINGS = {".jpeg", ".jpg", ".png", ".webp", ".bmp"}
 SIZE, RESIZE = 224, 256  # pixels cut out in the middle for evaluation, and of the shorter side before that
 
 
+def generator_of(seed, epoch):
+    """A generator that is a function of (seed, epoch), of which torch's generators on a CPU take 32 bits."""
+    return torch.Generator().manual_seed(((seed << 24) + (seed >> 8) * 2_654_435_761 + epoch) % 2**32)
+
+
 class Folders:
     """Labelled pictures of any size, decoded when asked for.
 
@@ -62,7 +67,7 @@ class Folders:
             plan = [[(i, None) for i in part.tolist()] for part in torch.arange(n)[rank::world].split(batch_size)]
         else:
             seed, epoch = shuffle
-            order = torch.randperm(n, generator=torch.Generator().manual_seed((seed << 24) + epoch)).tolist()
+            order = torch.randperm(n, generator=generator_of(seed, epoch)).tolist()
             plan, share = [], min(batch_size, n)
             for step in range(skip, max(1, n // batch_size)):
                 places = range(*(step * batch_size + share * k // world for k in (rank, rank + 1)))
