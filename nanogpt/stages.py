@@ -223,8 +223,7 @@ def one_run(study, setting, seed, text, iters):
         parts["test"] = text.test[:MEASURED]
     final = {f"{part}_loss": evaluate(net, tokens) for part, tokens in parts.items()}
     for part in parts:
-        bits = final[f"{part}_loss"] / math.log(2) / text.characters_per_token[part]
-        final |= {f"{part}_perplexity": math.exp(final[f"{part}_loss"]), f"{part}_bits_per_character": bits}
+        final[f"{part}_bits_per_character"] = final[f"{part}_loss"] / math.log(2) / text.characters_per_token[part]
     if study == "mistakes":
         final |= {"last_position_loss": last_position(net, text.val), "leak": leak(net)}
     return row | {"final": final}
