@@ -121,8 +121,7 @@ class Cifar(torch.utils.data.Dataset):
             order = torch.arange(n)
         else:
             seed, epoch = shuffle
-            place = (seed << 24) + (seed >> 8) * 2_654_435_761 + epoch  # of which torch's CPU generator takes 32 bits
-            generator = torch.Generator().manual_seed(place % 2**32)
+            generator = torch.Generator().manual_seed(run.seed_at(seed, epoch))
             order = torch.randperm(n, generator=generator)
             shift = torch.randint(2 * PADDING + 1, (n, 2), generator=generator).to(device)
             flip = (torch.rand(n, generator=generator) < 0.5).to(device)

@@ -107,7 +107,7 @@ def main(argv=None):
     net.to(device)
     texts, count, began = [], 0, time.monotonic()
     for sample in range(args.samples):
-        generator = torch.Generator(device).manual_seed((args.seed << 24) + sample)
+        generator = torch.Generator(device).manual_seed(run.seed_at(args.seed, sample))
         ids = []
 
         def drawn(ids=ids, generator=generator):

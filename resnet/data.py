@@ -116,7 +116,7 @@ class Pictures:
                 yield self.normalize(self.images.index_select(0, index)), self.labels.index_select(0, index)
             return
         seed, epoch = shuffle
-        generator = folders.generator_of(seed, epoch)
+        generator = torch.Generator().manual_seed(run.seed_at(seed, epoch))
         order = torch.randperm(n, generator=generator)
         draws = torch.rand(n, 7, generator=generator)  # for every place in the order
         # A mirror image every second epoch, in one half of the pictures in the even ones (Jordan 2024, section 3.6):

@@ -13,18 +13,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from run import UserError
+from run import UserError, seed_at
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, in units of 255: what published weights expect
 ENDINGS = {".jpeg", ".jpg", ".png", ".webp", ".bmp"}
 SIZE, RESIZE = 224, 256  # pixels cut out in the middle for evaluation, and of the shorter side before that
-
-
-def generator_of(seed, epoch):
-    """A generator that is a function of (seed, epoch), of which torch's generators on a CPU take 32 bits."""
-    return torch.Generator().manual_seed(((seed << 24) + (seed >> 8) * 2_654_435_761 + epoch) % 2**32)
 
 
 class Folders:
@@ -67,7 +62,7 @@ class Folders:
             plan = [[(i, None) for i in part.tolist()] for part in torch.arange(n)[rank::world].split(batch_size)]
         else:
             seed, epoch = shuffle
-            order = torch.randperm(n, generator=generator_of(seed, epoch)).tolist()
+            order = torch.randperm(n, generator=torch.Generator().manual_seed(seed_at(seed, epoch))).tolist()
             plan, share = [], min(batch_size, n)
             for step in range(skip, max(1, n // batch_size)):
                 places = range(*(step * batch_size + share * k // world for k in (rank, rank + 1)))

@@ -17,7 +17,7 @@ import json
 import multiprocessing
 import os
 import signal
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
@@ -257,13 +257,14 @@ def main(argv=None):
     bar = tqdm(total=len(jobs), initial=len(jobs) - len(todo), bar_format=BAR)
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
     with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn"), start_worker, (threads,)) as pool:
-        futures = [pool.submit(one_run, folder, told, args.data_dir) for folder, told in todo.items()]
+        pending = {pool.submit(one_run, folder, told, args.data_dir) for folder, told in todo.items()}
         try:
-            for future in as_completed(futures):
-                _, error = future.result()
-                if error:
-                    raise run.UserError(error)
-                bar.update(1)
+            while pending:  # waking up now and then: a signal that another thread took is seen only then
+                finished, pending = wait(pending, timeout=1, return_when=FIRST_COMPLETED)
+                for _, error in (future.result() for future in finished):
+                    if error:
+                        raise run.UserError(error)
+                    bar.update(1)
         except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
             for child in multiprocessing.active_children():
