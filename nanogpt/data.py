@@ -93,8 +93,7 @@ def batch(tokens, block_size, batch_size, seed, step, device="cpu"):
     if places < 1:
         raise UserError(f"the text is too short: {len(tokens):,} tokens to train on, and a block of {block_size} with "
                         "the token that follows it does not fit; take a longer text or a smaller block")
-    # a CPU's generator looks at 32 bits of its seed: the factor puts the steps of two runs far from each other there
-    generator = torch.Generator().manual_seed((seed * 2_654_435_761 + step) % 2**32)
+    generator = torch.Generator().manual_seed(run.seed_at(seed, step))
     start = torch.randint(places, (batch_size,), generator=generator)
     # row i of the unfolded view is the window that begins at i, so that all blocks together are one gather of rows
     window = tokens.unfold(0, block_size + 1, 1)[start].long()  # (B, T + 1)

@@ -188,7 +188,7 @@ def estimate(model, tokens, args, r) -> float:
 
 def sample(model, text, seed, step, r):
     """What the model writes by now, after the first token of the training text."""
-    generator = torch.Generator(r.device).manual_seed((seed * 2_654_435_761 + step) % 2**32)
+    generator = torch.Generator(r.device).manual_seed(run.seed_at(seed, step))
     ids = generate(model, text.train[None, :1].long().to(r.device), SAMPLE_TOKENS, generator=generator)
     return "    " + text.tokenizer.decode(list(ids)).replace("\n", "\n    ")
 
