@@ -405,6 +405,7 @@ class Run:
             if self._lock:
                 self._lock.close()
         if self.world > 1 and kind is None:
+            dist.barrier()  # none hangs up while another still speaks
             dist.destroy_process_group()
         if kind is KeyboardInterrupt and self.rank:
             raise SystemExit(128 + (self._signal or signal.SIGINT)) from None

@@ -35,21 +35,21 @@ GPT = dict(kind="gpt", block_size=64, n_layer=4, n_head=4, n_embd=128, dropout=0
 # accumulate: the passes whose gradients make one step, shared among processes. evals: how often in a run.
 ADAMW = dict(lr=1e-3, muon=0.0, ns_steps=5, beta2=0.99, weight_decay=0.1, clip=1.0, warmup=100, decay="cosine",
              cooldown=1.0, final_lr=0.1, accumulate=1, evals=10, compile=False)
-WORDS = ADAMW | dict(tokens="word", bs=16, lr=3e-3, warmup=50, final_lr=0.0)  # one size, on Shakespeare
+WORDS = ADAMW | dict(tokens="word", bs=16, lr=3e-3, warmup=50, final_lr=0.0)  # one size, one time
 MODERN = GPT | dict(rotary=True, mlp="relu2", qk_norm=True)
 FAST = ADAMW | dict(tokens="char", bs=16, lr=3e-3, muon=5.0, beta2=0.95, weight_decay=0.0, clip=0.0, warmup=10,
                     decay="linear", cooldown=0.5, final_lr=0.0)
 RECIPES = {
     "cpu": ADAMW | dict(tokens="char", iters=2000, bs=12, model=GPT),
     "fast": FAST | dict(iters=400, evals=4, model=MODERN | dict(n_layer=3, n_head=3, n_embd=144)),
-    "best": FAST | dict(iters=2000, evals=10, model=MODERN | dict(block_size=128, n_embd=192)),
+    "best": FAST | dict(iters=1800, evals=9, model=MODERN | dict(block_size=128, n_embd=192)),
     "gpu": ADAMW | dict(tokens="char", iters=5000, bs=64, evals=20, compile=True,
                         model=GPT | dict(block_size=256, n_layer=6, n_head=6, n_embd=384, dropout=0.2)),
     "gpt2": ADAMW | dict(tokens="gpt2", iters=600_000, bs=12, accumulate=40, lr=6e-4, beta2=0.95, warmup=2000,
                          evals=600, compile=True, model=GPT | dict(block_size=1024, n_layer=12, n_head=12, n_embd=768)),
-    "word-bigram": WORDS | dict(iters=1600, model=dict(kind="bigram", block_size=64, n_embd=64)),
-    "word-mlp": WORDS | dict(iters=1800, model=dict(kind="wordmlp", block_size=64, context=4, n_embd=64, hidden=64)),
-    "word-gpt": WORDS | dict(iters=800, lr=2e-3, model=GPT | dict(n_layer=2, n_embd=96)),
+    "word-bigram": WORDS | dict(iters=1500, model=dict(kind="bigram", block_size=64, n_embd=64)),
+    "word-mlp": WORDS | dict(iters=1500, model=dict(kind="wordmlp", block_size=64, context=4, n_embd=64, hidden=64)),
+    "word-gpt": WORDS | dict(iters=950, lr=2e-3, model=GPT | dict(n_layer=2, n_embd=96)),
 }
 AUTO_PRECISION = "bf16"  # bench.py: twice as fast where a CPU multiplies it natively
 ESTIMATE_BATCHES = 20  # of nanoGPT's estimate, in its laptop run

@@ -445,7 +445,8 @@ def test_stopped_and_resumed_under_torchrun(tmp_path):
     arguments = [str(ROOT / "resnet" / "train.py"), "--data", "builtin", "--device", "cpu", "--model", "mnist",
                  "--limit", "200", "--bs", "8", "--epochs", "4", "--lr", "0.01", "--out"]
     whole, out = torchrun(*arguments, str(tmp_path / "whole")), tmp_path / "broken"
-    assert whole.wait() == 0, whole.communicate()
+    _, errors = whole.communicate()
+    assert whole.returncode == 0, errors
     process = torchrun(*arguments, str(out))
     while process.poll() is None and not (out / "best.pt").exists():
         time.sleep(0.02)
