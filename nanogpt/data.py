@@ -56,8 +56,10 @@ PUBLISHED = {  # {corpus: {file under data_dir: (checksum, mirrors)}}, in the or
             [GPT2.format("merges.txt"), OPENAI.format("vocab.bpe")]),
     },
 }
-# `datasets` no longer runs the script that the publisher wrote; this branch of its repository has the rows as Parquet
-OPENWEBTEXT = dict(path="Skylion007/openwebtext", revision="refs/convert/parquet", split="train", streaming=True)
+# `datasets` no longer runs the script that lies beside the data; its publisher's pull request 18 has them as 93 Parquet
+# files, which are read without it. What the hub itself converts ends after the first five gigabytes.
+OPENWEBTEXT = dict(path="parquet", split="train", streaming=True, data_files="hf://datasets/Skylion007/openwebtext@"
+                   "c6680bb039f28c472e44d33acb240c3068b89a82/data/train-*.parquet")
 DOCUMENTS = 8_013_769  # in OpenWebText
 HELD_OUT = 1_000  # its first documents validate, so that they are the same however much of the rest is at hand
 VALIDATED = 2**20  # and of their tokens these many: a minute's work for GPT-2 on a GPU
@@ -333,10 +335,10 @@ def prepare_openwebtext(folder, tokenizer, limit=None, stream=None, at_once=1000
             have |= {"complete": True, "stream": None}
             run.write_json(progress, have)
         bar.close()
-    except OSError as error:  # the network's and the disk's
-        why = f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
+    except Exception as error:  # the network's, which have no base in common, and the disk's
+        why = f"{type(error).__name__}: {str(error)[:120].strip()}".splitlines()[0]
         raise UserError(f"openwebtext: stopped after {have['documents']:,} documents ({why}); give the same command "
-                        "again to go on") from None
+                        "again to go on") from error
     finally:
         lock.close()
     return have

@@ -299,6 +299,20 @@ def test_openwebtext_broken_off_and_resumed_is_the_same(small_pieces, tmp_path):
     assert small_pieces("broken", None) == small_pieces("whole", None), "what is complete is not streamed again"
 
 
+def test_openwebtext_is_streamed_from_parquet(small_pieces, tmp_path, monkeypatch):
+    """By the very call that asks the hub, told to look here instead; what else can go wrong there is one line."""
+    import datasets
+
+    for part, rows in enumerate((["one", "two"], ["three"])):
+        datasets.Dataset.from_dict({"text": rows}).to_parquet(str(tmp_path / f"train-{part}.parquet"))
+    monkeypatch.setitem(data.OPENWEBTEXT, "data_files", str(tmp_path / "train-*.parquet"))
+    assert [row["text"] for row in data.open_stream()] == ["one", "two", "three"]
+    assert small_pieces("here", None)["documents"] == 3
+    monkeypatch.setattr(data, "open_stream", lambda: {}["a kind of error that is the library's own"])
+    code, message = failure(small_pieces, "there", None)
+    assert code == 1 and one_line(message) and "KeyError" in message
+
+
 def test_openwebtext_is_memory_maps_of_documents_in_order(small_pieces, tmp_path, data_dir, monkeypatch):
     small_pieces("openwebtext", Documents(40))
     ours = data.gpt2_tokenizer(data_dir("gpt2_tokenizer"))
