@@ -60,6 +60,8 @@ def cell(runs, key, form):
         return "diverged" if all(run.get("state") == "diverged" for run in runs) else ""
     if isinstance(there[0], str | bool) or not form:
         return ", ".join(dict.fromkeys(str(v) for v in there))
+    if form.endswith("f") and statistics.mean(there) > 1e9:  # a loss that has exploded
+        form = ".0e"
     text = format(statistics.mean(there), form)
     if len(set(there)) > 1:
         text += f" ± {format(statistics.stdev(there), form)}"

@@ -301,8 +301,7 @@ def test_openwebtext_broken_off_and_resumed_is_the_same(small_pieces, tmp_path):
 
 def test_openwebtext_is_streamed_from_parquet(small_pieces, tmp_path, monkeypatch):
     """By the very call that asks the hub, told to look here instead; what else can go wrong there is one line."""
-    import datasets
-
+    datasets = pytest.importorskip("datasets")
     for part, rows in enumerate((["one", "two"], ["three"])):
         datasets.Dataset.from_dict({"text": rows}).to_parquet(str(tmp_path / f"train-{part}.parquet"))
     monkeypatch.setitem(data.OPENWEBTEXT, "data_files", str(tmp_path / "train-*.parquet"))
