@@ -251,7 +251,8 @@ def draw(study, rows, vocab_size, path):
         end = np.mean([r["final"]["val_loss"] for r in mine])
         bar = min(end, math.log(vocab_size))  # what explodes is cut off
         right.barh(name, bar, color=colours(i))
-        right.annotate(f"{end:.3f}" if end < 1e4 else f"{end:.0e}", (bar, i), (3, 0), textcoords="offset points", va="center", fontsize=8)
+        shown = f"{end:.3f}" if end < 1e4 else f"{end:.0e}"
+        right.annotate(shown, (bar, i), (3, 0), textcoords="offset points", va="center", fontsize=8)
     left.axhline(math.log(vocab_size), color="grey", ls=":", lw=1)
     left.annotate("ln V: knows nothing", (0.98, math.log(vocab_size)), (0, 3), xycoords=("axes fraction", "data"),
                   textcoords="offset points", ha="right", color="grey", fontsize=8)

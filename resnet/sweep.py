@@ -41,7 +41,7 @@ STUDIES = {  # study: {setting: arguments of train.py}
                  for depth in (20, 56) for shortcut, name in (("A", "with shortcuts"), ("none", "without"))},
     "gradients": {},  # of the same networks as they are initialized: nothing is trained
     "options": {f"option {option}": SHORT | dict(shortcut=option) for option in "AB"},
-    "parts": {name: dict(recipe=name, epochs=10) for name in train.RECIPES if name.startswith("fast")},
+    "parts": {name: dict(recipe=name, epochs=8) for name in train.RECIPES if name.startswith("fast")},
     "fast": {"ResNet-20, fast": dict(recipe="fast")},
     "paper": {"ResNet-20, paper": dict(recipe="paper")},
     "clock": {"ResNet-20, fast": dict(recipe="fast"), "ResNet-20, paper": dict(recipe="paper")},

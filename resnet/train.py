@@ -40,11 +40,12 @@ RECIPES = {
                              ema=0.9999),
 }
 VARIANTS = {  # of the fast recipe, each with one thing changed: sweep.py --study parts measures what it is worth
-    "full-size": dict(sizes=[[0.0, None]]),
+    "muon": dict(optimizer="muon", lr=0.2, muon_lr=0.04, muon_decay=0.05),
     "hard-labels": dict(label_smoothing=0.0),
+    "half-rate": dict(lr=0.2),
     "whitened": dict(whiten=True),
     "averaged": dict(ema=0.995),
-    "muon": dict(optimizer="muon", lr=0.2, muon_lr=0.04, muon_decay=0.05),
+    "full-size": dict(sizes=[[0.0, None]]),
 }
 RECIPES |= {f"fast-{name}": RECIPES["fast"] | change for name, change in VARIANTS.items()}
 DEFAULTS = {"cifar": ("resnet20", "fast"), "mnist": ("mnist", "mnist"), "imagenet": ("resnet50", "imagenet")}
