@@ -40,7 +40,7 @@ RECIPES = {
                              ema=0.9999),
 }
 VARIANTS = {  # of the fast recipe, each with one thing changed: sweep.py --study parts measures what it is worth
-    "muon": dict(optimizer="muon", lr=0.2, muon_lr=0.04, muon_decay=0.05),
+    "muon": dict(optimizer="muon", lr=0.2, muon_lr=0.01, muon_decay=0.02),
     "hard-labels": dict(label_smoothing=0.0),
     "half-rate": dict(lr=0.2),
     "whitened": dict(whiten=True),
