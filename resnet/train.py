@@ -40,7 +40,7 @@ RECIPES = {
                              ema=0.9999),
 }
 VARIANTS = {  # of the fast recipe, each with one thing changed: sweep.py --study parts measures what it is worth
-    "muon": dict(optimizer="muon", lr=0.2, muon_lr=0.01, muon_decay=0.02),
+    "muon": dict(optimizer="muon", lr=0.2, muon_lr=0.02, muon_decay=0.02),
     "hard-labels": dict(label_smoothing=0.0),
     "half-rate": dict(lr=0.2),
     "whitened": dict(whiten=True),
@@ -77,6 +77,10 @@ class ConvMuon(torch.optim.Muon):
     def __init__(self, weights, **options):
         self.weights = weights  # channels last in memory, so that the view is one and updates reach the weights
         super().__init__([nn.Parameter(w.detach().permute(0, 2, 3, 1).flatten(1)) for w in weights], **options)
+
+    def zero_grad(self):
+        for weight in self.weights:
+            weight.grad = None
 
     def step(self):
         for weight, view in zip(self.weights, self.param_groups[0]["params"]):

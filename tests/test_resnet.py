@@ -506,11 +506,12 @@ def test_every_variant_of_the_fast_recipe_is_another_training(tmp_path):
 def test_muon_on_views_is_muon_on_matrices():
     torch.manual_seed(0)
     layer = nn.Conv2d(8, 16, 3).to(memory_format=torch.channels_last)
-    gradient = torch.randn_like(layer.weight)
     matrix = nn.Parameter(layer.weight.detach().permute(0, 2, 3, 1).flatten(1).clone())
     ours, theirs = train.ConvMuon([layer.weight], lr=0.1), torch.optim.Muon([matrix], lr=0.1)
-    for _ in range(3):
-        layer.weight.grad, matrix.grad = gradient, gradient.permute(0, 2, 3, 1).flatten(1)
+    for gradient in torch.randn(3, *layer.weight.shape):
+        ours.zero_grad(), theirs.zero_grad()
+        (layer.weight * gradient).sum().backward()
+        (matrix * gradient.permute(0, 2, 3, 1).flatten(1)).sum().backward()
         ours.step(), theirs.step()
     assert torch.equal(layer.weight.detach().permute(0, 2, 3, 1).flatten(1), matrix)
 
