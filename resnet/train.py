@@ -33,7 +33,7 @@ PAPER = dict(  # He et al. 2015, section 4.2: 64,000 iterations, a tenth of the 
 RECIPES = {
     "paper": PAPER,
     "fast": PAPER | dict(epochs=40, lr=0.2, decay="onecycle", warmup=0.2, weight_decay=5e-4, nesterov=True,
-                         optimizer="muon", muon_lr=0.02, muon_decay=0.02, label_smoothing=0.1,
+                         optimizer="muon", muon_decay=0.02, label_smoothing=0.1,
                          sizes=[[0.0, 24], [0.5, 32]]),
     "mnist": PAPER | dict(epochs=5, lr=0.2, decay="onecycle", warmup=0.2, weight_decay=5e-4, nesterov=True,
                           augment="affine", label_smoothing=0.1, compile="cuda"),
@@ -89,7 +89,7 @@ class ConvMuon(torch.optim.Muon):
 
 
 def build_optimizers(net, args):
-    """SGD for all parameters, or Muon for the convolutions after the first and SGD for the rest."""
+    """SGD for all; or Muon, at a tenth of the rate, for convolutions after the first, and SGD for the rest."""
     weights = []
     if args.optimizer == "muon":
         weights = [m.weight for m in net.modules() if isinstance(m, nn.Conv2d) and m is not net.conv1]
@@ -98,7 +98,7 @@ def build_optimizers(net, args):
     optimizers = [torch.optim.SGD(rest, args.lr, momentum=0.9, weight_decay=args.weight_decay, nesterov=args.nesterov,
                                   fused=fused)]
     if weights:
-        optimizers.append(ConvMuon(weights, lr=args.muon_lr, momentum=0.9, weight_decay=args.muon_decay))
+        optimizers.append(ConvMuon(weights, lr=args.lr / 10, momentum=0.9, weight_decay=args.muon_decay))
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
         group["peak"] = group["lr"]
     return optimizers
