@@ -131,6 +131,10 @@ def data_dir(given=None):
 def join():
     """Under torchrun, meet the other processes. Returns (rank, how many there are): (0, 1) without torchrun."""
     if "RANK" in os.environ and not dist.is_initialized():
+        # DDP would import it later, whose default arguments then keep the group: gloo's threads are there when the
+        # interpreter ends, which now and then aborts for it
+        from torch.distributed.nn import functional  # noqa: F401
+
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
@@ -404,8 +408,9 @@ class Run:
         finally:
             if self._lock:
                 self._lock.close()
-        if self.world > 1 and kind is None:
-            dist.barrier()  # none hangs up while another still speaks
+        if self.world > 1 and kind in (None, KeyboardInterrupt):
+            if kind is None:
+                dist.barrier()  # none hangs up while another still speaks
             dist.destroy_process_group()
         if kind is KeyboardInterrupt and self.rank:
             raise SystemExit(128 + (self._signal or signal.SIGINT)) from None

@@ -440,6 +440,27 @@ def test_accumulation_makes_the_steps_of_one_batch(one_process, tmp_path):
     same_to(1e-12, tmp_path / "pieces", one_process)
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="threads are counted where the kernel shows them")
+def test_no_thread_of_a_run_outlives_it(tmp_path):
+    """Threads of the process group that are there when the interpreter ends have been seen to abort it."""
+    script = f"""
+import os, sys
+sys.path.insert(0, {str(ROOT / "resnet")!r})
+import run, torch, torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+print(run.join())
+def names():
+    return [open(f"/proc/self/task/{{task}}/comm").read() for task in os.listdir("/proc/self/task")]
+DistributedDataParallel(torch.nn.Linear(2, 2))(torch.ones(3, 2)).sum().backward()
+during = sum("gloo" in name for name in names())
+dist.destroy_process_group()
+print(during > 0, sum("gloo" in name for name in names()))
+"""
+    alone = os.environ | dict(RANK="0", WORLD_SIZE="1", MASTER_ADDR="localhost", MASTER_PORT="0")
+    done = subprocess.run([sys.executable, "-c", script], env=alone, capture_output=True, text=True)
+    assert done.stdout.split("\n")[:2] == ["(0, 1)", "True 0"], done.stderr
+
+
 def test_stopped_and_resumed_under_torchrun(tmp_path):
     """SIGTERM within an epoch, then on: the weights of a run that nobody stopped, bit for bit."""
     arguments = [str(ROOT / "resnet" / "train.py"), "--data", "builtin", "--device", "cpu", "--model", "mnist",
