@@ -31,9 +31,9 @@ import train
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-SHORT = dict(recipe="paper", epochs=6, decay="onecycle")  # short enough for many, long enough to tell them apart
+SHORT = dict(recipe="paper", epochs=4, decay="onecycle")  # short enough for many, long enough to tell them apart
 STUDIES = {  # study: {setting: arguments of train.py}
-    "augment": {name: SHORT | dict(epochs=12, augment=name) for name in ("none", "flip", "crop", "crop+flip")},
+    "augment": {name: SHORT | dict(epochs=8, augment=name) for name in ("none", "flip", "crop", "crop+flip")},
     "decay": {name: SHORT | dict(decay=name) for name in ("none", "step", "cosine", "onecycle")},
     "lr": {f"{lr:g}": SHORT | dict(lr=lr) for lr in (0.01, 0.03, 0.1, 0.3, 1.0)},
     "weight-decay": {f"{x:g}": SHORT | {"weight-decay": x} for x in (0.0, 1e-4, 5e-4, 2e-3)},

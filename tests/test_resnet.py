@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from conftest import ROOT, failure, load
 from PIL import Image
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 train = load("resnet")
 data, model, run, folders = train.data, train.model, train.run, train.data.folders
@@ -95,6 +96,26 @@ def test_logits_are_torchvisions(name):
     x = torch.randn(2, 3, 75, 75, dtype=torch.float64)
     with torch.no_grad():
         assert torch.allclose(ours(x), theirs(x), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name, size", [("resnet20", 32), ("mnist", 28), ("resnet18", 64), ("resnet50", 64)])
+def test_gradients_stay_channels_last(name, size):
+    """Where one is not, ReLU's and everything else's way back is up to twenty times slower."""
+    layouts = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, kinds, args=(), kwargs=None):
+            if "backward" in str(function):
+                layouts.extend((str(function), x.is_contiguous(memory_format=torch.channels_last))
+                               for x in args[:2] if isinstance(x, torch.Tensor) and x.dim() == 4 and x.shape[2] > 1)
+            return function(*args, **(kwargs or {}))
+
+    net = model.build(name, 10).to(memory_format=torch.channels_last)
+    images = torch.randn(2, net.conv1.in_channels, size, size).to(memory_format=torch.channels_last)
+    with Watch():
+        net(images).sum().backward()
+    assert len(layouts) > 20
+    assert not [function for function, good in layouts if not good]
 
 
 def test_mnist_network():
