@@ -32,11 +32,10 @@ PAPER = dict(  # He et al. 2015, section 4.2: 64,000 iterations, a tenth of the 
     optimizer="sgd", nesterov=False, label_smoothing=0.0, ema=0.0, whiten=False, sizes=[[0.0, None]], compile=False)
 RECIPES = {
     "paper": PAPER,
-    "fast": PAPER | dict(epochs=40, lr=0.2, decay="onecycle", warmup=0.2, weight_decay=5e-4, nesterov=True,
-                         optimizer="muon", muon_decay=0.02, label_smoothing=0.1,
-                         sizes=[[0.0, 24], [0.5, 32]]),
-    "mnist": PAPER | dict(epochs=5, lr=0.2, decay="onecycle", warmup=0.2, weight_decay=5e-4, nesterov=True,
-                          augment="affine", label_smoothing=0.1, compile="cuda"),
+    "fast": PAPER | dict(epochs=40, lr=0.2, decay="onecycle", weight_decay=5e-4, nesterov=True, optimizer="muon",
+                         muon_decay=0.02, label_smoothing=0.1, sizes=[[0.0, 24], [0.5, 32]]),
+    "mnist": PAPER | dict(epochs=5, lr=0.2, decay="onecycle", weight_decay=5e-4, nesterov=True, augment="affine",
+                          label_smoothing=0.1, compile="cuda"),
     "imagenet": PAPER | dict(epochs=90, bs=256, decay="cosine", warmup=5 / 90, nesterov=True, label_smoothing=0.1,
                              ema=0.9999),
 }
@@ -55,15 +54,16 @@ SAVE_EVERY = 1000  # steps between checkpoints within an epoch, beside the one a
 
 def decay_factor(decay: str, progress: float, warmup: float = 0.0) -> float:
     """What the learning rate is multiplied by when the share `progress` in [0, 1) of all steps is done; it rises from
-    zero over the first `warmup` of them."""
+    zero over the first `warmup` of them. "onecycle" has a rise of its own."""
+    if decay == "onecycle":  # up from zero for a fifth of the run, then down to zero (Smith and Topin 2017)
+        return min(progress / 0.2, (1 - progress) / 0.8)
     if progress < warmup:
         return progress / warmup
-    rest = (progress - warmup) / (1 - warmup)
     if decay == "step":
         return 0.1 ** ((progress >= 0.5) + (progress >= 0.75))
     if decay == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * rest))
-    return 1 - rest if decay == "onecycle" else 1.0  # one cycle: up, then down to zero (Smith and Topin 2017)
+        return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
+    return 1.0
 
 
 def size_at(sizes: list, progress: float) -> int | None:
