@@ -5,7 +5,8 @@
 
 (a) usual: PIL pictures, torchvision's crop, flip, to-tensor and normalize, one by one, DataLoader with 0 or 2 workers;
 (b) ours: Cifar.batches, whole batches of tensors;
-(c) step alone: forward, backward and update on batches prepared beforehand, the ceiling.
+(c) step alone: forward, backward and update on batches prepared beforehand, the ceiling;
+(d) the same in bfloat16, where the hardware multiplies it: what --precision auto could gain.
 All do the same work otherwise. They take turns, so that a machine that slows down slows all of them; medians of the
 images per second of whole epochs. Writes bench.json into --out.
 """
@@ -23,6 +24,8 @@ import torch.nn.functional as F
 from model import LeNet5
 from PIL import Image
 from torch.utils.data import DataLoader
+
+HALF = "step alone, bfloat16"
 
 
 class Pictures(torch.utils.data.Dataset):
@@ -50,12 +53,13 @@ def usual_loader(dataset, batch_size, workers):
     return DataLoader(pictures, batch_size, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
 
 
-def epoch_rate(batches, model, optimizer, device):
+def epoch_rate(batches, model, optimizer, device, bf16=False):
     """Images per second of one epoch over `batches`."""
     images_seen, began = 0, time.perf_counter()
     for images, labels in batches:
         images, labels = images.to(device), labels.to(device)
-        loss = F.cross_entropy(model(images)[0], labels)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            loss = F.cross_entropy(model(images)[0], labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -72,6 +76,8 @@ def measure(dataset, batch_size, rounds, device):
     ways = {name: lambda epoch, loader=loader: loader for name, loader in usual.items()}
     ways["ours"] = lambda epoch: dataset.batches(batch_size, shuffle=(0, epoch), augment=True)
     ways["step alone"] = lambda epoch: prepared
+    if run.native_bf16(device):
+        ways[HALF] = ways["step alone"]
     torch.manual_seed(0)
     model = LeNet5(len(dataset.classes)).to(device)
     optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9, fused=device.type in ("cpu", "cuda"))
@@ -79,7 +85,7 @@ def measure(dataset, batch_size, rounds, device):
     rates = {name: [] for name in ways}
     for epoch in range(rounds):
         for name, batches in ways.items():
-            rates[name].append(epoch_rate(batches(epoch), model, optimizer, device))
+            rates[name].append(epoch_rate(batches(epoch), model, optimizer, device, name == HALF))
     return rates
 
 
@@ -106,10 +112,10 @@ def main(argv=None):
                          "of_ceiling": statistics.median(np.divide(values, ceiling)),
                          "times_usual": statistics.median(np.divide(values, usual)), "rates": values})
             row = rows[-1]
-            print(f"batch size {batch_size:>3}  {name:<16} {row['images_per_s']:>8,.0f} images/s, "
+            print(f"batch size {batch_size:>3}  {name:<21} {row['images_per_s']:>8,.0f} images/s, "
                   f"{row['of_ceiling']:.0%} of the step alone, {row['times_usual']:.2f} times the usual way")
     run.write_json(out / "bench.json", {"bench": "cifar", "git": run.git_state(Path(__file__).parent), "device": facts,
-                   "versions": run.versions(), "dataset": train_set.facts(), "rows": rows})
+                   "versions": run.versions(), "dataset": train_set.facts() | {"train": len(train_set)}, "rows": rows})
     return rows
 
 

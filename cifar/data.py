@@ -244,10 +244,6 @@ def prepare(name, data_dir, patient=True):
     if archive.exists():
         fetch.download([], archive, spec["md5"])
         return fetch.extract(archive, folder)
-    try:
-        data_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{data_dir}: cannot hold datasets ({error.strerror}); name another with --data-dir") from None
     said = []
     for attempt in (
         lambda: fetch.extract(fetch.download(spec["mirrors"], archive, spec["md5"]), folder),
@@ -255,11 +251,14 @@ def prepare(name, data_dir, patient=True):
         lambda: patient and fetch.extract(fetch.download([spec["origin"]], archive, spec["md5"], 60, 0), folder),
     ):
         try:
+            data_dir.mkdir(parents=True, exist_ok=True)
             path = attempt()
             if path:
                 return path
         except fetch.Unreachable as error:
             said += error.said
+        except OSError as error:
+            raise UserError(f"{data_dir}: cannot hold datasets ({error.strerror}); name another --data-dir") from None
     raise fetch.Unreachable(name, said)
 
 
@@ -307,6 +306,7 @@ class ArraysOnly(pickle.Unpickler):
 
 
 def read_pickle(path):
+    """What a file of the published batches holds, arrays only. Raises UserError."""
     try:
         with open(path, "rb") as file:
             return ArraysOnly(file, encoding="latin1").load()

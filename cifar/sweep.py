@@ -85,17 +85,6 @@ def folder_name(setting, seed):
                     for k, v in told.items()) + f"-s{seed}"
 
 
-def ended(folder, told):
-    """Is the run there over? One that was told otherwise, by a quick look with --limit perhaps, is an error."""
-    file = folder / "run.json"
-    if not file.exists():
-        return False
-    record = json.loads(file.read_text(encoding="utf-8"))
-    if other := [name for name, value in told.items() if record["args"].get(name) != value]:
-        raise run.UserError(f"{folder}: holds a run with another --{other[0]}; give a sweep of its own another --out")
-    return record["state"] in ("done", "diverged")
-
-
 def one_run(folder, told, data_dir):
     """Train one setting with one seed in `folder`, or continue it. Returns (folder, what went wrong or None)."""
     flags = arguments(told) + (["--data-dir", data_dir] if data_dir else [])
@@ -244,12 +233,12 @@ def main(argv=None):
                 recipe = train.RECIPES[setting.get("recipe", "plain")][setting["model"]] | setting
                 cost = (args.epochs or recipe["epochs"]) * (1 + 16 / recipe["bs"])  # small batches are slower
                 jobs[folder] = cost, setting | dict(data=named[setting["model"]], seed=seed) | common
+    todo = {folder: told for folder, (_, told) in jobs.items()
+            if not run.ended(folder, train.parse(arguments(told)))}
     lock = run.hold(out)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    bar = tqdm(total=sum(cost for cost, _ in jobs.values()), bar_format=BAR)
-    todo = {folder: told for folder, (_, told) in jobs.items() if not ended(folder, told)}
-    bar.initial = sum(cost for folder, (cost, _) in jobs.items() if folder not in todo)
-    bar.update(bar.initial)
+    done = sum(cost for folder, (cost, _) in jobs.items() if folder not in todo)
+    bar = tqdm(total=sum(cost for cost, _ in jobs.values()), initial=done, bar_format=BAR)
     with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn"), start_worker) as pool:
         pending = {pool.submit(one_run, folder, told, args.data_dir) for folder, told in todo.items()}
         try:

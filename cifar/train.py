@@ -98,7 +98,7 @@ def train(args, r, train_set, val_set):
             if step % 50 == 0 or step == steps:
                 r.check_finite(losses[:step], epoch * steps)
                 seen = min(step * args.bs, len(train_set))
-                bar.set_postfix(loss=f"{losses.sum().item() / seen:.3f}", accuracy=f"{int(correct) / seen:.1%}")
+                bar.set_postfix(loss=f"{losses[:step].sum().item() / seen:.3f}", accuracy=f"{int(correct) / seen:.1%}")
             if r.stopping:
                 checkpoint(epoch, step)
                 r.stop()

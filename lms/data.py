@@ -50,6 +50,7 @@ def training_rows(n):
 
 
 def split(name, columns, inputs, targets, true_weights=None):
+    """A Regression whose last rows validate: inputs (N, features), targets (N,)."""
     n = training_rows(len(targets))
     return Regression(name, columns, inputs[:n], targets[:n], inputs[n:], targets[n:], true_weights)
 
@@ -105,6 +106,7 @@ def read_csv(path, target):
 
 
 def number(cell, where):
+    """The float in a cell of a CSV; `where` it is names it in the UserError."""
     try:
         value = float(cell)
     except ValueError:
@@ -151,6 +153,7 @@ def known(name):
 
 
 def add_data_flags(parser):
+    """--data and --target, the same in every script."""
     run.add_flags(parser, data=dict(type=known, default="builtin", help=DATA_HELP))
     parser.add_argument("--target", metavar="COLUMN", help="the column of the CSV that is to be predicted")
 

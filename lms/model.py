@@ -80,6 +80,7 @@ def rls(X: Array, d: Array, forgetting: float = 1.0, delta: float = 1e-7, w: Arr
 
 
 def start(X, w):
+    """Room for weights (N + 1, taps), the first of them w or zero, and errors (N,); and that first one."""
     weights = np.empty((len(X) + 1, X.shape[1]))
     weights[0] = 0.0 if w is None else w
     return weights, np.empty(len(X)), weights[0]

@@ -150,10 +150,12 @@ def load(name, data_dir=None, limit=None, tokens="char"):
 
 
 def shown(name):
+    """A path as one would type it here, any other name as it is."""
     return run.shown(name) if os.path.isabs(name) else name
 
 
 def make_tokenizer(level, name, parts, data_dir):
+    """The tokenizer of that level; what has to be learned is learned from the training part, parts[0]."""
     if level == "char":  # of all parts, as is usual: a symbol that is never trained on costs what it costs
         return Characters.of("".join(parts))
     if level == "word" and name == "wikitext2":  # it comes cut into words, the rare ones replaced already
@@ -193,6 +195,7 @@ def read_own(path):
 
 
 def read_file(path):
+    """The text of a UTF-8 file. Raises UserError."""
     try:
         content = path.read_bytes()
         if b"\0" in content:
@@ -345,6 +348,7 @@ def prepare_openwebtext(folder, tokenizer, limit=None, stream=None, at_once=1000
 
 
 def open_stream():
+    """OpenWebText as the hub streams it, an iterable of {"text": ...}."""
     import datasets
 
     return datasets.load_dataset(**OPENWEBTEXT)

@@ -103,9 +103,12 @@ def parse(parser, argv=None, extendable=lambda saved: False):
         return args
     record_file, unset = Path(args.resume) / "run.json", object()
     try:
-        saved = json.loads(record_file.read_text(encoding="utf-8"))["args"]
-    except (OSError, ValueError, KeyError) as error:
+        record = json.loads(record_file.read_text(encoding="utf-8"))
+        saved, experiment = record["args"], record["experiment"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         parser.error(f"--resume {args.resume}: no readable run.json there ({error})")
+    if experiment != Path(__file__).parent.name:
+        parser.error(f"--resume {args.resume}: holds a run of {experiment}/")
     if saved.get("data", "").startswith("./"):
         saved["data"] = str((ROOT / saved["data"]).resolve())
     given = vars(parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(vars(args), unset))))
@@ -118,6 +121,26 @@ def parse(parser, argv=None, extendable=lambda saved: False):
     if args.out and Path(args.out).resolve() != Path(args.resume).resolve():
         parser.error(f"--out {args.out}: a resumed run stays in its folder, {args.resume}")
     return args
+
+
+def kept(args):
+    """What a record keeps of the arguments: all but where things lie on this machine."""
+    names = {k: v for k, v in vars(args).items() if k not in ("out", "resume", "data_dir")}
+    if Path(names.get("data", "")).is_absolute():
+        names["data"] = "./" + Path(os.path.relpath(names["data"], ROOT)).as_posix()
+    return names
+
+
+def ended(folder, args):
+    """Is the run in `folder` over? One with other arguments than `args`, a quick look perhaps, is an error."""
+    file = Path(folder) / "run.json"
+    if not file.exists():
+        return False
+    record, wanted = json.loads(file.read_text(encoding="utf-8")), json.loads(json.dumps(kept(args)))
+    for name in wanted.keys() | record["args"].keys():
+        if record["args"].get(name) != wanted.get(name) and (name, wanted.get(name)) != ("data", "auto"):
+            raise UserError(f"{folder}: holds a run with another --{name.replace('_', '-')}; name another --out")
+    return record["state"] in ("done", "diverged")
 
 
 def data_dir(given=None):
@@ -195,14 +218,20 @@ def peak_memory_mb(device):
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10))
 
 
-def git_state(folder):
-    """{"commit", "dirty"}: dirty when `folder` differed from that commit. None without git or outside a repository."""
+def git_state(folder, began=None):
+    """{"commit", "dirty"}: dirty when `folder` differs from that commit. None without git or outside a repository.
+
+    began: the state that a resumed run began with, whose commit it keeps: dirty then, or different now, is dirty.
+    """
+    def ask(*words):
+        return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        ask = [subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
-               for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--", "."])]
+        commit, dirty = (began["commit"], began["dirty"]) if began else (ask("rev-parse", "HEAD"), False)
+        changed = ask("status", "--porcelain", "--", ".") or ask("diff", "--name-only", commit, "--", ".")
     except (OSError, subprocess.CalledProcessError):
         return None
-    return {"commit": ask[0], "dirty": bool(ask[1])}
+    return {"commit": commit, "dirty": dirty or bool(changed)}
 
 
 # -------------------------------------------------------------------------------------------------- writing
@@ -261,7 +290,10 @@ def make_folder(path):
 
 def hold(folder):
     """Lock `folder` for this process and return the open lock. The system drops it when the process dies."""
-    handle = open(folder / ".lock", "a")
+    try:
+        handle = open(folder / ".lock", "a")
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written to ({error.strerror})") from None
     try:
         if os.name == "nt":
             import msvcrt
@@ -333,14 +365,11 @@ class Run:
         self.precision = auto if args.precision == "auto" else args.precision
         self.rows, self._signal, self._drawn, self._began = [], None, 0.0, time.monotonic()
         self._before = old.get("wall_s", 0.0)
-        kept = {k: v for k, v in vars(args).items() if k not in ("out", "resume", "data_dir")}
-        if Path(kept.get("data", "")).is_absolute():  # a record holds no paths of a machine
-            kept["data"] = "./" + Path(os.path.relpath(kept["data"], ROOT)).as_posix()
-        self.record = {
+        self.record = old | {
             "experiment": self.script.parent.name,
-            "args": kept,
+            "args": kept(args),
             "state": "running",
-            "git": git_state(self.script.parent),
+            "git": git_state(self.script.parent, old.get("git")) if old.get("git", True) else None,
             "versions": versions(),
             "platform": platform.system() + " " + platform.machine(),
             "device": describe_device(self.device),
@@ -418,8 +447,8 @@ class Run:
             again = ["python"] if self.world == 1 else ["torchrun", f"--nproc-per-node={self.world}"]
             again += [shown(self.script), "--resume", shown(self.folder)]
             again += ["--data-dir", self.args.data_dir] if getattr(self.args, "data_dir", None) else []
-            kept = (self.folder / "last.pt").exists()
-            print("interrupted" + f"; continue with: {shlex.join(again)}" * kept, file=sys.stderr)
+            saved = (self.folder / "last.pt").exists()
+            print("interrupted" + f"; continue with: {shlex.join(again)}" * saved, file=sys.stderr)
             raise SystemExit(128 + (self._signal or signal.SIGINT)) from None
         if kind is not None and issubclass(kind, OSError):
             raise UserError(f"{error.filename or self.folder}: {error.strerror or error}") from None
@@ -447,7 +476,10 @@ class Run:
             log.write(text + "\n")
 
     def note(self, **facts):
-        """Put facts (dataset, parameters, ...) into the record."""
+        """Put facts (dataset, parameters, ...) into the record. A resumed run must have the data that it began with."""
+        before, now = (named.get("dataset", {}).get("digest") for named in (self.record, facts))
+        if before and now and before != now:
+            raise UserError(f"{self.folder}: began with other data than is there now; start a new run")
         self.record |= facts
         self._write_record()
 

@@ -49,10 +49,9 @@ def one_run(job):
     """Train one setting with one seed, or continue it; a run that is over is left alone. Returns its row."""
     folder, study, setting, seed, flags = job
     train.RECIPES[setting] = STUDIES[study][setting]  # a setting is a recipe like any other
-    record_file = folder / "run.json"
-    state = json.loads(record_file.read_text(encoding="utf-8"))["state"] if record_file.exists() else None
-    if state not in ("done", "diverged"):
-        words = ["--resume", str(folder)] if state else ["--recipe", setting, "--seed", str(seed), "--out", str(folder)]
+    record_file, told = folder / "run.json", ["--recipe", setting, "--seed", str(seed)]
+    if not run.ended(folder, train.parse([*told, *flags])):
+        words = ["--resume", str(folder)] if record_file.exists() else [*told, "--out", str(folder)]
         with open(os.devnull, "w") as null, contextlib.redirect_stdout(null), contextlib.redirect_stderr(null):
             with contextlib.suppress(run.Diverged):  # a result like any other
                 train.main([*words, *flags])

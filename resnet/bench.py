@@ -7,7 +7,7 @@ usual: torchvision's crop, flip, to-tensor and normalize, picture by picture, a 
 then batches of tensors instead of the loader, channels last in memory, bfloat16 (which is ours), and last the step
 alone on batches prepared beforehand. Every round measures each of them once, so that a machine that slows down slows
 all; medians over rounds. "of the peak" is the share of the speed of a plain matrix product in the same precision.
-Writes bench.json into --out.
+Writes bench.json into --out, and step.json: how the time of a step of ours divides among its operations.
 """
 
 import argparse
@@ -22,6 +22,7 @@ import run
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -97,6 +98,23 @@ def operations(batch):
     return counter.get_total_flops() / len(labels)
 
 
+OPERATIONS = {"convolutions": ("conv",), "batch normalization": ("batch_norm", "batchnorm"),
+              "ReLU": ("relu", "threshold", "clamp_min"), "sums": ("aten::add", "addbackward")}
+
+
+def shares(way, steps=5):
+    """Of the time of `steps` steps of one way to train, the share of every kind of operation, by torch's profiler."""
+    gpu = way.device.type == "cuda"
+    with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * gpu) as profiler:
+        way.rate(0, most=steps)
+    found = dict.fromkeys([*OPERATIONS, "all else"], 0.0)
+    for event in profiler.key_averages():
+        name = event.key.lower()
+        kind = next((kind for kind, words in OPERATIONS.items() if any(word in name for word in words)), "all else")
+        found[kind] += event.self_device_time_total if gpu else event.self_cpu_time_total
+    return {kind: time / sum(found.values()) for kind, time in found.items()}
+
+
 def ways(dataset, batch_size, device):
     """All that are to be compared; the first two are the usual way."""
     resident = dataset.to(device)
@@ -134,6 +152,8 @@ def main(argv=None):
         p.error(f"--data {args.data}: the comparison is on CIFAR-10's pictures")
     device, out = run.pick_device(args.device), run.make_folder(args.out)
     dataset = data.load(args.data, args.data_dir, args.limit)[0]
+    if len(dataset) < args.bs:
+        p.error(f"--bs {args.bs}: is more than the {len(dataset)} pictures of an epoch")
     facts = run.describe_device(device)
     print(f"ResNet-20 on {len(dataset):,} images of {dataset.name}; {facts['name']}, {facts['threads']} threads")
     all_ways, rates = ways(dataset, args.bs, device), {}
@@ -156,10 +176,14 @@ def main(argv=None):
         row = rows[-1]
         print(f"{way.name:<32} {row['images_per_s']:>8,.0f} images/s, {row['times_usual']:.2f} times the usual way, "
               f"{row['of_peak']:.0%} of the peak in {row['precision']}")
-    run.write_json(out / "bench.json", {
-        "bench": "resnet", "git": run.git_state(Path(__file__).parent), "device": facts, "versions": run.versions(),
-        "dataset": dataset.facts(), "batch_size": args.bs, "flops_per_image": flops,
+    common = {"bench": "resnet", "git": run.git_state(Path(__file__).parent), "device": facts,
+              "versions": run.versions(), "dataset": dataset.facts() | {"train": len(dataset)}, "batch_size": args.bs}
+    run.write_json(out / "bench.json", common | {
+        "flops_per_image": flops,
         "peak_flops": {str(k).removeprefix("torch."): statistics.median(v) for k, v in peaks.items()}, "rows": rows})
+    parts = [{"operation": kind, "share": share} for kind, share in shares(all_ways[-1]).items()]
+    run.write_json(out / "step.json", common | {"rows": parts})
+    print("a step of ours: " + ", ".join(f"{part['operation']} {part['share']:.0%}" for part in parts))
     return rows
 
 

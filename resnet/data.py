@@ -22,6 +22,7 @@ import numpy as np
 import run
 import torch
 import torch.nn.functional as F
+from folders import full_batch
 from run import UserError
 
 CIFAR10 = dict(
@@ -127,7 +128,7 @@ class Pictures:
         shift = (draws[:, :2] * (2 * margin + 1)).long() if "crop" in augment else torch.full((n, 2), margin)
         order, draws, shift, flip = (t.to(device) for t in (order, draws, shift, flip))
         for step in range(skip, steps_per_epoch(n, batch_size)):
-            rows = slice(*(step * batch_size + min(batch_size, n) * k // world for k in (rank, rank + 1)))
+            rows = slice(*(step * batch_size + full_batch(n, batch_size, world) * k // world for k in (rank, rank + 1)))
             index = order[rows]
             images = self.normalize(self.crop_and_flip(index, shift[rows], flip[rows], size))
             if augment == "affine":
@@ -263,6 +264,7 @@ def reachable(data_dir):
 
 
 def make_data_dir(path):
+    """Make sure of the folder for datasets. Raises UserError."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

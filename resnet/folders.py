@@ -63,7 +63,7 @@ class Folders:
         else:
             seed, epoch = shuffle
             order = torch.randperm(n, generator=torch.Generator().manual_seed(seed_at(seed, epoch))).tolist()
-            plan, share = [], min(batch_size, n)
+            plan, share = [], full_batch(n, batch_size, world)
             for step in range(skip, max(1, n // batch_size)):
                 places = range(*(step * batch_size + share * k // world for k in (rank, rank + 1)))
                 plan.append([(order[k], ((seed << 24) + epoch, k)) for k in places])
@@ -89,9 +89,15 @@ class Folders:
         return self._loaders[key]
 
 
+def full_batch(n, batch_size, world=1):
+    """How many of n examples a step takes: batch_size, or of fewer all that the `world` processes can share equally."""
+    return min(batch_size, n // world * world)
+
+
 def workers_for(n):
-    """How many processes decode a dataset of n pictures: to start them pays from a certain size on."""
-    return min(16, os.cpu_count() or 1) if n > 1000 else 0
+    """How many processes decode a dataset of n pictures for one of those that train here: to start them pays from a
+    certain size on."""
+    return max(1, min(16, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))) if n > 1000 else 0
 
 
 class Plan:

@@ -181,6 +181,7 @@ def initialize(model: nn.Module) -> None:
 
 
 def count_parameters(model: nn.Module) -> int:
+    """The trainable parameters."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 

@@ -5,7 +5,7 @@
 
 With a folder a class in DIR the labels are known; pictures directly in DIR have none. Writes into --out:
 predictions.csv (id, label, name, probability: the class predicted), and where labels are known confusion.png and
-mistakes.png, the most confident errors.
+mistakes.png, the most confident errors. An id is a file's name, or of the test set the place in the order of data.py.
 """
 
 import argparse
@@ -34,6 +34,8 @@ def load_run(folder, device):
     if not (folder / "best.pt").exists():
         raise UserError(f"{folder}: has no best.pt yet; it comes with the first epoch")
     best = run.read_checkpoint(folder / "best.pt", device)
+    if not args.keys() >= {"model", "shortcut"} or not best.keys() >= {"classes", "mean", "std"}:
+        raise UserError(f"{folder}: holds a run of another experiment")
     net = model.build(args["model"], len(best["classes"]), args["shortcut"]).to(device)
     run.restore(net, best["model"], folder / "best.pt")
     return net.eval(), best, args

@@ -64,17 +64,6 @@ def folder_name(setting, seed):
     return "-".join([*told, f"s{seed}"])
 
 
-def ended(folder, told):
-    """Is the run there over? One that was told otherwise, by a quick look with --limit perhaps, is an error."""
-    file = folder / "run.json"
-    if not file.exists():
-        return False
-    record = json.loads(file.read_text(encoding="utf-8"))
-    if other := [name for name, value in told.items() if record["args"].get(name.replace("-", "_")) != value]:
-        raise run.UserError(f"{folder}: holds a run with another --{other[0]}; give a sweep of its own another --out")
-    return record["state"] in ("done", "diverged")
-
-
 def one_run(folder, told, data_dir):
     """Train one setting with one seed in `folder`, or continue it. Returns (folder, what went wrong or None)."""
     flags = arguments(told) + (["--data-dir", data_dir] if data_dir else [])
@@ -106,6 +95,7 @@ def row_of(study, setting, seed, folder):
     if (folder / "metrics.csv").exists():
         with open(folder / "metrics.csv", newline="", encoding="utf-8") as file:
             lines = list(csv.DictReader(file))
+        row["train_accuracy"] = float(lines[-1]["train_accuracy"])  # of the last epoch, while the weights changed
         row["val_accuracy"] = [round(float(line["val_accuracy"]), 4) for line in lines]
         row["seconds"] = [round(s, 1) for s in np.cumsum([float(line["seconds"]) for line in lines]).tolist()]
         row["seconds_to_90"] = next((s for s, a in zip(row["seconds"], row["val_accuracy"]) if a >= 0.9), None)
@@ -238,6 +228,8 @@ def main(argv=None):
     args = p.parse_args(argv)
     if data.family(args.data) == "imagenet":
         p.error(f"--data {args.data}: the studies are of CIFAR-10 and MNIST")
+    if args.data in ("mnist", "cifar10") and (args.data == "mnist") != (set(args.study) == {"mnist"}):
+        p.error(f"--data {args.data}: not all of these studies are of it")
     out = run.make_folder(args.out)
     common = {name: value for name, value in (("limit", args.limit), ("epochs", args.epochs)) if value is not None}
     chosen = args.data
@@ -253,9 +245,9 @@ def main(argv=None):
     jobs = {out / folder_name(STUDIES[study][name], seed): told | {"seed": seed}  # seed by seed: stopped early,
             for seed in range(args.seeds) for study in args.study  # every setting has as many
             for name, told in settings[study].items()}
+    todo = {folder: told for folder, told in jobs.items() if not run.ended(folder, train.parse(arguments(told)))}
     lock = run.hold(out)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    todo = {folder: told for folder, told in jobs.items() if not ended(folder, told)}
     bar = tqdm(total=len(jobs), initial=len(jobs) - len(todo), bar_format=BAR)
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
     with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn"), start_worker, (threads,)) as pool:

@@ -104,11 +104,18 @@ def build_optimizers(net, args):
     return optimizers
 
 
+def average_of(net, ema, steps):
+    """The exponential average of weights and statistics over 1 / (1 - ema) steps, a tenth of all `steps` at most: what
+    a short run began with would otherwise be in it to the end."""
+    ema = max(0.0, min(ema, 1 - 10 / steps))
+    return AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(ema), use_buffers=True)
+
+
 def build_model(args, train_set):
     """The network of `args`, its weights drawn with torch's generator as run.Run has seeded it."""
     net = model.build(args.model, len(train_set.classes), args.shortcut)
     if args.whiten:
-        model.whiten(net.conv1, train_set.normalize(train_set.images[:5000].cpu()))
+        model.whiten(net.conv1, train_set.normalize(train_set.images[:5000]).cpu())
     return net
 
 
@@ -139,13 +146,13 @@ def train(args, r, train_set, val_set):
     net = build_model(args, train_set).to(r.device, memory_format=torch.channels_last)
     net = nn.SyncBatchNorm.convert_sync_batchnorm(net) if args.sync_bn else net
     optimizers = build_optimizers(net, args)
-    average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(args.ema), use_buffers=True) if args.ema else None
+    n, steps = data.full_batch(len(train_set), args.bs, r.world), data.steps_per_epoch(len(train_set), args.bs)
+    average = average_of(net, args.ema, args.epochs * steps) if args.ema else None
     judged = average.module if args.ema else net  # what is validated, and kept as best.pt
     r.note(parameters=model.count_parameters(net))
     r.say(f"{args.model}, {model.count_parameters(net):,} parameters, on {train_set.name}: {len(train_set):,} images "
           f"to train on, {len(val_set):,} to validate\n{r.hardware}" + f", {r.world} processes" * (r.world > 1))
 
-    n, steps = min(args.bs, len(train_set)), data.steps_per_epoch(len(train_set), args.bs)
     first_epoch, step, reduced, tally, best = 0, 0, 0, torch.zeros(steps, 2), -1.0
     if state := r.load():
         run.restore(net, state["model"], r.folder / "last.pt")
@@ -263,7 +270,8 @@ def parser():
 
 def parse(argv=None):
     p = parser()
-    args = run.parse(p, argv, extendable=lambda saved: saved["decay"] == "none" and len(saved["sizes"]) == 1)
+    args = run.parse(p, argv, extendable=lambda saved: saved["decay"] == "none" and not saved["warmup"]
+                     and not saved["ema"] and len(saved["sizes"]) == 1)
     if args.resume:
         return args
     fits = data.family(args.data) or (data.family_of_model(args.model) if args.model else "cifar")

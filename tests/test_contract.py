@@ -131,10 +131,11 @@ def test_every_flag_is_read(folder):
 
 
 @each_folder
-def test_public_functions_are_documented(folder):
-    for module in ("data", "model", "train"):
+def test_public_functions_and_classes_are_documented(folder):
+    for module in ("data", "model"):
         for name, thing in vars(load(folder, module)).items():
-            if inspect.isclass(thing) and thing.__module__ == module and not name.startswith("_"):
+            public = inspect.isclass(thing) or inspect.isfunction(thing) and name not in ("parser", "parse", "main")
+            if public and thing.__module__ == module and not name.startswith("_"):
                 assert thing.__doc__, f"{folder}/{module}.py: {name} has no docstring"
 
 
@@ -288,6 +289,38 @@ def test_resume_with_another_flag_names_it(folder, copied, capsys):
     need_resume(folder)
     code, _ = failure(train, folder, "--resume", str(copied(folder)), "--seed", "99")
     assert code == 2 and "--seed 99" in capsys.readouterr().err
+
+
+@each_folder
+def test_resume_of_another_experiment(folder, copied, capsys):
+    need_resume(folder)
+    file = copied(folder) / "run.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"experiment": "another"}))
+    code, _ = failure(train, folder, "--resume", str(file.parent))
+    assert code == 2 and "run of another/" in capsys.readouterr().err
+
+
+@each_folder
+def test_resume_with_other_data(folder, copied):
+    need_resume(folder)
+    file = copied(folder) / "run.json"
+    record = json.loads(file.read_text())
+    record["dataset"]["digest"] = "0" * 32
+    file.write_text(json.dumps(record))
+    code, message = failure(train, folder, "--resume", str(file.parent))
+    assert code == 1 and one_line(message) and "other data" in message
+
+
+@each_folder
+def test_a_resumed_run_keeps_the_commit_it_began_with(folder, copied):
+    """Committing what a run was begun with, before it is resumed, does not make its record clean."""
+    need_resume(folder)
+    file = copied(folder) / "run.json"
+    record = json.loads(file.read_text())
+    if record["git"] is None:
+        pytest.skip("there is no git here")
+    file.write_text(json.dumps(record | {"git": record["git"] | {"dirty": True}}))
+    assert train(folder, "--resume", str(file.parent))["git"] == record["git"] | {"dirty": True}
 
 
 @each_folder

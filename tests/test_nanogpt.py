@@ -420,6 +420,8 @@ def test_a_sweep_continues_where_it_was(tmp_path, capsys):
     record = json.loads((tmp_path / "words.json").read_text())
     assert [len(row["curve"]) for row in record["rows"]] == [10, 10, 10] and (tmp_path / "words.png").exists()
     assert "word-gpt" in capsys.readouterr().out
+    code, message = failure(sweep.main, [*argv, "--iters", "20"])
+    assert code == 1 and "--iters" in message, "a quick look is not taken for the real thing"
 
 
 def test_every_study_is_made_of_recipes():
