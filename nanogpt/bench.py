@@ -12,6 +12,7 @@ import argparse
 import statistics
 import time
 from contextlib import nullcontext
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -142,9 +143,10 @@ def whole(text, device, args, out):
     model.WRITTEN_OUT = written_out
     for name in ("cpu", "fast"):
         given = [] if args.data_dir is None else ["--data-dir", args.data_dir]
-        record = train.main(["--recipe", name, "--data", args.data, "--device", str(device), "--out", str(out / name),
+        folder = next(f for n in count(1) if not (f := out / f"{name}-{n}").exists())
+        record = train.main(["--recipe", name, "--data", args.data, "--device", str(device), "--out", str(folder),
                              *given])
-        final, folder = record["final"], out / name
+        final = record["final"]
         lines = [line.split(",") for line in (folder / "metrics.csv").read_text(encoding="utf-8").splitlines()]
         column = {title: i for i, title in enumerate(lines[0])}
         there = (float(row[column["seconds"]]) for row in lines[1:] if float(row[column["val_loss"]]) <= NANOGPT)

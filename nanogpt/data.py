@@ -286,7 +286,7 @@ def open_openwebtext(data_dir, limit=None):
             raise UserError(f"{shown(file)}: is shorter than when it was written; remove its folder to begin again")
         ids = torch.from_file(str(file), shared=False, size=wanted, dtype=torch.uint16)
         parts.append(ids[: min(limit or wanted, VALIDATED if part == "val" else wanted)])
-        digest.update(len(ids).to_bytes(8, "little") + ids[:VALIDATED].numpy().tobytes())
+        digest.update(len(parts[-1]).to_bytes(8, "little") + parts[-1][:VALIDATED].numpy().tobytes())
     return Text("openwebtext", "gpt2", tokenizer, [*parts, None], digest.hexdigest())
 
 
@@ -313,6 +313,7 @@ def prepare_openwebtext(folder, tokenizer, limit=None, stream=None, at_once=1000
         stream = stream or open_stream()
         if have["stream"]:
             stream.load_state_dict(have["stream"])
+        run.write_json(progress, have)  # from here on the files are ours
         files = {}
         for part in ("train", "val"):
             files[part] = open(folder / f"{part}.bin", "ab")

@@ -50,7 +50,9 @@ def read_prompt(tokenizer, prompt=None, file=None):
             raise run.UserError(f"the prompt has {named}, which this model's vocabulary of {tokenizer.vocab_size} "
                                 "characters lacks")
         print(f"not in the vocabulary, and read as <unk>: {named}", file=sys.stderr)
-    return tokenizer.encode(prompt)
+    if not (ids := tokenizer.encode(prompt)):
+        raise run.UserError("the prompt has no token that this model knows; give it a word")
+    return ids
 
 
 def stream(tokenizer, prompt, ids, stop=None):

@@ -9,9 +9,11 @@ continues where it stopped. Under --out: STUDY.json with a row a stage and seed,
 """
 
 import argparse
+import hashlib
 import json
 import math
 import time
+from pathlib import Path
 
 import data
 import matplotlib
@@ -232,10 +234,20 @@ def one_run(study, setting, seed, text, iters):
 # ------------------------------------------------------------------------------------------------------------ reports
 
 
-def earlier(file, common):
-    """The rows of the record that an earlier call has left, with the same code and text."""
+def code_digest():
+    """Of all the scripts in this folder."""
+    content = b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def earlier(file, common, iters, limit):
+    """The rows of the record that an earlier call has left, with the same code. One of another text or length is an
+    error: a quick look does not replace the study."""
     rows = json.loads(file.read_text(encoding="utf-8"))["rows"] if file.exists() else []
-    return [row for row in rows if all(row[key] == common[key] for key in ("git", "dataset", "versions"))]
+    for row in rows:
+        if (row["dataset"], row["args"]["iters"], row["args"]["limit"]) != (common["dataset"], iters, limit):
+            raise run.UserError(f"{file}: is of other --data, --tokens, --iters or --limit; name another --out")
+    return [row for row in rows if all(row.get(key) == common[key] for key in ("code", "versions"))]
 
 
 def draw(study, rows, vocab_size, path):
@@ -280,10 +292,11 @@ def main(argv=None):
     args = parser().parse_args(argv)
     out = run.make_folder(args.out)
     text = data.load(args.data, args.data_dir, args.limit, args.tokens)
-    common = {"dataset": text.facts(), "git": run.git_state(__file__.rpartition("stages.py")[0] or "."),
+    common = {"dataset": text.facts(), "git": run.git_state(Path(__file__).parent), "code": code_digest(),
               "versions": run.versions(), "device": run.describe_device(torch.device("cpu"))}
     for study in args.study:
-        iters, rows, done = args.iters or ITERS[study], [], earlier(out / f"{study}.json", common)
+        iters, rows = args.iters or ITERS[study], []
+        done = earlier(out / f"{study}.json", common, iters, args.limit)
         jobs = [(seed, setting) for seed in range(args.seeds) for setting in STUDIES[study]]
         print(f"{study} on {text.name}: {len(text.train):,} tokens to train on, {iters} steps of {BATCH} x {BLOCK} "
               f"each; ln {text.tokenizer.vocab_size} = {math.log(text.tokenizer.vocab_size):.3f}")

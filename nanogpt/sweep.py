@@ -47,20 +47,23 @@ STUDIES = {  # study: {setting: recipe}
 
 def one_run(job):
     """Train one setting with one seed, or continue it; a run that is over is left alone. Returns its row."""
-    folder, study, setting, seed, flags = job
+    folder, study, setting, seed, flags, where = job
     train.RECIPES[setting] = STUDIES[study][setting]  # a setting is a recipe like any other
     record_file, told = folder / "run.json", ["--recipe", setting, "--seed", str(seed)]
     if not run.ended(folder, train.parse([*told, *flags])):
-        words = ["--resume", str(folder)] if record_file.exists() else [*told, "--out", str(folder)]
+        resumed = record_file.exists()
+        words = ["--resume", str(folder), *where] if resumed else [*told, "--out", str(folder), *flags, *where]
         with open(os.devnull, "w") as null, contextlib.redirect_stdout(null), contextlib.redirect_stderr(null):
             with contextlib.suppress(run.Diverged):  # a result like any other
-                train.main([*words, *flags])
+                train.main(words)
     record = json.loads(record_file.read_text(encoding="utf-8"))
     keys = ("state", "args", "final", "diverged_at_step", "wall_s", "parameters", "tokens_per_step", "dataset",
             "device", "precision", "git", "versions")
     row = {"study": study, "setting": setting, "seed": seed, "folder": folder.name} | {k: record.get(k) for k in keys}
-    with open(folder / "metrics.csv", newline="", encoding="utf-8") as file:
-        row["curve"] = [[float(line[k]) for k in ("iter", "seconds", "val_loss")] for line in csv.DictReader(file)]
+    row["curve"] = []
+    if (folder / "metrics.csv").exists():  # not where it diverged before its first evaluation
+        with open(folder / "metrics.csv", newline="", encoding="utf-8") as file:
+            row["curve"] = [[float(line[k]) for k in ("iter", "seconds", "val_loss")] for line in csv.DictReader(file)]
     return row
 
 
@@ -70,6 +73,8 @@ def start_worker():
 
 def draw(study, rows, path):
     """Validation loss against seconds, a line a run; of `options` the ends, against the first setting's."""
+    if all(row["state"] == "diverged" for row in rows):
+        return
     figure = Figure(figsize=(6.5, 4), layout="constrained")
     axes, settings = figure.subplots(), list(dict.fromkeys(row["setting"] for row in rows))
     for i, setting in enumerate(settings):
@@ -112,10 +117,11 @@ def main(argv=None):
     lock = run.hold(out)
     for study in args.study:
         flags = ["--data", args.data]
-        for name in ("limit", "iters", "data_dir"):
+        for name in ("limit", "iters"):
             if getattr(args, name) is not None:
-                flags += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
-        jobs = [(out / f"{study}-{i}-s{seed}", study, setting, seed, flags)
+                flags += [f"--{name}", str(getattr(args, name))]
+        where = ["--data-dir", args.data_dir] if args.data_dir else []
+        jobs = [(out / f"{study}-{i}-s{seed}", study, setting, seed, flags, where)
                 for seed in range(args.seeds) for i, setting in enumerate(STUDIES[study])]
         if study in ("seeds", "options"):
             with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn"), start_worker) as pool:

@@ -538,11 +538,12 @@ class Run:
             if self.device.type == "cuda" and "cuda_rng" in state["random"][self.rank]:
                 torch.cuda.set_rng_state(state["random"][self.rank]["cuda_rng"], self.device)
         metrics = self.folder / "metrics.csv"
-        if metrics.exists() and self.rank == 0:
+        if metrics.exists():
             with open(metrics, newline="", encoding="utf-8") as file:
-                kept = list(csv.reader(file))[: 1 + state["rows"] if state and state["rows"] else 0]
-            self.rows = [{k: float(v) for k, v in zip(kept[0], row)} for row in kept[1:]]
-            write(metrics, "".join(",".join(row) + "\r\n" for row in kept))
+                counted = list(csv.reader(file))[: 1 + state["rows"] if state and state["rows"] else 0]
+            self.rows = [{k: float(v) for k, v in zip(counted[0], row)} for row in counted[1:]]
+            if self.rank == 0:
+                write(metrics, "".join(",".join(row) + "\r\n" for row in counted))
         return state
 
     def finish(self, **final):

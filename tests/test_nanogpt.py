@@ -342,6 +342,12 @@ def test_a_text_shorter_than_the_block(tmp_path):
     assert code == 1 and "too short" in message and "\n" not in message
 
 
+def test_a_validation_text_shorter_than_the_block(tmp_path):
+    (tmp_path / "poem.txt").write_text("the sea, the sea, the open sea, the blue, the fresh, the ever free. " * 8)
+    record = fit(tmp_path, "a", "--data", str(tmp_path / "poem.txt"), "--iters", "4")
+    assert record["state"] == "done" and record["final"]["sampled_loss"] is None and record["final"]["val_loss"] > 0
+
+
 def test_divergence_is_a_result(tmp_path):
     code, message = failure(fit, tmp_path, "a", "--lr", "1e30")
     record = json.loads((tmp_path / "a" / "run.json").read_text())
@@ -409,7 +415,7 @@ def test_the_bench_measures_and_trains_all_ways(tmp_path, monkeypatch):
     assert failure(bench.main, ["--whole", "--limit", "5"])[0] == 2
 
 
-def test_a_sweep_continues_where_it_was(tmp_path, capsys):
+def test_a_sweep_continues_where_it_was(tmp_path, capsys, monkeypatch):
     sweep = load("nanogpt", "sweep")
     argv = ["--study", "words", "--data", "builtin", "--limit", "600", "--iters", "10", "--seeds", "1", "--out",
             str(tmp_path)]
@@ -420,6 +426,12 @@ def test_a_sweep_continues_where_it_was(tmp_path, capsys):
     record = json.loads((tmp_path / "words.json").read_text())
     assert [len(row["curve"]) for row in record["rows"]] == [10, 10, 10] and (tmp_path / "words.png").exists()
     assert "word-gpt" in capsys.readouterr().out
+    for file in tmp_path.glob("words-0-s0/run.json"):  # as a run that was stopped before its first checkpoint
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"state": "interrupted"}))
+        (file.parent / "last.pt").unlink()
+    monkeypatch.setattr(data, "choose", lambda name, *_: "builtin")  # what auto stands for
+    sweep.main([{"builtin": "auto"}.get(word, word) for word in argv])
+    assert {json.loads(file.read_text())["state"] for file in first} == {"done"}
     code, message = failure(sweep.main, [*argv, "--iters", "20"])
     assert code == 1 and "--iters" in message, "a quick look is not taken for the real thing"
 
