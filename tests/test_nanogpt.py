@@ -343,7 +343,7 @@ def test_a_text_shorter_than_the_block(tmp_path):
 
 
 def test_a_validation_text_shorter_than_the_block(tmp_path):
-    (tmp_path / "poem.txt").write_text("the sea, the sea, the open sea, the blue, the fresh, the ever free. " * 8)
+    (tmp_path / "poem.txt").write_text("the sea, the sea, the open sea, the blue, the fresh, the ever free. " * 2)
     record = fit(tmp_path, "a", "--data", str(tmp_path / "poem.txt"), "--iters", "4")
     assert record["state"] == "done" and record["final"]["sampled_loss"] is None and record["final"]["val_loss"] > 0
 
