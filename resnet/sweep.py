@@ -29,6 +29,7 @@ import torch
 import torch.nn.functional as F
 import train
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from tqdm import tqdm
 
 SHORT = dict(recipe="paper", epochs=4, decay="onecycle")  # short enough for many, long enough to tell them apart
@@ -152,6 +153,7 @@ def draw_epochs(axes, rows):
             (line,) = axes.plot(x, np.mean(curves, 0), label=setting)
             axes.fill_between(x, np.min(curves, 0), np.max(curves, 0), alpha=0.15, color=line.get_color())
     axes.set(xlabel="epoch", ylabel="validation accuracy")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def draw_clock(axes, rows):
