@@ -48,7 +48,7 @@ VARIANTS = {  # of the fast recipe, each with one thing changed: sweep.py --stud
 }
 RECIPES |= {f"fast-{name}": RECIPES["fast"] | change for name, change in VARIANTS.items()}
 DEFAULTS = {"cifar": ("resnet20", "fast"), "mnist": ("mnist", "mnist"), "imagenet": ("resnet50", "imagenet")}
-AUTO_PRECISION = "bf16"  # bench.py: 1.5 times the rate of fp32 where the hardware multiplies it
+AUTO_PRECISION = "bf16"  # bench.py: 1.4 times the rate of fp32 where the hardware multiplies it
 SAVE_EVERY = 1000  # steps between checkpoints within an epoch, beside the one at its end
 
 
