@@ -16,14 +16,15 @@ import statistics
 import time
 from pathlib import Path
 
-import data
 import numpy as np
-import run
 import torch
 import torch.nn.functional as F
-from model import LeNet5
 from PIL import Image
 from torch.utils.data import DataLoader
+
+import data
+import run
+from model import LeNet5
 
 HALF = "step alone, bfloat16"
 
@@ -108,14 +109,32 @@ def main(argv=None):
         rates = measure(train_set, batch_size, args.rounds, device)
         ceiling, usual = rates["step alone"], [max(pair) for pair in zip(*list(rates.values())[:2])]
         for name, values in rates.items():
-            rows.append({"batch_size": batch_size, "way": name, "images_per_s": statistics.median(values),
-                         "of_ceiling": statistics.median(np.divide(values, ceiling)),
-                         "times_usual": statistics.median(np.divide(values, usual)), "rates": values})
+            rows.append(
+                {
+                    "batch_size": batch_size,
+                    "way": name,
+                    "images_per_s": statistics.median(values),
+                    "of_ceiling": statistics.median(np.divide(values, ceiling)),
+                    "times_usual": statistics.median(np.divide(values, usual)),
+                    "rates": values,
+                }
+            )
             row = rows[-1]
-            print(f"batch size {batch_size:>3}  {name:<21} {row['images_per_s']:>8,.0f} images/s, "
-                  f"{row['of_ceiling']:.0%} of the step alone, {row['times_usual']:.2f} times the usual way")
-    run.write_json(out / "bench.json", {"bench": "cifar", "git": run.git_state(Path(__file__).parent), "device": facts,
-                   "versions": run.versions(), "dataset": train_set.facts() | {"train": len(train_set)}, "rows": rows})
+            print(
+                f"batch size {batch_size:>3}  {name:<21} {row['images_per_s']:>8,.0f} images/s, "
+                f"{row['of_ceiling']:.0%} of the step alone, {row['times_usual']:.2f} times the usual way"
+            )
+    run.write_json(
+        out / "bench.json",
+        {
+            "bench": "cifar",
+            "git": run.git_state(Path(__file__).parent),
+            "device": facts,
+            "versions": run.versions(),
+            "dataset": train_set.facts() | {"train": len(train_set)},
+            "rows": rows,
+        },
+    )
     return rows
 
 

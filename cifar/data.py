@@ -17,12 +17,13 @@ import tempfile
 from functools import cached_property
 from pathlib import Path
 
-import fetch
 import numpy as np
-import run
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
+
+import fetch
+import run
 from run import UserError
 
 PADDING = 4  # pixels of black round an image before it is cropped back to 32 x 32
@@ -201,8 +202,11 @@ def load(name, data_dir=None, limit=None, auto="cifar100"):
     def dataset(images, labels):
         return Cifar(torch.from_numpy(images), torch.from_numpy(labels), classes, mean, std, Path(name).name, digest)
 
-    return (dataset(images[kept], labels[kept]), dataset(images[held_out], labels[held_out]),
-            dataset(test_images[:limit], test_labels[:limit]))
+    return (
+        dataset(images[kept], labels[kept]),
+        dataset(images[held_out], labels[held_out]),
+        dataset(test_images[:limit], test_labels[:limit]),
+    )
 
 
 # ---------------------------------------------------------------------------------------------- where they come from
@@ -226,8 +230,11 @@ def choose(name, data_dir, auto):
         return auto
     except fetch.Unreachable as error:
         why = str(error).removeprefix("error: ")
-        print(f"*** {why}\n*** TRAINING ON THE BUILT-IN TOY DATASET INSTEAD: its numbers say nothing of {auto}.\n"
-              f"*** To wait for the slow original host: --data {auto}", file=sys.stderr)
+        print(
+            f"*** {why}\n*** TRAINING ON THE BUILT-IN TOY DATASET INSTEAD: its numbers say nothing of {auto}.\n"
+            f"*** To wait for the slow original host: --data {auto}",
+            file=sys.stderr,
+        )
         return "builtin"
 
 
@@ -296,8 +303,12 @@ def fetch_parquet(name, packed):
 class ArraysOnly(pickle.Unpickler):
     """Unpickling may call whatever a file names; this one admits what NumPy arrays are made of, and nothing else."""
 
-    PARTS = {"_reconstruct": np._core.multiarray._reconstruct, "ndarray": np.ndarray, "dtype": np.dtype,
-             "encode": codecs.encode}
+    PARTS = {
+        "_reconstruct": np._core.multiarray._reconstruct,
+        "ndarray": np.ndarray,
+        "dtype": np.dtype,
+        "encode": codecs.encode,
+    }
 
     def find_class(self, module, name):
         if module.split(".")[0] in ("numpy", "_codecs") and name in self.PARTS:
@@ -373,9 +384,18 @@ def builtin():
     """100 classes, ten shapes in ten colours on a noisy ground: 5,000 + 1,000 pictures, drawn in about a second."""
     rng = np.random.default_rng(0)
     shapes = ["disk", "ring", "square", "frame", "cross", "plus", "bars", "columns", "triangle", "checks"]
-    colours = {"red": (220, 40, 40), "green": (40, 180, 60), "blue": (40, 80, 220), "yellow": (230, 220, 50),
-               "cyan": (50, 210, 220), "magenta": (210, 50, 200), "orange": (240, 140, 30), "white": (245, 245, 245),
-               "black": (10, 10, 10), "brown": (120, 75, 40)}
+    colours = {
+        "red": (220, 40, 40),
+        "green": (40, 180, 60),
+        "blue": (40, 80, 220),
+        "yellow": (230, 220, 50),
+        "cyan": (50, 210, 220),
+        "magenta": (210, 50, 200),
+        "orange": (240, 140, 30),
+        "white": (245, 245, 245),
+        "black": (10, 10, 10),
+        "brown": (120, 75, 40),
+    }
     parts = []
     for n in (5000, 1000):
         labels = np.arange(n) % 100
@@ -384,10 +404,18 @@ def builtin():
         x = (np.arange(32).reshape(1, 1, -1) - centre[:, 1]) / radius  # (n, 1, 32)
         far = np.maximum(abs(y), abs(x))  # (n, 32, 32)
         inside = far < 1
-        masks = [y**2 + x**2 < 1, (y**2 + x**2 < 1) & (y**2 + x**2 > 0.4), inside, inside & (far > 0.6),
-                 inside & (abs(abs(y) - abs(x)) < 0.35), inside & (np.minimum(abs(y), abs(x)) < 0.3),
-                 inside & (np.sin(8 * y) > 0), inside & (np.sin(8 * x) > 0), inside & (2 * abs(x) < y + 1),
-                 inside & (np.sin(5 * y) * np.sin(5 * x) > 0)]
+        masks = [
+            y**2 + x**2 < 1,
+            (y**2 + x**2 < 1) & (y**2 + x**2 > 0.4),
+            inside,
+            inside & (far > 0.6),
+            inside & (abs(abs(y) - abs(x)) < 0.35),
+            inside & (np.minimum(abs(y), abs(x)) < 0.3),
+            inside & (np.sin(8 * y) > 0),
+            inside & (np.sin(8 * x) > 0),
+            inside & (2 * abs(x) < y + 1),
+            inside & (np.sin(5 * y) * np.sin(5 * x) > 0),
+        ]
         mask = np.select([(labels // 10 == i)[:, None, None] for i in range(10)], masks)[:, None]  # (n, 1, 32, 32)
         colour = np.array(list(colours.values()))[labels % 10][:, :, None, None]  # (n, 3, 1, 1)
         ground = rng.uniform(60, 190, (n, 3, 1, 1))

@@ -19,14 +19,15 @@ import signal
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 
-import data
 import numpy as np
-import run
 import torch
-import train
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from tqdm import tqdm
+
+import data
+import run
+import train
 
 BAR = "sweep {percentage:3.0f}%|{bar}| {elapsed} so far, {remaining} left"
 SIMPLE = dict(model="simplenn", bs=128, lr=0.05, epochs=8)
@@ -57,8 +58,10 @@ STUDIES = {  # study: {setting: arguments of train.py}
     "l2": {f"{l2:g}": SIMPLE | dict(l2=l2) for l2 in (0.0, 1e-4, 1e-3, 1e-2)},
     "l1-vs-l2": {"neither": SIMPLE, "L2 0.001": SIMPLE | dict(l2=1e-3), "L1 0.0001": SIMPLE | dict(l1=1e-4)},
     "lr-decay": {decay: SIMPLE | dict(decay=decay) for decay in ("none", "step", "cosine", "onecycle")},
-    "ladder": {name: {k: v for part in list(LADDER.values())[: i + 1] for k, v in part.items()}
-               for i, name in enumerate(LADDER)},
+    "ladder": {
+        name: {k: v for part in list(LADDER.values())[: i + 1] for k, v in part.items()}
+        for i, name in enumerate(LADDER)
+    },
     "search-lenet5": {
         "recipe best": dict(model="lenet5", recipe="best"),
         "learning rate 0.01": dict(model="lenet5", recipe="best", lr=0.01),
@@ -79,10 +82,15 @@ def arguments(setting):
 
 def folder_name(setting, seed):
     """The same for the same arguments, whichever study asks for them: options that train.py leaves off are left out."""
-    told = {k: v for k, v in setting.items() if not (v is False or (k, v) in {("l2", 0.0), ("activation", "relu"),
-                                                                             ("decay", "none")})}
-    return "-".join(str(v) if k in ("model", "recipe") else k + (f"{v}" if v is not True else "")
-                    for k, v in told.items()) + f"-s{seed}"
+    told = {
+        k: v
+        for k, v in setting.items()
+        if not (v is False or (k, v) in {("l2", 0.0), ("activation", "relu"), ("decay", "none")})
+    }
+    return (
+        "-".join(str(v) if k in ("model", "recipe") else k + (f"{v}" if v is not True else "") for k, v in told.items())
+        + f"-s{seed}"
+    )
 
 
 def one_run(folder, told, data_dir):
@@ -142,14 +150,17 @@ def draw_rates(axes, rows, out):
     for name, part in (("without", False), ("with", True)):
         mine = [row for row in rows if bool(row["args"]["bn"]) == part]
         rates = sorted({row["args"]["lr"] for row in mine})
-        points = [(lr, [r["final"]["val_accuracy"] for r in mine if r["args"]["lr"] == lr and r["state"] == "done"])
-                  for lr in rates]
+        points = [
+            (lr, [r["final"]["val_accuracy"] for r in mine if r["args"]["lr"] == lr and r["state"] == "done"])
+            for lr in rates
+        ]
         points = [(lr, values) for lr, values in points if values]
         if points:
             mean = np.array([np.mean(values) for _, values in points])
             spread = np.array([[m - min(v), max(v) - m] for m, (_, v) in zip(mean, points)]).T.clip(0)  # equal: -1e-17
-            axes.errorbar([lr for lr, _ in points], mean, spread, marker="o", capsize=3,
-                          label=f"{name} batch normalization")
+            axes.errorbar(
+                [lr for lr, _ in points], mean, spread, marker="o", capsize=3, label=f"{name} batch normalization"
+            )
         lost = [row["args"]["lr"] for row in mine if row["state"] == "diverged"]
         axes.plot(lost, [0.1] * len(lost), "rx", label="diverged" if lost else None)
     axes.set(xscale="log", xlabel="learning rate", ylabel="validation accuracy of the best epoch")
@@ -177,8 +188,10 @@ def list_results(out):
         record = json.loads(file.read_text(encoding="utf-8"))
         if record["state"] == "done":
             final = record["final"]
-            lines.append(f"{file.parent.name:50} validation {final['val_accuracy']:.4f}  epoch {final['best_epoch']:3} "
-                         f" {run.shown(file.parent / 'best.pt')}")
+            lines.append(
+                f"{file.parent.name:50} validation {final['val_accuracy']:.4f}  epoch {final['best_epoch']:3} "
+                f" {run.shown(file.parent / 'best.pt')}"
+            )
         elif record["state"] == "diverged":
             lines.append(f"{file.parent.name:50} diverged at step {record['diverged_at_step']}")
     run.write(out / "results.txt", "\n".join(lines) + "\n")
@@ -213,9 +226,14 @@ def parser():
     p.add_argument("--study", nargs="+", choices=list(STUDIES), default=list(STUDIES), help="(default: all of them)")
     p.add_argument("--seeds", type=run.positive_int, default=3, metavar="N", help="seeds 0 to N - 1 (default: 3)")
     p.add_argument("--jobs", type=run.positive_int, default=os.cpu_count(), metavar="N", help="(default: one a core)")
-    run.add_flags(p, "data_dir", "limit", out=dict(default=str(run.ROOT / "out" / "cifar" / "sweep"), help="where to"),
-                  data=dict(type=data.known, default="auto", help=data.DATA_HELP),
-                  epochs=dict(help="instead of each setting's own, for a quick look"))
+    run.add_flags(
+        p,
+        "data_dir",
+        "limit",
+        out=dict(default=str(run.ROOT / "out" / "cifar" / "sweep"), help="where to"),
+        data=dict(type=data.known, default="auto", help=data.DATA_HELP),
+        epochs=dict(help="instead of each setting's own, for a quick look"),
+    )
     return p
 
 
@@ -233,8 +251,7 @@ def main(argv=None):
                 recipe = train.RECIPES[setting.get("recipe", "plain")][setting["model"]] | setting
                 cost = (args.epochs or recipe["epochs"]) * (1 + 16 / recipe["bs"])  # small batches are slower
                 jobs[folder] = cost, setting | dict(data=named[setting["model"]], seed=seed) | common
-    todo = {folder: told for folder, (_, told) in jobs.items()
-            if not run.ended(folder, train.parse(arguments(told)))}
+    todo = {folder: told for folder, (_, told) in jobs.items() if not run.ended(folder, train.parse(arguments(told)))}
     lock = run.hold(out)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     done = sum(cost for folder, (cost, _) in jobs.items() if folder not in todo)
@@ -258,8 +275,11 @@ def main(argv=None):
             raise
     bar.close()
     for study in args.study:
-        rows = [row_of(study, name, seed, out / folder_name(setting, seed))
-                for name, setting in STUDIES[study].items() for seed in range(args.seeds)]
+        rows = [
+            row_of(study, name, seed, out / folder_name(setting, seed))
+            for name, setting in STUDIES[study].items()
+            for seed in range(args.seeds)
+        ]
         report(study, rows, out)
     lock.close()
 

@@ -12,24 +12,36 @@ import argparse
 import math
 import time
 
-import data
 import matplotlib.figure
 import numpy as np
-import run
 import torch
 import torch.nn.functional as F
-from model import ACTIVATIONS, LeNet5, SimpleNN, count_parameters
 from tqdm import tqdm
 
-PLAIN = dict(epochs=10, bs=32, lr=0.001, decay="none", augment=False, l1=0.0, l2=0.0, nesterov=False,
-             label_smoothing=0.0)
+import data
+import run
+from model import ACTIVATIONS, LeNet5, SimpleNN, count_parameters
+
+PLAIN = dict(
+    epochs=10, bs=32, lr=0.001, decay="none", augment=False, l1=0.0, l2=0.0, nesterov=False, label_smoothing=0.0
+)
 RECIPES = {
     "plain": {"lenet5": PLAIN, "simplenn": PLAIN | dict(bn=False, activation="relu")},
     "best": {
-        "lenet5": PLAIN | dict(epochs=90, bs=128, lr=0.02, decay="onecycle", augment=True, l2=5e-4, nesterov=True,
-                               label_smoothing=0.1),
-        "simplenn": PLAIN | dict(epochs=30, bs=128, lr=0.05, decay="onecycle", augment=True, l2=5e-4, nesterov=True,
-                                 bn=True, activation="swish"),
+        "lenet5": PLAIN
+        | dict(epochs=90, bs=128, lr=0.02, decay="onecycle", augment=True, l2=5e-4, nesterov=True, label_smoothing=0.1),
+        "simplenn": PLAIN
+        | dict(
+            epochs=30,
+            bs=128,
+            lr=0.05,
+            decay="onecycle",
+            augment=True,
+            l2=5e-4,
+            nesterov=True,
+            bn=True,
+            activation="swish",
+        ),
     },
 }
 DATASET = {"lenet5": "cifar100", "simplenn": "cifar10"}  # what --data auto means
@@ -56,11 +68,19 @@ def build_model(args, num_classes):
 def train(args, r, train_set, val_set):
     """Train, and leave in r.folder last.pt, best.pt (the epoch of the highest validation accuracy) and metrics.csv."""
     model = build_model(args, len(train_set.classes)).to(r.device)
-    optimizer = torch.optim.SGD(model.parameters(), args.lr, momentum=0.9, weight_decay=args.l2, nesterov=args.nesterov,
-                                fused=r.device.type in ("cpu", "cuda"))
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        args.lr,
+        momentum=0.9,
+        weight_decay=args.l2,
+        nesterov=args.nesterov,
+        fused=r.device.type in ("cpu", "cuda"),
+    )
     r.note(parameters=round(count_parameters(model) * 1e6))
-    r.say(f"{args.model}, {count_parameters(model):.6f} M parameters, on {train_set.name}: {len(train_set):,} images "
-          f"to train on, {len(val_set):,} to validate\n{r.hardware}")
+    r.say(
+        f"{args.model}, {count_parameters(model):.6f} M parameters, on {train_set.name}: {len(train_set):,} images "
+        f"to train on, {len(val_set):,} to validate\n{r.hardware}"
+    )
 
     steps = math.ceil(len(train_set) / args.bs)
     first_epoch, step, losses, correct, best = 0, 0, torch.zeros(steps), 0, -1.0
@@ -71,8 +91,17 @@ def train(args, r, train_set, val_set):
     losses = losses.to(r.device)  # of every step: looked at now and then, so that a GPU is not kept waiting
 
     def checkpoint(epoch, step):
-        r.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch, "step": step,
-                "losses": losses, "correct": int(correct), "best": best})
+        r.save(
+            {
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "epoch": epoch,
+                "step": step,
+                "losses": losses,
+                "correct": int(correct),
+                "best": best,
+            }
+        )
 
     for epoch in range(first_epoch, args.epochs):
         model.train()
@@ -107,11 +136,21 @@ def train(args, r, train_set, val_set):
         train_loss, train_accuracy = losses.sum().item() / len(train_set), int(correct) / len(train_set)
         val_loss, val_accuracy, _ = evaluate(model, val_set, r)
         r.check_finite(torch.tensor([val_loss]), (epoch + 1) * steps)
-        r.log({"epoch": epoch + 1, "train_loss": train_loss, "val_loss": val_loss, "train_accuracy": train_accuracy,
-               "val_accuracy": val_accuracy, "lr": optimizer.param_groups[0]["lr"],
-               "seconds": round(seconds, 2)})
-        r.say(f"epoch {epoch + 1:>3}/{args.epochs}   loss {train_loss:.3f} train {val_loss:.3f} val   accuracy "
-              f"{train_accuracy:.1%} train {val_accuracy:.1%} val   {images_seen / seconds:,.0f} images/s")
+        r.log(
+            {
+                "epoch": epoch + 1,
+                "train_loss": train_loss,
+                "val_loss": val_loss,
+                "train_accuracy": train_accuracy,
+                "val_accuracy": val_accuracy,
+                "lr": optimizer.param_groups[0]["lr"],
+                "seconds": round(seconds, 2),
+            }
+        )
+        r.say(
+            f"epoch {epoch + 1:>3}/{args.epochs}   loss {train_loss:.3f} train {val_loss:.3f} val   accuracy "
+            f"{train_accuracy:.1%} train {val_accuracy:.1%} val   {images_seen / seconds:,.0f} images/s"
+        )
         if val_accuracy > best:
             best = val_accuracy
             r.save({"model": model.state_dict(), "epoch": epoch + 1}, "best.pt")
@@ -137,8 +176,11 @@ def draw_predictions(path, dataset, logits, rows=3, columns=8):
     for i, axes in zip(range(len(dataset)), np.ravel(figure.subplots(rows, columns))):
         axes.imshow(dataset.images[i].permute(1, 2, 0).cpu().numpy(), interpolation="nearest")
         truth, guess = (dataset.classes[k].replace("_", " ") for k in (dataset.labels[i], predicted[i]))
-        axes.set_title(guess if guess == truth else f"{guess}\n(is {truth})", fontsize=7.5,
-                       color="tab:green" if guess == truth else "tab:red")
+        axes.set_title(
+            guess if guess == truth else f"{guess}\n(is {truth})",
+            fontsize=7.5,
+            color="tab:green" if guess == truth else "tab:red",
+        )
     for axes in figure.axes:
         axes.axis("off")
     run.write_figure(path, figure)
@@ -159,7 +201,9 @@ def parser():
     p.add_argument("--activation", choices=list(ACTIVATIONS), help="(simplenn)")
     p.epilog = "recipes:\n" + "\n".join(
         f"  {name} {model}: " + ", ".join(f"{k} {v}" for k, v in values.items())
-        for name, models in RECIPES.items() for model, values in models.items())
+        for name, models in RECIPES.items()
+        for model, values in models.items()
+    )
     return p
 
 
@@ -191,10 +235,17 @@ def main(argv=None):
         val_loss, val_accuracy, _ = evaluate(model, val_set, r)
         test_loss, test_accuracy, logits = evaluate(model, test_set, r)
         draw_predictions(r.folder / "predictions.png", test_set, logits)
-        r.finish(best_epoch=best["epoch"], val_loss=val_loss, val_accuracy=val_accuracy, test_loss=test_loss,
-                 test_accuracy=test_accuracy)
-        r.say(f"test accuracy {test_accuracy:.2%} with the weights of epoch {best['epoch']} (validation "
-              f"{val_accuracy:.2%}); {r.record['wall_s']:.0f} s; {run.shown(r.folder)}")
+        r.finish(
+            best_epoch=best["epoch"],
+            val_loss=val_loss,
+            val_accuracy=val_accuracy,
+            test_loss=test_loss,
+            test_accuracy=test_accuracy,
+        )
+        r.say(
+            f"test accuracy {test_accuracy:.2%} with the weights of epoch {best['epoch']} (validation "
+            f"{val_accuracy:.2%}); {r.record['wall_s']:.0f} s; {run.shown(r.folder)}"
+        )
     return r.record
 
 

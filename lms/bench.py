@@ -14,11 +14,12 @@ import time
 
 os.environ["OPENBLAS_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"  # read once, when NumPy is imported
 
-import model  # noqa: E402
 import numpy as np  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
+import model  # noqa: E402
 import run  # noqa: E402
 from sweep import write_study  # noqa: E402
-from tqdm import tqdm  # noqa: E402
 
 TAPS = [2, 32, 256]
 SAMPLES = {2: 20_000, 32: 20_000, 256: 2_000}
@@ -85,9 +86,19 @@ def main(argv=None):
             if name.startswith("padasip"):
                 reference = value
             final = {"samples_per_s": round(len(d) / value), "times_padasip": reference / value}
-            rows.append({"study": "bench", "setting": f"{name}, {taps} taps", "seed": 0, "state": "done",
-                         "table": "block size" if name.startswith("blocks") else "filters", "taps": taps,
-                         "filter": name, "repeats": args.repeats, "final": final})
+            rows.append(
+                {
+                    "study": "bench",
+                    "setting": f"{name}, {taps} taps",
+                    "seed": 0,
+                    "state": "done",
+                    "table": "block size" if name.startswith("blocks") else "filters",
+                    "taps": taps,
+                    "filter": name,
+                    "repeats": args.repeats,
+                    "final": final,
+                }
+            )
             print(f"{taps:7}  {name:14} {final['samples_per_s']:12,} {final['times_padasip']:15.2f}")
     write_study(out, "bench", rows)
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
 import run
 from run import UserError
 
@@ -96,8 +97,12 @@ def read_csv(path, target):
                 if cells:  # blank lines are no rows
                     if len(cells) != len(names):
                         raise UserError(f"{path}, line {lines.line_num}: {len(cells)} cells for {len(names)} columns")
-                    rows.append([number(cell, f"{path}, line {lines.line_num}, column {name!r}")
-                                 for cell, name in zip(cells, names)])
+                    rows.append(
+                        [
+                            number(cell, f"{path}, line {lines.line_num}, column {name!r}")
+                            for cell, name in zip(cells, names)
+                        ]
+                    )
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except (UnicodeDecodeError, csv.Error) as error:
@@ -129,8 +134,10 @@ def from_csv(path, target) -> Regression:
     features, targets = np.delete(values, at, axis=1), values[:, at]
     n = training_rows(len(targets))
     if n < len(names):  # as many weights as columns: a bias stands where the target stood
-        raise UserError(f"{path}: {len(targets)} rows, {max(n, 0)} of them to adapt on, cannot fix {len(names)} "
-                        "weights; it wants more rows or fewer columns")
+        raise UserError(
+            f"{path}: {len(targets)} rows, {max(n, 0)} of them to adapt on, cannot fix {len(names)} "
+            "weights; it wants more rows or fewer columns"
+        )
     with np.errstate(over="ignore", invalid="ignore"):
         mean, std = features[:n].mean(0), features[:n].std(0)
         inputs = np.c_[(features - mean) / np.where(std > 0, std, 1.0), np.ones(len(targets))]
@@ -162,8 +169,14 @@ def parse(parser, argv, namespace=None):
     """Parse `argv`; --target without a CSV, or a CSV without it, is an error."""
     args = parser.parse_args(argv, namespace)
     if (args.data in BUILT_IN) == (args.target is not None):
-        parser.error(f"--data {args.data} " + ("has its own target; leave --target out" if args.target is not None
-                                               else "wants --target COLUMN, the column to predict"))
+        parser.error(
+            f"--data {args.data} "
+            + (
+                "has its own target; leave --target out"
+                if args.target is not None
+                else "wants --target COLUMN, the column to predict"
+            )
+        )
     return args
 
 
@@ -180,8 +193,10 @@ def parser():
 
 def main(argv=None):
     problem = load(parse(parser(), argv))
-    print(f"{problem.name}: {len(problem.targets):,} rows to adapt on, {len(problem.val_targets):,} to validate, "
-          f"digest {problem.digest}")
+    print(
+        f"{problem.name}: {len(problem.targets):,} rows to adapt on, {len(problem.val_targets):,} to validate, "
+        f"digest {problem.digest}"
+    )
     for i, name in enumerate(problem.columns):
         truth = "" if problem.true_weights is None else f"   true weight {problem.true_weights[i]:7.4f}"
         column = problem.inputs[:, i]

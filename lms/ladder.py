@@ -12,11 +12,12 @@ import argparse
 
 import matplotlib.figure
 import numpy as np
-import run
 import torch
 import torch.nn.functional as F
-from sweep import write_study
 from torch import nn
+
+import run
+from sweep import write_study
 
 WIDTH = 16  # of the hidden layers of steps 5 and 6
 CLASSES = 3
@@ -159,8 +160,11 @@ def step_4(args):
 def layers_of(args):
     """Weights (out, in) and biases (out,) of args.layers tanh layers and a linear one: the start of steps 5 and 6."""
     rng, sizes = np.random.default_rng(args.seed + 1), [1] + [WIDTH] * args.layers + [1]
-    return [torch.from_numpy(rng.normal(size=shape) * scale) for i, o in zip(sizes, sizes[1:])
-            for shape, scale in (((o, i), np.sqrt(1 / i)), ((o,), 0.5))]
+    return [
+        torch.from_numpy(rng.normal(size=shape) * scale)
+        for i, o in zip(sizes, sizes[1:])
+        for shape, scale in (((o, i), np.sqrt(1 / i)), ((o,), 0.5))
+    ]
 
 
 def forward(params, X):
@@ -245,16 +249,23 @@ def gradient_cases(rng, layers):
 
     x, y, _ = line(rng, 50)
     tx, ty = torch.from_numpy(x), torch.from_numpy(y)
-    yield (1, start((), ()), lambda p: gradients_line(*arrays(p), x, y),
-           lambda p: F.mse_loss(p[0] * tx + p[1], ty))
+    yield (1, start((), ()), lambda p: gradients_line(*arrays(p), x, y), lambda p: F.mse_loss(p[0] * tx + p[1], ty))
     X3, y3, _ = hyperplane(rng, 50)
     tX3, ty3 = torch.from_numpy(X3), torch.from_numpy(y3)
-    yield (3, start(4, ()), lambda p: gradients_hyperplane(*arrays(p), X3, y3),
-           lambda p: F.mse_loss(tX3 @ p[0] + p[1], ty3))
+    yield (
+        3,
+        start(4, ()),
+        lambda p: gradients_hyperplane(*arrays(p), X3, y3),
+        lambda p: F.mse_loss(tX3 @ p[0] + p[1], ty3),
+    )
     X4, labels, _ = classes(rng, 50)
     tX4, tlabels = torch.from_numpy(X4), torch.from_numpy(labels)
-    yield (4, start((2, CLASSES), CLASSES), lambda p: gradients_classes(*arrays(p), X4, labels),
-           lambda p: F.cross_entropy(tX4 @ p[0] + p[1], tlabels))
+    yield (
+        4,
+        start((2, CLASSES), CLASSES),
+        lambda p: gradients_classes(*arrays(p), X4, labels),
+        lambda p: F.cross_entropy(tX4 @ p[0] + p[1], tlabels),
+    )
     X5, Y5, _ = wave(rng, 50)
     tX5, tY5 = torch.from_numpy(X5), torch.from_numpy(Y5)
     sizes = [1] + [WIDTH] * layers + [1]
@@ -327,8 +338,9 @@ def draw(results):
         at = np.arange(len(flat[0]))
         lower.bar(at, flat[0], 0.8, color="0.8", label="true")
         lower.plot(at, flat[1], "x", color="tab:red", label="recovered")
-        names = [name + (f"{i}" if np.size(truth[name]) > 1 else "") for name in truth
-                 for i in range(np.size(truth[name]))]
+        names = [
+            name + (f"{i}" if np.size(truth[name]) > 1 else "") for name in truth for i in range(np.size(truth[name]))
+        ]
         lower.set_xticks(at, names, fontsize=7)
         upper.grid(alpha=0.3)
     panels[1, 0].legend(fontsize=8)
@@ -340,11 +352,21 @@ def parser():
     what = p.add_mutually_exclusive_group()
     what.add_argument("--step", type=int, choices=list(STEPS), help="only this step (default: all six)")
     what.add_argument("--check", action="store_true", help="check the gradients instead of training")
-    p.add_argument("--layers", type=run.positive_int, default=2, metavar="N",
-                   help="hidden layers, of steps 5 and 6 alone (default: %(default)s)")
-    run.add_flags(p, iters=dict(default=2000), bs=dict(default=32), lr=dict(default=0.1),
-                  seed=dict(help="data, their order and initial weights"),
-                  out=dict(default=str(run.ROOT / "out" / "lms" / "ladder"), help="where to"))
+    p.add_argument(
+        "--layers",
+        type=run.positive_int,
+        default=2,
+        metavar="N",
+        help="hidden layers, of steps 5 and 6 alone (default: %(default)s)",
+    )
+    run.add_flags(
+        p,
+        iters=dict(default=2000),
+        bs=dict(default=32),
+        lr=dict(default=0.1),
+        seed=dict(help="data, their order and initial weights"),
+        out=dict(default=str(run.ROOT / "out" / "lms" / "ladder"), help="where to"),
+    )
     return p
 
 
@@ -364,13 +386,21 @@ def main(argv=None):
         print(f"  loss {losses[0]:.4f} -> {np.mean(losses[-100:]):.4f}")
         for name in truth:
             print(f"  {name}: recovered {np.round(found[name], 3)}, true {np.round(truth[name], 3)}".replace("\n", ""))
-        rows.append({"study": "ladder", "setting": f"step {step}", "seed": args.seed, "state": "done",
-                     "args": {k: getattr(args, k) for k in ("iters", "bs", "lr", "layers")},
-                     "final": {"loss": float(np.mean(losses[-100:])),
-                               "found": {k: np.asarray(v).tolist() for k, v in found.items()},
-                               "true": {k: np.asarray(v).tolist() for k, v in truth.items()},
-                               "largest_error": max(float(np.abs(found[k] - truth[k]).max()) for k in truth)},
-                     })
+        rows.append(
+            {
+                "study": "ladder",
+                "setting": f"step {step}",
+                "seed": args.seed,
+                "state": "done",
+                "args": {k: getattr(args, k) for k in ("iters", "bs", "lr", "layers")},
+                "final": {
+                    "loss": float(np.mean(losses[-100:])),
+                    "found": {k: np.asarray(v).tolist() for k, v in found.items()},
+                    "true": {k: np.asarray(v).tolist() for k, v in truth.items()},
+                    "largest_error": max(float(np.abs(found[k] - truth[k]).max()) for k in truth),
+                },
+            }
+        )
     write_study(out, f"step{args.step}" if args.step else "ladder", rows, draw(results))
 
 

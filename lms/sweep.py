@@ -11,22 +11,26 @@ import argparse
 import statistics
 from pathlib import Path
 
-import data
 import matplotlib.figure
-import model
 import numpy as np
-import run
 import torch
-import train
 from tqdm import tqdm
+
+import data
+import model
+import run
+import train
 
 RATES = [0.005, 0.01, 0.05, 0.1, 0.5, 1.0]
 
 
 def write_study(out, study, rows, figure=None, **facts):
     """Write the record STUDY.json, {"study", "rows"} and `facts`, and the figure STUDY.png into the folder `out`."""
-    where = {"git": run.git_state(Path(__file__).parent), "versions": run.versions(),
-             "device": run.describe_device(torch.device("cpu"))}
+    where = {
+        "git": run.git_state(Path(__file__).parent),
+        "versions": run.versions(),
+        "device": run.describe_device(torch.device("cpu")),
+    }
     run.write_json(out / f"{study}.json", {"study": study, **facts, "rows": [row | where for row in rows]})
     if figure:
         run.write_figure(out / f"{study}.png", figure)
@@ -54,16 +58,26 @@ def rates(args, out):
         textbook, exact = model.misadjustment(X, lr)
         predicted = {"textbook": train.shown(textbook, ".3g"), "exact": train.shown(exact, ".3g")}
         for seed in range(args.seeds):
-            row = {"study": "rates", "setting": f"r = {lr:g}", "seed": seed, "dataset": problem.name, "lr": lr,
-                   "epochs": args.epochs, "predicted": predicted}
+            row = {
+                "study": "rates",
+                "setting": f"r = {lr:g}",
+                "seed": seed,
+                "dataset": problem.name,
+                "lr": lr,
+                "epochs": args.epochs,
+                "predicted": predicted,
+            }
             at, final = model.diverged_at(errors[seed, i]), {}
             if at is not None:
                 row |= {"state": "diverged", "diverged_at_step": at}
             else:
                 row |= {"state": "done"}
                 late = float(np.mean(errors[seed, i, errors.shape[-1] // 2 :] ** 2))  # a priori, the later half
-                final = {"apriori_mse_late": late, "misadjustment": train.above_floor(late, wiener, d),
-                         "train_mse": train.mse(X, d, w[seed, i])}
+                final = {
+                    "apriori_mse_late": late,
+                    "misadjustment": train.above_floor(late, wiener, d),
+                    "train_mse": train.mse(X, d, w[seed, i]),
+                }
             row["final"] = final | {"misadjustment_textbook": textbook, "misadjustment_exact": exact}
             rows.append(row)
     print_rates(problem, bounds, wiener, rows)
@@ -76,15 +90,21 @@ def by_rate(rows):
     for lr in dict.fromkeys(row["lr"] for row in rows):
         mine = [row for row in rows if row["lr"] == lr]
         measured = [row["final"].get("misadjustment") for row in mine]
-        yield (lr, mine, [value for value in measured if value is not None],
-               [row["diverged_at_step"] for row in mine if row["state"] == "diverged"])
+        yield (
+            lr,
+            mine,
+            [value for value in measured if value is not None],
+            [row["diverged_at_step"] for row in mine if row["state"] == "diverged"],
+        )
 
 
 def print_rates(problem, bounds, wiener, rows):
-    print(f"LMS on {problem.name}: Wiener MSE {wiener.mse:.5g}\nbounds of r: {bounds.mean:.4g} = 2 / lambda_max for "
-          f"the mean, {bounds.trace:.4g} = 2 / trace, for the mean square "
-          f"{train.shown(bounds.mean_square, '.4g', 'unknown')}\n"
-          "       r   misadjustment: textbook    exact    measured")
+    print(
+        f"LMS on {problem.name}: Wiener MSE {wiener.mse:.5g}\nbounds of r: {bounds.mean:.4g} = 2 / lambda_max for "
+        f"the mean, {bounds.trace:.4g} = 2 / trace, for the mean square "
+        f"{train.shown(bounds.mean_square, '.4g', 'unknown')}\n"
+        "       r   misadjustment: textbook    exact    measured"
+    )
     for lr, mine, measured, lost in by_rate(rows):
         said = f"{np.mean(measured):.3g}" if measured else ""
         if len(measured) > 1:
@@ -110,18 +130,27 @@ def draw_rates(errors, rows, X, wiener_mse, bounds):
         left.plot(lost, [top / 3] * len(lost), "x", color=line.get_color())
         if measured and min(measured) > 0:
             mean = np.mean(measured)
-            right.errorbar(lr, mean, [[mean - min(measured)], [max(measured) - mean]], fmt="o", capsize=3,
-                           color=line.get_color())
+            right.errorbar(
+                lr, mean, [[mean - min(measured)], [max(measured) - mean]], fmt="o", capsize=3, color=line.get_color()
+            )
     left.axhline(wiener_mse, color="k", ls="--", lw=1, label="Wiener")
-    left.set(xlabel="samples seen", ylabel="MSE, a priori (x: beyond 1e300)", xscale="log", yscale="log",
-             ylim=(wiener_mse / 2, top))
+    left.set(
+        xlabel="samples seen",
+        ylabel="MSE, a priori (x: beyond 1e300)",
+        xscale="log",
+        yscale="log",
+        ylim=(wiener_mse / 2, top),
+    )
     fine = np.geomspace(min(row["lr"] for row in rows) / 2, max(row["lr"] for row in rows) * 2, 200)
     predicted = [model.misadjustment(X, r) for r in fine]
     for k, (label, style) in enumerate((("textbook", "k:"), ("exact", "k-"))):
         points = [(r, both[k]) for r, both in zip(fine, predicted) if both[k] is not None]
         right.plot(*np.reshape(points, (-1, 2)).T, style, lw=1, label=label)
-    for value, label, color in ((bounds.mean_square, "mean square", "tab:red"), (bounds.trace, "2 / trace", "tab:gray"),
-                                (bounds.mean, "2 / lambda_max", "tab:olive")):
+    for value, label, color in (
+        (bounds.mean_square, "mean square", "tab:red"),
+        (bounds.trace, "2 / trace", "tab:gray"),
+        (bounds.mean, "2 / lambda_max", "tab:olive"),
+    ):
         if value is not None:
             right.axvline(value, color=color, ls="--", lw=1, label=f"{label} = {value:.3g}")
     right.set(xlabel="step size r", ylabel="misadjustment", xscale="log", yscale="log")
@@ -160,8 +189,7 @@ def filters(args, out):
     gap = np.array(gap).reshape(args.seeds, len(names), -1)
     print("filters: misalignment ||w - h||^2 / ||h||^2 in the last tenth before, and after, the system changes")
     for name in names:
-        ends = [np.mean([row["misalignment_db"][when] for row in rows if row["setting"] == name])
-                for when in late]
+        ends = [np.mean([row["misalignment_db"][when] for row in rows if row["setting"] == name]) for when in late]
         print(f"  {name:22} {ends[0]:6.1f} dB {ends[1]:6.1f} dB")
     figure = matplotlib.figure.Figure(figsize=(8.5, 4.2), layout="constrained")
     axes = figure.subplots()

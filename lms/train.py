@@ -12,12 +12,13 @@ the distance of the weights from Wiener's), planes.png (two features: all points
 import argparse
 import sys
 
-import data
 import matplotlib.figure
-import model
 import numpy as np
-import run
 from tqdm import tqdm
+
+import data
+import model
+import run
 
 
 def mse(inputs, targets, w):
@@ -45,9 +46,15 @@ def train(args, r, problem, wiener):
         w = weights[-1]
         distances.append(np.linalg.norm(weights[:-1] - wiener.weights, axis=1))
         # train and val are with the weights that the epoch leaves, apriori with those that each sample met
-        r.log({"epoch": epoch + 1, "train_mse": mse(X, d, w),
-               "val_mse": mse(problem.val_inputs, problem.val_targets, w), "apriori_mse": float(np.mean(errors**2)),
-               "distance": float(np.linalg.norm(w - wiener.weights))})
+        r.log(
+            {
+                "epoch": epoch + 1,
+                "train_mse": mse(X, d, w),
+                "val_mse": mse(problem.val_inputs, problem.val_targets, w),
+                "apriori_mse": float(np.mean(errors**2)),
+                "distance": float(np.linalg.norm(w - wiener.weights)),
+            }
+        )
         if r.stopping:
             r.stop()
     return w, np.concatenate(distances)
@@ -83,8 +90,9 @@ def draw_planes(path, problem, fits):
     targets = np.r_[problem.targets, problem.val_targets]
     axes.scatter(features[:, 0], features[:, 1], targets, s=6, c="tab:green", alpha=0.5, lw=0, label="all points")
     x1, x2 = np.meshgrid(*(np.linspace(*np.quantile(features[:, i], (0.005, 0.995)), 9) for i in (0, 1)))
-    for (label, w), style in zip(fits.items(), (dict(color="tab:red", lw=2.4, alpha=0.6),
-                                                dict(color="k", lw=1, ls="--"))):
+    for (label, w), style in zip(
+        fits.items(), (dict(color="tab:red", lw=2.4, alpha=0.6), dict(color="k", lw=1, ls="--"))
+    ):
         axes.plot_wireframe(x1, x2, w[0] * x1 + w[1] * x2 + w[2], label=label, **style)
     axes.set(xlabel=problem.columns[0], ylabel=problem.columns[1], zlabel="target")
     axes.view_init(elev=20, azim=38)
@@ -113,8 +121,13 @@ def draw_weights(path, problem, fits):
 def parser():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     data.add_data_flags(p)
-    run.add_flags(p, "out", epochs=dict(default=20), seed=dict(help="order of the rows"),
-                  lr=dict(default=0.005, help="step size r: w moves by r e x"))
+    run.add_flags(
+        p,
+        "out",
+        epochs=dict(default=20),
+        seed=dict(help="order of the rows"),
+        lr=dict(default=0.005, help="step size r: w moves by r e x"),
+    )
     return p
 
 
@@ -125,16 +138,30 @@ def main(argv=None):
     X, d = problem.inputs, problem.targets
     wiener = model.wiener_solution(X, d)
     if wiener.rank < X.shape[1]:
-        print(f"{problem.name}: the inputs are linearly dependent (rank {wiener.rank} of {X.shape[1]} columns); of all "
-              "weights that fit equally well, Wiener's here are those of least norm", file=sys.stderr)
+        print(
+            f"{problem.name}: the inputs are linearly dependent (rank {wiener.rank} of {X.shape[1]} columns); of all "
+            "weights that fit equally well, Wiener's here are those of least norm",
+            file=sys.stderr,
+        )
     bounds, (textbook, exact) = model.stability(X), model.misadjustment(X, args.lr)
     with run.Run(args, __file__, f"{problem.name}-lms") as r:
-        r.note(dataset={"name": problem.name, "digest": problem.digest, "builtin": args.data in data.BUILT_IN,
-                        "train": len(d), "val": len(problem.val_targets), "rank": wiener.rank},
-               parameters=X.shape[1], bounds=bounds._asdict())
-        r.say(f"LMS, {X.shape[1]} weights, on {problem.name}: {len(d):,} rows a pass, r = {args.lr:g}; stable in the "
-              f"mean below {bounds.mean:.3g}, by the trace below {bounds.trace:.3g}, in the mean square below "
-              f"{shown(bounds.mean_square, '.3g', 'an unknown value')}\n{r.hardware}")
+        r.note(
+            dataset={
+                "name": problem.name,
+                "digest": problem.digest,
+                "builtin": args.data in data.BUILT_IN,
+                "train": len(d),
+                "val": len(problem.val_targets),
+                "rank": wiener.rank,
+            },
+            parameters=X.shape[1],
+            bounds=bounds._asdict(),
+        )
+        r.say(
+            f"LMS, {X.shape[1]} weights, on {problem.name}: {len(d):,} rows a pass, r = {args.lr:g}; stable in the "
+            f"mean below {bounds.mean:.3g}, by the trace below {bounds.trace:.3g}, in the mean square below "
+            f"{shown(bounds.mean_square, '.3g', 'an unknown value')}\n{r.hardware}"
+        )
         w, distances = train(args, r, problem, wiener)
 
         late = r.rows[len(r.rows) // 2 :]
@@ -144,16 +171,26 @@ def main(argv=None):
         fits = {"Wiener": wiener.weights, f"LMS, {args.epochs} epochs": w}
         flat = X.shape[1] == 3
         (draw_planes if flat else draw_weights)(r.folder / ("planes.png" if flat else "weights.png"), problem, fits)
-        r.finish(train_mse=r.rows[-1]["train_mse"], val_mse=r.rows[-1]["val_mse"], wiener_mse=wiener.mse,
-                 wiener_val_mse=mse(problem.val_inputs, problem.val_targets, wiener.weights),
-                 apriori_mse_late=apriori, misadjustment=measured, misadjustment_textbook=textbook,
-                 misadjustment_exact=exact, distance=r.rows[-1]["distance"], weights=w.tolist(),
-                 wiener_weights=wiener.weights.tolist())
+        r.finish(
+            train_mse=r.rows[-1]["train_mse"],
+            val_mse=r.rows[-1]["val_mse"],
+            wiener_mse=wiener.mse,
+            wiener_val_mse=mse(problem.val_inputs, problem.val_targets, wiener.weights),
+            apriori_mse_late=apriori,
+            misadjustment=measured,
+            misadjustment_textbook=textbook,
+            misadjustment_exact=exact,
+            distance=r.rows[-1]["distance"],
+            weights=w.tolist(),
+            wiener_weights=wiener.weights.tolist(),
+        )
         for name, a, b in zip(problem.columns, w, wiener.weights):
             r.say(f"{name:>12}   LMS {a:11.5g}   Wiener {b:11.5g}")
-        r.say(f"MSE {r.rows[-1]['train_mse']:.5g}, Wiener {wiener.mse:.5g}; misadjustment over the later half "
-              f"{shown(measured, '.3g')} (predicted: textbook {shown(textbook, '.3g')}, exact {shown(exact, '.3g')}); "
-              f"{r.record['wall_s']:.0f} s; {run.shown(r.folder)}")
+        r.say(
+            f"MSE {r.rows[-1]['train_mse']:.5g}, Wiener {wiener.mse:.5g}; misadjustment over the later half "
+            f"{shown(measured, '.3g')} (predicted: textbook {shown(textbook, '.3g')}, exact {shown(exact, '.3g')}); "
+            f"{r.record['wall_s']:.0f} s; {run.shown(r.folder)}"
+        )
     return r.record
 
 

@@ -12,10 +12,11 @@ first token where it has nothing to look for), and for stripes (at earlier occur
 import argparse
 from pathlib import Path
 
-import run
-import sample
 import torch
 from matplotlib.figure import Figure
+
+import run
+import sample
 
 SIGNS = str.maketrans({"\n": "↵", " ": "␣", "\t": "→"})
 
@@ -38,17 +39,24 @@ def draw(maps, labels, path):
                 spine.set_visible(False)
             axes.set_yticks(range(T), labels if head == 0 else [""] * T, fontsize=size)
             bottom = layer == n_layer - 1
-            axes.set_xticks(range(T), labels if bottom else [""] * T, fontsize=size,
-                            rotation=90 if max(map(len, labels)) > 1 else 0)
+            axes.set_xticks(
+                range(T), labels if bottom else [""] * T, fontsize=size, rotation=90 if max(map(len, labels)) > 1 else 0
+            )
     run.write_figure(path, figure)
 
 
 def parser():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("source", nargs="?", default=str(sample.WEIGHTS), metavar="RUN|CHECKPOINT|NAME",
-                   help="as for sample.py (default: weights/cpu.safetensors)")
-    p.add_argument("--prompt", default="First Citizen:\nWe are all here.", metavar="TEXT",
-                   help="(default: %(default)r)")
+    p.add_argument(
+        "source",
+        nargs="?",
+        default=str(sample.WEIGHTS),
+        metavar="RUN|CHECKPOINT|NAME",
+        help="as for sample.py (default: weights/cpu.safetensors)",
+    )
+    p.add_argument(
+        "--prompt", default="First Citizen:\nWe are all here.", metavar="TEXT", help="(default: %(default)r)"
+    )
     where = "where attention.png goes (default: the run folder, else the current one)"
     run.add_flags(p, "data_dir", out=dict(help=where))
     return p

@@ -16,11 +16,12 @@ from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 
+import torch
+import torch.nn.functional as F
+
 import data
 import model
 import run
-import torch
-import torch.nn.functional as F
 import train
 from optim import make_optimizers
 
@@ -32,8 +33,10 @@ def reference(text, device):
     recipe = SimpleNamespace(**train.RECIPES["cpu"])
     torch.manual_seed(0)
     net = model.build(recipe.model | {"vocab_size": text.tokenizer.vocab_size}).to(device)
-    groups = [{"params": [p for p in net.parameters() if p.dim() >= 2], "weight_decay": 0.1},
-              {"params": [p for p in net.parameters() if p.dim() < 2], "weight_decay": 0.0}]
+    groups = [
+        {"params": [p for p in net.parameters() if p.dim() >= 2], "weight_decay": 0.1},
+        {"params": [p for p in net.parameters() if p.dim() < 2], "weight_decay": 0.0},
+    ]
     optimizer = torch.optim.AdamW(groups, recipe.lr, (0.9, 0.99), foreach=False)
     T, tokens = net.block_size, text.train.long()
 
@@ -57,8 +60,9 @@ def reference(text, device):
 def ours(name, text, device, precision):
     """The same of the recipe `name`: a step of train.py's loop."""
     args = SimpleNamespace(**train.RECIPES[name])
-    r = SimpleNamespace(precision=precision,
-                        autocast=lambda: torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"))
+    r = SimpleNamespace(
+        precision=precision, autocast=lambda: torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+    )
     torch.manual_seed(0)
     net = model.build(args.model | {"vocab_size": text.tokenizer.vocab_size}).to(device)
     optimizers = make_optimizers(net, args, device)
@@ -115,15 +119,30 @@ def speeds(text, device, steps):
     for (name, precision), (_, net) in ways.items():
         tokens = train.RECIPES["cpu" if name == "reference" else name]["bs"] * net.block_size
         seconds = statistics.median(times[name, precision][3:])
-        rows.append({"what": "training", "way": name, "precision": precision, "tokens_per_s": tokens / seconds,
-                     "ms_per_step": 1000 * seconds, "tokens_per_step": tokens, "peak": peaks[precision],
-                     "of_peak": operations(net) * tokens / seconds / peaks[precision]})
+        rows.append(
+            {
+                "what": "training",
+                "way": name,
+                "precision": precision,
+                "tokens_per_s": tokens / seconds,
+                "ms_per_step": 1000 * seconds,
+                "tokens_per_step": tokens,
+                "peak": peaks[precision],
+                "of_peak": operations(net) * tokens / seconds / peaks[precision],
+            }
+        )
         rows[-1]["times_reference"] = rows[-1]["tokens_per_s"] / rows[0]["tokens_per_s"]
     net, start = ways["reference", "fp32"][1], torch.zeros(1, 1, dtype=torch.int64, device=device)
     for cached in (False, True):
         taken = [seconds_of(lambda c=cached: list(model.generate(net, start, 63, use_cache=c))) for _ in range(5)]
-        rows.append({"what": "generation", "way": "with cache" if cached else "without cache", "precision": "fp32",
-                     "tokens_per_s": 63 / statistics.median(taken)})
+        rows.append(
+            {
+                "what": "generation",
+                "way": "with cache" if cached else "without cache",
+                "precision": "fp32",
+                "tokens_per_s": 63 / statistics.median(taken),
+            }
+        )
     return rows
 
 
@@ -138,21 +157,40 @@ def whole(text, device, args, out):
             sampled = [train.estimate(net, part, places, plain) for part in (text.train, text.val)][1]
         if i < iters:
             step(i)
-    rows = [{"what": "whole run", "way": "reference", "precision": "fp32", "seconds": time.perf_counter() - began,
-             "iters": iters, "val_loss": train.evaluate(net, text.val, 12, plain), "sampled_loss": sampled}]
+    rows = [
+        {
+            "what": "whole run",
+            "way": "reference",
+            "precision": "fp32",
+            "seconds": time.perf_counter() - began,
+            "iters": iters,
+            "val_loss": train.evaluate(net, text.val, 12, plain),
+            "sampled_loss": sampled,
+        }
+    ]
     model.WRITTEN_OUT = written_out
     for name in ("cpu", "fast"):
         given = [] if args.data_dir is None else ["--data-dir", args.data_dir]
         folder = next(f for n in count(1) if not (f := out / f"{name}-{n}").exists())
-        record = train.main(["--recipe", name, "--data", args.data, "--device", str(device), "--out", str(folder),
-                             *given])
+        record = train.main(
+            ["--recipe", name, "--data", args.data, "--device", str(device), "--out", str(folder), *given]
+        )
         final = record["final"]
         lines = [line.split(",") for line in (folder / "metrics.csv").read_text(encoding="utf-8").splitlines()]
         column = {title: i for i, title in enumerate(lines[0])}
         there = (float(row[column["seconds"]]) for row in lines[1:] if float(row[column["val_loss"]]) <= NANOGPT)
-        rows.append({"what": "whole run", "way": name, "precision": record["precision"], "seconds": final["seconds"],
-                     "iters": record["args"]["iters"], "val_loss": final["val_loss"],
-                     "sampled_loss": final["sampled_loss"], "seconds_to_nanogpt": next(there, None)})
+        rows.append(
+            {
+                "what": "whole run",
+                "way": name,
+                "precision": record["precision"],
+                "seconds": final["seconds"],
+                "iters": record["args"]["iters"],
+                "val_loss": final["val_loss"],
+                "sampled_loss": final["sampled_loss"],
+                "seconds_to_nanogpt": next(there, None),
+            }
+        )
     for row in rows:
         row["of_reference"] = row["seconds"] / rows[0]["seconds"]
     return rows
@@ -160,8 +198,13 @@ def whole(text, device, args, out):
 
 def parser():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    run.add_flags(p, "data_dir", "device", data=dict(type=data.known, default="auto", help=data.DATA_HELP),
-                  limit=dict(help="only the first N tokens of each part (not for --whole)"))
+    run.add_flags(
+        p,
+        "data_dir",
+        "device",
+        data=dict(type=data.known, default="auto", help=data.DATA_HELP),
+        limit=dict(help="only the first N tokens of each part (not for --whole)"),
+    )
     run.add_flags(p, out=dict(default=str(run.ROOT / "out" / "nanogpt" / "bench"), help="folder for bench.json"))
     p.add_argument("--steps", type=run.positive_int, default=100, help="of each way (default: %(default)s)")
     p.add_argument("--whole", action="store_true", help="train reference, cpu and fast to the end as well")
@@ -180,16 +223,30 @@ def main(argv=None):
     rows = speeds(text, device, args.steps)
     for row in rows:
         print(f"{row['what']:<10}  {row['way']:<13}  {row['precision']}  {row['tokens_per_s']:>9,.0f} tokens/s", end="")
-        print(f", {row['of_peak']:.0%} of the peak, {row['times_reference']:.2f} times the reference"
-              if row["what"] == "training" else "")
+        print(
+            f", {row['of_peak']:.0%} of the peak, {row['times_reference']:.2f} times the reference"
+            if row["what"] == "training"
+            else ""
+        )
     if args.whole:
         rows += whole(text, device, args, out)
         for row in rows[-3:]:
-            print(f"{row['what']:<10}  {row['way']:<13}  {row['precision']}  {row['seconds']:>6.1f} s, "
-                  f"{row['of_reference']:.0%} of the reference, validation loss {row['val_loss']:.4f}")
+            print(
+                f"{row['what']:<10}  {row['way']:<13}  {row['precision']}  {row['seconds']:>6.1f} s, "
+                f"{row['of_reference']:.0%} of the reference, validation loss {row['val_loss']:.4f}"
+            )
     git = run.git_state(Path(__file__).parent)
-    run.write_json(out / "bench.json", {"bench": "nanogpt", "git": git, "device": facts, "versions": run.versions(),
-                                        "dataset": text.facts(), "rows": rows})
+    run.write_json(
+        out / "bench.json",
+        {
+            "bench": "nanogpt",
+            "git": git,
+            "device": facts,
+            "versions": run.versions(),
+            "dataset": text.facts(),
+            "rows": rows,
+        },
+    )
     return rows
 
 

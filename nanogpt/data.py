@@ -17,13 +17,14 @@ import sys
 from itertools import islice
 from pathlib import Path
 
-import fetch
 import numpy as np
-import run
 import torch
+from tqdm import tqdm
+
+import fetch
+import run
 from run import UserError
 from tokenizer import END_OF_TEXT, BytePairs, Characters, Words, tokenizer_from  # noqa: F401, part of what this offers
-from tqdm import tqdm
 
 TOKENS = ("char", "word", "gpt2", "bpe")
 BPE_VOCABULARY = 1024  # of --tokens bpe
@@ -36,30 +37,45 @@ PUBLISHED = {  # {corpus: {file under data_dir: (checksum, mirrors)}}, in the or
     "shakespeare": {
         "shakespeare/input.txt": (
             "sha256:86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
-            [f"{RAW}/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
-             f"{RAW}/karpathy/ng-video-lecture/master/input.txt"]),
+            [
+                f"{RAW}/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+                f"{RAW}/karpathy/ng-video-lecture/master/input.txt",
+            ],
+        ),
     },
     "wikitext2": {
         "wikitext-2/wiki.train.tokens": (
-            "sha256:9e9fa1ad55b1c2c95b08e37dd8e653f638fac2c6de904b79e813611eefbc985f", [WIKITEXT.format("train")]),
+            "sha256:9e9fa1ad55b1c2c95b08e37dd8e653f638fac2c6de904b79e813611eefbc985f",
+            [WIKITEXT.format("train")],
+        ),
         "wikitext-2/wiki.valid.tokens": (
-            "sha256:f0737ed31fc1329026e95cb8b98e19c2a182c39c240ab909dc31abf2f8af58e8", [WIKITEXT.format("valid")]),
+            "sha256:f0737ed31fc1329026e95cb8b98e19c2a182c39c240ab909dc31abf2f8af58e8",
+            [WIKITEXT.format("valid")],
+        ),
         "wikitext-2/wiki.test.tokens": (
-            "sha256:d790b833ef8cf03a90db7bf1271b7520b83c45ce07ba3c1a9699df81e239eca0", [WIKITEXT.format("test")]),
+            "sha256:d790b833ef8cf03a90db7bf1271b7520b83c45ce07ba3c1a9699df81e239eca0",
+            [WIKITEXT.format("test")],
+        ),
     },
     "gpt2_tokenizer": {
         "gpt2_tokenizer/vocab.json": (
             "sha256:196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
-            [GPT2.format("vocab.json"), OPENAI.format("encoder.json")]),
+            [GPT2.format("vocab.json"), OPENAI.format("encoder.json")],
+        ),
         "gpt2_tokenizer/merges.txt": (
             "sha256:1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
-            [GPT2.format("merges.txt"), OPENAI.format("vocab.bpe")]),
+            [GPT2.format("merges.txt"), OPENAI.format("vocab.bpe")],
+        ),
     },
 }
 # `datasets` no longer runs the script that lies beside the data; its publisher's pull request 18 has them as 93 Parquet
 # files, which are read without it. What the hub itself converts ends after the first five gigabytes.
-OPENWEBTEXT = dict(path="parquet", split="train", streaming=True, data_files="hf://datasets/Skylion007/openwebtext@"
-                   "c6680bb039f28c472e44d33acb240c3068b89a82/data/train-*.parquet")
+OPENWEBTEXT = dict(
+    path="parquet",
+    split="train",
+    streaming=True,
+    data_files="hf://datasets/Skylion007/openwebtext@c6680bb039f28c472e44d33acb240c3068b89a82/data/train-*.parquet",
+)
 DOCUMENTS = 8_013_769  # in OpenWebText
 HELD_OUT = 1_000  # its first documents validate, so that they are the same however much of the rest is at hand
 VALIDATED = 2**20  # and of their tokens these many: a minute's work for GPT-2 on a GPU
@@ -80,10 +96,18 @@ class Text:
 
     def facts(self):
         """What a record says of the text."""
-        return {"name": self.name, "digest": self.digest, "builtin": self.name == "builtin", "level": self.level,
-                "vocabulary": self.tokenizer.vocab_size, "train": len(self.train), "val": len(self.val),
-                "test": 0 if self.test is None else len(self.test), "selected_on": self.test is None,
-                "characters_per_token": self.characters_per_token}
+        return {
+            "name": self.name,
+            "digest": self.digest,
+            "builtin": self.name == "builtin",
+            "level": self.level,
+            "vocabulary": self.tokenizer.vocab_size,
+            "train": len(self.train),
+            "val": len(self.val),
+            "test": 0 if self.test is None else len(self.test),
+            "selected_on": self.test is None,
+            "characters_per_token": self.characters_per_token,
+        }
 
 
 def batch(tokens, block_size, batch_size, seed, step, device="cpu"):
@@ -93,8 +117,10 @@ def batch(tokens, block_size, batch_size, seed, step, device="cpu"):
     """
     places = len(tokens) - block_size
     if places < 1:
-        raise UserError(f"the text is too short: {len(tokens):,} tokens to train on, and a block of {block_size} with "
-                        "the token that follows it does not fit; take a longer text or a smaller block")
+        raise UserError(
+            f"the text is too short: {len(tokens):,} tokens to train on, and a block of {block_size} with "
+            "the token that follows it does not fit; take a longer text or a smaller block"
+        )
     generator = torch.Generator().manual_seed(run.seed_at(seed, step))
     start = torch.randint(places, (batch_size,), generator=generator)
     # row i of the unfolded view is the window that begins at i, so that all blocks together are one gather of rows
@@ -142,8 +168,10 @@ def load(name, data_dir=None, limit=None, tokens="char"):
     tokenizer = make_tokenizer(tokens, name, parts, data_dir)
     ids = [torch.from_numpy(np.array(tokenizer.encode(part), dtype=np.uint16)) for part in parts]
     if min(map(len, ids)) < 2 or tokenizer.vocab_size < 2 or len(set(parts[0])) < 2:
-        raise UserError(f"{shown(name)}: is too short, or has too little in it: {sum(map(len, parts)):,} characters, "
-                        f"{tokenizer.vocab_size} different tokens, in {len(parts)} parts of at least 2")
+        raise UserError(
+            f"{shown(name)}: is too short, or has too little in it: {sum(map(len, parts)):,} characters, "
+            f"{tokenizer.vocab_size} different tokens, in {len(parts)} parts of at least 2"
+        )
     ratios = {part: round(len(text) / len(i), 4) for part, text, i in zip(("train", "val", "test"), parts, ids)}
     ids = [i[:limit] for i in ids] + [None] * (3 - len(ids))
     return Text(Path(name).stem, tokens, tokenizer, ids, digest, ratios)
@@ -243,8 +271,9 @@ def known(name):
         return name
     if Path(name).exists():
         return str(Path(name).resolve())
-    raise argparse.ArgumentTypeError(f"{name} is neither auto, builtin, shakespeare, wikitext2, openwebtext, nor a "
-                                     "file or folder")
+    raise argparse.ArgumentTypeError(
+        f"{name} is neither auto, builtin, shakespeare, wikitext2, openwebtext, nor a file or folder"
+    )
 
 
 def choose(name, data_dir):
@@ -256,8 +285,11 @@ def choose(name, data_dir):
         return "shakespeare"
     except fetch.Unreachable as error:
         why = str(error).removeprefix("error: ")
-        print(f"*** {why}\n*** TRAINING ON THE BUILT-IN TEXT INSTEAD, the reference of the Python language: its "
-              "numbers say nothing of Shakespeare.", file=sys.stderr)
+        print(
+            f"*** {why}\n*** TRAINING ON THE BUILT-IN TEXT INSTEAD, the reference of the Python language: its "
+            "numbers say nothing of Shakespeare.",
+            file=sys.stderr,
+        )
         return "builtin"
 
 
@@ -341,8 +373,9 @@ def prepare_openwebtext(folder, tokenizer, limit=None, stream=None, at_once=1000
         bar.close()
     except Exception as error:  # the network's, which have no base in common, and the disk's
         why = f"{type(error).__name__}: {str(error)[:120].strip()}".splitlines()[0]
-        raise UserError(f"openwebtext: stopped after {have['documents']:,} documents ({why}); give the same command "
-                        "again to go on") from error
+        raise UserError(
+            f"openwebtext: stopped after {have['documents']:,} documents ({why}); give the same command again to go on"
+        ) from error
     finally:
         lock.close()
     return have
@@ -360,8 +393,12 @@ def open_stream():
 
 def parser():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    run.add_flags(p, "data_dir", data=dict(type=known, default="shakespeare", help=DATA_HELP),
-                  limit=dict(help="only the first N tokens of each part; of openwebtext no more is fetched"))
+    run.add_flags(
+        p,
+        "data_dir",
+        data=dict(type=known, default="shakespeare", help=DATA_HELP),
+        limit=dict(help="only the first N tokens of each part; of openwebtext no more is fetched"),
+    )
     p.add_argument("--tokens", choices=TOKENS, default="char", help="(default: %(default)s)")
     return p
 

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pooch
 import requests
-from run import UserError
 from tqdm import tqdm
+
+from run import UserError
 
 pooch.get_logger().setLevel("ERROR")
 
@@ -82,9 +83,14 @@ def download(urls, path, checksum=None, patience=5.0, min_rate=200_000):
 def reason(error):
     """A network error in a few words."""
     text = str(error)
-    for sign, words in (("hash of downloaded file", "served other bytes than published"), ("timed out", "timed out"),
-                        ("IncompleteRead", "broke off"), ("Connection broken", "broke off"),
-                        ("resolve", "name not found"), ("refused", "connection refused")):
+    for sign, words in (
+        ("hash of downloaded file", "served other bytes than published"),
+        ("timed out", "timed out"),
+        ("IncompleteRead", "broke off"),
+        ("Connection broken", "broke off"),
+        ("resolve", "name not found"),
+        ("refused", "connection refused"),
+    ):
         if sign in text:
             return words
     return text.splitlines()[0][:100] if text else type(error).__name__

@@ -8,10 +8,11 @@ import json
 import math
 from pathlib import Path
 
-import run
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+import run
 
 WRITTEN_OUT = 256  # tokens up to which, on a CPU, `attend` is faster than the fused operation (bench.py)
 
@@ -62,10 +63,24 @@ class WordMLP(Language):
     own.
     """
 
-    def __init__(self, vocab_size: int, block_size: int = 64, context: int = 4, n_embd: int = 32, hidden: int = 64,
-                 direct: bool = False):
-        super().__init__("wordmlp", vocab_size=vocab_size, block_size=block_size, context=context, n_embd=n_embd,
-                         hidden=hidden, direct=direct)
+    def __init__(
+        self,
+        vocab_size: int,
+        block_size: int = 64,
+        context: int = 4,
+        n_embd: int = 32,
+        hidden: int = 64,
+        direct: bool = False,
+    ):
+        super().__init__(
+            "wordmlp",
+            vocab_size=vocab_size,
+            block_size=block_size,
+            context=context,
+            n_embd=n_embd,
+            hidden=hidden,
+            direct=direct,
+        )
         self.context = context
         self.embedding = nn.Embedding(vocab_size + 1, n_embd)
         self.hidden = nn.Linear(context * n_embd, hidden)
@@ -225,19 +240,42 @@ class GPT(Language):
     sqrt(2 n_layer), as in the paper. The options beyond GPT-2's are off by default: `rotary` positions for learned
     ones, `norm` "rms", `mlp` "relu2" or "swiglu", `qk_norm`."""
 
-    def __init__(self, vocab_size: int, block_size: int = 64, n_layer: int = 4, n_head: int = 4, n_embd: int = 128,
-                 dropout: float = 0.0, bias: bool = False, tied: bool = True, rotary: bool = False,
-                 norm: str = "layer", mlp: str = "gelu", qk_norm: bool = False):
-        super().__init__("gpt", vocab_size=vocab_size, block_size=block_size, n_layer=n_layer, n_head=n_head,
-                         n_embd=n_embd, dropout=dropout, bias=bias, tied=tied, rotary=rotary, norm=norm, mlp=mlp,
-                         qk_norm=qk_norm)
+    def __init__(
+        self,
+        vocab_size: int,
+        block_size: int = 64,
+        n_layer: int = 4,
+        n_head: int = 4,
+        n_embd: int = 128,
+        dropout: float = 0.0,
+        bias: bool = False,
+        tied: bool = True,
+        rotary: bool = False,
+        norm: str = "layer",
+        mlp: str = "gelu",
+        qk_norm: bool = False,
+    ):
+        super().__init__(
+            "gpt",
+            vocab_size=vocab_size,
+            block_size=block_size,
+            n_layer=n_layer,
+            n_head=n_head,
+            n_embd=n_embd,
+            dropout=dropout,
+            bias=bias,
+            tied=tied,
+            rotary=rotary,
+            norm=norm,
+            mlp=mlp,
+            qk_norm=qk_norm,
+        )
         if n_embd % n_head:
             raise run.UserError(f"n_embd {n_embd} cannot be shared out among {n_head} heads")
         self.dropout, self.head_width = dropout, n_embd // n_head
         self.tokens = nn.Embedding(vocab_size, n_embd)
         self.positions = None if rotary else nn.Embedding(block_size, n_embd)
-        self.blocks = nn.ModuleList(Block(n_embd, n_head, dropout, bias, norm, mlp, qk_norm)
-                                    for _ in range(n_layer))
+        self.blocks = nn.ModuleList(Block(n_embd, n_head, dropout, bias, norm, mlp, qk_norm) for _ in range(n_layer))
         self.norm = Norm(n_embd, norm, bias)
         self.head = None if tied else nn.Linear(n_embd, vocab_size, bias=False)
         for name, p in self.named_parameters():
@@ -297,18 +335,38 @@ class GPT(Language):
             except (ImportError, OSError, ValueError) as error:
                 raise run.UserError(f"{source}: no GPT-2 could be loaded ({str(error).splitlines()[0]})") from None
         theirs, c = source.state_dict(), source.config
-        usual = dict(activation_function="gelu_new", layer_norm_epsilon=1e-5, scale_attn_weights=True,
-                     scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
+        usual = dict(
+            activation_function="gelu_new",
+            layer_norm_epsilon=1e-5,
+            scale_attn_weights=True,
+            scale_attn_by_inverse_layer_idx=False,
+            add_cross_attention=False,
+        )
         for name, value in usual.items():
             if getattr(c, name) != value:
                 raise run.UserError(f"a GPT-2 with {name} {getattr(c, name)} is none of the usual form ({value})")
         if c.n_inner not in (None, 4 * c.n_embd):
             raise run.UserError(f"a GPT-2 with n_inner {c.n_inner} is none of the usual form ({4 * c.n_embd})")
-        model = cls(c.vocab_size, c.n_positions, c.n_layer, c.n_head, c.n_embd, bias=True,
-                    **{"tied": c.tie_word_embeddings} | changes)
-        names = {"tokens": "wte", "positions": "wpe", "norm": "ln_f", "norm1": "ln_1", "norm2": "ln_2",
-                 "attention.qkv": "attn.c_attn", "attention.out": "attn.c_proj", "mlp.up": "mlp.c_fc",
-                 "mlp.down": "mlp.c_proj"}
+        model = cls(
+            c.vocab_size,
+            c.n_positions,
+            c.n_layer,
+            c.n_head,
+            c.n_embd,
+            bias=True,
+            **{"tied": c.tie_word_embeddings} | changes,
+        )
+        names = {
+            "tokens": "wte",
+            "positions": "wpe",
+            "norm": "ln_f",
+            "norm1": "ln_1",
+            "norm2": "ln_2",
+            "attention.qkv": "attn.c_attn",
+            "attention.out": "attn.c_proj",
+            "mlp.up": "mlp.c_fc",
+            "mlp.down": "mlp.c_proj",
+        }
         state = {}
         for ours in model.state_dict():
             module, kind = ours.rsplit(".", 1)
@@ -350,8 +408,13 @@ def build(config: dict) -> Language:
 # --------------------------------------------------------------------------------------------------------- generation
 
 
-def choose(logits: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None,
-           generator: torch.Generator | None = None) -> int:
+def choose(
+    logits: Tensor,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    generator: torch.Generator | None = None,
+) -> int:
     """One token from logits (V,): the likeliest at temperature 0; else drawn, from the `top_k` likeliest, or from the
     fewest whose probabilities come to `top_p` (nucleus sampling, Holtzman et al. 2020), or from what both allow."""
     if temperature == 0:
@@ -364,9 +427,17 @@ def choose(logits: Tensor, temperature: float = 1.0, top_k: int | None = None, t
 
 
 @torch.no_grad()
-def generate(model: Language, idx: Tensor, max_new_tokens: int, temperature: float = 1.0, top_k: int | None = None,
-             top_p: float | None = None, repetition_penalty: float = 1.0, use_cache: bool = True,
-             generator: torch.Generator | None = None):
+def generate(
+    model: Language,
+    idx: Tensor,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    repetition_penalty: float = 1.0,
+    use_cache: bool = True,
+    generator: torch.Generator | None = None,
+):
     """Continue the tokens idx (1, T), T >= 1: yields `max_new_tokens` ids, each as soon as it is chosen.
 
     repetition_penalty (Keskar et al. 2019, section 4.1) divides the logits of tokens that have occurred, where

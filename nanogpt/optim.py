@@ -62,8 +62,11 @@ def make_optimizers(model, args, device):
         kind = vectors if p.dim() < 2 else muon if args.muon and name.startswith("blocks.") else matrices
         kind.append(p)
     groups = [{"params": matrices, "weight_decay": args.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    optimizers = [torch.optim.AdamW([g for g in groups if g["params"]], args.lr, (0.9, args.beta2),
-                                    fused=device.type in ("cpu", "cuda"))]
+    optimizers = [
+        torch.optim.AdamW(
+            [g for g in groups if g["params"]], args.lr, (0.9, args.beta2), fused=device.type in ("cpu", "cuda")
+        )
+    ]
     if muon:
         optimizers.append(Muon(muon, args.muon * args.lr, weight_decay=args.weight_decay, ns_steps=args.ns_steps))
     for optimizer in optimizers:

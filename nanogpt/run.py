@@ -223,6 +223,7 @@ def git_state(folder, began=None):
 
     began: the state that a resumed run began with, whose commit it keeps: dirty then, or different now, is dirty.
     """
+
     def ask(*words):
         return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
 

@@ -1,9 +1,9 @@
 """Let a model write: the text streams to the terminal, and into generated_nanogpt.txt.
 
-    python nanogpt/sample.py                                                    # the weights that lie in the folder
-    python nanogpt/sample.py --prompt "ROMEO:" --temperature 0.7 --stop "JULIET:"
-    python nanogpt/sample.py out/nanogpt/shakespeare-cpu-s0-1 --prompt-file scene.txt --length 2000
-    python nanogpt/sample.py gpt2 --prompt "What is the answer to life?" --top-p 0.95      # OpenAI's weights, fetched
+python nanogpt/sample.py                                                    # the weights that lie in the folder
+python nanogpt/sample.py --prompt "ROMEO:" --temperature 0.7 --stop "JULIET:"
+python nanogpt/sample.py out/nanogpt/shakespeare-cpu-s0-1 --prompt-file scene.txt --length 2000
+python nanogpt/sample.py gpt2 --prompt "What is the answer to life?" --top-p 0.95      # OpenAI's weights, fetched
 """
 
 import argparse
@@ -11,10 +11,11 @@ import sys
 import time
 from pathlib import Path
 
+import torch
+
 import data
 import model
 import run
-import torch
 
 WEIGHTS = Path(__file__).resolve().parent / "weights" / "cpu.safetensors"
 HUGGING_FACE = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
@@ -47,8 +48,9 @@ def read_prompt(tokenizer, prompt=None, file=None):
     if missing := tokenizer.missing(prompt):
         named = ", ".join(map(repr, missing[:5])) + ", ..." * (len(missing) > 5)
         if isinstance(tokenizer, data.Characters):
-            raise run.UserError(f"the prompt has {named}, which this model's vocabulary of {tokenizer.vocab_size} "
-                                "characters lacks")
+            raise run.UserError(
+                f"the prompt has {named}, which this model's vocabulary of {tokenizer.vocab_size} characters lacks"
+            )
         print(f"not in the vocabulary, and read as <unk>: {named}", file=sys.stderr)
     if not (ids := tokenizer.encode(prompt)):
         raise run.UserError("the prompt has no token that this model knows; give it a word")
@@ -80,20 +82,39 @@ def stream(tokenizer, prompt, ids, stop=None):
 
 def parser():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("source", nargs="?", default=str(WEIGHTS), metavar="RUN|CHECKPOINT|NAME",
-                   help=f"a run folder, a checkpoint, or {', '.join(HUGGING_FACE)} (default: weights/cpu.safetensors)")
+    p.add_argument(
+        "source",
+        nargs="?",
+        default=str(WEIGHTS),
+        metavar="RUN|CHECKPOINT|NAME",
+        help=f"a run folder, a checkpoint, or {', '.join(HUGGING_FACE)} (default: weights/cpu.safetensors)",
+    )
     prompts = p.add_mutually_exclusive_group()
     prompts.add_argument("--prompt", metavar="TEXT", help="what the text begins with (default: the end of a line)")
     prompts.add_argument("--prompt-file", metavar="FILE", help="the same from a file")
     p.add_argument("--length", type=run.positive_int, default=500, metavar="N", help="tokens (default: %(default)s)")
     p.add_argument("--samples", type=run.positive_int, default=1, metavar="N", help="texts (default: %(default)s)")
-    p.add_argument("--temperature", type=run.nonnegative_float, default=0.8, metavar="X",
-                   help="0: always the likeliest token; 1: as the model has it (default: %(default)s)")
+    p.add_argument(
+        "--temperature",
+        type=run.nonnegative_float,
+        default=0.8,
+        metavar="X",
+        help="0: always the likeliest token; 1: as the model has it (default: %(default)s)",
+    )
     p.add_argument("--top-k", type=run.positive_int, metavar="N", help="draw from the N likeliest tokens only")
-    p.add_argument("--top-p", type=run.positive_float, metavar="X",
-                   help="draw from the fewest tokens whose probabilities come to X")
-    p.add_argument("--repetition-penalty", type=run.positive_float, default=1.0, metavar="X",
-                   help="above 1: what has occurred becomes less likely (default: %(default)s)")
+    p.add_argument(
+        "--top-p",
+        type=run.positive_float,
+        metavar="X",
+        help="draw from the fewest tokens whose probabilities come to X",
+    )
+    p.add_argument(
+        "--repetition-penalty",
+        type=run.positive_float,
+        default=1.0,
+        metavar="X",
+        help="above 1: what has occurred becomes less likely (default: %(default)s)",
+    )
     p.add_argument("--stop", metavar="TEXT", help="end before the first occurrence of TEXT")
     where = "where generated_nanogpt.txt goes (default: the run folder, else the current one)"
     run.add_flags(p, "data_dir", "device", out=dict(help=where), seed=dict(help="what is drawn"))
@@ -113,8 +134,16 @@ def main(argv=None):
         ids = []
 
         def drawn(ids=ids, generator=generator):
-            for i in model.generate(net, torch.tensor([prompt], device=device), args.length, args.temperature,
-                                    args.top_k, args.top_p, args.repetition_penalty, generator=generator):
+            for i in model.generate(
+                net,
+                torch.tensor([prompt], device=device),
+                args.length,
+                args.temperature,
+                args.top_k,
+                args.top_p,
+                args.repetition_penalty,
+                generator=generator,
+            ):
                 ids.append(i)
                 yield i
 

@@ -15,16 +15,17 @@ import math
 import time
 from pathlib import Path
 
-import data
 import matplotlib
-import model
 import numpy as np
-import run
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import nn
 from tqdm import tqdm
+
+import data
+import model
+import run
 
 BLOCK, BATCH, WIDTH, LR = 64, 12, 64, 1e-2  # tokens in a block, blocks in a batch, C, learning rate
 # Of the rates that were tried on validation text, the best; a row of the bigram's table is rarely met and needs more
@@ -95,8 +96,9 @@ class Network(nn.Module):
         super().__init__()
         self.vocab_size, self.block_size, self.mistake = vocab_size, BLOCK, mistake
         self.tokens, self.positions = nn.Embedding(vocab_size, WIDTH), nn.Embedding(BLOCK, WIDTH)
-        self.blocks = nn.Sequential(*(Block(Attention(n_head, mistake) if n_head else Average(), **block)
-                                      for _ in range(n_layer)))
+        self.blocks = nn.Sequential(
+            *(Block(Attention(n_head, mistake) if n_head else Average(), **block) for _ in range(n_layer))
+        )
         self.norm = nn.LayerNorm(WIDTH) if block.get("norm") else nn.Identity()
         self.head = nn.Linear(WIDTH, vocab_size)
         if mistake == "head tied to embeddings of deviation 1":
@@ -125,11 +127,19 @@ STUDIES = {  # study: {setting: the model, given the size of the vocabulary}
         "residuals, three times the rate": lambda V: Network(V, **DEEP, residual=True),
         "normalization, three times the rate": lambda V: Network(V, **WHOLE),
     },
-    "mistakes": {"none": lambda V: Network(V, **WHOLE)} | {
+    "mistakes": {"none": lambda V: Network(V, **WHOLE)}
+    | {
         mistake: lambda V, mistake=mistake: Network(V, mistake=mistake, **WHOLE)
-        for mistake in ("no mask", "mask after the softmax", "softmax over the wrong dimension",
-                        "scores not divided by sqrt(d)", "no positions", "head tied to embeddings of deviation 1")
-    } | {"targets not moved on": lambda V: Network(V, mistake="targets not moved on", **WHOLE)},
+        for mistake in (
+            "no mask",
+            "mask after the softmax",
+            "softmax over the wrong dimension",
+            "scores not divided by sqrt(d)",
+            "no positions",
+            "head tied to embeddings of deviation 1",
+        )
+    }
+    | {"targets not moved on": lambda V: Network(V, mistake="targets not moved on", **WHOLE)},
 }
 ITERS = {"stages": 600, "mistakes": 500}
 
@@ -178,8 +188,10 @@ def evaluate(net, tokens):
 def last_position(net, tokens, n=1000):
     """Mean loss at the last position of n blocks alone, after which there is nothing to peek at: what a model is worth
     when it has to write."""
-    losses = [F.cross_entropy(net(x)[:, -1], y[:, -1]) for x, y in
-              (data.batch(tokens, BLOCK, 100, 0, step) for step in range(n // 100))]
+    losses = [
+        F.cross_entropy(net(x)[:, -1], y[:, -1])
+        for x, y in (data.batch(tokens, BLOCK, 100, 0, step) for step in range(n // 100))
+    ]
     return torch.stack(losses).mean().item()
 
 
@@ -218,8 +230,12 @@ def one_run(study, setting, seed, text, iters):
             fit(net, text, iters, seed, RATE.get(setting, LR), look)
     except run.Diverged as error:
         return row | {"state": "diverged", "diverged_at_step": error.step, "curve": curve}
-    row |= {"wall_s": round(time.monotonic() - began, 1), "curve": curve,
-            "parameters": sum(p.numel() for p in net.parameters()), "sample": write_some(net, text.tokenizer)}
+    row |= {
+        "wall_s": round(time.monotonic() - began, 1),
+        "curve": curve,
+        "parameters": sum(p.numel() for p in net.parameters()),
+        "sample": write_some(net, text.tokenizer),
+    }
     parts = {"val": text.val[:MEASURED]}
     if text.test is not None and study == "stages":
         parts["test"] = text.test[:MEASURED]
@@ -266,8 +282,16 @@ def draw(study, rows, vocab_size, path):
         shown = f"{end:.3f}" if end < 1e4 else f"{end:.0e}"
         right.annotate(shown, (bar, i), (3, 0), textcoords="offset points", va="center", fontsize=8)
     left.axhline(math.log(vocab_size), color="grey", ls=":", lw=1)
-    left.annotate("ln V: knows nothing", (0.98, math.log(vocab_size)), (0, 3), xycoords=("axes fraction", "data"),
-                  textcoords="offset points", ha="right", color="grey", fontsize=8)
+    left.annotate(
+        "ln V: knows nothing",
+        (0.98, math.log(vocab_size)),
+        (0, 3),
+        xycoords=("axes fraction", "data"),
+        textcoords="offset points",
+        ha="right",
+        color="grey",
+        fontsize=8,
+    )
     ends = [r["final"]["val_loss"] for r in rows if r["state"] == "done"]
     left.set(xlabel="iteration", ylabel="validation loss (nats a token)")
     left.set_ylim(min(ends) - 0.2, math.log(vocab_size) + 0.6)
@@ -282,9 +306,14 @@ def parser():
     p.add_argument("--study", nargs="+", choices=list(STUDIES), default=list(STUDIES), help="(default: both)")
     p.add_argument("--seeds", type=run.positive_int, default=3, metavar="N", help="seeds 0 to N - 1 (default: 3)")
     p.add_argument("--tokens", choices=data.TOKENS, default="char", help="(default: %(default)s)")
-    run.add_flags(p, "data_dir", "limit", data=dict(type=data.known, default="wikitext2", help=data.DATA_HELP),
-                  iters=dict(help="training steps (default: 600 a stage, 500 a mistake)"),
-                  out=dict(default=str(run.ROOT / "out" / "nanogpt" / "stages"), help="where to"))
+    run.add_flags(
+        p,
+        "data_dir",
+        "limit",
+        data=dict(type=data.known, default="wikitext2", help=data.DATA_HELP),
+        iters=dict(help="training steps (default: 600 a stage, 500 a mistake)"),
+        out=dict(default=str(run.ROOT / "out" / "nanogpt" / "stages"), help="where to"),
+    )
     return p
 
 
@@ -292,17 +321,33 @@ def main(argv=None):
     args = parser().parse_args(argv)
     out = run.make_folder(args.out)
     text = data.load(args.data, args.data_dir, args.limit, args.tokens)
-    common = {"dataset": text.facts(), "git": run.git_state(Path(__file__).parent), "code": code_digest(),
-              "versions": run.versions(), "device": run.describe_device(torch.device("cpu"))}
+    common = {
+        "dataset": text.facts(),
+        "git": run.git_state(Path(__file__).parent),
+        "code": code_digest(),
+        "versions": run.versions(),
+        "device": run.describe_device(torch.device("cpu")),
+    }
     for study in args.study:
         iters, rows = args.iters or ITERS[study], []
         done = earlier(out / f"{study}.json", common, iters, args.limit)
         jobs = [(seed, setting) for seed in range(args.seeds) for setting in STUDIES[study]]
-        print(f"{study} on {text.name}: {len(text.train):,} tokens to train on, {iters} steps of {BATCH} x {BLOCK} "
-              f"each; ln {text.tokenizer.vocab_size} = {math.log(text.tokenizer.vocab_size):.3f}")
+        print(
+            f"{study} on {text.name}: {len(text.train):,} tokens to train on, {iters} steps of {BATCH} x {BLOCK} "
+            f"each; ln {text.tokenizer.vocab_size} = {math.log(text.tokenizer.vocab_size):.3f}"
+        )
         for seed, setting in tqdm(jobs, study, leave=False, disable=None):
-            kept = dict(data=text.name, tokens=args.tokens, iters=iters, limit=args.limit, lr=RATE.get(setting, LR),
-                        bs=BATCH, block=BLOCK, width=WIDTH, seed=seed)
+            kept = dict(
+                data=text.name,
+                tokens=args.tokens,
+                iters=iters,
+                limit=args.limit,
+                lr=RATE.get(setting, LR),
+                bs=BATCH,
+                block=BLOCK,
+                width=WIDTH,
+                seed=seed,
+            )
             row = {"study": study, "setting": setting, "seed": seed, "args": kept}
             if not (same := [r for r in done if row.items() <= r.items()]):
                 same = [row | one_run(study, setting, seed, text, iters) | common]
@@ -312,8 +357,13 @@ def main(argv=None):
             left = [r for r in done if all(r["setting"] != k["setting"] or r["seed"] != k["seed"] for k in rows)]
             run.write_json(out / f"{study}.json", {"study": study, "rows": rows + left})
         draw(study, rows, text.tokenizer.vocab_size, out / f"{study}.png")
-        run.write(out / f"{study}-samples.txt", "\n\n".join(
-            f"--- {row['setting']}\n{row['sample']}" for row in rows if row["seed"] == 0 and "sample" in row) + "\n")
+        run.write(
+            out / f"{study}-samples.txt",
+            "\n\n".join(
+                f"--- {row['setting']}\n{row['sample']}" for row in rows if row["seed"] == 0 and "sample" in row
+            )
+            + "\n",
+        )
         print(f"  {run.shown(out)}: {study}.json, {study}.png, {study}-samples.txt")
 
 

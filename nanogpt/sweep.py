@@ -19,13 +19,14 @@ import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor
 
-import data
 import numpy as np
-import run
 import torch
-import train
 from matplotlib.figure import Figure
 from tqdm import tqdm
+
+import data
+import run
+import train
 
 PLAIN = train.FAST | dict(iters=500, evals=5, model=train.GPT)
 STUDIES = {  # study: {setting: recipe}
@@ -57,8 +58,20 @@ def one_run(job):
             with contextlib.suppress(run.Diverged):  # a result like any other
                 train.main(words)
     record = json.loads(record_file.read_text(encoding="utf-8"))
-    keys = ("state", "args", "final", "diverged_at_step", "wall_s", "parameters", "tokens_per_step", "dataset",
-            "device", "precision", "git", "versions")
+    keys = (
+        "state",
+        "args",
+        "final",
+        "diverged_at_step",
+        "wall_s",
+        "parameters",
+        "tokens_per_step",
+        "dataset",
+        "device",
+        "precision",
+        "git",
+        "versions",
+    )
     row = {"study": study, "setting": setting, "seed": seed, "folder": folder.name} | {k: record.get(k) for k in keys}
     row["curve"] = []
     if (folder / "metrics.csv").exists():  # not where it diverged before its first evaluation
@@ -93,8 +106,12 @@ def draw(study, rows, path):
         axes.invert_yaxis()
         axes.set(xlim=(min(ends) - 0.1, max(ends) + 0.03), xlabel="validation loss after as many steps")
     else:
-        axes.set(xlabel="seconds, evaluations included", ylabel="validation loss", xscale="log",
-                 ylim=(min(ends) - 0.05, min(ends) + 1.2))
+        axes.set(
+            xlabel="seconds, evaluations included",
+            ylabel="validation loss",
+            xscale="log",
+            ylim=(min(ends) - 0.05, min(ends) + 1.2),
+        )
         axes.legend()
     axes.grid(alpha=0.3)
     run.write_figure(path, figure)
@@ -104,10 +121,14 @@ def parser():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--study", nargs="+", choices=list(STUDIES), default=list(STUDIES), help="(default: all of them)")
     p.add_argument("--seeds", type=run.positive_int, default=3, metavar="N", help="seeds 0 to N - 1 (default: 3)")
-    run.add_flags(p, "data_dir", out=dict(default=str(run.ROOT / "out" / "nanogpt" / "sweep"), help="where to"),
-                  data=dict(type=data.known, default="auto", help=data.DATA_HELP),
-                  limit=dict(help="only the first N tokens of each part, for a quick look"),
-                  iters=dict(help="instead of each setting's own, for a quick look"))
+    run.add_flags(
+        p,
+        "data_dir",
+        out=dict(default=str(run.ROOT / "out" / "nanogpt" / "sweep"), help="where to"),
+        data=dict(type=data.known, default="auto", help=data.DATA_HELP),
+        limit=dict(help="only the first N tokens of each part, for a quick look"),
+        iters=dict(help="instead of each setting's own, for a quick look"),
+    )
     return p
 
 
@@ -121,8 +142,11 @@ def main(argv=None):
             if getattr(args, name) is not None:
                 flags += [f"--{name}", str(getattr(args, name))]
         where = ["--data-dir", args.data_dir] if args.data_dir else []
-        jobs = [(out / f"{study}-{i}-s{seed}", study, setting, seed, flags, where)
-                for seed in range(args.seeds) for i, setting in enumerate(STUDIES[study])]
+        jobs = [
+            (out / f"{study}-{i}-s{seed}", study, setting, seed, flags, where)
+            for seed in range(args.seeds)
+            for i, setting in enumerate(STUDIES[study])
+        ]
         if study in ("seeds", "options"):
             with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn"), start_worker) as pool:
                 rows = list(tqdm(pool.map(one_run, jobs), study, len(jobs), disable=None))

@@ -11,6 +11,7 @@ import re
 from collections import Counter, defaultdict
 
 import regex
+
 from run import UserError
 
 LARGEST = 2**16  # token files hold 16 bits a token
@@ -20,8 +21,10 @@ UNKNOWN, END_OF_LINE, END_OF_TEXT = "<unk>", "<eos>", "<|endoftext|>"
 def fits(vocabulary, level):
     """The list `vocabulary`, if its numbers fit uint16; raises UserError otherwise."""
     if len(vocabulary) > LARGEST:
-        raise UserError(f"--tokens {level}: {len(vocabulary):,} different ones do not fit uint16, which counts to "
-                        f"{LARGEST:,}; --tokens bpe takes any text")
+        raise UserError(
+            f"--tokens {level}: {len(vocabulary):,} different ones do not fit uint16, which counts to "
+            f"{LARGEST:,}; --tokens bpe takes any text"
+        )
     return vocabulary
 
 

@@ -17,36 +17,91 @@ import math
 import time
 from contextlib import nullcontext
 
-import data
-import run
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from matplotlib.figure import Figure
-from model import build, check_causal, count_parameters, generate, save_weights
-from optim import make_optimizers
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-GPT = dict(kind="gpt", block_size=64, n_layer=4, n_head=4, n_embd=128, dropout=0.0, bias=False, tied=True,
-           rotary=False, norm="layer", mlp="gelu", qk_norm=False)
+import data
+import run
+from model import build, check_causal, count_parameters, generate, save_weights
+from optim import make_optimizers
+
+GPT = dict(
+    kind="gpt",
+    block_size=64,
+    n_layer=4,
+    n_head=4,
+    n_embd=128,
+    dropout=0.0,
+    bias=False,
+    tied=True,
+    rotary=False,
+    norm="layer",
+    mlp="gelu",
+    qk_norm=False,
+)
 # lr: peak of AdamW; muon: how many times that is Muon's for the matrices of the blocks, 0 for AdamW everywhere. After
 # `warmup` steps the rate stays for all but the last share `cooldown` of the run, and goes to `final_lr` of the peak.
 # accumulate: the passes whose gradients make one step, shared among processes. evals: how often in a run.
-ADAMW = dict(lr=1e-3, muon=0.0, ns_steps=5, beta2=0.99, weight_decay=0.1, clip=1.0, warmup=100, decay="cosine",
-             cooldown=1.0, final_lr=0.1, accumulate=1, evals=10, compile=False)
+ADAMW = dict(
+    lr=1e-3,
+    muon=0.0,
+    ns_steps=5,
+    beta2=0.99,
+    weight_decay=0.1,
+    clip=1.0,
+    warmup=100,
+    decay="cosine",
+    cooldown=1.0,
+    final_lr=0.1,
+    accumulate=1,
+    evals=10,
+    compile=False,
+)
 WORDS = ADAMW | dict(tokens="word", bs=16, lr=3e-3, warmup=50, final_lr=0.0)  # one size, one time
 MODERN = GPT | dict(rotary=True, mlp="relu2", qk_norm=True)
-FAST = ADAMW | dict(tokens="char", bs=16, lr=3e-3, muon=5.0, beta2=0.95, weight_decay=0.0, clip=0.0, warmup=10,
-                    decay="linear", cooldown=0.5, final_lr=0.0)
+FAST = ADAMW | dict(
+    tokens="char",
+    bs=16,
+    lr=3e-3,
+    muon=5.0,
+    beta2=0.95,
+    weight_decay=0.0,
+    clip=0.0,
+    warmup=10,
+    decay="linear",
+    cooldown=0.5,
+    final_lr=0.0,
+)
 RECIPES = {
     "cpu": ADAMW | dict(tokens="char", iters=2000, bs=12, model=GPT),
     "fast": FAST | dict(iters=400, evals=4, model=MODERN | dict(n_layer=3, n_head=3, n_embd=144)),
     "best": FAST | dict(iters=1800, evals=9, model=MODERN | dict(block_size=128, n_embd=192)),
-    "gpu": ADAMW | dict(tokens="char", iters=5000, bs=64, evals=20, compile=True,
-                        model=GPT | dict(block_size=256, n_layer=6, n_head=6, n_embd=384, dropout=0.2)),
-    "gpt2": ADAMW | dict(tokens="gpt2", iters=600_000, bs=12, accumulate=40, lr=6e-4, beta2=0.95, warmup=2000,
-                         evals=600, compile=True, model=GPT | dict(block_size=1024, n_layer=12, n_head=12, n_embd=768)),
+    "gpu": ADAMW
+    | dict(
+        tokens="char",
+        iters=5000,
+        bs=64,
+        evals=20,
+        compile=True,
+        model=GPT | dict(block_size=256, n_layer=6, n_head=6, n_embd=384, dropout=0.2),
+    ),
+    "gpt2": ADAMW
+    | dict(
+        tokens="gpt2",
+        iters=600_000,
+        bs=12,
+        accumulate=40,
+        lr=6e-4,
+        beta2=0.95,
+        warmup=2000,
+        evals=600,
+        compile=True,
+        model=GPT | dict(block_size=1024, n_layer=12, n_head=12, n_embd=768),
+    ),
     "word-bigram": WORDS | dict(iters=1500, model=dict(kind="bigram", block_size=64, n_embd=64)),
     "word-mlp": WORDS | dict(iters=1500, model=dict(kind="wordmlp", block_size=64, context=4, n_embd=64, hidden=64)),
     "word-gpt": WORDS | dict(iters=950, lr=2e-3, model=GPT | dict(n_layer=2, n_embd=96)),
@@ -79,9 +134,11 @@ def train(args, r, text):
     passes, block_size = max(1, args.accumulate // r.world), model.block_size
     per_step = args.bs * passes * r.world  # sequences, of all processes together
     r.note(parameters=count_parameters(model), tokens_per_step=per_step * block_size)
-    r.say(f"{args.recipe}: {model.config['kind']}, {count_parameters(model):,} parameters, on {text.name}: "
-          f"{len(text.train):,} tokens ({text.level}) to train on, {len(text.val):,} to validate, {model.vocab_size:,} "
-          f"different; {per_step * block_size:,} a step\n{r.hardware}")
+    r.say(
+        f"{args.recipe}: {model.config['kind']}, {count_parameters(model):,} parameters, on {text.name}: "
+        f"{len(text.train):,} tokens ({text.level}) to train on, {len(text.val):,} to validate, {model.vocab_size:,} "
+        f"different; {per_step * block_size:,} a step\n{r.hardware}"
+    )
 
     step, losses, best, seconds = 0, torch.zeros(0), math.inf, 0.0
     if state := r.load():
@@ -98,13 +155,26 @@ def train(args, r, text):
     every = max(1, args.iters // args.evals)
 
     def checkpoint(name="last.pt", **facts):
-        r.save({"model": model.state_dict(), "config": model.config, "tokenizer": text.tokenizer.state(), "step": step,
-                **facts}, name)
+        r.save(
+            {
+                "model": model.state_dict(),
+                "config": model.config,
+                "tokenizer": text.tokenizer.state(),
+                "step": step,
+                **facts,
+            },
+            name,
+        )
 
     def save_last():
         kept = torch.stack(losses) if losses else torch.zeros(0)
-        checkpoint(optimizer=[o.state_dict() for o in optimizers], losses=kept, best=best, val_loss=best,
-                   seconds=seconds + time.monotonic() - began)
+        checkpoint(
+            optimizer=[o.state_dict() for o in optimizers],
+            losses=kept,
+            best=best,
+            val_loss=best,
+            seconds=seconds + time.monotonic() - began,
+        )
 
     began = time.monotonic()
     bar = tqdm(total=args.iters, initial=step, leave=False, disable=None if r.rank == 0 else True)
@@ -139,12 +209,19 @@ def train(args, r, text):
         if evaluating:
             train_loss = mean_over_processes(torch.stack(losses), r).mean().item()
             val_loss = evaluate(model, text.val, args.bs, r)
-            row = {"iter": step, "train_loss": train_loss, "val_loss": val_loss,
-                   "lr": optimizers[0].param_groups[0]["lr"], "seconds": round(seconds + time.monotonic() - began, 2)}
+            row = {
+                "iter": step,
+                "train_loss": train_loss,
+                "val_loss": val_loss,
+                "lr": optimizers[0].param_groups[0]["lr"],
+                "seconds": round(seconds + time.monotonic() - began, 2),
+            }
             r.check_finite(torch.tensor([val_loss]), step)
             r.log(row | gradients | update_ratios(model, before))
-            r.say(f"iter {step:>6,}/{args.iters:,}   loss {train_loss:.4f} train {val_loss:.4f} val   "
-                  f"{row['seconds']:.0f} s\n{sample(model, text, args.seed, step, r)}")
+            r.say(
+                f"iter {step:>6,}/{args.iters:,}   loss {train_loss:.4f} train {val_loss:.4f} val   "
+                f"{row['seconds']:.0f} s\n{sample(model, text, args.seed, step, r)}"
+            )
             losses = []
             if val_loss < best:
                 best = val_loss
@@ -207,8 +284,10 @@ def check_start(model, text, args, r):
     with torch.no_grad():
         loss, even = loss_of(model, x, y, r).item(), math.log(model.vocab_size)
     if not abs(loss - even) < 0.3:
-        raise run.UserError(f"the first loss is {loss:.3f}, and even odds on {model.vocab_size:,} tokens would make "
-                            f"ln {model.vocab_size} = {even:.3f}: the initial weights are wrong, or the targets are")
+        raise run.UserError(
+            f"the first loss is {loss:.3f}, and even odds on {model.vocab_size:,} tokens would make "
+            f"ln {model.vocab_size} = {even:.3f}: the initial weights are wrong, or the targets are"
+        )
     check_causal(model, x[:1])
     r.note(first_loss=loss)
     r.say(f"first loss {loss:.3f}, ln {model.vocab_size} = {even:.3f}; no logit depends on a later token")
@@ -234,15 +313,18 @@ def update_ratios(model, before):
     for (name, p), old in zip(model.named_parameters(), before):
         moved.setdefault(layer_of(name), []).append((p.detach() - old).norm())
         norms.setdefault(layer_of(name), []).append(old.norm())
-    return {f"update_{layer}": (torch.stack(moved[layer]).norm() / torch.stack(norms[layer]).norm()).item()
-            for layer in moved}
+    return {
+        f"update_{layer}": (torch.stack(moved[layer]).norm() / torch.stack(norms[layer]).norm()).item()
+        for layer in moved
+    }
 
 
 def draw_layers(rows, path):
     """Gradient norms and update-to-weight ratios by layer, against steps."""
     figure = Figure(figsize=(9, 3.4), layout="constrained")
-    for axes, kind, title in zip(figure.subplots(1, 2), ("grad_", "update_"),
-                                 ("gradient norm", "update / weight, of one step")):
+    for axes, kind, title in zip(
+        figure.subplots(1, 2), ("grad_", "update_"), ("gradient norm", "update / weight, of one step")
+    ):
         for column in rows[0]:
             if column.startswith(kind):
                 axes.plot([row["iter"] for row in rows], [row[column] for row in rows], label=column[len(kind) :])
@@ -260,12 +342,21 @@ def parser():
     p.add_argument("--recipe", choices=list(RECIPES), default="cpu", help="(default: %(default)s)")
     run.add_flags(p, "data_dir", "out", "resume", data=dict(type=data.known, default="auto", help=data.DATA_HELP))
     p.add_argument("--tokens", choices=data.TOKENS, help="what a token is")
-    run.add_flags(p, "iters", "bs", "lr", "seed", "device", "precision",
-                  limit=dict(help="only the first N tokens of each part, for a quick look"))
+    run.add_flags(
+        p,
+        "iters",
+        "bs",
+        "lr",
+        "seed",
+        "device",
+        "precision",
+        limit=dict(help="only the first N tokens of each part, for a quick look"),
+    )
     p.add_argument("--overfit", action="store_true", help="every step on the same batch: the loss must go to near zero")
     p.epilog = "recipes:\n" + "\n".join(
         f"  {name}: " + ", ".join(f"{k} {v}" for k, v in (recipe | recipe["model"]).items() if k != "model")
-        for name, recipe in RECIPES.items())
+        for name, recipe in RECIPES.items()
+    )
     return p
 
 
@@ -287,9 +378,14 @@ def main(argv=None):
         model = train(args, r, text)
         best = run.read_checkpoint(r.folder / "best.pt", r.device)
         run.restore(model, best["model"], r.folder / "best.pt")
-        final = {"best_iter": best["step"], "val_loss": best["val_loss"], "val_perplexity": math.exp(best["val_loss"]),
-                 "sampled_loss": estimate(model, text.val, args, r), "seconds": r.rows[-1]["seconds"],
-                 "train_loss": next(row["train_loss"] for row in r.rows if row["iter"] == best["step"])}
+        final = {
+            "best_iter": best["step"],
+            "val_loss": best["val_loss"],
+            "val_perplexity": math.exp(best["val_loss"]),
+            "sampled_loss": estimate(model, text.val, args, r),
+            "seconds": r.rows[-1]["seconds"],
+            "train_loss": next(row["train_loss"] for row in r.rows if row["iter"] == best["step"]),
+        }
         told = [] if final["sampled_loss"] is None else [f"{final['sampled_loss']:.4f} as nanoGPT estimates it"]
         if text.characters_per_token:
             final["val_bits"] = best["val_loss"] / math.log(2) / text.characters_per_token["val"]  # a character
@@ -302,8 +398,10 @@ def main(argv=None):
         if r.rank == 0:
             save_weights(r.folder / "best.safetensors", model, text.tokenizer.state())
         r.finish(**final)
-        r.say(f"validation loss {best['val_loss']:.4f} at iter {best['step']:,} ({'; '.join(told)}); "
-              f"{final['seconds']:.0f} s; {run.shown(r.folder)}")
+        r.say(
+            f"validation loss {best['val_loss']:.4f} at iter {best['step']:,} ({'; '.join(told)}); "
+            f"{final['seconds']:.0f} s; {run.shown(r.folder)}"
+        )
     return r.record
 
 

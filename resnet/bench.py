@@ -15,16 +15,17 @@ import statistics
 import time
 from pathlib import Path
 
-import data
-import model
 import numpy as np
-import run
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
+
+import data
+import model
+import run
 
 
 class Usual(torch.utils.data.Dataset):
@@ -38,9 +39,14 @@ class Usual(torch.utils.data.Dataset):
         self.pictures = [Image.fromarray(i) for i in dataset.images.permute(0, 2, 3, 1).numpy()]
         self.labels = dataset.labels.tolist()
         mean, std = (dataset.mean.flatten() / 255).tolist(), (dataset.std.flatten() / 255).tolist()
-        self.transform = transforms.Compose([
-            transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip(), transforms.ToTensor(),
-            transforms.Normalize(mean, std)])
+        self.transform = transforms.Compose(
+            [
+                transforms.RandomCrop(32, padding=4),
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+                transforms.Normalize(mean, std),
+            ]
+        )
 
     def __len__(self):
         return len(self.labels)
@@ -98,8 +104,12 @@ def operations(batch):
     return counter.get_total_flops() / len(labels)
 
 
-OPERATIONS = {"convolutions": ("conv",), "batch normalization": ("batch_norm", "batchnorm"),
-              "ReLU": ("relu", "threshold", "clamp_min"), "sums": ("aten::add", "addbackward")}
+OPERATIONS = {
+    "convolutions": ("conv",),
+    "batch normalization": ("batch_norm", "batchnorm"),
+    "ReLU": ("relu", "threshold", "clamp_min"),
+    "sums": ("aten::add", "addbackward"),
+}
 
 
 def shares(way, steps=5):
@@ -120,27 +130,42 @@ def ways(dataset, batch_size, device):
     resident = dataset.to(device)
 
     def loader(workers):
-        made = DataLoader(Usual(dataset), batch_size, shuffle=True, drop_last=True, num_workers=workers,
-                          persistent_workers=workers > 0)
+        made = DataLoader(
+            Usual(dataset),
+            batch_size,
+            shuffle=True,
+            drop_last=True,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+        )
         return lambda epoch: made
 
     def tensors(epoch):
         return resident.batches(batch_size, shuffle=(0, epoch), augment="crop+flip")
 
     prepared = list(tensors(0))
-    return [Way("usual, 0 workers", loader(0), device), Way("usual, 2 workers", loader(2), device),
-            Way("batches of tensors", tensors, device),
-            Way("channels last", tensors, device, True),
-            Way("bfloat16 without channels last", tensors, device, False, torch.bfloat16),
-            Way("ours", tensors, device, True, torch.bfloat16),
-            Way("ours, step alone", lambda epoch: prepared, device, True, torch.bfloat16)]
+    return [
+        Way("usual, 0 workers", loader(0), device),
+        Way("usual, 2 workers", loader(2), device),
+        Way("batches of tensors", tensors, device),
+        Way("channels last", tensors, device, True),
+        Way("bfloat16 without channels last", tensors, device, False, torch.bfloat16),
+        Way("ours", tensors, device, True, torch.bfloat16),
+        Way("ours, step alone", lambda epoch: prepared, device, True, torch.bfloat16),
+    ]
 
 
 def parser():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    run.add_flags(p, "data_dir", "device", data=dict(type=data.known, default="auto", help="cifar10, builtin or auto"),
-                  bs=dict(default=128), limit=dict(default=5000, help="images of an epoch"),
-                  out=dict(default=str(run.ROOT / "out" / "resnet" / "bench"), help="folder for bench.json"))
+    run.add_flags(
+        p,
+        "data_dir",
+        "device",
+        data=dict(type=data.known, default="auto", help="cifar10, builtin or auto"),
+        bs=dict(default=128),
+        limit=dict(default=5000, help="images of an epoch"),
+        out=dict(default=str(run.ROOT / "out" / "resnet" / "bench"), help="folder for bench.json"),
+    )
     p.add_argument("--rounds", type=run.positive_int, default=5, help="epochs of each way (default: %(default)s)")
     return p
 
@@ -169,18 +194,38 @@ def main(argv=None):
     usual, rows = [max(pair) for pair in zip(*(rates[way.name] for way in all_ways[:2]))], []
     for way in all_ways:
         values = rates[way.name]
-        rows.append({"way": way.name, "precision": str(way.precision).removeprefix("torch."),
-                     "images_per_s": statistics.median(values), "rates": values,
-                     "times_usual": statistics.median(np.divide(values, usual)),
-                     "of_peak": statistics.median(np.divide(values, peaks[way.precision])) * flops})
+        rows.append(
+            {
+                "way": way.name,
+                "precision": str(way.precision).removeprefix("torch."),
+                "images_per_s": statistics.median(values),
+                "rates": values,
+                "times_usual": statistics.median(np.divide(values, usual)),
+                "of_peak": statistics.median(np.divide(values, peaks[way.precision])) * flops,
+            }
+        )
         row = rows[-1]
-        print(f"{way.name:<32} {row['images_per_s']:>8,.0f} images/s, {row['times_usual']:.2f} times the usual way, "
-              f"{row['of_peak']:.0%} of the peak in {row['precision']}")
-    common = {"bench": "resnet", "git": run.git_state(Path(__file__).parent), "device": facts,
-              "versions": run.versions(), "dataset": dataset.facts() | {"train": len(dataset)}, "batch_size": args.bs}
-    run.write_json(out / "bench.json", common | {
-        "flops_per_image": flops,
-        "peak_flops": {str(k).removeprefix("torch."): statistics.median(v) for k, v in peaks.items()}, "rows": rows})
+        print(
+            f"{way.name:<32} {row['images_per_s']:>8,.0f} images/s, {row['times_usual']:.2f} times the usual way, "
+            f"{row['of_peak']:.0%} of the peak in {row['precision']}"
+        )
+    common = {
+        "bench": "resnet",
+        "git": run.git_state(Path(__file__).parent),
+        "device": facts,
+        "versions": run.versions(),
+        "dataset": dataset.facts() | {"train": len(dataset)},
+        "batch_size": args.bs,
+    }
+    run.write_json(
+        out / "bench.json",
+        common
+        | {
+            "flops_per_image": flops,
+            "peak_flops": {str(k).removeprefix("torch."): statistics.median(v) for k, v in peaks.items()},
+            "rows": rows,
+        },
+    )
     parts = [{"operation": kind, "share": share} for kind, share in shares(all_ways[-1]).items()]
     run.write_json(out / "step.json", common | {"rows": parts})
     print("a step of ours: " + ", ".join(f"{part['operation']} {part['share']:.0%}" for part in parts))

@@ -15,13 +15,14 @@ import sys
 import zlib
 from pathlib import Path
 
+import numpy as np
+import torch
+import torch.nn.functional as F
+
 import fetch
 import folders
 import model
-import numpy as np
 import run
-import torch
-import torch.nn.functional as F
 from folders import full_batch
 from run import UserError
 
@@ -83,8 +84,10 @@ class Pictures:
         if size not in self._padded:
             images = self.images
             if size != images.shape[-1]:
-                scaled = [F.interpolate(part.float(), (size, size), mode="bilinear", antialias=True).round_()
-                          for part in images.split(5000)]
+                scaled = [
+                    F.interpolate(part.float(), (size, size), mode="bilinear", antialias=True).round_()
+                    for part in images.split(5000)
+                ]
                 images = torch.cat([part.clamp_(0, 255).to(torch.uint8) for part in scaled])
             self._padded = {size: F.pad(images, (size // 8,) * 4)}
         return self._padded[size]
@@ -149,8 +152,10 @@ def distort(images, draws, turn=0.2, scale=0.12, shear=0.2, shift=0.14):
     u = draws * 2 - 1  # (B, 7), uniform in [-1, 1)
     cos, sin = torch.cos(turn * u[:, 0]), torch.sin(turn * u[:, 0])
     x, y, s = 1 + scale * u[:, 1], 1 + scale * u[:, 2], shear * u[:, 3]
-    rows = [torch.stack([x * cos, x * (s * cos - sin), shift * u[:, 4]], 1),
-            torch.stack([y * sin, y * (s * sin + cos), shift * u[:, 5]], 1)]
+    rows = [
+        torch.stack([x * cos, x * (s * cos - sin), shift * u[:, 4]], 1),
+        torch.stack([y * sin, y * (s * sin + cos), shift * u[:, 5]], 1),
+    ]
     grid = F.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)  # (B, 2, 3) -> (B, S, S, 2)
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
@@ -247,8 +252,11 @@ def load(name, data_dir=None, limit=None, kind="cifar"):
     def dataset(images, labels):
         return Pictures(torch.from_numpy(images), torch.from_numpy(labels), classes, mean, std, name, digest)
 
-    return (dataset(images[kept], labels[kept]), dataset(images[held_out], labels[held_out]),
-            dataset(test_images[:limit], test_labels[:limit]))
+    return (
+        dataset(images[kept], labels[kept]),
+        dataset(images[held_out], labels[held_out]),
+        dataset(test_images[:limit], test_labels[:limit]),
+    )
 
 
 def reachable(data_dir):
@@ -258,8 +266,11 @@ def reachable(data_dir):
         return True
     except fetch.Unreachable as error:
         why = str(error).removeprefix("error: ")
-        print(f"*** {why}\n*** TRAINING ON THE BUILT-IN TOY DATASET INSTEAD: its numbers say nothing of cifar10.\n"
-              f"*** To wait for the slow original host: --data cifar10", file=sys.stderr)
+        print(
+            f"*** {why}\n*** TRAINING ON THE BUILT-IN TOY DATASET INSTEAD: its numbers say nothing of cifar10.\n"
+            f"*** To wait for the slow original host: --data cifar10",
+            file=sys.stderr,
+        )
         return False
 
 
@@ -296,8 +307,12 @@ def prepare_cifar10(data_dir, patient=True):
 class ArraysOnly(pickle.Unpickler):
     """Unpickling may call whatever a file names; this one admits what NumPy arrays are made of, and nothing else."""
 
-    PARTS = {"_reconstruct": np._core.multiarray._reconstruct, "ndarray": np.ndarray, "dtype": np.dtype,
-             "encode": codecs.encode}
+    PARTS = {
+        "_reconstruct": np._core.multiarray._reconstruct,
+        "ndarray": np.ndarray,
+        "dtype": np.dtype,
+        "encode": codecs.encode,
+    }
 
     def find_class(self, module, name):
         if module.split(".")[0] in ("numpy", "_codecs") and name in self.PARTS:
@@ -362,10 +377,18 @@ def draw_shapes(rng, labels, channels, size):
     x = (np.arange(size).reshape(1, 1, -1) - centre[:, 1]) / radius  # (n, 1, size)
     far, round_ = np.maximum(abs(y), abs(x)), y**2 + x**2  # (n, size, size)
     inside = far < 1
-    masks = [round_ < 1, (round_ < 1) & (round_ > 0.4), inside, inside & (far > 0.6),
-             inside & (abs(abs(y) - abs(x)) < 0.35), inside & (np.minimum(abs(y), abs(x)) < 0.3),
-             inside & (np.sin(8 * y) > 0), inside & (np.sin(8 * x) > 0), inside & (2 * abs(x) < y + 1),
-             inside & (np.sin(5 * y) * np.sin(5 * x) > 0)]
+    masks = [
+        round_ < 1,
+        (round_ < 1) & (round_ > 0.4),
+        inside,
+        inside & (far > 0.6),
+        inside & (abs(abs(y) - abs(x)) < 0.35),
+        inside & (np.minimum(abs(y), abs(x)) < 0.3),
+        inside & (np.sin(8 * y) > 0),
+        inside & (np.sin(8 * x) > 0),
+        inside & (2 * abs(x) < y + 1),
+        inside & (np.sin(5 * y) * np.sin(5 * x) > 0),
+    ]
     mask = np.select([(labels == i)[:, None, None] for i in range(10)], masks)[:, None]  # (n, 1, size, size)
     colour, ground = rng.uniform(130, 250, (n, channels, 1, 1)), rng.uniform(0, 120, (n, channels, 1, 1))
     pictures = np.where(mask, colour, ground) + rng.normal(0, 25, (n, channels, size, size))

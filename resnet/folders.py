@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from run import UserError, seed_at
 from torch.utils.data import DataLoader
 from tqdm import tqdm
+
+from run import UserError, seed_at
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, in units of 255: what published weights expect
 ENDINGS = {".jpeg", ".jpg", ".png", ".webp", ".bmp"}
@@ -82,9 +83,16 @@ class Folders:
         if key not in self._loaders:
             decoder = Decoder(self.sources, self.names, self.labels.cpu(), augment, size, training)
             workers = workers_for(len(self))
-            self._loaders = {k: v for k, v in self._loaders.items() if k[2] != training} | {key: DataLoader(
-                decoder, batch_sampler=Plan(), num_workers=workers, collate_fn=collate, persistent_workers=workers > 0,
-                pin_memory=self.device.type == "cuda")}
+            self._loaders = {k: v for k, v in self._loaders.items() if k[2] != training} | {
+                key: DataLoader(
+                    decoder,
+                    batch_sampler=Plan(),
+                    num_workers=workers,
+                    collate_fn=collate,
+                    persistent_workers=workers > 0,
+                    pin_memory=self.device.type == "cuda",
+                )
+            }
         self._loaders[key].batch_sampler.batches = plan
         return self._loaders[key]
 
@@ -186,13 +194,24 @@ def load(name, folder, limit=None):
     places = [Path(folder), Path(folder) / "imagenet"]
     root = next((place for place in places if (place / "train").is_dir()), None)
     if root is None:
-        raise UserError(f"{folder}: wants train/ and val/ with a folder of pictures a class; ImageNet itself is to "
-                        "be had from image-net.org by hand: then name its folder with --data-dir")
+        raise UserError(
+            f"{folder}: wants train/ and val/ with a folder of pictures a class; ImageNet itself is to "
+            "be had from image-net.org by hand: then name its folder with --data-dir"
+        )
     classes = sorted(d.name for d in (root / "train").iterdir() if d.is_dir())
     parts = [listing(root, part, classes) for part in ("train", "val")]
     digest = hashlib.blake2b("\n".join(line for _, _, lines in parts for line in lines).encode(), digest_size=16)
-    made = [Folders(files[:limit], [str(f.relative_to(root)) for f in files[:limit]], torch.tensor(labels[:limit]),
-                    classes, Path(name).name, digest.hexdigest()) for files, labels, _ in parts]
+    made = [
+        Folders(
+            files[:limit],
+            [str(f.relative_to(root)) for f in files[:limit]],
+            torch.tensor(labels[:limit]),
+            classes,
+            Path(name).name,
+            digest.hexdigest(),
+        )
+        for files, labels, _ in parts
+    ]
     return made[0], made[1], None
 
 
@@ -204,8 +223,11 @@ def listing(root, part, classes):
         if not folder.is_dir():
             raise UserError(f"{folder}: is missing, though train/ has that class")
         with os.scandir(folder) as entries:
-            found += [(f"{part}/{name}/{e.name}", label, e.stat().st_size) for e in entries
-                      if Path(e.name).suffix.lower() in ENDINGS and not e.name.startswith(".")]
+            found += [
+                (f"{part}/{name}/{e.name}", label, e.stat().st_size)
+                for e in entries
+                if Path(e.name).suffix.lower() in ENDINGS and not e.name.startswith(".")
+            ]
     if len(classes) < 2 or not found:
         raise UserError(f"{root / part}: wants two folders or more, one a class, with pictures in them")
     found.sort(key=lambda entry: hashlib.blake2b(entry[0].encode(), digest_size=16).digest())

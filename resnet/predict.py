@@ -14,14 +14,15 @@ import io
 import json
 from pathlib import Path
 
-import data
-import folders
-import model
 import numpy as np
-import run
 import torch
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
+
+import data
+import folders
+import model
+import run
 from run import UserError
 
 
@@ -115,8 +116,13 @@ def draw_mistakes(path, images, chosen, certainty, labels, classes, rows=3, colu
 def parser():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--run", required=True, metavar="DIR", help="the run folder of train.py that holds best.pt")
-    run.add_flags(p, "data_dir", "device", data=dict(metavar="DIR", help="pictures (default: the run's test set)"),
-                  out=dict(help="where to (default: the run folder)"))
+    run.add_flags(
+        p,
+        "data_dir",
+        "device",
+        data=dict(metavar="DIR", help="pictures (default: the run's test set)"),
+        out=dict(help="where to (default: the run folder)"),
+    )
     return p
 
 
@@ -144,9 +150,12 @@ def main(argv=None):
     if known.any():
         draw_confusion(out / "confusion.png", chosen[known], labels[known], classes)
         draw_mistakes(out / "mistakes.png", images[known], chosen[known], certainty[known], labels[known], classes)
-    print(f"{len(images):,} pictures" + (f", {len(bad)} more not decodable" if bad else "")
-          + (f", accuracy {accuracy:.2%} of {int(known.sum()):,} labelled" if known.any() else ", no labels")
-          + f"; {run.shown(out / 'predictions.csv')}")
+    print(
+        f"{len(images):,} pictures"
+        + (f", {len(bad)} more not decodable" if bad else "")
+        + (f", accuracy {accuracy:.2%} of {int(known.sum()):,} labelled" if known.any() else ", no labels")
+        + f"; {run.shown(out / 'predictions.csv')}"
+    )
     return accuracy
 
 

@@ -21,16 +21,17 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-import data
-import model
 import numpy as np
-import run
 import torch
 import torch.nn.functional as F
-import train
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from tqdm import tqdm
+
+import data
+import model
+import run
+import train
 
 SHORT = dict(recipe="paper", epochs=4, decay="onecycle")  # short enough for many, long enough to tell them apart
 STUDIES = {  # study: {setting: arguments of train.py}
@@ -38,15 +39,21 @@ STUDIES = {  # study: {setting: arguments of train.py}
     "decay": {name: SHORT | dict(decay=name) for name in ("none", "step", "cosine", "onecycle")},
     "lr": {f"{lr:g}": SHORT | dict(lr=lr) for lr in (0.01, 0.03, 0.1, 0.3, 1.0)},
     "weight-decay": {f"{x:g}": SHORT | {"weight-decay": x} for x in (0.0, 1e-4, 5e-4, 2e-3)},
-    "shortcut": {f"{depth} layers, {name}": SHORT | dict(model=f"resnet{depth}", shortcut=shortcut)
-                 for depth in (20, 56) for shortcut, name in (("A", "with shortcuts"), ("none", "without"))},
+    "shortcut": {
+        f"{depth} layers, {name}": SHORT | dict(model=f"resnet{depth}", shortcut=shortcut)
+        for depth in (20, 56)
+        for shortcut, name in (("A", "with shortcuts"), ("none", "without"))
+    },
     "gradients": {},  # of the same networks as they are initialized: nothing is trained
     "options": {f"option {option}": SHORT | dict(shortcut=option) for option in "AB"},
     "parts": {name: dict(recipe=name, epochs=8) for name in train.RECIPES if name.startswith("fast")},
     "fast": {"ResNet-20, fast": dict(recipe="fast")},
     "paper": {"ResNet-20, paper": dict(recipe="paper")},
-    "clock": {"ResNet-20, fast": dict(recipe="fast"), "ResNet-20, fast, half as long": dict(recipe="fast", epochs=20),
-              "ResNet-20, paper": dict(recipe="paper")},
+    "clock": {
+        "ResNet-20, fast": dict(recipe="fast"),
+        "ResNet-20, fast, half as long": dict(recipe="fast", epochs=20),
+        "ResNet-20, paper": dict(recipe="paper"),
+    },
     "mnist": {"small ResNet": dict(recipe="mnist", data="mnist")},
 }
 BAR = "sweep {percentage:3.0f}%|{bar}| {elapsed} so far, {remaining} left"
@@ -60,8 +67,11 @@ def arguments(setting):
 def folder_name(setting, seed):
     """The same for the same arguments, whichever study asks for them; what the recipe says anyway is left out."""
     recipe = train.RECIPES[setting["recipe"]]
-    told = [str(v) if k in ("recipe", "model", "data") else f"{k}{v}" for k, v in setting.items()
-            if recipe.get(k.replace("-", "_")) != v and (k, v) not in {("shortcut", "A"), ("model", "resnet20")}]
+    told = [
+        str(v) if k in ("recipe", "model", "data") else f"{k}{v}"
+        for k, v in setting.items()
+        if recipe.get(k.replace("-", "_")) != v and (k, v) not in {("shortcut", "A"), ("model", "resnet20")}
+    ]
     return "-".join([*told, f"s{seed}"])
 
 
@@ -90,8 +100,19 @@ def row_of(study, setting, seed, folder):
     """What the study's record keeps of one run."""
     record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     row = {"study": study, "setting": setting, "seed": seed, "folder": folder.name}
-    for key in ("state", "args", "final", "diverged_at_step", "wall_s", "parameters", "precision", "device", "dataset",
-                "git", "versions"):
+    for key in (
+        "state",
+        "args",
+        "final",
+        "diverged_at_step",
+        "wall_s",
+        "parameters",
+        "precision",
+        "device",
+        "dataset",
+        "git",
+        "versions",
+    ):
         row[key] = record.get(key)
     if (folder / "metrics.csv").exists():
         with open(folder / "metrics.csv", newline="", encoding="utf-8") as file:
@@ -122,10 +143,17 @@ def gradient_rows(train_set):
     rows = []
     for setting, told in STUDIES["shortcut"].items():
         norms = gradient_norms(told["model"], told["shortcut"], images, labels)
-        rows.append({"study": "gradients", "setting": setting, "gradient_norms": [float(f"{n:.4g}") for n in norms],
-                     "final": {"first": norms[0], "last": norms[-1], "spread": max(norms) / min(norms)},
-                     "git": run.git_state(Path(__file__).parent), "dataset": train_set.facts(),
-                     "versions": run.versions()})
+        rows.append(
+            {
+                "study": "gradients",
+                "setting": setting,
+                "gradient_norms": [float(f"{n:.4g}") for n in norms],
+                "final": {"first": norms[0], "last": norms[-1], "spread": max(norms) / min(norms)},
+                "git": run.git_state(Path(__file__).parent),
+                "dataset": train_set.facts(),
+                "versions": run.versions(),
+            }
+        )
     return rows
 
 
@@ -133,8 +161,11 @@ def draw_gradients(axes, rows):
     for row in rows:
         x = np.linspace(0, 1, len(row["gradient_norms"]))
         axes.plot(x, row["gradient_norms"], marker=".", label=row["setting"])
-    axes.set(xlabel="place in the network, from the first layer to the last", yscale="log",
-             ylabel="gradient norm over weight norm, at the start")
+    axes.set(
+        xlabel="place in the network, from the first layer to the last",
+        yscale="log",
+        ylabel="gradient norm over weight norm, at the start",
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------ figures
@@ -164,8 +195,13 @@ def draw_clock(axes, rows):
         (line,) = axes.plot(row["seconds"], row["val_accuracy"], label=label)
         if "paper" in row["setting"] and bench.exists():  # the same epochs, each as much longer as bench.py measured
             times = next(r["times_usual"] for r in json.loads(bench.read_text())["rows"] if r["way"] == "ours")
-            axes.plot(np.array(row["seconds"]) * times, row["val_accuracy"], ":", color=line.get_color(),
-                      label=f"{label}, at the usual way's speed")
+            axes.plot(
+                np.array(row["seconds"]) * times,
+                row["val_accuracy"],
+                ":",
+                color=line.get_color(),
+                label=f"{label}, at the usual way's speed",
+            )
     axes.set(xlabel="seconds of training", ylabel="validation accuracy")
     if rows[0]["study"] != "mnist":
         axes.set(xscale="log" if rows[0]["study"] == "clock" else "linear", ylim=(0.6, 0.95))
@@ -192,8 +228,14 @@ def report(study, rows, out, train_set):
     elif study == "gradients":
         draw_gradients(axes, gradients)
     else:
-        {"lr": draw_rates, "weight-decay": draw_rates, "fast": draw_clock, "paper": draw_clock, "clock": draw_clock,
-         "mnist": draw_clock}.get(study, draw_epochs)(axes, rows)
+        {
+            "lr": draw_rates,
+            "weight-decay": draw_rates,
+            "fast": draw_clock,
+            "paper": draw_clock,
+            "clock": draw_clock,
+            "mnist": draw_clock,
+        }.get(study, draw_epochs)(axes, rows)
     for part in np.atleast_1d(axes):
         part.grid(alpha=0.3)
         if part.get_legend_handles_labels()[0]:
@@ -217,11 +259,21 @@ def parser():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--study", nargs="+", choices=list(STUDIES), default=list(STUDIES), help="(default: all of them)")
     p.add_argument("--seeds", type=run.positive_int, default=3, metavar="N", help="seeds 0 to N - 1 (default: 3)")
-    p.add_argument("--jobs", type=run.positive_int, metavar="N", default=os.cpu_count(),
-                   help="processes, which share the cores (default: one a core); 1 for seconds that mean something")
-    run.add_flags(p, "data_dir", "limit", out=dict(default=str(run.ROOT / "out" / "resnet" / "sweep"), help="where to"),
-                  data=dict(type=data.known, default="auto", help="instead of what the study is about"),
-                  epochs=dict(help="instead of each setting's own, for a quick look"))
+    p.add_argument(
+        "--jobs",
+        type=run.positive_int,
+        metavar="N",
+        default=os.cpu_count(),
+        help="processes, which share the cores (default: one a core); 1 for seconds that mean something",
+    )
+    run.add_flags(
+        p,
+        "data_dir",
+        "limit",
+        out=dict(default=str(run.ROOT / "out" / "resnet" / "sweep"), help="where to"),
+        data=dict(type=data.known, default="auto", help="instead of what the study is about"),
+        epochs=dict(help="instead of each setting's own, for a quick look"),
+    )
     return p
 
 
@@ -244,9 +296,12 @@ def main(argv=None):
             which = "mnist" if study == "mnist" and chosen != "builtin" else chosen
             extra = {"model": "mnist"} if study == "mnist" else {}
             settings[study][name] = setting | extra | {"data": which} | common
-    jobs = {out / folder_name(STUDIES[study][name], seed): told | {"seed": seed}  # seed by seed: stopped early,
-            for seed in range(args.seeds) for study in args.study  # every setting has as many
-            for name, told in settings[study].items()}
+    jobs = {
+        out / folder_name(STUDIES[study][name], seed): told | {"seed": seed}  # seed by seed: stopped early,
+        for seed in range(args.seeds)
+        for study in args.study  # every setting has as many
+        for name, told in settings[study].items()
+    }
     todo = {folder: told for folder, told in jobs.items() if not run.ended(folder, train.parse(arguments(told)))}
     lock = run.hold(out)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -273,8 +328,11 @@ def main(argv=None):
     if {"shortcut", "gradients"} & set(args.study):
         train_set = data.load(chosen, args.data_dir, args.limit)[0]
     for study, named in settings.items():
-        rows = [row_of(study, name, seed, out / folder_name(STUDIES[study][name], seed))
-                for name in named for seed in range(args.seeds)]
+        rows = [
+            row_of(study, name, seed, out / folder_name(STUDIES[study][name], seed))
+            for name in named
+            for seed in range(args.seeds)
+        ]
         report(study, rows, out, train_set)
     lock.close()
 

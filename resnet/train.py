@@ -16,9 +16,6 @@ import math
 import os
 import time
 
-import data
-import model
-import run
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -27,17 +24,54 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
+import data
+import model
+import run
+
 PAPER = dict(  # He et al. 2015, section 4.2: 64,000 iterations, a tenth of the rate after 32,000 and after 48,000
-    epochs=182, bs=128, lr=0.1, decay="step", warmup=0.0, weight_decay=1e-4, augment="crop+flip", accumulate=1,
-    optimizer="sgd", nesterov=False, label_smoothing=0.0, ema=0.0, whiten=False, sizes=[[0.0, None]], compile=False)
+    epochs=182,
+    bs=128,
+    lr=0.1,
+    decay="step",
+    warmup=0.0,
+    weight_decay=1e-4,
+    augment="crop+flip",
+    accumulate=1,
+    optimizer="sgd",
+    nesterov=False,
+    label_smoothing=0.0,
+    ema=0.0,
+    whiten=False,
+    sizes=[[0.0, None]],
+    compile=False,
+)
 RECIPES = {
     "paper": PAPER,
-    "fast": PAPER | dict(epochs=40, lr=0.2, decay="onecycle", weight_decay=5e-4, nesterov=True, optimizer="muon",
-                         muon_decay=0.02, label_smoothing=0.1, sizes=[[0.0, 24], [0.5, 32]]),
-    "mnist": PAPER | dict(epochs=5, lr=0.2, decay="onecycle", weight_decay=5e-4, nesterov=True, augment="affine",
-                          label_smoothing=0.1, compile="cuda"),
-    "imagenet": PAPER | dict(epochs=90, bs=256, decay="cosine", warmup=5 / 90, nesterov=True, label_smoothing=0.1,
-                             ema=0.9999),
+    "fast": PAPER
+    | dict(
+        epochs=40,
+        lr=0.2,
+        decay="onecycle",
+        weight_decay=5e-4,
+        nesterov=True,
+        optimizer="muon",
+        muon_decay=0.02,
+        label_smoothing=0.1,
+        sizes=[[0.0, 24], [0.5, 32]],
+    ),
+    "mnist": PAPER
+    | dict(
+        epochs=5,
+        lr=0.2,
+        decay="onecycle",
+        weight_decay=5e-4,
+        nesterov=True,
+        augment="affine",
+        label_smoothing=0.1,
+        compile="cuda",
+    ),
+    "imagenet": PAPER
+    | dict(epochs=90, bs=256, decay="cosine", warmup=5 / 90, nesterov=True, label_smoothing=0.1, ema=0.9999),
 }
 VARIANTS = {  # of the fast recipe, each with one thing changed: sweep.py --study parts measures what it is worth
     "sgd": dict(optimizer="sgd", lr=0.4),
@@ -95,8 +129,11 @@ def build_optimizers(net, args):
         weights = [m.weight for m in net.modules() if isinstance(m, nn.Conv2d) and m is not net.conv1]
     rest = [p for p in net.parameters() if not any(p is w for w in weights)]
     fused = rest[0].device.type in ("cpu", "cuda")
-    optimizers = [torch.optim.SGD(rest, args.lr, momentum=0.9, weight_decay=args.weight_decay, nesterov=args.nesterov,
-                                  fused=fused)]
+    optimizers = [
+        torch.optim.SGD(
+            rest, args.lr, momentum=0.9, weight_decay=args.weight_decay, nesterov=args.nesterov, fused=fused
+        )
+    ]
     if weights:
         optimizers.append(ConvMuon(weights, lr=args.lr / 10, momentum=0.9, weight_decay=args.muon_decay))
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
@@ -150,8 +187,10 @@ def train(args, r, train_set, val_set):
     average = average_of(net, args.ema, args.epochs * steps) if args.ema else None
     judged = average.module if args.ema else net  # what is validated, and kept as best.pt
     r.note(parameters=model.count_parameters(net))
-    r.say(f"{args.model}, {model.count_parameters(net):,} parameters, on {train_set.name}: {len(train_set):,} images "
-          f"to train on, {len(val_set):,} to validate\n{r.hardware}" + f", {r.world} processes" * (r.world > 1))
+    r.say(
+        f"{args.model}, {model.count_parameters(net):,} parameters, on {train_set.name}: {len(train_set):,} images "
+        f"to train on, {len(val_set):,} to validate\n{r.hardware}" + f", {r.world} processes" * (r.world > 1)
+    )
 
     first_epoch, step, reduced, tally, best = 0, 0, 0, torch.zeros(steps, 2), -1.0
     if state := r.load():
@@ -171,16 +210,37 @@ def train(args, r, train_set, val_set):
         wrapped = torch.compile(wrapped, mode="reduce-overhead")  # as CUDA graphs, on a GPU
 
     def checkpoint(epoch, step):
-        r.save({"model": net.state_dict(), "average": average.state_dict() if average else {}, "epoch": epoch,
-                "step": step, "tally": tally, "best": best, "optimizers": [o.state_dict() for o in optimizers]})
+        r.save(
+            {
+                "model": net.state_dict(),
+                "average": average.state_dict() if average else {},
+                "epoch": epoch,
+                "step": step,
+                "tally": tally,
+                "best": best,
+                "optimizers": [o.state_dict() for o in optimizers],
+            }
+        )
 
     for epoch in range(first_epoch, args.epochs):
         net.train()
         began, skipped = time.monotonic(), step
-        batches = train_set.batches(args.bs, shuffle=(args.seed, epoch), augment=args.augment, skip=step,
-                                    size=size_at(args.sizes, epoch / args.epochs), shard=(r.rank, r.world))
-        bar = tqdm(batches, f"epoch {epoch + 1}/{args.epochs}", steps, initial=step, leave=False,
-                   disable=True if r.rank else None)
+        batches = train_set.batches(
+            args.bs,
+            shuffle=(args.seed, epoch),
+            augment=args.augment,
+            skip=step,
+            size=size_at(args.sizes, epoch / args.epochs),
+            shard=(r.rank, r.world),
+        )
+        bar = tqdm(
+            batches,
+            f"epoch {epoch + 1}/{args.epochs}",
+            steps,
+            initial=step,
+            leave=False,
+            disable=True if r.rank else None,
+        )
         for images, labels in bar:
             factor = decay_factor(args.decay, (epoch + step / steps) / args.epochs, args.warmup)
             for optimizer in optimizers:
@@ -218,14 +278,33 @@ def train(args, r, train_set, val_set):
         share_statistics(judged, r)
         val_loss, val_accuracy = evaluate(judged, val_set, r)
         r.check_finite(torch.tensor([val_loss]), (epoch + 1) * steps)
-        r.log({"epoch": epoch + 1, "train_loss": train_loss, "val_loss": val_loss, "train_accuracy": train_accuracy,
-               "val_accuracy": val_accuracy, "lr": optimizers[0].param_groups[0]["lr"], "seconds": round(seconds, 2)})
-        r.say(f"epoch {epoch + 1:>3}/{args.epochs}   loss {train_loss:.3f} train {val_loss:.3f} val   accuracy "
-              f"{train_accuracy:.1%} train {val_accuracy:.2%} val   {(steps - skipped) * n / seconds:,.0f} images/s")
+        r.log(
+            {
+                "epoch": epoch + 1,
+                "train_loss": train_loss,
+                "val_loss": val_loss,
+                "train_accuracy": train_accuracy,
+                "val_accuracy": val_accuracy,
+                "lr": optimizers[0].param_groups[0]["lr"],
+                "seconds": round(seconds, 2),
+            }
+        )
+        r.say(
+            f"epoch {epoch + 1:>3}/{args.epochs}   loss {train_loss:.3f} train {val_loss:.3f} val   accuracy "
+            f"{train_accuracy:.1%} train {val_accuracy:.2%} val   {(steps - skipped) * n / seconds:,.0f} images/s"
+        )
         if val_accuracy > best:
             best = val_accuracy
-            r.save({"model": judged.state_dict(), "epoch": epoch + 1, "classes": list(train_set.classes),
-                    "mean": train_set.mean, "std": train_set.std}, "best.pt")
+            r.save(
+                {
+                    "model": judged.state_dict(),
+                    "epoch": epoch + 1,
+                    "classes": list(train_set.classes),
+                    "mean": train_set.mean,
+                    "std": train_set.std,
+                },
+                "best.pt",
+            )
         step, reduced = 0, 0
         tally.zero_()
         checkpoint(epoch + 1, step)
@@ -264,14 +343,20 @@ def parser():
     p.add_argument("--compile", action=argparse.BooleanOptionalAction, help="torch.compile the network")
     p.epilog = "recipes, as they differ from that of the paper:\n" + "\n".join(
         f"  {name}: " + ", ".join(f"{k} {v}" for k, v in values.items() if name == "paper" or PAPER.get(k) != v)
-        for name, values in RECIPES.items())
+        for name, values in RECIPES.items()
+    )
     return p
 
 
 def parse(argv=None):
     p = parser()
-    args = run.parse(p, argv, extendable=lambda saved: saved["decay"] == "none" and not saved["warmup"]
-                     and not saved["ema"] and len(saved["sizes"]) == 1)
+    args = run.parse(
+        p,
+        argv,
+        extendable=lambda saved: (
+            saved["decay"] == "none" and not saved["warmup"] and not saved["ema"] and len(saved["sizes"]) == 1
+        ),
+    )
     if args.resume:
         return args
     fits = data.family(args.data) or (data.family_of_model(args.model) if args.model else "cifar")
@@ -321,9 +406,11 @@ def main(argv=None):
             final["undecodable"] = names_over_ranks(train_set.bad | val_set.bad, r)
         r.finish(**final)
         which = "test" if test_set else "val"
-        r.say(f"{which} accuracy {final[f'{which}_accuracy']:.2%} with the weights of epoch {best['epoch']}, which "
-              f"validation chose ({final['val_accuracy']:.2%}); {final[f'last_{which}_accuracy']:.2%} with the last; "
-              f"{r.record.get('wall_s', 0):.0f} s; {run.shown(r.folder)}")
+        r.say(
+            f"{which} accuracy {final[f'{which}_accuracy']:.2%} with the weights of epoch {best['epoch']}, which "
+            f"validation chose ({final['val_accuracy']:.2%}); {final[f'last_{which}_accuracy']:.2%} with the last; "
+            f"{r.record.get('wall_s', 0):.0f} s; {run.shown(r.folder)}"
+        )
     return r.record
 
 

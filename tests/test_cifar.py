@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, failure, load
 from PIL import Image
+
+from conftest import ROOT, failure, load
 
 train = load("cifar")
 data, model, run = train.data, load("cifar", "model"), train.run
@@ -38,7 +39,13 @@ def test_lenet5_is_the_network_specified():
     logits, shapes = net(torch.zeros(7, 3, 32, 32))
     assert logits.shape == (7, 100)
     assert {k: tuple(v) for k, v in shapes.items()} == {
-        1: (7, 6, 14, 14), 2: (7, 16, 5, 5), 3: (7, 400), 4: (7, 256), 5: (7, 128), 6: (7, 100)}
+        1: (7, 6, 14, 14),
+        2: (7, 16, 5, 5),
+        3: (7, 400),
+        4: (7, 256),
+        5: (7, 128),
+        6: (7, 100),
+    }
     assert model.count_parameters(net) == 0.151324
     net.conv1.requires_grad_(False)
     assert model.count_parameters(net) == pytest.approx(0.151324 - 456e-6), "frozen parameters are not trainable"
@@ -48,8 +55,9 @@ def test_lenet5_equals_the_same_layers_in_a_row():
     torch.manual_seed(0)
     net, x = model.LeNet5().double(), torch.randn(3, 3, 32, 32, dtype=torch.float64)
     relu, pool = torch.nn.ReLU(), torch.nn.MaxPool2d(2)
-    plain = torch.nn.Sequential(net.conv1, relu, pool, net.conv2, relu, pool, torch.nn.Flatten(),
-                                net.fc1, relu, net.fc2, relu, net.fc3)
+    plain = torch.nn.Sequential(
+        net.conv1, relu, pool, net.conv2, relu, pool, torch.nn.Flatten(), net.fc1, relu, net.fc2, relu, net.fc3
+    )
     assert torch.allclose(net(x)[0], plain(x), rtol=1e-12)
 
 
@@ -60,7 +68,13 @@ def test_simplenn_with_dummy_inputs(bn, activation):
     logits, shapes = net(torch.randn(5, 3, 32, 32))
     assert logits.shape == (5, 10) and logits.isfinite().all()
     assert {k: tuple(v) for k, v in shapes.items()} == {
-        1: (5, 8, 14, 14), 2: (5, 16, 6, 6), 3: (5, 576), 4: (5, 120), 5: (5, 84), 6: (5, 10)}
+        1: (5, 8, 14, 14),
+        2: (5, 16, 6, 6),
+        3: (5, 576),
+        4: (5, 120),
+        5: (5, 84),
+        6: (5, 10),
+    }
     assert round(model.count_parameters(net) * 1e6) == 82030 + bn * 2 * (8 + 16)
 
 
@@ -151,8 +165,9 @@ def test_crops_of_a_batch_equal_crops_one_by_one(builtin):
     shift[:4] = torch.tensor([[0, 0], [0, 8], [8, 0], [8, 8]])
     index[0], index[3] = 0, len(builtin[0]) - 1
     flip = torch.rand(300, generator=generator) < 0.5
-    assert torch.equal(builtin[0].crop_and_flip(index, shift, flip),
-                       crop_and_flip_one_by_one(builtin[0], index, shift, flip))
+    assert torch.equal(
+        builtin[0].crop_and_flip(index, shift, flip), crop_and_flip_one_by_one(builtin[0], index, shift, flip)
+    )
 
 
 @pytest.mark.parametrize("augment", [False, True])
@@ -198,8 +213,9 @@ def test_works_under_a_dataloader(builtin):
 def published(tmp_path, monkeypatch):
     """A small dataset in the published layout, with what is published of CIFAR-10 adapted to it: (folder, spec)."""
     rng = np.random.default_rng(0)
-    spec = data.PUBLISHED["cifar10"] | dict(mirrors=[], origin="http://127.0.0.1:9/x", digest="?",
-                                            parquet=("http://127.0.0.1:9/{}", "label"))
+    spec = data.PUBLISHED["cifar10"] | dict(
+        mirrors=[], origin="http://127.0.0.1:9/x", digest="?", parquet=("http://127.0.0.1:9/{}", "label")
+    )
     folder = tmp_path / "data" / spec["folder"]
     folder.mkdir(parents=True)
     parts = []
@@ -229,9 +245,14 @@ def test_a_corrupt_local_file_is_named_and_never_replaced(spoil, name, published
     whole = file.read_bytes()
     batch = pickle.loads(whole)
     batch["data"][7, 7] ^= 1
-    content = {"truncated": whole[: len(whole) // 2], "one pixel": pickle.dumps(batch, protocol=2), "missing": None,
-               "code": pickle.dumps(argparse.Namespace()), "no batch": pickle.dumps([1, 2]),
-               "labels": pickle.dumps(batch | {"labels": batch["labels"][:50]}, protocol=2)}[spoil]
+    content = {
+        "truncated": whole[: len(whole) // 2],
+        "one pixel": pickle.dumps(batch, protocol=2),
+        "missing": None,
+        "code": pickle.dumps(argparse.Namespace()),
+        "no batch": pickle.dumps([1, 2]),
+        "labels": pickle.dumps(batch | {"labels": batch["labels"][:50]}, protocol=2),
+    }[spoil]
     file.unlink() if content is None else file.write_bytes(content)
     code, message = failure(lambda: data.load(name, folder.parent, auto="cifar10"))
     assert code == 1 and message.startswith("error: ") and "\n" not in message
@@ -444,8 +465,20 @@ def test_stopped_within_an_epoch_and_resumed(tmp_path):
 
 
 def test_a_sweep_continues_and_shares_runs(tmp_path):
-    words = [sys.executable, str(ROOT / "cifar" / "sweep.py"), "--data", "builtin", "--limit", "100", "--epochs", "1",
-             "--seeds", "1", "--out", str(tmp_path)]
+    words = [
+        sys.executable,
+        str(ROOT / "cifar" / "sweep.py"),
+        "--data",
+        "builtin",
+        "--limit",
+        "100",
+        "--epochs",
+        "1",
+        "--seeds",
+        "1",
+        "--out",
+        str(tmp_path),
+    ]
     subprocess.run([*words, "--study", "l1-vs-l2"], check=True, capture_output=True)
     first = {f: f.read_bytes() for f in tmp_path.glob("*/run.json")}
     assert len(first) == 3
@@ -465,8 +498,24 @@ def test_a_sweep_continues_and_shares_runs(tmp_path):
 
 
 def test_a_sweep_told_to_stop_stops_and_continues(tmp_path):
-    words = [sys.executable, str(ROOT / "cifar" / "sweep.py"), "--data", "builtin", "--limit", "300", "--epochs", "40",
-             "--seeds", "1", "--jobs", "1", "--out", str(tmp_path), "--study", "activation"]
+    words = [
+        sys.executable,
+        str(ROOT / "cifar" / "sweep.py"),
+        "--data",
+        "builtin",
+        "--limit",
+        "300",
+        "--epochs",
+        "40",
+        "--seeds",
+        "1",
+        "--jobs",
+        "1",
+        "--out",
+        str(tmp_path),
+        "--study",
+        "activation",
+    ]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while process.poll() is None and not list(tmp_path.glob("*/last.pt")):
         time.sleep(0.02)

@@ -25,9 +25,10 @@ import threading
 import time
 from pathlib import Path
 
-import ledger
 import pytest
 import torch
+
+import ledger
 from conftest import FOLDERS, ROOT, failure, load
 
 each_folder = pytest.mark.parametrize("folder", FOLDERS)
@@ -160,9 +161,26 @@ def test_every_verb_has_help(folder):
             assert f"python {folder}/{file.name}" in out.getvalue(), f"{file.name} --help shows no command to paste"
 
 
-BAD = [("epochs", "0"), ("epochs", "-1"), ("epochs", "ten"), ("iters", "0"), ("iters", "x"), ("bs", "0"), ("bs", "-8"),
-       ("bs", "2.5"), ("lr", "0"), ("lr", "-0.1"), ("lr", "nan"), ("lr", "fast"), ("seed", "-1"), ("limit", "0"),
-       ("device", "tpu"), ("precision", "fp8"), ("data", "no-such-dataset"), ("colour", "red")]
+BAD = [
+    ("epochs", "0"),
+    ("epochs", "-1"),
+    ("epochs", "ten"),
+    ("iters", "0"),
+    ("iters", "x"),
+    ("bs", "0"),
+    ("bs", "-8"),
+    ("bs", "2.5"),
+    ("lr", "0"),
+    ("lr", "-0.1"),
+    ("lr", "nan"),
+    ("lr", "fast"),
+    ("seed", "-1"),
+    ("limit", "0"),
+    ("device", "tpu"),
+    ("precision", "fp8"),
+    ("data", "no-such-dataset"),
+    ("colour", "red"),
+]
 
 
 @each_folder
@@ -366,8 +384,9 @@ def test_a_file_size_limit_while_saving(folder, tmp_path):
     process.communicate()
     before = (out / "last.pt").read_bytes()
     limit = len(before) // 2
-    process = start(folder, out, "--resume", str(out),
-                    preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    process = start(
+        folder, out, "--resume", str(out), preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    )
     _, errors = process.communicate()
     assert process.returncode == 1 and "Traceback" not in errors
     assert sum(line.startswith("error:") for line in errors.splitlines()) == 1

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+
 from conftest import failure, load
 
 model, data, ladder = load("lms", "model"), load("lms", "data"), load("lms", "ladder")
@@ -297,20 +298,23 @@ def test_the_ladder_recovers_the_truth(step, tolerance, tmp_path):
 GOOD = "a,b,y\n" + "".join(f"{i % 7},{i * i % 11},{i % 5}\n" for i in range(60))
 
 
-@pytest.mark.parametrize("text, said", [
-    (GOOD + "1,,3\n", "line 62, column 'b': the cell is empty"),
-    (GOOD + "1,two,3\n", "line 62, column 'b': 'two' is no number"),
-    (GOOD + "nan,2,3\n", "line 62, column 'a': 'nan' is no number"),
-    (GOOD + "1,2,inf\n", "line 62, column 'y': 'inf' is no number"),
-    (GOOD + "1,2\n", "line 62: 2 cells for 3 columns"),
-    ("a,b,y\n1,2,3\n4,5,7\n", "2 rows"),
-    ("a,b,y\n", "0 rows"),
-    ("", "names none"),
-    ("a;b;y\n1;2;3\n", "no column 'y'"),
-    ("y\n" + "1\n" * 30, "two columns or more"),
-    ("a,a,y\n" + "1,2,3\n" * 30, "a name of its own"),
-    (GOOD + "1e200,2,1e200\n", "overflow"),
-])
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        (GOOD + "1,,3\n", "line 62, column 'b': the cell is empty"),
+        (GOOD + "1,two,3\n", "line 62, column 'b': 'two' is no number"),
+        (GOOD + "nan,2,3\n", "line 62, column 'a': 'nan' is no number"),
+        (GOOD + "1,2,inf\n", "line 62, column 'y': 'inf' is no number"),
+        (GOOD + "1,2\n", "line 62: 2 cells for 3 columns"),
+        ("a,b,y\n1,2,3\n4,5,7\n", "2 rows"),
+        ("a,b,y\n", "0 rows"),
+        ("", "names none"),
+        ("a;b;y\n1;2;3\n", "no column 'y'"),
+        ("y\n" + "1\n" * 30, "two columns or more"),
+        ("a,a,y\n" + "1,2,3\n" * 30, "a name of its own"),
+        (GOOD + "1e200,2,1e200\n", "overflow"),
+    ],
+)
 def test_a_bad_csv_is_one_clear_line(text, said, tmp_path):
     path = write(tmp_path / "t.csv", text)
     code, message = failure(train.main, ["--data", path, "--target", "y", "--out", str(tmp_path / "run")])

@@ -11,6 +11,7 @@ import types
 import pytest
 import torch
 import torch.nn.functional as F
+
 from conftest import ROOT, failure, load
 
 train = load("nanogpt")
@@ -39,8 +40,9 @@ def gpt2():
     """A random small GPT-2 of `transformers` in float64, weights five times as large as usual."""
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
-    config = transformers.GPT2Config(vocab_size=61, n_positions=24, n_embd=48, n_layer=3, n_head=4,
-                                     attn_implementation="eager")
+    config = transformers.GPT2Config(
+        vocab_size=61, n_positions=24, n_embd=48, n_layer=3, n_head=4, attn_implementation="eager"
+    )
     return enlarged(transformers.GPT2LMHeadModel(config).double().eval())
 
 
@@ -60,16 +62,23 @@ def test_the_comparison_sees_the_classic_mistakes(mistake, gpt2, monkeypatch):
     if mistake == "exact GELU":
         monkeypatch.setattr(model.F, "gelu", lambda h, approximate, gelu=F.gelu: gelu(h))
     elif mistake == "eps":
-        monkeypatch.setattr(model.Norm, "forward",
-                            lambda self, x: F.layer_norm(x, x.shape[2:], self.weight, self.bias, 1e-6))
+        monkeypatch.setattr(
+            model.Norm, "forward", lambda self, x: F.layer_norm(x, x.shape[2:], self.weight, self.bias, 1e-6)
+        )
     elif mistake == "scale":
         monkeypatch.setattr(model, "attend", lambda q, k, v, dropout: attend(q * math.sqrt(q.shape[3]), k, v, dropout))
     elif mistake == "no shift":
-        monkeypatch.setattr(model.GPT, "hidden", lambda self, idx, cache=None, maps=None, hidden=model.GPT.hidden:
-                            hidden(self, idx.roll(1, 1)))
+        monkeypatch.setattr(
+            model.GPT,
+            "hidden",
+            lambda self, idx, cache=None, maps=None, hidden=model.GPT.hidden: hidden(self, idx.roll(1, 1)),
+        )
     else:
-        monkeypatch.setattr(model.Attention, "forward", lambda self, x, *args, forward=model.Attention.forward:
-                            forward(self, x, *args) @ self.out.weight)
+        monkeypatch.setattr(
+            model.Attention,
+            "forward",
+            lambda self, x, *args, forward=model.Attention.forward: forward(self, x, *args) @ self.out.weight,
+        )
     assert difference(gpt2) > 1e-7
 
 
@@ -270,8 +279,21 @@ def tiny(monkeypatch):
 
 
 def fit(tmp_path, name, *argv):
-    return train.main(["--data", "builtin", "--device", "cpu", "--precision", "fp32", "--limit", "3000", "--out",
-                       str(tmp_path / name), *argv])
+    return train.main(
+        [
+            "--data",
+            "builtin",
+            "--device",
+            "cpu",
+            "--precision",
+            "fp32",
+            "--limit",
+            "3000",
+            "--out",
+            str(tmp_path / name),
+            *argv,
+        ]
+    )
 
 
 def test_it_learns_and_leaves_what_it_should(tmp_path):
@@ -283,8 +305,10 @@ def test_it_learns_and_leaves_what_it_should(tmp_path):
     net, tokenizer = model.load_checkpoint(tmp_path / "a" / "best.pt")
     text = data.load("builtin", limit=3000)
     with torch.no_grad():
-        parts = [(F.cross_entropy(net(x).flatten(0, 1), y.flatten(), reduction="sum").item(), y.numel())
-                 for x, y in data.blocks(text.val, 16, 7)]
+        parts = [
+            (F.cross_entropy(net(x).flatten(0, 1), y.flatten(), reduction="sum").item(), y.numel())
+            for x, y in data.blocks(text.val, 16, 7)
+        ]
     assert sum(n for _, n in parts) == len(text.val) - 1
     assert sum(loss for loss, _ in parts) / (len(text.val) - 1) == pytest.approx(final["val_loss"], rel=1e-5)
     assert data.tokenizer_from(tokenizer).decode([5]) == text.tokenizer.decode([5])
@@ -317,8 +341,10 @@ def test_the_other_recipes_learn(recipe, tmp_path, monkeypatch):
 
 def test_word_recipes_are_of_equal_size():
     """At the vocabulary of Shakespeare."""
-    sizes = [model.count_parameters(model.build(train.RECIPES[name]["model"] | {"vocab_size": 7_060}))
-             for name in ("word-bigram", "word-mlp", "word-gpt")]
+    sizes = [
+        model.count_parameters(model.build(train.RECIPES[name]["model"] | {"vocab_size": 7_060}))
+        for name in ("word-bigram", "word-mlp", "word-gpt")
+    ]
     assert max(sizes) < 1.05 * min(sizes), sizes
 
 
@@ -385,14 +411,23 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path):
     common = ["--data", "builtin", "--device", "cpu", "--precision", "fp32", "--limit", "3000", "--iters", "30"]
     two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     for words, bs in ((two, 4), ([sys.executable], 8)):
-        done = subprocess.run([*words, str(script), *common, "--bs", str(bs), "--out", str(tmp_path / str(bs))],
-                              capture_output=True, text=True)
+        done = subprocess.run(
+            [*words, str(script), *common, "--bs", str(bs), "--out", str(tmp_path / str(bs))],
+            capture_output=True,
+            text=True,
+        )
         assert done.returncode == 0, done.stderr
     two, one = (torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("4", "8"))
     for key, value in one["model"].items():
         assert (two["model"][key] - value).norm() < 1e-12 * value.norm(), key
-    losses = [[float(v) for line in (tmp_path / name / "metrics.csv").read_text().splitlines()[1:]
-               for v in line.split(",")[1:3]] for name in ("4", "8")]
+    losses = [
+        [
+            float(v)
+            for line in (tmp_path / name / "metrics.csv").read_text().splitlines()[1:]
+            for v in line.split(",")[1:3]
+        ]
+        for name in ("4", "8")
+    ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-12) and len(losses[0]) == 6
     records = [json.loads((tmp_path / name / "run.json").read_text()) for name in ("4", "8")]
     assert [record["processes"] for record in records] == [2, 1]
@@ -417,8 +452,20 @@ def test_the_bench_measures_and_trains_all_ways(tmp_path, monkeypatch):
 
 def test_a_sweep_continues_where_it_was(tmp_path, capsys, monkeypatch):
     sweep = load("nanogpt", "sweep")
-    argv = ["--study", "words", "--data", "builtin", "--limit", "600", "--iters", "10", "--seeds", "1", "--out",
-            str(tmp_path)]
+    argv = [
+        "--study",
+        "words",
+        "--data",
+        "builtin",
+        "--limit",
+        "600",
+        "--iters",
+        "10",
+        "--seeds",
+        "1",
+        "--out",
+        str(tmp_path),
+    ]
     sweep.main(argv)
     first = {file: file.read_bytes() for file in tmp_path.glob("*/run.json")}
     sweep.main(argv)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+
 from conftest import ROOT, failure, load
 
 sample = load("nanogpt", "sample")
@@ -118,8 +119,12 @@ def test_characters_and_words(builtin):
 
 @pytest.mark.parametrize("kind", ["char", "word", "spaces", "bpe"])
 def test_a_tokenizer_travels_in_a_checkpoint(kind, trained):
-    one = {"char": lambda: data.Characters.of(PROSE), "word": lambda: data.Words.of(PROSE * 2),
-           "spaces": lambda: data.Words.of(PROSE, "spaces", 1), "bpe": lambda: trained}[kind]()
+    one = {
+        "char": lambda: data.Characters.of(PROSE),
+        "word": lambda: data.Words.of(PROSE * 2),
+        "spaces": lambda: data.Words.of(PROSE, "spaces", 1),
+        "bpe": lambda: trained,
+    }[kind]()
     file = io.BytesIO()
     torch.save({"tokenizer": one.state()}, file)
     state = torch.load(io.BytesIO(file.getvalue()), weights_only=True)["tokenizer"]
@@ -192,8 +197,16 @@ def test_a_folder_of_articles(tmp_path):
     assert digits != sorted(digits)
 
 
-@pytest.mark.parametrize("content, word", [(b"", "short"), (b"x", "short"), (b"x" * 25, "too little"),
-                                           (bytes(range(256)), "UTF-8"), ("añb".encode("latin-1") * 9, "UTF-8")])
+@pytest.mark.parametrize(
+    "content, word",
+    [
+        (b"", "short"),
+        (b"x", "short"),
+        (b"x" * 25, "too little"),
+        (bytes(range(256)), "UTF-8"),
+        ("añb".encode("latin-1") * 9, "UTF-8"),
+    ],
+)
 def test_a_text_that_is_none(content, word, tmp_path):
     (tmp_path / "file.txt").write_bytes(content)
     for path in (tmp_path / "file.txt", tmp_path):
@@ -322,8 +335,9 @@ def test_openwebtext_is_memory_maps_of_documents_in_order(small_pieces, tmp_path
     for part, first in ((text.val, 0), (text.train, 25)):
         documents = ours.decode(part.tolist()).split("<|endoftext|>")
         assert documents[0].startswith(f"Document {first}: ") and documents[-1] == ""
-        assert [d.split(":")[0] for d in documents[1:-1]] == [f"Document {first + 1 + i}" for i in
-                                                              range(len(documents) - 2)]
+        assert [d.split(":")[0] for d in documents[1:-1]] == [
+            f"Document {first + 1 + i}" for i in range(len(documents) - 2)
+        ]
     assert len(data.load("openwebtext", tmp_path, limit=50, tokens="gpt2").train) == 50
     assert "gpt2" in failure(data.load, "openwebtext", tmp_path, None, "char")[1]
     (tmp_path / "openwebtext" / "train.bin").write_bytes(b"\0\0")
@@ -427,8 +441,11 @@ def test_attention_as_a_picture(weights, tmp_path):
 
 @pytest.fixture(scope="module")
 def nets(builtin):
-    return {(study, name): stages.STUDIES[study][name](builtin.tokenizer.vocab_size)
-            for study in stages.STUDIES for name in stages.STUDIES[study]}
+    return {
+        (study, name): stages.STUDIES[study][name](builtin.tokenizer.vocab_size)
+        for study in stages.STUDIES
+        for name in stages.STUDIES[study]
+    }
 
 
 def test_the_stages_see_only_the_past_and_the_mistakes_do_not(nets):

@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, failure, load
 from PIL import Image
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from conftest import ROOT, failure, load
 
 train = load("resnet")
 data, model, run, folders = train.data, train.model, train.run, train.data.folders
@@ -46,8 +47,16 @@ def csv_rows(folder):
 # ------------------------------------------------------------------------------------------------------------- networks
 
 
-@pytest.mark.parametrize("name, parameters", [("resnet20", 269_722), ("resnet32", 464_154), ("resnet44", 658_586),
-                                              ("resnet56", 853_018), ("resnet110", 1_727_962)])
+@pytest.mark.parametrize(
+    "name, parameters",
+    [
+        ("resnet20", 269_722),
+        ("resnet32", 464_154),
+        ("resnet44", 658_586),
+        ("resnet56", 853_018),
+        ("resnet110", 1_727_962),
+    ],
+)
 def test_cifar_networks_have_the_papers_size(name, parameters):
     """He et al. 2015, table 6: 0.27, 0.46, 0.66, 0.85, 1.7 million."""
     net = model.build(name, 10)
@@ -106,8 +115,11 @@ def test_gradients_stay_channels_last(name, size):
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, function, kinds, args=(), kwargs=None):
             if "backward" in str(function):
-                layouts.extend((str(function), x.is_contiguous(memory_format=torch.channels_last))
-                               for x in args[:2] if isinstance(x, torch.Tensor) and x.dim() == 4 and x.shape[2] > 1)
+                layouts.extend(
+                    (str(function), x.is_contiguous(memory_format=torch.channels_last))
+                    for x in args[:2]
+                    if isinstance(x, torch.Tensor) and x.dim() == 4 and x.shape[2] > 1
+                )
             return function(*args, **(kwargs or {}))
 
     net = model.build(name, 10).to(memory_format=torch.channels_last)
@@ -140,7 +152,7 @@ def test_the_real_cifar10(data_dir):
     parts = data.load("cifar10", folder)
     assert [len(part) for part in parts] == [45_000, 5_000, 10_000]
     theirs = torchvision.datasets.CIFAR10(folder, train=False)
-    (images, labels), = data.in_order([(theirs.data.transpose(0, 3, 1, 2), np.array(theirs.targets))])[0]
+    ((images, labels),) = data.in_order([(theirs.data.transpose(0, 3, 1, 2), np.array(theirs.targets))])[0]
     assert np.array_equal(parts[2].images.numpy(), images) and parts[2].labels.tolist() == labels.tolist()
     assert parts[2].classes == theirs.classes
 
@@ -156,7 +168,7 @@ def test_the_real_mnist(data_dir, tmp_path):
         content = (folder / "MNIST" / "raw" / name).read_bytes()
         (copy / name).write_bytes(content), (copy / name.removesuffix(".gz")).write_bytes(gzip.decompress(content))
     theirs = torchvision.datasets.MNIST(tmp_path, train=False)
-    (images, labels), = data.in_order([(theirs.data[:, None].numpy(), theirs.targets.numpy())])[0]
+    ((images, labels),) = data.in_order([(theirs.data[:, None].numpy(), theirs.targets.numpy())])[0]
     assert np.array_equal(parts[2].images.numpy(), images) and parts[2].labels.tolist() == labels.tolist()
     name = "t10k-labels-idx1-ubyte.gz"
     (copy / name).write_bytes((copy / name).read_bytes()[:-9])
@@ -203,8 +215,9 @@ def test_crops_of_a_batch_equal_crops_one_by_one(builtin, size):
     shift[:4] = torch.tensor([[0, 0], [0, most], [most, 0], [most, most]])
     index[0], index[3] = 0, len(builtin[0]) - 1
     flip = torch.rand(100, generator=generator) < 0.5
-    assert torch.equal(builtin[0].crop_and_flip(index, shift, flip, size),
-                       crop_one_by_one(builtin[0], index, shift, flip, size))
+    assert torch.equal(
+        builtin[0].crop_and_flip(index, shift, flip, size), crop_one_by_one(builtin[0], index, shift, flip, size)
+    )
 
 
 @pytest.mark.parametrize("augment", data.AUGMENT)
@@ -236,8 +249,15 @@ def test_shards_together_are_the_batch(kind, world):
 
 def test_flips_alternate(builtin):
     """Every picture is mirrored in one of two consecutive epochs, and half of them in each."""
-    dataset = data.Pictures(torch.arange(640, dtype=torch.int32).view(10, 1, 8, 8).remainder(256).to(torch.uint8),
-                            torch.arange(10), "abc", torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1), "x", "y")
+    dataset = data.Pictures(
+        torch.arange(640, dtype=torch.int32).view(10, 1, 8, 8).remainder(256).to(torch.uint8),
+        torch.arange(10),
+        "abc",
+        torch.zeros(1, 1, 1, 1),
+        torch.ones(1, 1, 1, 1),
+        "x",
+        "y",
+    )
     straight = []
     for epoch in range(4):
         x, y = next(dataset.batches(10, shuffle=(5, epoch), augment="flip"))
@@ -357,8 +377,28 @@ def test_a_folder_of_ones_own_from_end_to_end(tree, tmp_path):
 
 def test_the_real_sample_of_imagenet(data_dir, tmp_path):
     where = data_dir("imagenet_sample") / "imagenet_sample"
-    record = train.main(["--data", "imagenet", "--data-dir", str(where), "--model", "resnet18", "--limit", "24", "--bs",
-                         "12", "--epochs", "1", "--lr", "0.01", "--accumulate", "2", "--out", str(tmp_path / "a")])
+    record = train.main(
+        [
+            "--data",
+            "imagenet",
+            "--data-dir",
+            str(where),
+            "--model",
+            "resnet18",
+            "--limit",
+            "24",
+            "--bs",
+            "12",
+            "--epochs",
+            "1",
+            "--lr",
+            "0.01",
+            "--accumulate",
+            "2",
+            "--out",
+            str(tmp_path / "a"),
+        ]
+    )
     assert record["final"]["undecodable"] == [] and record["dataset"]["train"] == 24
     assert 0 <= record["final"]["val_accuracy"] <= 1 and record["final"]["val_loss"] < 10
 
@@ -377,8 +417,7 @@ def test_it_learns(tmp_path):
 
 
 def test_the_mnist_recipe_learns(tmp_path):
-    record = fit(tmp_path, "a", "--model", "mnist", "--limit", "2000", "--epochs", "2", "--bs", "20", "--lr",
-                 "0.05")
+    record = fit(tmp_path, "a", "--model", "mnist", "--limit", "2000", "--epochs", "2", "--bs", "20", "--lr", "0.05")
     assert record["args"]["recipe"] == "mnist" and record["final"]["test_accuracy"] > 0.5
 
 
@@ -417,8 +456,24 @@ import test_resnet, train
 train.build_model = test_resnet.frozen(train.build_model)
 train.main(sys.argv[1:])
 """
-STEPS = ["--data", "builtin", "--device", "cpu", "--precision", "fp32", "--recipe", "paper", "--limit", "48", "--bs",
-         "16", "--epochs", "1", "--lr", "0.01"]
+STEPS = [
+    "--data",
+    "builtin",
+    "--device",
+    "cpu",
+    "--precision",
+    "fp32",
+    "--recipe",
+    "paper",
+    "--limit",
+    "48",
+    "--bs",
+    "16",
+    "--epochs",
+    "1",
+    "--lr",
+    "0.01",
+]
 
 
 def same_to(bound, a, b):
@@ -487,8 +542,24 @@ print(during > 0, sum("gloo" in name for name in names()))
 
 def test_stopped_and_resumed_under_torchrun(tmp_path):
     """SIGTERM within an epoch, then on: the weights of a run that nobody stopped, bit for bit."""
-    arguments = [str(ROOT / "resnet" / "train.py"), "--data", "builtin", "--device", "cpu", "--model", "mnist",
-                 "--limit", "200", "--bs", "8", "--epochs", "4", "--lr", "0.01", "--out"]
+    arguments = [
+        str(ROOT / "resnet" / "train.py"),
+        "--data",
+        "builtin",
+        "--device",
+        "cpu",
+        "--model",
+        "mnist",
+        "--limit",
+        "200",
+        "--bs",
+        "8",
+        "--epochs",
+        "4",
+        "--lr",
+        "0.01",
+        "--out",
+    ]
     whole, out = torchrun(*arguments, str(tmp_path / "whole")), tmp_path / "broken"
     _, errors = whole.communicate()
     assert whole.returncode == 0, errors
@@ -512,8 +583,26 @@ def test_stopped_and_resumed_under_torchrun(tmp_path):
 
 def test_the_loss_is_the_mean_over_examples(tmp_path):
     """With a learning rate of nothing, and statistics of the whole set in one batch, training's loss is the formula."""
-    fit(tmp_path, "a", "--recipe", "paper", "--limit", "45", "--bs", "45", "--lr", "1e-30", "--epochs", "1",
-        "--augment", "none", "--precision", "fp32", "--weight-decay", "0")
+    fit(
+        tmp_path,
+        "a",
+        "--recipe",
+        "paper",
+        "--limit",
+        "45",
+        "--bs",
+        "45",
+        "--lr",
+        "1e-30",
+        "--epochs",
+        "1",
+        "--augment",
+        "none",
+        "--precision",
+        "fp32",
+        "--weight-decay",
+        "0",
+    )
     torch.manual_seed(0)
     net, part = model.build("resnet20", 10), data.load("builtin", limit=45)[0]
     expected = F.cross_entropy(net(part.normalize(part.images)), part.labels).item()
@@ -580,10 +669,18 @@ def test_divergence_is_a_result(tmp_path):
     assert json.loads((tmp_path / "a" / "run.json").read_text())["state"] == "diverged"
 
 
-@pytest.mark.parametrize("argv", [["--model", "mnist", "--shortcut", "B"], ["--data", "mnist", "--model", "resnet20"],
-                                  ["--model", "resnet50", "--data", "cifar10"], ["--bs", "100", "--accumulate", "3"],
-                                  ["--recipe", "fast", "--data", "mnist"],
-                                  ["--model", "resnet18", "--data", "builtin", "--augment", "affine"], ["--sync-bn"]])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--model", "mnist", "--shortcut", "B"],
+        ["--data", "mnist", "--model", "resnet20"],
+        ["--model", "resnet50", "--data", "cifar10"],
+        ["--bs", "100", "--accumulate", "3"],
+        ["--recipe", "fast", "--data", "mnist"],
+        ["--model", "resnet18", "--data", "builtin", "--augment", "affine"],
+        ["--sync-bn"],
+    ],
+)
 def test_a_flag_that_cannot_be_honoured(argv, capsys):
     if argv == ["--sync-bn"] and torch.cuda.is_available():
         pytest.skip("here it can")
@@ -598,8 +695,22 @@ def test_a_flag_that_cannot_be_honoured(argv, capsys):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
-    fit(folder, "run", "--recipe", "paper", "--limit", "500", "--epochs", "2", "--bs", "25", "--lr", "0.02",
-        "--precision", "fp32")
+    fit(
+        folder,
+        "run",
+        "--recipe",
+        "paper",
+        "--limit",
+        "500",
+        "--epochs",
+        "2",
+        "--bs",
+        "25",
+        "--lr",
+        "0.02",
+        "--precision",
+        "fp32",
+    )
     return folder / "run"
 
 
@@ -639,8 +750,23 @@ def test_predictions_of_a_folder(labelled, trained, tmp_path, capsys):
 
 
 def test_a_sweep_continues(tmp_path):
-    words = [sys.executable, str(ROOT / "resnet" / "sweep.py"), "--data", "builtin", "--limit", "32", "--epochs", "1",
-             "--seeds", "1", "--jobs", "1", "--out", str(tmp_path), "--study"]
+    words = [
+        sys.executable,
+        str(ROOT / "resnet" / "sweep.py"),
+        "--data",
+        "builtin",
+        "--limit",
+        "32",
+        "--epochs",
+        "1",
+        "--seeds",
+        "1",
+        "--jobs",
+        "1",
+        "--out",
+        str(tmp_path),
+        "--study",
+    ]
     subprocess.run([*words, "options"], check=True, capture_output=True)
     first = {f: f.read_bytes() for f in tmp_path.glob("*/run.json")}
     assert len(first) == 2
