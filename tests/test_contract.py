@@ -9,6 +9,7 @@ import csv
 import functools
 import hashlib
 import http.server
+import importlib.util
 import inspect
 import io
 import json
@@ -28,8 +29,11 @@ from pathlib import Path
 import pytest
 import torch
 
-import ledger
 from conftest import FOLDERS, ROOT, failure, load
+
+spec = importlib.util.spec_from_file_location("ledger", ROOT / "tools" / "ledger.py")
+ledger = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(ledger)
 
 each_folder = pytest.mark.parametrize("folder", FOLDERS)
 fetchers = [folder for folder in FOLDERS if (ROOT / folder / "fetch.py").exists()]
@@ -512,12 +516,12 @@ def test_a_truncated_archive(tmp_path):
 
 # ---------------------------------------------------------------------------------------------------------- the ledger
 
-READMES = [ROOT / "README.md", *(ROOT / folder / "README.md" for folder in FOLDERS)]
+READMES = ledger.markdown_files()
 
 
 @pytest.mark.parametrize("readme", READMES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_tables_are_what_the_records_say(readme):
-    assert ledger.render(readme) == readme.read_text(encoding="utf-8"), "run: python tests/ledger.py"
+    assert ledger.render(readme) == readme.read_text(encoding="utf-8"), "run: python tools/ledger.py"
 
 
 @each_folder

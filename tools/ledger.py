@@ -1,0 +1,129 @@
+"""Render the results tables in Markdown files from the committed records.
+
+    python tools/ledger.py            # rewrite every table that differs from its records
+    python tools/ledger.py --check    # only name the files that differ, and exit with 1
+
+It reads every Markdown file at the top and in the folders of the experiments. A comment describes the table that
+stands between it and the closing comment:
+
+    <!-- ledger
+    records: results/lenet.json
+    rows: setting
+    columns: Setting = setting; Test accuracy = final.test_accuracy .2%; Runs = runs
+    -->
+    <!-- /ledger -->
+
+records: files or globs, relative to the Markdown file; each is a run.json, or the {"rows": [...]} of a sweep or bench.
+rows: the keys that group the runs; every combination of their values is a row. "where: KEY = VALUE" selects runs.
+columns: "Title = key format"; dots in a key reach into nested values, and `runs` is the number of runs.
+Several runs are shown as mean ± standard deviation. A run that diverged, or whose loss is above 1e9, is counted as
+diverged and left out of the mean. A mark shows rows from uncommitted code, and rows on built-in data.
+"""
+
+import json
+import re
+import statistics
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+TABLE = re.compile(r"<!-- ledger\n(.*?)-->\n(.*?)<!-- /ledger -->", re.DOTALL)
+MARKS = {
+    "†": "from a folder that differed from its commit when the run began",
+    "‡": "on built-in data, which says nothing about the real dataset",
+}
+
+
+def read_records(folder, patterns):
+    rows = []
+    for pattern in patterns.split():
+        files = sorted(folder.glob(pattern))
+        if not files:
+            raise SystemExit(f"ledger: {folder / pattern}: no such record")
+        for file in files:
+            record = json.loads(file.read_text(encoding="utf-8"))
+            common = {k: v for k, v in record.items() if k != "rows"}
+            rows += [common | row for row in record.get("rows", [{}])]
+    return rows
+
+
+def look_up(record, key):
+    for part in key.split("."):
+        record = record.get(part) if isinstance(record, dict) else None
+    return record
+
+
+def has_exploded(value):
+    """Is it a number above every sensible loss, or NaN?"""
+    return isinstance(value, float) and not value < 1e9
+
+
+def cell(runs, key, form):
+    if key == "runs":
+        return str(len(runs))
+    values = [look_up(run, key) for run in runs]
+    exploded = [key.startswith("final.") and has_exploded(value) for value in values]
+    diverged = sum(run.get("state") == "diverged" or bad for run, bad in zip(runs, exploded))
+    values = [value for value, bad in zip(values, exploded) if value is not None and not bad]
+    if not values:
+        return "diverged" if diverged == len(runs) else ""
+    if isinstance(values[0], str | bool) or not form:
+        return ", ".join(dict.fromkeys(str(value) for value in values))
+    text = format(statistics.mean(values), form)
+    if len(set(values)) > 1:
+        text += f" ± {format(statistics.stdev(values), form)}"
+    return text + (f" ({diverged} of {len(runs)} diverged)" if diverged else "")
+
+
+def mark(runs):
+    dirty = any(not isinstance(run.get("git"), dict) or run["git"]["dirty"] for run in runs)
+    builtin = any(look_up(run, "dataset.builtin") for run in runs)
+    return " †" * dirty + " ‡" * builtin
+
+
+def table(folder, spec):
+    """The Markdown table that the text `spec` of a comment describes."""
+    fields = dict(line.split(":", 1) for line in spec.strip().splitlines())
+    rows = read_records(folder, fields["records"])
+    if "where" in fields:
+        key, value = (part.strip() for part in fields["where"].split("="))
+        rows = [row for row in rows if str(look_up(row, key)) == value]
+    groups = {}
+    for row in rows:
+        groups.setdefault(tuple(str(look_up(row, key)) for key in fields["rows"].split()), []).append(row)
+    columns = [re.fullmatch(r"(.+?) = (\S+) ?(\S*)", part.strip()).groups() for part in fields["columns"].split(";")]
+    lines = ["| " + " | ".join(title for title, _, _ in columns) + " |"]
+    lines.append("|" + "|".join("---:" if form or key == "runs" else "---" for _, key, form in columns) + "|")
+    for runs in groups.values():
+        first, *rest = (cell(runs, key, form) for _, key, form in columns)
+        lines.append("| " + " | ".join([first + mark(runs), *rest]) + " |")
+    lines += [f"\n{sign} {why}." for sign, why in MARKS.items() if any(sign in line for line in lines)]
+    return "\n".join(lines) + "\n"
+
+
+def render(file):
+    """The text of a Markdown file, with every table as its records have it."""
+    text = file.read_text(encoding="utf-8")
+    return TABLE.sub(lambda m: f"<!-- ledger\n{m[1]}-->\n{table(file.parent, m[1])}<!-- /ledger -->", text)
+
+
+def markdown_files(root=ROOT):
+    """Every Markdown file at the top and in the experiments' folders, packages inside a folder included."""
+    folders = (script.parent for script in root.glob("*/train.py"))
+    return sorted([*root.glob("*.md"), *(file for folder in folders for file in folder.rglob("*.md"))])
+
+
+def main(argv):
+    check, stale = "--check" in argv, 0
+    for file in markdown_files():
+        new = render(file)
+        if new != file.read_text(encoding="utf-8"):
+            stale += 1
+            print(f"{file.relative_to(ROOT)}: {'differs from its records' if check else 'rendered'}")
+            if not check:
+                file.write_text(new, encoding="utf-8", newline="\n")
+    return int(stale > 0 and check)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
