@@ -1,0 +1,84 @@
+"""Copy one experiment into a folder that stands alone, with nothing left to fetch from this repository.
+
+    python tools/export.py cifar DIR     # then: pip install -r DIR/requirements.txt && python DIR/train.py
+
+DIR gets everything in the experiment's folder, the modules of common/ that it uses as the package DIR/common/, and the
+lines of requirements.txt and constraints.txt for what these modules import.
+"""
+
+import argparse
+import ast
+import re
+import shutil
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = {"PIL": "pillow", "sklearn": "scikit-learn"}  # where a package is not called what is imported
+
+
+def imported(file: Path) -> set[str]:
+    """The absolute names that a module imports, anywhere in it: {"torch.nn", "common.run", "common.run.Run"}."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def common_modules(files: list[Path]) -> list[Path]:
+    """The modules of common/ that `files` import, directly or through one another."""
+    found, queue = set(), list(files)
+    while queue:
+        words = [name.split(".") for name in imported(queue.pop()) if name.startswith("common.")]
+        new = {ROOT / "common" / f"{second}.py" for _, second, *_ in words} - found
+        found |= new
+        queue += new
+    return sorted(found)
+
+
+def packages(files: list[Path], own: set[str]) -> set[str]:
+    """The packages to install for `files`; `own` are the names of modules beside them."""
+    names = {name.split(".")[0] for file in files for name in imported(file)}
+    names -= own | {"common"} | sys.stdlib_module_names
+    return {PACKAGES.get(name, name.replace("_", "-")) for name in names}
+
+
+def pins(file: Path, names: set[str]) -> str:
+    """The lines of a requirements file that concern the packages `names`."""
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    return "".join(line for line in lines if re.match(r"[\w.-]*", line)[0] in names)
+
+
+def export(folder: Path, target: Path) -> None:
+    """Write the experiment in `folder` to `target`, a folder that is empty or not there yet."""
+    files = [file for file in folder.rglob("*") if file.is_file() and "__pycache__" not in file.parts]
+    files.remove(folder / "common.py")  # it points to ../common
+    scripts = [file for file in files if file.suffix == ".py"]
+    shared = common_modules(scripts)
+    for file in [*files, *shared]:
+        copy = target / file.relative_to(folder if file in files else ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy)
+    (target / "common" / "__init__.py").write_text("", encoding="utf-8")
+    needed = packages([*scripts, *shared], own={file.stem for file in folder.iterdir()})
+    for name in ("requirements.txt", "constraints.txt"):
+        (target / name).write_text(pins(ROOT / name, needed), encoding="utf-8")
+    shutil.copyfile(ROOT / "LICENSE", target / "LICENSE")
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", choices=sorted(file.parent.name for file in ROOT.glob("*/train.py")))
+    parser.add_argument("dir", type=Path, metavar="DIR", help="where to write it: a folder that is empty or not there")
+    args = parser.parse_args(argv)
+    if args.dir.exists() and not (args.dir.is_dir() and not any(args.dir.iterdir())):
+        parser.error(f"{args.dir} is not an empty folder")
+    export(ROOT / args.folder, args.dir)
+    print(f"{args.dir} stands alone: pip install -r {args.dir}/requirements.txt && python {args.dir}/train.py")
+
+
+if __name__ == "__main__":
+    main()
