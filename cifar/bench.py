@@ -3,44 +3,43 @@
     python cifar/bench.py                      # LeNet-5 at batch sizes 16 and 128, some minutes
     python cifar/bench.py --limit 5000         # a quick look
 
-(a) usual: PIL pictures, torchvision's crop, flip, to-tensor and normalize, one by one, DataLoader with 0 or 2 workers;
+(a) usual: PIL images, torchvision's crop, flip, to-tensor and normalize, one by one, DataLoader with 0 or 2 workers;
 (b) ours: Cifar.batches, whole batches of tensors;
-(c) step alone: forward, backward and update on batches prepared beforehand, the ceiling;
+(c) step alone: forward pass, backward pass and update on batches prepared beforehand, the ceiling;
 (d) the same in bfloat16, where the hardware multiplies it: what --precision auto could gain.
-All do the same work otherwise. They take turns, so that a machine that slows down slows all of them; medians of the
-images per second of whole epochs. Writes bench.json into --out.
+Everything else is the same. They take turns, so that a machine that slows down slows all of them. Reported are medians
+of the images per second of whole epochs. Writes bench.json into --out.
 """
 
 import argparse
 import statistics
 import time
-from pathlib import Path
 
-import numpy as np
+from common import run, timing
+
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch.utils.data import DataLoader
 
 import data
-import run
 from model import LeNet5
 
-HALF = "step alone, bfloat16"
+BF16 = "step alone, bfloat16"
 
 
-class Pictures(torch.utils.data.Dataset):
-    """The usual dataset: a PIL picture and a label at a time, through a torchvision transform."""
+class PILImages(torch.utils.data.Dataset):
+    """The usual dataset: one PIL image and label at a time, through a torchvision transform."""
 
     def __init__(self, dataset, transform):
-        self.pictures = [Image.fromarray(i) for i in dataset.images.permute(0, 2, 3, 1).numpy()]
+        self.images = [Image.fromarray(i) for i in dataset.images.permute(0, 2, 3, 1).numpy()]
         self.labels, self.transform = dataset.labels.tolist(), transform
 
     def __len__(self):
         return len(self.labels)
 
     def __getitem__(self, i):
-        return self.transform(self.pictures[i]), self.labels[i]
+        return self.transform(self.images[i]), self.labels[i]
 
 
 def usual_loader(dataset, batch_size, workers):
@@ -50,8 +49,8 @@ def usual_loader(dataset, batch_size, workers):
         raise run.UserError("bench.py compares with torchvision: pip install -r requirements.txt") from None
     mean, std = (dataset.mean.flatten() / 255).tolist(), (dataset.std.flatten() / 255).tolist()
     chain = [transforms.RandomCrop(32, padding=data.PADDING), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
-    pictures = Pictures(dataset, transforms.Compose([*chain, transforms.Normalize(mean, std)]))
-    return DataLoader(pictures, batch_size, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
+    usual = PILImages(dataset, transforms.Compose([*chain, transforms.Normalize(mean, std)]))
+    return DataLoader(usual, batch_size, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
 
 
 def epoch_rate(batches, model, optimizer, device, bf16=False):
@@ -70,30 +69,37 @@ def epoch_rate(batches, model, optimizer, device, bf16=False):
 
 
 def measure(dataset, batch_size, rounds, device):
-    """[{"way", "rates"}, ...]: images per second of `rounds` epochs each, in turns, after a shorter one to warm up."""
+    """{way: [images per second of each of `rounds` epochs]}, in turns."""
     dataset = dataset.to(device)
-    prepared = list(dataset.batches(batch_size, shuffle=(0, 0), augment=True))
-    usual = {f"usual, {workers} workers": usual_loader(dataset.to("cpu"), batch_size, workers) for workers in (0, 2)}
-    ways = {name: lambda epoch, loader=loader: loader for name, loader in usual.items()}
-    ways["ours"] = lambda epoch: dataset.batches(batch_size, shuffle=(0, epoch), augment=True)
-    ways["step alone"] = lambda epoch: prepared
-    if run.native_bf16(device):
-        ways[HALF] = ways["step alone"]
+    prepared = list(dataset.batches(batch_size, shuffle=(0, 0), augment="crop+flip"))
     torch.manual_seed(0)
     model = LeNet5(len(dataset.classes)).to(device)
     optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9, fused=device.type in ("cpu", "cuda"))
+    ways = {}
+    for workers in (0, 2):
+        loader = usual_loader(dataset.to("cpu"), batch_size, workers)
+        ways[f"usual, {workers} workers"] = lambda epoch, loader=loader: (loader, False)
+    ways["ours"] = lambda epoch: (dataset.batches(batch_size, shuffle=(0, epoch), augment="crop+flip"), False)
+    ways["step alone"] = lambda epoch: (prepared, False)
+    if run.native_bf16(device):
+        ways[BF16] = lambda epoch: (prepared, True)
+
+    def rate(way):
+        def of_round(epoch):
+            batches, bf16 = way(epoch)
+            return epoch_rate(batches, model, optimizer, device, bf16)
+
+        return of_round
+
     epoch_rate(prepared[:50], model, optimizer, device)
-    rates = {name: [] for name in ways}
-    for epoch in range(rounds):
-        for name, batches in ways.items():
-            rates[name].append(epoch_rate(batches(epoch), model, optimizer, device, name == HALF))
-    return rates
+    return timing.turns({name: rate(way) for name, way in ways.items()}, rounds, warmup=0)
 
 
 def parser():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    run.add_flags(p, "data_dir", "limit", "device", data=dict(type=data.known, default="auto", help=data.DATA_HELP))
-    run.add_flags(p, out=dict(default=str(run.ROOT / "out" / "cifar" / "bench"), help="folder for bench.json"))
+    run.add_flags(p, "data_dir", "limit", "device",
+                  data=dict(type=data.dataset_arg, default="auto", help=data.DATA_HELP),
+                  out=dict(default=str(run.ROOT / "out/cifar/bench"), help="folder for bench.json"))  # fmt: skip
     p.add_argument("--rounds", type=run.positive_int, default=5, help="epochs of each way (default: %(default)s)")
     return p
 
@@ -101,40 +107,22 @@ def parser():
 def main(argv=None):
     args = parser().parse_args(argv)
     device, out = run.pick_device(args.device), run.make_folder(args.out)
-    train_set, _, _ = data.load(args.data, args.data_dir, args.limit)
-    facts = run.describe_device(device)
-    print(f"LeNet-5 on {len(train_set):,} images of {train_set.name}; {facts['name']}, {facts['threads']} threads")
+    train_set, _, _, dataset = data.load(args.data, args.data_dir, args.limit)
+    machine = run.environment(device, __file__)
+    hardware = f"{machine['device']['name']}, {machine['device']['threads']} threads"
+    print(f"LeNet-5 on {len(train_set):,} images of {dataset['name']}; {hardware}")
     rows = []
     for batch_size in (16, 128):
         rates = measure(train_set, batch_size, args.rounds, device)
         ceiling, usual = rates["step alone"], [max(pair) for pair in zip(*list(rates.values())[:2])]
         for name, values in rates.items():
-            rows.append(
-                {
-                    "batch_size": batch_size,
-                    "way": name,
-                    "images_per_s": statistics.median(values),
-                    "of_ceiling": statistics.median(np.divide(values, ceiling)),
-                    "times_usual": statistics.median(np.divide(values, usual)),
-                    "rates": values,
-                }
-            )
-            row = rows[-1]
-            print(
-                f"batch size {batch_size:>3}  {name:<21} {row['images_per_s']:>8,.0f} images/s, "
-                f"{row['of_ceiling']:.0%} of the step alone, {row['times_usual']:.2f} times the usual way"
-            )
-    run.write_json(
-        out / "bench.json",
-        {
-            "bench": "cifar",
-            "git": run.git_state(Path(__file__).parent),
-            "device": facts,
-            "versions": run.versions(),
-            "dataset": train_set.facts() | {"train": len(train_set)},
-            "rows": rows,
-        },
-    )
+            row = {"batch_size": batch_size, "way": name, "images_per_s": statistics.median(values),
+                   "of_ceiling": timing.median_ratio(values, ceiling),
+                   "times_usual": timing.median_ratio(values, usual), "rates": values}  # fmt: skip
+            rows.append(row)
+            ratios = f"{row['of_ceiling']:.0%} of the step alone, {row['times_usual']:.2f} times the usual way"
+            print(f"batch size {batch_size:>3}  {name:<21} {row['images_per_s']:>8,.0f} images/s, {ratios}")
+    run.write_json(out / "bench.json", {"bench": "cifar", **machine, "dataset": dataset, "rows": rows})
     return rows
 
 

@@ -1,45 +1,38 @@
-"""Studies: many runs of train.py, each a named table with a figure.
+"""Studies: many runs of train.py, each study a named table with a figure.
 
     python cifar/sweep.py --study lenet              # what batch size, learning rate and epochs do to LeNet-5
     python cifar/sweep.py --study lr bn l1-vs-l2     # several; runs that they share are made once
     python cifar/sweep.py --study best-lenet5 --seeds 5
+    python cifar/sweep.py --study lenet --list       # only print the commands, for another engine to run
 
-One process a core, with one thread each, which is faster than one process with all threads. Given again, it continues
-where it stopped. Under --out: a run folder for every setting and seed, results.txt with a line for each, and for every
-study its record STUDY.json and its figure STUDY.png.
+One process a core, with one thread each, which is faster than one process with all threads. Given again, the command
+continues where it stopped. Under --out: a run folder for every setting and seed, results.txt with a line for each, and
+for every study its record STUDY.json and its figure STUDY.png.
 """
 
 import argparse
-import contextlib
-import csv
-import json
-import multiprocessing
-import os
-import signal
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+from common import images, run, study
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from tqdm import tqdm
 
 import data
-import run
 import train
 
-BAR = "sweep {percentage:3.0f}%|{bar}| {elapsed} so far, {remaining} left"
 SIMPLE = dict(model="simplenn", bs=128, lr=0.05, epochs=8)
-RATES = [0.001, 0.01, 0.05, 0.1, 0.3, 1.0]
+LEARNING_RATES = [0.001, 0.01, 0.05, 0.1, 0.3, 1.0]
 LADDER = {
     "plain, 15 epochs": dict(model="simplenn", epochs=15),
     "+ batch size 128, learning rate 0.05": dict(bs=128, lr=0.05),
     "+ one-cycle schedule": dict(decay="onecycle"),
-    "+ augmentation": dict(augment=True),
+    "+ augmentation": dict(augment="crop+flip"),
     "+ batch normalization": dict(bn=True),
     "+ Swish": dict(activation="swish"),
-    "+ L2 0.0005": dict(l2=5e-4),
+    "+ L2 0.0005": dict(weight_decay=5e-4),
 }
 STUDIES = {  # study: {setting: arguments of train.py}
     "lenet": {
@@ -51,12 +44,19 @@ STUDIES = {  # study: {setting: arguments of train.py}
         "5 epochs": dict(model="lenet5", epochs=5),
         "20 epochs": dict(model="lenet5", epochs=20),
     },
-    "augment": {name: SIMPLE | dict(epochs=20, augment=name == "with") for name in ("without", "with")},
-    "lr": {f"{lr:g}": SIMPLE | dict(lr=lr) for lr in RATES},
-    "bn": {f"{name}, {lr:g}": SIMPLE | dict(lr=lr, bn=name == "with") for name in ("without", "with") for lr in RATES},
+    "augment": {
+        "without": SIMPLE | dict(epochs=20, augment="none"),
+        "with": SIMPLE | dict(epochs=20, augment="crop+flip"),
+    },
+    "lr": {f"{lr:g}": SIMPLE | dict(lr=lr) for lr in LEARNING_RATES},
+    "bn": {
+        f"{name}, {lr:g}": SIMPLE | dict(lr=lr, bn=name == "with")
+        for name in ("without", "with")
+        for lr in LEARNING_RATES
+    },
     "activation": {name: SIMPLE | dict(activation=name) for name in ("relu", "swish")},
-    "l2": {f"{l2:g}": SIMPLE | dict(l2=l2) for l2 in (0.0, 1e-4, 1e-3, 1e-2)},
-    "l1-vs-l2": {"neither": SIMPLE, "L2 0.001": SIMPLE | dict(l2=1e-3), "L1 0.0001": SIMPLE | dict(l1=1e-4)},
+    "l2": {f"{x:g}": SIMPLE | dict(weight_decay=x) for x in (0.0, 1e-4, 1e-3, 1e-2)},
+    "l1-vs-l2": {"neither": SIMPLE, "L2 0.001": SIMPLE | dict(weight_decay=1e-3), "L1 0.0001": SIMPLE | dict(l1=1e-4)},
     "lr-decay": {decay: SIMPLE | dict(decay=decay) for decay in ("none", "step", "cosine", "onecycle")},
     "ladder": {
         name: {k: v for part in list(LADDER.values())[: i + 1] for k, v in part.items()}
@@ -70,60 +70,32 @@ STUDIES = {  # study: {setting: arguments of train.py}
     "best-lenet5": {"LeNet-5": dict(model="lenet5", recipe="best")},
     "best-simplenn": {"SimpleNN": dict(model="simplenn", recipe="best")},
 }
-
-
-def arguments(setting):
-    """{"bs": 16, "bn": True, "augment": False} -> ["--bs", "16", "--bn", "--no-augment"]"""
-    flags = []
-    for name, value in setting.items():
-        flags += [f"--{'' if value else 'no-'}{name}"] if isinstance(value, bool) else [f"--{name}", f"{value}"]
-    return flags
+OFF = {("bn", False), ("activation", "relu"), ("decay", "none"), ("augment", "none"), ("weight_decay", 0.0)}
 
 
 def folder_name(setting, seed):
-    """The same for the same arguments, whichever study asks for them: options that train.py leaves off are left out."""
-    told = {
-        k: v
-        for k, v in setting.items()
-        if not (v is False or (k, v) in {("l2", 0.0), ("activation", "relu"), ("decay", "none")})
-    }
-    return (
-        "-".join(str(v) if k in ("model", "recipe") else k + (f"{v}" if v is not True else "") for k, v in told.items())
-        + f"-s{seed}"
-    )
+    """The same name for the same arguments, whichever study wants them; an option that is off is left out."""
+    words = [f"{v}" if k in ("model", "recipe") else k if v is True else f"{k}{v}"
+             for k, v in setting.items() if (k, v) not in OFF]  # fmt: skip
+    return "-".join([*words, f"s{seed}"])
 
 
-def one_run(folder, told, data_dir):
-    """Train one setting with one seed in `folder`, or continue it. Returns (folder, what went wrong or None)."""
-    flags = arguments(told) + (["--data-dir", data_dir] if data_dir else [])
-    where = ["--resume" if (folder / "run.json").exists() else "--out", str(folder)]
-    try:
-        with open(os.devnull, "w") as null, contextlib.redirect_stdout(null), contextlib.redirect_stderr(null):
-            train.main([*flags, *where])
-    except run.Diverged:
-        pass  # a result like any other: run.json has it
-    except SystemExit as error:
-        if isinstance(error.code, int) and error.code >= 128:
-            os._exit(error.code)  # told to stop, and the run is saved: take no other
-        return folder, f"{folder.name}: {str(error).removeprefix('error: ')}"
-    return folder, None
-
-
-def start_worker():
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: the first one ends the others in order
-
-
-def row_of(study, setting, seed, folder):
-    """What the study's record keeps of one run."""
-    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    row = {"study": study, "setting": setting, "seed": seed, "folder": folder.name}
-    for key in ("state", "args", "final", "diverged_at_step", "wall_s", "parameters", "dataset", "git", "versions"):
-        row[key] = record.get(key)
-    if (folder / "metrics.csv").exists():
-        with open(folder / "metrics.csv", newline="", encoding="utf-8") as file:
-            row["val_accuracy"] = [round(float(line["val_accuracy"]), 4) for line in csv.DictReader(file)]
-    return row
+def jobs_of(args, out):
+    """Every run that the studies need, once. Seed by seed: a sweep stopped early has all settings with fewer seeds."""
+    changes = {name: getattr(args, name) for name in ("limit", "epochs") if getattr(args, name) is not None}
+    where, p, jobs = ["--data-dir", args.data_dir] if args.data_dir else [], train.parser(), {}
+    for seed in range(args.seeds):
+        for name in args.study:
+            for setting in STUDIES[name].values():
+                dataset = train.DATASET[setting["model"]] if args.data == "auto" else args.data
+                if args.data == "auto" and not args.list:
+                    dataset = images.choose("auto", run.data_dir(args.data_dir), dataset)
+                values = setting | dict(data=dataset, seed=seed) | changes
+                recipe = train.RECIPES[setting.get("recipe", "plain")][setting["model"]] | values
+                cost = recipe["epochs"] * (1 + 16 / recipe["bs"])  # small batches are slower
+                folder = out / folder_name(setting, seed)
+                jobs[folder] = study.Job(folder, run.to_argv(p, values) + where, cost)
+    return list(jobs.values())
 
 
 # ------------------------------------------------------------------------------------------------------------ figures
@@ -134,7 +106,7 @@ def accuracies(rows, setting):
 
 
 def draw_epochs(axes, rows, out):
-    """Validation accuracy against epochs: a line for the mean over seeds, a band from the least to the most."""
+    """Validation accuracy against epochs: a line for the mean over seeds, a band from the lowest to the highest."""
     for setting in dict.fromkeys(row["setting"] for row in rows):
         curves = [row["val_accuracy"] for row in rows if row["setting"] == setting and row["state"] == "done"]
         if curves:
@@ -145,24 +117,21 @@ def draw_epochs(axes, rows, out):
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def draw_rates(axes, rows, out):
-    """The best epoch's validation accuracy against the learning rate; a cross on the ground where seeds diverged."""
+def draw_learning_rates(axes, rows, out):
+    """The best epoch's validation accuracy against the learning rate; a cross at chance where seeds diverged."""
     for name, part in (("without", False), ("with", True)):
         mine = [row for row in rows if bool(row["args"]["bn"]) == part]
-        rates = sorted({row["args"]["lr"] for row in mine})
-        points = [
-            (lr, [r["final"]["val_accuracy"] for r in mine if r["args"]["lr"] == lr and r["state"] == "done"])
-            for lr in rates
-        ]
-        points = [(lr, values) for lr, values in points if values]
-        if points:
-            mean = np.array([np.mean(values) for _, values in points])
-            spread = np.array([[m - min(v), max(v) - m] for m, (_, v) in zip(mean, points)]).T.clip(0)  # equal: -1e-17
-            axes.errorbar(
-                [lr for lr, _ in points], mean, spread, marker="o", capsize=3, label=f"{name} batch normalization"
-            )
-        lost = [row["args"]["lr"] for row in mine if row["state"] == "diverged"]
-        axes.plot(lost, [0.1] * len(lost), "rx", label="diverged" if lost else None)
+        accuracies = {}
+        for row in mine:
+            if row["state"] == "done":
+                accuracies.setdefault(row["args"]["lr"], []).append(row["final"]["val_accuracy"])
+        if accuracies:
+            mean = np.array([np.mean(values) for values in accuracies.values()])
+            low, high = ([limit(values) for values in accuracies.values()] for limit in (min, max))
+            bars = np.clip([mean - low, high - mean], 0, None)  # of equal values it may be -1e-17
+            axes.errorbar(list(accuracies), mean, bars, marker="o", capsize=3, label=f"{name} batch normalization")
+        diverged = [row["args"]["lr"] for row in mine if row["state"] == "diverged"]
+        axes.plot(diverged, [0.1] * len(diverged), "rx", label="diverged" if diverged else None)
     axes.set(xscale="log", xlabel="learning rate", ylabel="validation accuracy of the best epoch")
 
 
@@ -181,36 +150,20 @@ def draw_weights(axes, rows, out):
         panel.set(ylabel="count") if i == 0 else panel.tick_params(labelleft=False)
 
 
-def list_results(out):
-    """results.txt: a line for every run that has ended."""
-    lines = []
-    for file in sorted(out.glob("*/run.json")):
-        record = json.loads(file.read_text(encoding="utf-8"))
-        if record["state"] == "done":
-            final = record["final"]
-            lines.append(
-                f"{file.parent.name:50} validation {final['val_accuracy']:.4f}  epoch {final['best_epoch']:3} "
-                f" {run.shown(file.parent / 'best.pt')}"
-            )
-        elif record["state"] == "diverged":
-            lines.append(f"{file.parent.name:50} diverged at step {record['diverged_at_step']}")
-    run.write(out / "results.txt", "\n".join(lines) + "\n")
+DRAW = {"lr": draw_learning_rates, "bn": draw_learning_rates, "l1-vs-l2": draw_weights}
 
 
-DRAW = {"lr": draw_rates, "bn": draw_rates, "l1-vs-l2": draw_weights}
-
-
-def report(study, rows, out):
+def report(name, rows, out):
     """Write STUDY.json and STUDY.png, and print the table."""
-    run.write_json(out / f"{study}.json", {"study": study, "rows": rows})
-    figure = Figure(figsize=(9 if study == "l1-vs-l2" else 6.5, 4), layout="constrained")
+    run.write_json(out / f"{name}.json", {"study": name, "rows": rows})
+    figure = Figure(figsize=(9 if name == "l1-vs-l2" else 6.5, 4), layout="constrained")
     axes = figure.subplots()
-    DRAW.get(study, draw_epochs)(axes, rows, out)
+    DRAW.get(name, draw_epochs)(axes, rows, out)
     if axes.get_legend_handles_labels()[0]:
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
-    run.write_figure(out / f"{study}.png", figure)
-    print(f"\n{study}")
+    run.write_figure(out / f"{name}.png", figure)
+    print(f"\n{name}")
     for setting in dict.fromkeys(row["setting"] for row in rows):
         mine, values = [r for r in rows if r["setting"] == setting], accuracies(rows, setting)
         diverged = len([r for r in mine if r["state"] == "diverged"])
@@ -223,65 +176,21 @@ def report(study, rows, out):
 
 def parser():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--study", nargs="+", choices=list(STUDIES), default=list(STUDIES), help="(default: all of them)")
-    p.add_argument("--seeds", type=run.positive_int, default=3, metavar="N", help="seeds 0 to N - 1 (default: 3)")
-    p.add_argument("--jobs", type=run.positive_int, default=os.cpu_count(), metavar="N", help="(default: one a core)")
-    run.add_flags(
-        p,
-        "data_dir",
-        "limit",
-        out=dict(default=str(run.ROOT / "out" / "cifar" / "sweep"), help="where to"),
-        data=dict(type=data.known, default="auto", help=data.DATA_HELP),
-        epochs=dict(help="instead of each setting's own, for a quick look"),
-    )
+    study.add_flags(p, STUDIES)
+    run.add_flags(p, "data_dir", "limit", data=dict(type=data.dataset_arg, default="auto", help=data.DATA_HELP),
+                  out=dict(default=str(run.ROOT / "out" / "cifar" / "sweep"), help="folder of the study"),
+                  epochs=dict(help="instead of each setting's own, for a quick look"))  # fmt: skip
     return p
 
 
 def main(argv=None):
     args = parser().parse_args(argv)
-    out = run.make_folder(args.out)
-    common = {name: value for name, value in (("limit", args.limit), ("epochs", args.epochs)) if value is not None}
-    models = {setting["model"] for study in args.study for setting in STUDIES[study].values()}
-    named = {m: data.choose(args.data, run.data_dir(args.data_dir), train.DATASET[m]) for m in sorted(models)}
-    jobs = {}
-    for seed in range(args.seeds):  # seed by seed: stopped early, every setting has as many
-        for study in args.study:
-            for setting in STUDIES[study].values():
-                folder = out / folder_name(setting, seed)
-                recipe = train.RECIPES[setting.get("recipe", "plain")][setting["model"]] | setting
-                cost = (args.epochs or recipe["epochs"]) * (1 + 16 / recipe["bs"])  # small batches are slower
-                jobs[folder] = cost, setting | dict(data=named[setting["model"]], seed=seed) | common
-    todo = {folder: told for folder, (_, told) in jobs.items() if not run.ended(folder, train.parse(arguments(told)))}
-    lock = run.hold(out)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    done = sum(cost for folder, (cost, _) in jobs.items() if folder not in todo)
-    bar = tqdm(total=sum(cost for cost, _ in jobs.values()), initial=done, bar_format=BAR)
-    with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn"), start_worker) as pool:
-        pending = {pool.submit(one_run, folder, told, args.data_dir) for folder, told in todo.items()}
-        try:
-            while pending:  # waking up now and then: a signal that another thread took is seen only then
-                finished, pending = wait(pending, timeout=1, return_when=FIRST_COMPLETED)
-                for folder, error in (future.result() for future in finished):
-                    if error:
-                        raise run.UserError(error)
-                    bar.update(jobs[folder][0])
-                    list_results(out)
-        except BaseException as error:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for child in multiprocessing.active_children():
-                child.terminate()  # whose runs then end in order
-            if isinstance(error, KeyboardInterrupt | BrokenProcessPool):
-                raise run.UserError("the sweep was stopped; the same command continues where it was") from None
-            raise
-    bar.close()
-    for study in args.study:
-        rows = [
-            row_of(study, name, seed, out / folder_name(setting, seed))
-            for name, setting in STUDIES[study].items()
-            for seed in range(args.seeds)
-        ]
-        report(study, rows, out)
-    lock.close()
+    out = Path(args.out)
+    if study.run_jobs(train, jobs_of(args, out), args):
+        for name in args.study:
+            rows = [study.row(name, setting, seed, out / folder_name(values, seed), val_accuracy="val_accuracy")
+                    for setting, values in STUDIES[name].items() for seed in range(args.seeds)]  # fmt: skip
+            report(name, rows, out)
 
 
 if __name__ == "__main__":

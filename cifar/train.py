@@ -1,16 +1,18 @@
 """Train LeNet-5 on CIFAR-100 or SimpleNN on CIFAR-10.
 
     python cifar/train.py --lr 0.01 --bs 16                # LeNet-5, CIFAR-100, 10 epochs
-    python cifar/train.py --recipe best                    # the best that was found for LeNet-5
+    python cifar/train.py --recipe best                    # the best recipe found for LeNet-5
     python cifar/train.py --model simplenn --recipe best   # and for SimpleNN, on CIFAR-10
-    python cifar/train.py --data builtin --epochs 3        # a look without any download
+    python cifar/train.py --data builtin --epochs 3        # a quick look without any download
 
-Validation chooses the epoch; that checkpoint is tested once, at the end. A recipe sets whatever flags leave open.
+Validation chooses the epoch; that checkpoint is tested once, at the end. A recipe sets whatever the flags leave open.
 """
 
 import argparse
 import math
 import time
+
+from common import run
 
 import matplotlib.figure
 import numpy as np
@@ -19,37 +21,26 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import data
-import run
 from model import ACTIVATIONS, LeNet5, SimpleNN, count_parameters
 
-PLAIN = dict(
-    epochs=10, bs=32, lr=0.001, decay="none", augment=False, l1=0.0, l2=0.0, nesterov=False, label_smoothing=0.0
-)
+PLAIN = dict(epochs=10, bs=32, lr=0.001, decay="none", augment="none", l1=0.0, weight_decay=0.0, nesterov=False,
+             label_smoothing=0.0)  # fmt: skip
+BEST = PLAIN | dict(bs=128, decay="onecycle", augment="crop+flip", weight_decay=5e-4, nesterov=True)
+SIMPLENN = dict(bn=False, activation="relu")  # what only this model has
 RECIPES = {
-    "plain": {"lenet5": PLAIN, "simplenn": PLAIN | dict(bn=False, activation="relu")},
+    "plain": {"lenet5": PLAIN, "simplenn": PLAIN | SIMPLENN},
     "best": {
-        "lenet5": PLAIN
-        | dict(epochs=90, bs=128, lr=0.02, decay="onecycle", augment=True, l2=5e-4, nesterov=True, label_smoothing=0.1),
-        "simplenn": PLAIN
-        | dict(
-            epochs=30,
-            bs=128,
-            lr=0.05,
-            decay="onecycle",
-            augment=True,
-            l2=5e-4,
-            nesterov=True,
-            bn=True,
-            activation="swish",
-        ),
+        "lenet5": BEST | dict(epochs=90, lr=0.02, label_smoothing=0.1),
+        "simplenn": BEST | dict(epochs=30, lr=0.05, bn=True, activation="swish"),
     },
+    "tiny": {"lenet5": PLAIN | dict(epochs=2, lr=0.01), "simplenn": PLAIN | SIMPLENN | dict(epochs=2, lr=0.01)},
 }
 DATASET = {"lenet5": "cifar100", "simplenn": "cifar10"}  # what --data auto means
 AUTO_PRECISION = "fp32"  # bench.py: these networks are too small to gain from bfloat16
 
 
-def decay_factor(decay: str, progress: float) -> float:
-    """What the learning rate is multiplied by when the share `progress` in [0, 1) of all steps is done."""
+def lr_factor(decay: str, progress: float) -> float:
+    """The factor of the learning rate at `progress` in [0, 1), the fraction of all steps that are done."""
     if decay == "step":
         return 0.1 ** ((progress >= 0.5) + (progress >= 0.75))
     if decay == "cosine":
@@ -65,56 +56,28 @@ def build_model(args, num_classes):
     return SimpleNN(num_classes, args.bn, args.activation)
 
 
-def train(args, r, train_set, val_set):
-    """Train, and leave in r.folder last.pt, best.pt (the epoch of the highest validation accuracy) and metrics.csv."""
-    model = build_model(args, len(train_set.classes)).to(r.device)
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        args.lr,
-        momentum=0.9,
-        weight_decay=args.l2,
-        nesterov=args.nesterov,
-        fused=r.device.type in ("cpu", "cuda"),
-    )
-    r.note(parameters=round(count_parameters(model) * 1e6))
-    r.say(
-        f"{args.model}, {count_parameters(model):.6f} M parameters, on {train_set.name}: {len(train_set):,} images "
-        f"to train on, {len(val_set):,} to validate\n{r.hardware}"
-    )
-
-    steps = math.ceil(len(train_set) / args.bs)
-    first_epoch, step, losses, correct, best = 0, 0, torch.zeros(steps), 0, -1.0
-    if state := r.load():
-        run.restore(model, state["model"], r.folder / "last.pt")
-        optimizer.load_state_dict(state["optimizer"])
-        first_epoch, step, losses, correct, best = (state[k] for k in ("epoch", "step", "losses", "correct", "best"))
-    losses = losses.to(r.device)  # of every step: looked at now and then, so that a GPU is not kept waiting
-
-    def checkpoint(epoch, step):
-        r.save(
-            {
-                "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "epoch": epoch,
-                "step": step,
-                "losses": losses,
-                "correct": int(correct),
-                "best": best,
-            }
-        )
+def train(args, r, model, train_set, val_set):
+    """Train, and leave in the run folder last.pt, best.pt (the highest validation accuracy) and metrics.csv."""
+    optimizer = torch.optim.SGD(model.parameters(), args.lr, momentum=0.9, weight_decay=args.weight_decay,
+                                nesterov=args.nesterov, fused=r.device.type in ("cpu", "cuda"))  # fmt: skip
+    n, steps, first_epoch, best = len(train_set), math.ceil(len(train_set) / args.bs), 0, -1.0
+    if state := r.load(model=model, optimizer=optimizer):
+        first_epoch, best = state["epoch"], state["best"]
 
     for epoch in range(first_epoch, args.epochs):
         model.train()
-        began, images_seen = time.monotonic(), 0
-        batches = train_set.batches(args.bs, shuffle=(args.seed, epoch), augment=args.augment, skip=step)
-        bar = tqdm(batches, f"epoch {epoch + 1}/{args.epochs}", steps, initial=step, leave=False, disable=None)
-        for images, labels in bar:
+        began = time.monotonic()
+        losses = torch.zeros(steps, device=r.device)  # kept on the device: `.item()` at each step would stall a GPU
+        correct = torch.zeros((), dtype=torch.int64, device=r.device)
+        batches = train_set.batches(args.bs, shuffle=(args.seed, epoch), augment=args.augment)
+        bar = tqdm(batches, f"epoch {epoch + 1}/{args.epochs}", steps, leave=False, disable=None)
+        for step, (images, labels) in enumerate(bar):
             for group in optimizer.param_groups:
-                group["lr"] = args.lr * decay_factor(args.decay, (epoch + step / steps) / args.epochs)
+                group["lr"] = args.lr * lr_factor(args.decay, (epoch + step / steps) / args.epochs)
             with r.autocast():
                 logits, _ = model(images)
                 loss = F.cross_entropy(logits, labels, label_smoothing=args.label_smoothing)
-                if args.l1:  # L1 by hand: the sum of the weights' absolute values, a constant pull towards zero
+                if args.l1:  # the L1 penalty: the sum of absolute weights, a constant pull towards zero
                     loss = loss + args.l1 * sum(p.abs().sum() for p in model.parameters())
             optimizer.zero_grad()
             loss.backward()
@@ -122,41 +85,24 @@ def train(args, r, train_set, val_set):
 
             losses[step] = loss.detach() * len(labels)
             correct += (logits.argmax(1) == labels).sum()
-            images_seen += len(labels)
-            step += 1
-            if step % 50 == 0 or step == steps:
-                r.check_finite(losses[:step], epoch * steps)
-                seen = min(step * args.bs, len(train_set))
-                bar.set_postfix(loss=f"{losses[:step].sum().item() / seen:.3f}", accuracy=f"{int(correct) / seen:.1%}")
-            if r.stopping:
-                checkpoint(epoch, step)
-                r.stop()
+            if (step + 1) % 50 == 0 or step + 1 == steps:
+                r.check_finite(losses[: step + 1], epoch * steps)
+                seen = min((step + 1) * args.bs, n)
+                bar.set_postfix(loss=f"{losses.sum().item() / seen:.3f}", accuracy=f"{correct.item() / seen:.1%}")
 
         seconds = time.monotonic() - began
-        train_loss, train_accuracy = losses.sum().item() / len(train_set), int(correct) / len(train_set)
+        train_loss, train_accuracy = losses.sum().item() / n, correct.item() / n
         val_loss, val_accuracy, _ = evaluate(model, val_set, r)
         r.check_finite(torch.tensor([val_loss]), (epoch + 1) * steps)
-        r.log(
-            {
-                "epoch": epoch + 1,
-                "train_loss": train_loss,
-                "val_loss": val_loss,
-                "train_accuracy": train_accuracy,
-                "val_accuracy": val_accuracy,
-                "lr": optimizer.param_groups[0]["lr"],
-                "seconds": round(seconds, 2),
-            }
-        )
-        r.say(
-            f"epoch {epoch + 1:>3}/{args.epochs}   loss {train_loss:.3f} train {val_loss:.3f} val   accuracy "
-            f"{train_accuracy:.1%} train {val_accuracy:.1%} val   {images_seen / seconds:,.0f} images/s"
-        )
+        r.log({"epoch": epoch + 1, "train_loss": train_loss, "val_loss": val_loss, "train_accuracy": train_accuracy,
+               "val_accuracy": val_accuracy, "lr": optimizer.param_groups[0]["lr"],
+               "seconds": round(seconds, 2)})  # fmt: skip
+        r.print(f"epoch {epoch + 1:>3}/{args.epochs}   loss {train_loss:.3f} train {val_loss:.3f} val   accuracy "
+                f"{train_accuracy:.1%} train {val_accuracy:.1%} val   {n / seconds:,.0f} images/s")  # fmt: skip
         if val_accuracy > best:
             best = val_accuracy
-            r.save({"model": model.state_dict(), "epoch": epoch + 1}, "best.pt")
-        step, correct = 0, 0
-        checkpoint(epoch + 1, step)
-    return model
+            r.save_best(model=model, epoch=epoch + 1)
+        r.save(model=model, optimizer=optimizer, epoch=epoch + 1, best=best)
 
 
 @torch.no_grad()
@@ -169,34 +115,35 @@ def evaluate(model, dataset, r):
     return F.cross_entropy(logits, dataset.labels).item(), correct / len(dataset), logits
 
 
-def draw_predictions(path, dataset, logits, rows=3, columns=8):
-    """The first test pictures with the class predicted, and the true one where that was wrong."""
+def draw_predictions(dataset, logits, rows=3, columns=8):
+    """A figure of the first images with the predicted class, and the true class where that is wrong."""
     figure = matplotlib.figure.Figure(figsize=(1.15 * columns, 1.4 * rows), layout="constrained")
     predicted = logits.argmax(1).tolist()
     for i, axes in zip(range(len(dataset)), np.ravel(figure.subplots(rows, columns))):
         axes.imshow(dataset.images[i].permute(1, 2, 0).cpu().numpy(), interpolation="nearest")
-        truth, guess = (dataset.classes[k].replace("_", " ") for k in (dataset.labels[i], predicted[i]))
-        axes.set_title(
-            guess if guess == truth else f"{guess}\n(is {truth})",
-            fontsize=7.5,
-            color="tab:green" if guess == truth else "tab:red",
-        )
+        names = (dataset.classes[k].replace("_", " ") for k in (dataset.labels[i], predicted[i]))
+        truth, guess = (run.plain_text(name) for name in names)
+        colour = "tab:green" if guess == truth else "tab:red"
+        axes.set_title(guess if guess == truth else f"{guess}\n(is {truth})", fontsize=7.5, color=colour)
     for axes in figure.axes:
         axes.axis("off")
-    run.write_figure(path, figure)
+    return figure
 
 
 def parser():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--model", choices=list(DATASET), default="lenet5", help="(default: %(default)s)")
-    p.add_argument("--recipe", choices=list(RECIPES), default="plain", help="(default: %(default)s)")
     help = data.DATA_HELP + "; auto is cifar100 for lenet5, cifar10 for simplenn"
-    run.add_flags(p, "data_dir", "out", "resume", data=dict(type=data.known, default="auto", help=help))
+    run.add_flags(p, recipe=dict(choices=list(RECIPES), default="plain"))
+    run.add_flags(p, "set", "data_dir", "out", "resume", data=dict(type=data.dataset_arg, default="auto", help=help))
     run.add_flags(p, "epochs", "bs", "lr", "seed", "device", "precision", "limit")
     p.add_argument("--decay", choices=["none", "step", "cosine", "onecycle"], help="schedule of the learning rate")
-    p.add_argument("--augment", action=argparse.BooleanOptionalAction, help="random crops and mirror images")
+    p.add_argument("--augment", choices=data.AUGMENT, nargs="?", const="crop+flip", help="alone: crop+flip")
+    p.add_argument(
+        "--no-augment", dest="augment", action="store_const", const="none", help="the same as --augment none"
+    )
     p.add_argument("--l1", type=run.nonnegative_float, metavar="X", help="strength of the L1 penalty")
-    p.add_argument("--l2", type=run.nonnegative_float, metavar="X", help="strength of the L2 penalty (weight decay)")
+    p.add_argument("--weight-decay", "--l2", type=run.nonnegative_float, metavar="X", help="weight decay (L2 penalty)")
     p.add_argument("--bn", action=argparse.BooleanOptionalAction, help="batch normalization (simplenn)")
     p.add_argument("--activation", choices=list(ACTIVATIONS), help="(simplenn)")
     p.epilog = "recipes:\n" + "\n".join(
@@ -207,45 +154,37 @@ def parser():
     return p
 
 
+def recipe(args):
+    """The recipe of the model. Raises UserError for a flag that the model does not have."""
+    for name in SIMPLENN.keys() - RECIPES[args.recipe][args.model].keys():
+        if getattr(args, name) is not None:
+            raise run.UserError(f"--{name}: {args.model} has no such option")
+    return RECIPES[args.recipe][args.model]
+
+
 def parse(argv=None):
-    p = parser()
-    args = run.parse(p, argv, extendable=lambda saved: saved["decay"] == "none")
-    if not args.resume:
-        recipe = RECIPES[args.recipe][args.model]
-        for name in ("bn", "activation"):
-            if name not in recipe and getattr(args, name) is not None:
-                p.error(f"--{name}: {args.model} has no such option")
-        for name, value in recipe.items():
-            if getattr(args, name, None) is None:
-                setattr(args, name, value)
-    return args
+    return run.parse(__file__, parser(), argv, recipe, extendable=lambda args: args.decay == "none")
 
 
 def main(argv=None):
     args = parse(argv)
-    train_set, val_set, test_set = data.load(args.data, args.data_dir, args.limit, auto=DATASET[args.model])
-    args.data = train_set.name if args.data == "auto" else args.data
-    with run.Run(args, __file__, f"{train_set.name}-{args.model}", AUTO_PRECISION) as r:
-        r.note(dataset=train_set.facts() | {"train": len(train_set), "val": len(val_set), "test": len(test_set)})
+    train_set, val_set, test_set, facts = data.load(args.data, args.data_dir, args.limit, auto=DATASET[args.model])
+    args.data = facts["name"] if args.data == "auto" else args.data
+    with run.Run(args, __file__, f"{facts['name']}-{args.model}", AUTO_PRECISION) as r:
         train_set, val_set, test_set = (part.to(r.device) for part in (train_set, val_set, test_set))
-        model = train(args, r, train_set, val_set)
+        model = build_model(args, len(train_set.classes)).to(r.device)
+        r.note(f"{args.model}, {count_parameters(model):.6f} M parameters, on {facts['name']}: {len(train_set):,} "
+               f"training images, {len(val_set):,} validation images",
+               dataset=facts, parameters=round(count_parameters(model) * 1e6))  # fmt: skip
+        train(args, r, model, train_set, val_set)
 
-        best = run.read_checkpoint(r.folder / "best.pt", r.device)
-        run.restore(model, best["model"], r.folder / "best.pt")
+        best = r.load_best(model=model)
         val_loss, val_accuracy, _ = evaluate(model, val_set, r)
         test_loss, test_accuracy, logits = evaluate(model, test_set, r)
-        draw_predictions(r.folder / "predictions.png", test_set, logits)
-        r.finish(
-            best_epoch=best["epoch"],
-            val_loss=val_loss,
-            val_accuracy=val_accuracy,
-            test_loss=test_loss,
-            test_accuracy=test_accuracy,
-        )
-        r.say(
-            f"test accuracy {test_accuracy:.2%} with the weights of epoch {best['epoch']} (validation "
-            f"{val_accuracy:.2%}); {r.record['wall_s']:.0f} s; {run.shown(r.folder)}"
-        )
+        r.figure("predictions.png", draw_predictions(test_set, logits))
+        r.finish(f"test accuracy {test_accuracy:.2%} with the weights of epoch {best['epoch']} (validation "
+                 f"{val_accuracy:.2%})", best_epoch=best["epoch"], val_loss=val_loss, val_accuracy=val_accuracy,
+                 test_loss=test_loss, test_accuracy=test_accuracy)  # fmt: skip
     return r.record
 
 

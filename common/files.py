@@ -1,0 +1,123 @@
+"""Files that appear completely or not at all, folders that are locked, and records that are checked when read."""
+
+import io
+import json
+import os
+import re
+import socket
+import warnings
+from pathlib import Path
+
+from common.terminal import UserError
+
+import filelock
+
+FORMAT = 2  # of run folders; older ones cannot be resumed
+
+
+def write(path: Path, content: bytes | str):
+    """Write `content` to `path` completely or not at all: a temporary name, fsync, rename. Raises UserError."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot be written ({error.strerror}); the earlier file is unharmed") from error
+
+
+def append(path: Path, text: str):
+    """Append `text` to a UTF-8 file. Raises UserError."""
+    try:
+        with open(path, "a", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            file.write(text)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def write_json(path: Path, content):
+    write(path, json.dumps(content, indent=1) + "\n")
+
+
+def write_figure(path: Path, figure):
+    """Write a matplotlib figure as a PNG. A character that the font lacks is drawn as a box, without warnings."""
+    content = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        figure.savefig(content, format="png", dpi=110, metadata={"Software": None})
+    write(path, content.getvalue())
+
+
+def plain_text(text: str) -> str:
+    """A user's text for a figure: matplotlib would take what stands between dollar signs for mathematics."""
+    return str(text).encode(errors="backslashreplace").decode().replace("$", r"\$")
+
+
+def make_folder(path: str | Path) -> Path:
+    """The folder `path`, created if it is not there. Call it before the work whose results it is to hold."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be used ({error.strerror})") from error
+    return Path(path)
+
+
+def lock_folder(folder: Path) -> filelock.FileLock:
+    """Lock `folder` for this process and return the lock; the system releases it when the process dies."""
+    lock, holder = filelock.FileLock(folder / ".lock", timeout=0), folder / ".lock-holder"
+    try:
+        lock.acquire()
+        holder.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+    except filelock.Timeout:
+        by = holder.read_text(encoding="utf-8", errors="replace") if holder.exists() else "another process"
+        raise UserError(f"{folder}: is in use by {by}") from None
+    except (OSError, NotImplementedError) as error:
+        raise UserError(f"{folder}: cannot be locked ({getattr(error, 'strerror', error)})") from error
+    return lock
+
+
+def display_path(path: str | Path) -> str:
+    """`path` as one would type it here: relative to the current directory where that is shorter."""
+    try:
+        return min(str(path), os.path.relpath(path), key=len)
+    except (OSError, ValueError):  # another drive, or a current directory that is gone
+        return str(path)
+
+
+def read_json(path: Path) -> dict:
+    """The object in a JSON file. Raises UserError."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not JSON'})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: is not a JSON object")
+    return content
+
+
+def read_record(path: Path) -> dict:
+    """The run.json at `path`, checked as if it came from a stranger. Raises UserError."""
+    record = read_json(path)
+    git = record.get("git")
+    commit = git.get("commit") if isinstance(git, dict) else None
+    if record.get("format") != FORMAT:
+        raise UserError(f"{path}: was written by another version; continue it with commit {commit or 'unknown'}")
+    kinds = {"experiment": str, "args": dict, "state": str, "device": dict, "wall_s": int | float, "resumed": int}
+    wrong = [name for name, kind in kinds.items() if not isinstance(record.get(name), kind)]
+    threads = None if "device" in wrong else record["device"].get("threads")
+    if type(threads) is not int or not 0 < threads < 10_000:
+        wrong.append("device.threads")
+    if git is not None and not re.fullmatch("[0-9a-f]{40,64}", str(commit)):
+        wrong.append("git")
+    if "wall_s" not in wrong and not 0 <= record["wall_s"] < 1e12:
+        wrong.append("wall_s")
+    if record.get("precision") not in ("fp32", "bf16"):
+        wrong.append("precision")
+    if not isinstance(record.get("dataset", {}), dict):
+        wrong.append("dataset")
+    if wrong:
+        raise UserError(f"{path}: is damaged (no valid {', '.join(wrong)})")
+    return record

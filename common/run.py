@@ -1,0 +1,392 @@
+"""What every run shares: device, run folder, record, metrics, curves and checkpoints.
+
+Nothing here knows which experiment it serves. In outline:
+
+    args = run.parse(__file__, parser, argv, recipe=lambda args: RECIPES[args.recipe])
+    with run.Run(args, __file__, "cifar100-lenet5") as r:
+        state = r.load(model=model, optimizer=optimizer)  # None in a new run
+        for epoch in range(state["epoch"] if state else 0, args.epochs):
+            ...
+            r.log({"epoch": epoch + 1, "train_loss": 4.2, "val_loss": 4.1})
+            r.save(model=model, optimizer=optimizer, epoch=epoch + 1)
+        r.finish("test accuracy 42.0%", test_accuracy=0.42)
+"""
+
+import csv
+import io
+import os
+import shlex
+import signal
+import sys
+import time
+import zipfile
+from datetime import UTC, datetime
+from pathlib import Path
+
+from common.files import (  # noqa: F401, scripts take all of these from `run`
+    FORMAT,
+    append,
+    display_path,
+    lock_folder,
+    make_folder,
+    plain_text,
+    read_json,
+    read_record,
+    write,
+    write_figure,
+    write_json,
+)
+from common.flags import (  # noqa: F401
+    ROOT,
+    add_flags,
+    data_dir,
+    dataset_arg,
+    nonnegative_float,
+    nonnegative_int,
+    parse,
+    path_arg,
+    positive_float,
+    positive_int,
+    record_args,
+    to_argv,
+)
+from common.machine import environment, native_bf16, peak_memory_mb, pick_device, seed_at  # noqa: F401
+from common.terminal import Diverged, UserError, cli  # noqa: F401
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+
+def newest_run(experiment: str) -> Path | None:
+    """The folder of the newest finished run of `experiment` below out/."""
+    finished = []
+    for file in (ROOT / "out" / experiment).glob("*/run.json"):
+        try:
+            finished += [(file.stat().st_mtime, file.parent)] if read_record(file)["state"] == "done" else []
+        except (OSError, UserError):
+            pass  # damaged, or of another version
+    return max(finished)[1] if finished else None
+
+
+def is_finished(folder: Path, args) -> bool:
+    """Has the run in `folder` ended, done or diverged? A run with other arguments than `args` is a UserError."""
+    file = Path(folder) / "run.json"
+    if not file.exists():
+        return False
+    record, wanted = read_record(file), record_args(args)
+    for name in sorted(wanted.keys() | record["args"].keys()):
+        if record["args"].get(name) != wanted.get(name) and (name, wanted.get(name)) != ("data", "auto"):
+            raise UserError(f"{folder}: holds a run with another --{name.replace('_', '-')}; name another --out")
+    return record["state"] in ("done", "diverged")
+
+
+# ------------------------------------------------------------------------------------------------- checkpoints
+
+
+class Checkpoint(dict):
+    """What a checkpoint holds; a key that it lacks is a UserError that names the file."""
+
+    path: Path
+
+    def __missing__(self, key):
+        raise UserError(f"{self.path}: is no checkpoint of such a run (it has no {key!r})")
+
+    def load_into(self, **parts):
+        """Load the state dicts of the checkpoint into the modules and optimizers `parts`; a list takes a list."""
+        for name, part in parts.items():
+            states, parts = (self[name], part) if isinstance(part, list) else ([self[name]], [part])
+            try:
+                for one, state in zip(parts, states, strict=True):
+                    one.load_state_dict(state)
+            except (RuntimeError, LookupError, ValueError, AttributeError, TypeError) as error:
+                detail = " ".join(str(error).split())[:100]
+                raise UserError(f"{self.path}: is the checkpoint of another model ({detail})") from error
+
+
+def read_checkpoint(path: Path, device="cpu") -> Checkpoint:
+    """The checkpoint at `path`, with its tensors on `device`. Raises UserError."""
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: is missing") from error
+    except Exception as error:  # torch raises half a dozen kinds
+        whole = path.is_file() and zipfile.is_zipfile(path)
+        reason = "holds more than tensors, numbers and strings, or is damaged" if whole else "is damaged or cut short"
+        raise UserError(f"{path}: is no readable checkpoint: it {reason}") from error
+    if not isinstance(state, dict):
+        raise UserError(f"{path}: is no checkpoint of a run (it holds a {type(state).__name__})")
+    state = Checkpoint(state)
+    state.path = path
+    return state
+
+
+def state_of(value):
+    """The state dict of a module or optimizer, or of each one in a list; any other value as it is."""
+    if isinstance(value, list):
+        return [state_of(one) for one in value]
+    return value.state_dict() if hasattr(value, "state_dict") else value
+
+
+# ------------------------------------------------------------------------------------------------------ the run
+
+
+class Run:
+    """A run, from its folder to its record: `with Run(args, __file__, name) as r`.
+
+    Seeds torch, picks device and precision, and locks the run folder. However the block ends, run.json says so: done,
+    interrupted, diverged or failed. Ctrl-C and SIGTERM end the run at once, and at most one epoch is repeated. With
+    `stop_within_epoch` the loop asks `should_stop()` after each step, saves, and calls `stop()`; a second signal ends
+    the run at once.
+    """
+
+    rank, world = 0, 1  # common/ddp.py has runs of several processes
+
+    def __init__(self, args, script, name, auto_precision="fp32", stop_within_epoch=False):
+        self.args, self.script, self.stop_within_epoch = args, Path(script).resolve(), stop_within_epoch
+        if self.world == 1 and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise UserError(f"{self.script.name} trains in one process: start it with python, not with torchrun")
+        self.device = self._pick_device()
+        self.folder, self._lock = self._open_folder(name)
+        old = read_record(self.folder / "run.json") if args.resume else {}
+        if old:
+            torch.set_num_threads(old["device"]["threads"])
+        auto = "bf16" if auto_precision == "bf16" and native_bf16(self.device) else "fp32"
+        self.precision = old.get("precision", auto) if args.precision == "auto" else args.precision
+        self.rows, self._signal, self._drawn, self._began = [], None, 0.0, time.monotonic()
+        self._before = old.get("wall_s", 0.0)
+        self.record = old | {
+            "experiment": self.script.parent.name,
+            "format": FORMAT,
+            "args": record_args(args),
+            "state": "running",
+            **environment(self.device, script, old.get("git")),
+            "processes": self.world,
+            "precision": self.precision,
+            "started": old.get("started", datetime.now(UTC).isoformat(timespec="seconds")),
+            "resumed": old.get("resumed", 0) + bool(args.resume),
+        }
+        torch.manual_seed(args.seed)
+
+    def _pick_device(self):
+        return pick_device(self.args.device)
+
+    def _open_folder(self, name):
+        """Create or find the run folder and lock it. Returns (folder, lock)."""
+        wanted = Path(self.args.resume or self.args.out or ROOT / "out" / self.script.parent.name)
+        make_folder(wanted)
+        if self.args.resume or self.args.out:
+            lock = lock_folder(wanted)
+            if not self.args.resume and (wanted / "run.json").exists():
+                lock.release()
+                raise UserError(f"{wanted}: holds a run already; continue it with --resume, or name another folder")
+            return wanted, lock
+        for n in range(1, sys.maxsize):
+            folder = wanted / f"{name}-s{self.args.seed}-{n}"
+            try:
+                folder.mkdir()
+                return folder, lock_folder(folder)
+            except FileExistsError:
+                continue
+            except OSError as error:
+                raise UserError(f"{folder}: cannot be created ({error.strerror})") from error
+
+    def __enter__(self):
+        self._handlers = {}
+        try:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._handlers[number] = signal.signal(number, self._handle_signal)
+        except ValueError:  # not the main thread, whose owner handles signals
+            pass
+        place = data_dir(getattr(self.args, "data_dir", None)).absolute()
+        path = getattr(self.args, "data", None)
+        local = {"data_dir": str(place) if place.is_dir() else None, "data": path if os.path.isabs(str(path)) else None}
+        if self.rank == 0:  # where the data lies, for --resume; never copied to results/
+            write_json(self.folder / "local.json", local)
+        self._write_record()
+        return self
+
+    def _handle_signal(self, number, frame):
+        if self._signal is not None:  # asked twice
+            self._close("interrupted")
+            os._exit(128 + number)
+        self._signal = number
+        if not self.stop_within_epoch:
+            raise KeyboardInterrupt
+        if self.rank == 0:
+            tqdm.write("stopping after this step ...", file=sys.stderr)
+
+    def should_stop(self) -> bool:
+        """Has the run been told to stop? Then save and call `stop()`."""
+        return self._signal is not None
+
+    def stop(self):
+        """End the run as interrupted."""
+        raise KeyboardInterrupt
+
+    def __exit__(self, kind, error, trace):
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        ends = {None: self.record["state"], KeyboardInterrupt: "interrupted", Diverged: "diverged"}
+        if kind is Diverged:
+            self.record["diverged_at_step"] = error.step
+        self._close(ends.get(kind, "failed"))
+        if kind is KeyboardInterrupt:
+            if self.rank == 0:
+                again = [*self._launcher(), display_path(self.script), "--resume", display_path(self.folder)]
+                saved = (self.folder / "last.pt").exists()
+                print("interrupted" + f"; continue with: {shlex.join(again)}" * saved, file=sys.stderr)
+            raise SystemExit(128 + (self._signal or signal.SIGINT)) from None
+
+    def _launcher(self):
+        return ["python"]
+
+    def _close(self, state):
+        """Write the final state of the run and release its folder."""
+        self.record["state"] = state
+        try:
+            self._write_record()
+        except UserError:  # a full disk, or a folder that is gone: what ended the run says it
+            if state == "done":
+                raise
+        finally:
+            if self._lock:
+                self._lock.release()
+
+    def autocast(self):
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def print(self, text: str):
+        """Print a line and keep it in train.log."""
+        if self.rank == 0:
+            append(self.folder / "train.log", text + "\n")
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
+
+    def note(self, text: str | None = None, **facts):
+        """Put facts (dataset, parameters, ...) into the record; print `text` with the hardware. A resumed run must have
+        the dataset with which it began."""
+        before, now = (f.get("dataset") or {} for f in (self.record, facts))
+        if now and self.args.resume and before and before.get("digest") != now["digest"]:
+            raise UserError(f"{self.folder}: began with another dataset than is there now; start a new run")
+        self.record |= facts
+        self._write_record()
+        if text:
+            d = self.record["device"]
+            processes = f", {self.world} processes" if self.world > 1 else ""
+            memory = f", {d['memory_gb']} GiB" if d["memory_gb"] else ""
+            where = f"{d['name']}{memory}, {d['threads']} of {d['cores']} cores{processes}, {self.precision}"
+            self.print(f"{text}\n{where}")
+
+    def _write_record(self):
+        if self.rank == 0:
+            self.record["wall_s"] = round(self._before + time.monotonic() - self._began, 1)
+            self.record["peak_memory_mb"] = peak_memory_mb(self.device)
+            write_json(self.folder / "run.json", self.record)
+
+    def log(self, row: dict):
+        """Append a row to metrics.csv; redraw curves.png if it is more than ten seconds old."""
+        self.rows.append(row)
+        if self.rank == 0:
+            table = io.StringIO(newline="")
+            writer = csv.DictWriter(table, list(row))
+            if len(self.rows) == 1:
+                writer.writeheader()
+            writer.writerow(row)
+            append(self.folder / "metrics.csv", table.getvalue())
+            if time.monotonic() - self._drawn > 10:
+                draw_curves(self.rows, self.folder / "curves.png")
+                self._drawn = time.monotonic()
+
+    def check_finite(self, losses: torch.Tensor, first_step: int):
+        """Raise Diverged at the first loss that is not finite; losses[0] is that of step `first_step`."""
+        bad = (~torch.isfinite(losses)).nonzero()
+        if len(bad):
+            raise Diverged(first_step + bad[0].item())
+
+    def figure(self, name: str, figure):
+        """Write a matplotlib figure into the run folder."""
+        if self.rank == 0:
+            write_figure(self.folder / name, figure)
+
+    def save(self, file="last.pt", **state):
+        """Write a checkpoint of modules, optimizers, tensors, numbers and strings, with torch's random state and the
+        number of metrics rows."""
+        state = {name: state_of(value) for name, value in state.items()}
+        state |= {"rows": len(self.rows), "random": self._random_states()}
+        if self.rank == 0:
+            content = io.BytesIO()
+            torch.save(state, content)
+            write(self.folder / file, content.getbuffer())
+            self._write_record()
+
+    def save_best(self, **state):
+        """Write best.pt."""
+        self.save("best.pt", **state)
+
+    def _random_states(self):
+        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+        return [{"cpu": torch.get_rng_state()} | ({"cuda": cuda} if cuda is not None else {})]
+
+    def load(self, **parts) -> Checkpoint | None:
+        """Load last.pt into the modules and optimizers `parts`, restore torch's random state, and drop later rows of
+        the metrics. Returns the checkpoint, or None where there is none."""
+        path, state = self.folder / "last.pt", None
+        if path.exists():
+            state = read_checkpoint(path)
+            state.load_into(**parts)
+            if len(state["random"]) != self.world:
+                raise UserError(f"{path}: was written by {len(state['random'])} processes; continue it with as many")
+            try:
+                torch.set_rng_state(state["random"][self.rank]["cpu"])
+                if self.device.type == "cuda" and "cuda" in state["random"][self.rank]:
+                    torch.cuda.set_rng_state(state["random"][self.rank]["cuda"], self.device)
+            except (RuntimeError, TypeError, LookupError) as error:
+                raise UserError(f"{path}: is damaged: it has no valid random state") from error
+        self._read_metrics(state["rows"] if state else 0)
+        return state
+
+    def load_best(self, **parts) -> Checkpoint:
+        """Load best.pt into the modules `parts`."""
+        state = read_checkpoint(self.folder / "best.pt", self.device)
+        state.load_into(**parts)
+        return state
+
+    def _read_metrics(self, rows):
+        file = self.folder / "metrics.csv"
+        if not file.exists():
+            return
+        try:
+            with open(file, newline="", encoding="utf-8") as lines:
+                header, *values = [*csv.reader(lines)][: rows + 1 if rows else 0] or [[]]
+            self.rows = [{k: float(v) for k, v in zip(header, row, strict=True)} for row in values]
+        except (OSError, ValueError, csv.Error) as error:
+            raise UserError(f"{file}: is damaged; remove it to lose the curves, or start a new run") from error
+        if self.rank == 0:
+            write(file, "".join(",".join(row) + "\r\n" for row in [header, *values] if row))
+
+    def finish(self, text: str, **final):
+        """Record the final metrics, draw the curves, and print `text` with the seconds and the folder."""
+        if self.rows and self.rank == 0:
+            draw_curves(self.rows, self.folder / "curves.png")
+        self.record |= {"state": "done", "final": final}
+        self._write_record()
+        self.print(f"{text}; {self.record.get('wall_s', 0):.0f} s; {display_path(self.folder)}")
+
+
+def draw_curves(rows, path):
+    """One panel per quantity: train_X and val_X of the metrics `rows` against their first column."""
+    from matplotlib.figure import Figure
+
+    quantities = list(dict.fromkeys(c.split("_", 1)[1] for c in rows[0] if c.startswith(("train_", "val_"))))
+    x = next(iter(rows[0]))
+    figure = Figure(figsize=(4.5 * len(quantities), 3.4), layout="constrained")
+    for axes, quantity in zip(np.atleast_1d(figure.subplots(1, len(quantities))), quantities):
+        for part, style in (("train", "--"), ("val", "-")):
+            points = [(row[x], row[f"{part}_{quantity}"]) for row in rows if f"{part}_{quantity}" in row]
+            if points:
+                axes.plot(*zip(*points), style, marker="." if len(points) < 30 else None, label=part)
+        axes.set(xlabel=x, title=quantity)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    write_figure(path, figure)

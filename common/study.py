@@ -1,0 +1,167 @@
+"""Studies: many runs of a train.py, each a plain command in a process of its own, several at a time.
+
+A sweep.py names its runs (`Job`) and calls `run_jobs`. Given again, the same command continues where it stopped. With
+--list it prints the commands, one a line, for any other engine to run; the sweep then only collects the results.
+"""
+
+import csv
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from common import run
+from common.files import display_path, lock_folder, make_folder, read_record, write
+from common.terminal import UserError
+
+from tqdm import tqdm
+
+ROW = (
+    "state args final diverged_at_step wall_s parameters tokens_per_step dataset device precision git versions".split()
+)
+
+
+class Job(NamedTuple):
+    """One run of a study: its folder, its arguments, and about how long it takes compared with the others."""
+
+    folder: Path
+    argv: list[str]
+    cost: float = 1.0
+
+
+def add_flags(parser, studies, seeds=3):
+    """The flags of every sweep.py: --study, --seeds, --jobs, --list."""
+    names = ", ".join(studies)
+    parser.add_argument("--study", nargs="+", choices=list(studies), default=list(studies), metavar="STUDY",
+                        help=f"any of {names} (default: all of them)")  # fmt: skip
+    parser.add_argument(
+        "--seeds", type=run.positive_int, default=seeds, metavar="N", help=f"seeds 0 to N - 1 ({seeds})"
+    )
+    parser.add_argument("--jobs", type=run.positive_int, default=os.cpu_count(), metavar="N",
+                        help="runs at a time, which share the cores (default: one a core)")  # fmt: skip
+    parser.add_argument("--list", action="store_true", help="print the commands and run nothing")
+
+
+def command(script: Path, job: Job) -> list[str]:
+    """The command that starts or continues a job."""
+    return [display_path(script), *job.argv, "--out", display_path(job.folder), "--resume", "auto"]
+
+
+def run_jobs(train, jobs: list[Job], args) -> bool:
+    """Run all jobs of the module `train` that have not ended, `args.jobs` at a time, one core or more for each.
+
+    Returns False if `args.list` asked for the commands only. Raises UserError where a run fails, where a folder holds a
+    run with other arguments, and where the sweep is told to stop; the runs then save and end.
+    """
+    script = Path(train.__file__)
+    if args.list:
+        for job in jobs:
+            print("python " + shlex.join(command(script, job)))
+        return False
+    todo = [job for job in jobs if not run.is_finished(job.folder, train.parse(job.argv))]
+    if not todo:
+        return True
+    out = make_folder(todo[0].folder.parent)
+    lock, before = lock_folder(out), signal.signal(signal.SIGTERM, signal.default_int_handler)
+    total = sum(job.cost for job in jobs)
+    bar = tqdm(total=total, initial=total - sum(job.cost for job in todo), disable=None,
+               bar_format="sweep {percentage:3.0f}%|{bar}| {elapsed} so far, {remaining} left")  # fmt: skip
+    running, waiting = [], list(todo)
+    try:
+        while running or waiting:
+            while waiting and len(running) < args.jobs:
+                job = waiting.pop(0)
+                running.append((job, *start(script, job, max(1, (os.cpu_count() or 1) // args.jobs))))
+            time.sleep(0.05)
+            ended = [entry for entry in running if entry[1].poll() is not None]
+            running = [entry for entry in running if entry not in ended]
+            for job, _, errors in ended:
+                state = state_of(job.folder)
+                list_results(out)
+                if state not in ("done", "diverged"):
+                    raise UserError(f"{display_path(job.folder)}: the run {state} ({last_line(errors)})")
+                bar.update(job.cost)
+    except KeyboardInterrupt:
+        raise UserError("the sweep was stopped; the same command continues where it was") from None
+    finally:
+        for _, process, _ in running:
+            process.send_signal(signal.SIGINT if os.name != "nt" else signal.SIGTERM)
+        for _, process, _ in running:
+            process.wait()
+        list_results(out)
+        bar.close()
+        signal.signal(signal.SIGTERM, before)
+        lock.release()
+    return True
+
+
+def start(script, job, threads):
+    """Start a job in a session of its own: Ctrl-C then reaches it once, from the sweep. Returns (process, stderr)."""
+    errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    words = [sys.executable, str(script), *command(script, job)[1:]]
+    return subprocess.Popen(
+        words,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=errors,
+        start_new_session=True,
+    ), errors
+
+
+def state_of(folder):
+    """How the run in `folder` ended, as its record says: done, diverged, interrupted or failed."""
+    try:
+        state = read_record(folder / "run.json")["state"]
+    except UserError:
+        return "failed"
+    return "failed" if state == "running" else state
+
+
+def last_line(errors):
+    errors.seek(0)
+    lines = [line for line in errors.read().replace("\r", "\n").splitlines() if line.strip()]
+    return lines[-1].removeprefix("error: ") if lines else "it said nothing"
+
+
+def list_results(out: Path):
+    """Write results.txt: a line for every run below `out`, with its state and validation metrics."""
+    lines = []
+    for file in sorted(out.glob("*/run.json")):
+        state, final = state_of(file.parent), {}
+        if state == "done":
+            final = read_record(file).get("final", {})
+        values = [f"{k} {v:.4f}" for k, v in final.items() if k.startswith("val_") and isinstance(v, float)]
+        lines.append(f"{file.parent.name:50} {state:12} {'  '.join(values)}".rstrip())
+    write(out / "results.txt", "\n".join(lines) + "\n")
+
+
+def row(study: str, setting: str, seed: int, folder: Path, **curves: str) -> dict:
+    """What the record of a study keeps of one run. curves: names for columns of its metrics.csv, as lists."""
+    record = read_record(folder / "run.json")
+    kept = {"study": study, "setting": setting, "seed": seed, "folder": folder.name} | {k: record.get(k) for k in ROW}
+    if (folder / "metrics.csv").exists():  # there is none if the run diverged before its first evaluation
+        with open(folder / "metrics.csv", newline="", encoding="utf-8") as file:
+            lines = list(csv.DictReader(file))
+        kept |= {name: [round(float(line[column]), 4) for line in lines] for name, column in curves.items()}
+    return kept
+
+
+def recorded_args(args: dict) -> dict:
+    """The arguments in a committed record under today's names and meanings."""
+    args = dict(args)
+    if "l2" in args:
+        args["weight_decay"] = args.pop("l2")
+    if isinstance(args.get("augment"), bool):
+        args["augment"] = "crop+flip" if args["augment"] else "none"
+    if "accumulate" in args:
+        steps = args.pop("accumulate")
+        whole = args["bs"] * steps if "iters" in args else args["bs"]  # language models counted a micro-batch
+        args |= {"bs": whole, "micro_batch": whole // steps if steps > 1 else None}
+    return args

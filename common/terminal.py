@@ -1,0 +1,96 @@
+"""What the user sees: errors of one line, Ctrl-C, and output streams that may be closed, full or of another encoding.
+
+Importing this module from a script that lies beside `common` protects that process. It does nothing in tests, notebooks
+and DataLoader workers.
+"""
+
+import multiprocessing
+import os
+import signal
+import sys
+from pathlib import Path
+
+
+class UserError(Exception):
+    """An error that the user can fix; `cli` prints its message as one line and exits with 1."""
+
+
+class Diverged(UserError):
+    """The loss is no longer finite at `step`."""
+
+    def __init__(self, step):
+        super().__init__(f"diverged: the loss is not finite at step {step}; a smaller --lr usually fixes it")
+        self.step = step
+
+
+def cli(main):
+    """Run a script's main() as a command: Ctrl-C and a UserError are one line each. DEBUG=1 shows the traceback."""
+    if is_main_script():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+    except UserError as error:
+        if os.environ.get("DEBUG"):
+            raise
+        print(f"error: {error_line(error)}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+def error_line(error: Exception) -> str:
+    """The message of an error. PyTorch puts the whole traceback of a DataLoader worker into the message."""
+    text = str(error).strip()
+    return text.splitlines()[-1].partition(": ")[2] if "Original Traceback" in text else text
+
+
+class Stream:
+    """A text stream that drops its output once it cannot be written (a closed pipe, a full disk)."""
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        self._try(self._stream.write, text)
+        return len(text)
+
+    def flush(self):
+        self._try(self._stream.flush)
+
+    def _try(self, function, *args):
+        try:
+            function(*args)
+        except (OSError, ValueError):  # from now on its file descriptor leads to the null device
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+
+def is_main_script() -> bool:
+    """Is this process one of the scripts that lie beside `common`, started as a command?"""
+    main, package = (getattr(sys.modules[name], "__file__", None) for name in ("__main__", "common"))
+    if main is None or package is None or multiprocessing.parent_process() is not None:
+        return False
+    return Path(main).resolve().parent in Path(package).resolve().parents
+
+
+def exit_interrupted(*_):
+    os.write(2, b"interrupted\n")
+    os._exit(130)
+
+
+def protect():
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:  # a closed 0, 1 or 2 would be given to the next file
+        pass
+    os.close(descriptor)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name) or open(os.devnull, "w", encoding="utf-8")
+        stream.reconfigure(errors="backslashreplace")
+        setattr(sys, name, Stream(stream))
+    signal.signal(signal.SIGINT, exit_interrupted)  # while modules are imported; `cli` restores Python's own
+
+
+if is_main_script():
+    protect()
