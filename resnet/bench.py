@@ -161,7 +161,7 @@ def parser():
         p,
         "data_dir",
         "device",
-        data=dict(type=data.known, default="auto", help="cifar10, builtin or auto"),
+        data=dict(type=data.dataset_arg, default="auto", help="cifar10, builtin or auto"),
         bs=dict(default=128),
         limit=dict(default=5000, help="images of an epoch"),
         out=dict(default=str(run.ROOT / "out" / "resnet" / "bench"), help="folder for bench.json"),
@@ -173,7 +173,7 @@ def parser():
 def main(argv=None):
     p = parser()
     args = p.parse_args(argv)
-    if (data.family(args.data) or "cifar") != "cifar":
+    if (data.family_of_data(args.data) or "cifar") != "cifar":
         p.error(f"--data {args.data}: the comparison is on CIFAR-10's pictures")
     device, out = run.pick_device(args.device), run.make_folder(args.out)
     dataset = data.load(args.data, args.data_dir, args.limit)[0]

@@ -13,17 +13,19 @@ import hashlib
 import pickle
 import sys
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 import fetch
 import folders
 import model
 import run
-from folders import full_batch
+from folders import examples_per_step
 from run import UserError
 
 CIFAR10 = dict(
@@ -47,40 +49,39 @@ MNIST = dict(
 AUGMENT = ("none", "flip", "crop", "crop+flip", "affine")
 
 
-class Pictures:
-    """Labelled pictures of one size, all in memory.
+class Images:
+    """Labelled images of one size, all in memory.
 
-    images: uint8 (N, C, S, S); labels: int64 (N,); classes: names; mean, std: float32 (1, C, 1, 1), in units of pixel
-    values, of the training part.
+    images: uint8 (N, C, S, S); labels: int64 (N,); classes: names; mean, std: float32 (1, C, 1, 1), those of the
+    training images in units of pixel values.
     """
 
-    at_once = 1000  # pictures in a batch of evaluation
+    eval_batch_size = 1000
+    undecodable = frozenset()  # folders.LazyImageFolder may have such images
 
     def __init__(self, images, labels, classes, mean, std, name, digest):
         self.images, self.labels, self.classes = images, labels, classes
         self.mean, self.std, self.name, self.digest = mean, std, name, digest
-        self.bad = set()  # of pictures that cannot be decoded; here all could
         self._padded = {}
 
     def __len__(self):
         return len(self.labels)
 
-    def facts(self):
+    def facts(self) -> dict:
         """What a record says of the dataset."""
         return {"name": self.name, "digest": self.digest, "builtin": self.name == "builtin"}
 
-    def to(self, device):
-        tensors = (t.to(device) for t in (self.images, self.labels, self.mean, self.std))
-        images, labels, mean, std = tensors
-        return Pictures(images, labels, self.classes, mean, std, self.name, self.digest)
+    def to(self, device) -> "Images":
+        images, labels, mean, std = (t.to(device) for t in (self.images, self.labels, self.mean, self.std))
+        return Images(images, labels, self.classes, mean, std, self.name, self.digest)
 
-    def normalize(self, images):
-        """uint8 (B, C, S, S) -> float32 of zero mean and unit deviation a channel, channels last in memory."""
+    def normalize(self, images: Tensor) -> Tensor:
+        """uint8 (B, C, S, S) -> float32 of mean 0 and standard deviation 1 in each channel, channels last in memory."""
         return images.float().sub_(self.mean).div_(self.std).contiguous(memory_format=torch.channels_last)
 
-    def padded(self, size):
-        """All pictures scaled to `size` pixels, with a margin of an eighth of that: uint8 (N, C, 5/4 size, 5/4 size).
-        The last one asked for is kept."""
+    def padded(self, size: int) -> Tensor:
+        """All images scaled to `size` pixels and padded by an eighth of it: uint8 (N, C, 5/4 size, 5/4 size). The
+        result for the latest size is cached."""
         if size not in self._padded:
             images = self.images
             if size != images.shape[-1]:
@@ -92,10 +93,13 @@ class Pictures:
             self._padded = {size: F.pad(images, (size // 8,) * 4)}
         return self._padded[size]
 
-    def crop_and_flip(self, index, shift, flip, size):
-        """Pictures `index` (B,) of `size` pixels, cut out of their padded form at `shift` (B, 2), mirrored where `flip`
-        (B,). A row of a crop is consecutive bytes of `padded`, so all crops together are one gather of rows from the
-        view in which row k starts at byte k."""
+    def crop_and_flip(self, index: Tensor, shift: Tensor, flip: Tensor, size: int) -> Tensor:
+        """Crops uint8 (B, C, size, size) of the padded images `index` (B,), at the offsets `shift` (B, 2) in y and x,
+        flipped where `flip` (B,) is true.
+
+        A row of a crop is `size` consecutive bytes of `padded`. So all crops are one gather of rows, from the view in
+        which row k starts at byte k.
+        """
         padded = self.padded(size)
         device, channels, wide = padded.device, padded.shape[1], padded.shape[-1]
         windows = padded.view(-1).as_strided((padded.numel() - size + 1, size), (1, 1))
@@ -103,16 +107,24 @@ class Pictures:
         plane = torch.arange(channels, device=device)[:, None] * wide * wide
         starts = (corner[:, None, None] + plane + torch.arange(size, device=device) * wide).view(-1)  # (B * C * size,)
         crops = windows.index_select(0, starts).view(-1, channels, size, size)
-        mirrored = flip.nonzero().squeeze(1)
-        return crops.index_copy_(0, mirrored, crops.index_select(0, mirrored).flip(3))
+        flipped = flip.nonzero().squeeze(1)
+        return crops.index_copy_(0, flipped, crops.index_select(0, flipped).flip(3))
 
-    def batches(self, batch_size, shuffle=None, augment="none", skip=0, size=None, shard=(0, 1)):
+    def batches(
+        self,
+        batch_size: int,
+        shuffle: tuple[int, int] | None = None,
+        augment: str = "none",
+        skip: int = 0,
+        size: int | None = None,
+        shard: tuple[int, int] = (0, 1),
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (images float32 (B, C, S, S) normalized, labels int64 (B,)).
 
-        shuffle: None for the stored order, the last batch possibly smaller; or (seed, epoch), of which order and
-        augmentation are a function, and of the last batch only full ones (a small one would disturb batch statistics).
-        skip: the number of batches to leave out at the start. size: pixels, if not the pictures' own.
-        shard: (rank, world): of every batch, or without shuffling of all pictures, this rank's share.
+        shuffle: None for the stored order, with a smaller last batch; or (seed, epoch), which determine order and
+        augmentation. Then a last batch that is not full is dropped, since it would disturb the batch statistics.
+        augment: one of AUGMENT. skip: the number of batches to skip. size: of the images in pixels, if not their own.
+        shard: (rank, world): the share of one process, of every batch with `shuffle`, else of all images.
         """
         n, device, (rank, world) = len(self), self.images.device, shard
         if shuffle is None:
@@ -122,35 +134,35 @@ class Pictures:
         seed, epoch = shuffle
         generator = torch.Generator().manual_seed(run.seed_at(seed, epoch))
         order = torch.randperm(n, generator=generator)
-        draws = torch.rand(n, 7, generator=generator)  # for every place in the order
-        # A mirror image every second epoch, in one half of the pictures in the even ones (Jordan 2024, section 3.6):
-        first = torch.rand(n, generator=torch.Generator().manual_seed(seed)) < 0.5
-        flip = (first[order] ^ bool(epoch % 2)) & ("flip" in augment)
+        draws = torch.rand(n, 7, generator=generator)  # for each position in the order
+        # Each image is flipped in every second epoch, half of the images in the even ones (Jordan 2024, section 3.6).
+        even = torch.rand(n, generator=torch.Generator().manual_seed(seed)) < 0.5
+        flip = (even[order] ^ bool(epoch % 2)) & ("flip" in augment)
         size = size or self.images.shape[-1]
         margin = size // 8
         shift = (draws[:, :2] * (2 * margin + 1)).long() if "crop" in augment else torch.full((n, 2), margin)
         order, draws, shift, flip = (t.to(device) for t in (order, draws, shift, flip))
+        share = examples_per_step(n, batch_size, world)
         for step in range(skip, steps_per_epoch(n, batch_size)):
-            rows = slice(*(step * batch_size + full_batch(n, batch_size, world) * k // world for k in (rank, rank + 1)))
-            index = order[rows]
-            images = self.normalize(self.crop_and_flip(index, shift[rows], flip[rows], size))
+            rows = slice(*(step * batch_size + share * k // world for k in (rank, rank + 1)))
+            images = self.normalize(self.crop_and_flip(order[rows], shift[rows], flip[rows], size))
             if augment == "affine":
                 images = distort(images, draws[rows])
-            yield images, self.labels.index_select(0, index)
+            yield images, self.labels.index_select(0, order[rows])
 
 
-def steps_per_epoch(n, batch_size):
-    """Full batches in an epoch of n examples; a single smaller one where there are fewer examples than that."""
+def steps_per_epoch(n: int, batch_size: int) -> int:
+    """The number of full batches in an epoch of n examples; 1 if there are fewer examples than a batch has."""
     return max(1, n // batch_size)
 
 
-def distort(images, draws, turn=0.2, scale=0.12, shear=0.2, shift=0.14):
-    """Turn, scale, shear and shift float pictures (B, C, S, S), by amounts from `draws` (B, 7), uniform in [0, 1).
+def distort(images: Tensor, draws: Tensor, angle=0.2, scale=0.12, shear=0.2, shift=0.14) -> Tensor:
+    """Rotate, scale, shear and shift float images (B, C, S, S) at random; draws: (B, 7), uniform in [0, 1).
 
-    turn in radians; shift in halves of the picture. What comes in at the edges repeats the border.
+    The maximum of each: `angle` in radians, `shift` in halves of the image. Outside the image its border is repeated.
     """
     u = draws * 2 - 1  # (B, 7), uniform in [-1, 1)
-    cos, sin = torch.cos(turn * u[:, 0]), torch.sin(turn * u[:, 0])
+    cos, sin = torch.cos(angle * u[:, 0]), torch.sin(angle * u[:, 0])
     x, y, s = 1 + scale * u[:, 1], 1 + scale * u[:, 2], shear * u[:, 3]
     rows = [
         torch.stack([x * cos, x * (s * cos - sin), shift * u[:, 4]], 1),
@@ -199,7 +211,7 @@ def statistics(images):
 # ---------------------------------------------------------------------------------------------- where they come from
 
 
-def known(name):
+def dataset_arg(name):
     """The argparse type of --data: a name as it is, a folder as an absolute path."""
     if name in ("auto", "builtin", "cifar10", "mnist", "imagenet"):
         return name
@@ -208,37 +220,37 @@ def known(name):
     raise argparse.ArgumentTypeError(f"{name} is neither auto, builtin, cifar10, mnist, imagenet nor a folder")
 
 
-def family(name):
-    """Which networks fit the data `name`: "cifar", "mnist" or "imagenet"; None for builtin, which fits them all."""
+def family_of_data(name: str) -> str | None:
+    """The family of networks for the data `name`: "cifar", "mnist" or "imagenet"; None for builtin, which has all."""
     if name == "builtin":
         return None
     return {"auto": "cifar", "cifar10": "cifar", "mnist": "mnist"}.get(name, "imagenet")
 
 
-def family_of_model(name):
-    """Which pictures the network `name` is made for."""
+def family_of_model(name: str) -> str:
+    """The family of the network `name`: "cifar", "mnist" or "imagenet"."""
     return "cifar" if name in model.CIFAR_DEPTHS else "mnist" if name == "mnist" else "imagenet"
 
 
-def load(name, data_dir=None, limit=None, kind="cifar"):
-    """Three datasets, (train, validation, test); of folders.Folders, where nobody publishes a test set, test is None.
+def load(name: str, data_dir: str | None = None, limit: int | None = None, family: str = "cifar") -> tuple:
+    """Three datasets, (train, validation, test). Folders of images have no test set: there, test is None.
 
-    name: cifar10, mnist, imagenet, builtin, the path of a folder with train/ and val/ and folders of pictures, one a
-    class, in each; or "auto": CIFAR-10 if its files are there or a mirror delivers them, else the built-in dataset,
-    said on standard error. kind: what builtin is to look like. limit: only the first so many of each part.
+    name: cifar10, mnist, imagenet, builtin, the path of a folder with train/ and val/ and one folder of images for each
+    class in both; or "auto": CIFAR-10 if its files are there or a mirror delivers them, else builtin, with a loud line
+    on standard error. family: which of them builtin resembles. limit: only the first so many images of each part.
     Raises UserError.
     """
     data_dir = run.data_dir(data_dir)
     if name == "auto":
         name = "cifar10" if reachable(data_dir) else "builtin"
-    if name == "builtin" and kind == "imagenet":
+    if name == "builtin" and family == "imagenet":
         rng, sizes = np.random.default_rng(0), [min(n, limit or n) for n in (600, 100)]
         parts = [(draw_shapes(rng, np.arange(n) % 10, 3, 96), np.arange(n) % 10) for n in sizes]
         return folders.encode(parts, SHAPES, 64)
-    if family(name) == "imagenet":
+    if family_of_data(name) == "imagenet":
         return folders.load("imagenet", data_dir, limit) if name == "imagenet" else folders.load(name, name, limit)
     if name == "builtin":
-        parts, classes = builtin(kind)
+        parts, classes = builtin(family)
     else:
         parts, classes = read_mnist(data_dir) if name == "mnist" else read_cifar10(prepare_cifar10(data_dir))
     parts, digest = in_order(parts)
@@ -250,7 +262,7 @@ def load(name, data_dir=None, limit=None, kind="cifar"):
     mean, std = statistics(images[kept])
 
     def dataset(images, labels):
-        return Pictures(torch.from_numpy(images), torch.from_numpy(labels), classes, mean, std, name, digest)
+        return Images(torch.from_numpy(images), torch.from_numpy(labels), classes, mean, std, name, digest)
 
     return (
         dataset(images[kept], labels[kept]),
@@ -400,7 +412,7 @@ DATA_HELP = "cifar10, mnist, imagenet, builtin, auto (cifar10), or a folder with
 
 def parser():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    run.add_flags(p, "data_dir", "limit", data=dict(type=known, default="cifar10", help=DATA_HELP))
+    run.add_flags(p, "data_dir", "limit", data=dict(type=dataset_arg, default="cifar10", help=DATA_HELP))
     return p
 
 
@@ -411,7 +423,7 @@ def main(argv=None):
     for name, part in zip(("train", "validation", "test"), parts):
         if part is not None:
             counts = part.labels.bincount(minlength=len(part.classes))
-            print(f"{name:>10}: {len(part):9,} pictures, {counts.min():,} to {counts.max():,} a class")
+            print(f"{name:>10}: {len(part):9,} images, {counts.min():,} to {counts.max():,} a class")
 
 
 if __name__ == "__main__":

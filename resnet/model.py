@@ -1,7 +1,7 @@
-"""Residual networks, written out from the papers: for CIFAR, for MNIST, for ImageNet.
+"""Residual networks, written out from the papers: for CIFAR-10, for MNIST, for ImageNet.
 
-A block adds what it computes to what it was given, y = relu(F(x) + x), so that a block which has nothing to add can
-leave x as it is, and the gradient reaches early layers by the sum as well as through the convolutions.
+A block adds its input to its output, y = relu(F(x) + x). A block that is not needed can learn F = 0, which is easy, and
+the gradient reaches early layers through the sum as well as through the convolutions.
 """
 
 import torch
@@ -20,29 +20,29 @@ SHORTCUTS = ("A", "B", "none")
 
 
 def conv(c_in: int, c_out: int, size: int, stride: int = 1) -> nn.Conv2d:
-    """A convolution that keeps height and width (divided by `stride`); no bias, since batch normalization follows."""
+    """A convolution that keeps height and width (divided by `stride`). No bias: batch normalization follows."""
     return nn.Conv2d(c_in, c_out, size, stride, padding=size // 2, bias=False)
 
 
 def mean_over_pixels(x: Tensor) -> Tensor:
-    """(N, C, H, W) -> (N, C). By pooling, whose gradient has channels last in memory like x; that of `x.mean((2, 3))`,
-    or of `x[:, :, ::2, ::2]`, does not, and the ReLU behind it on the way back takes twenty times as long."""
+    """(N, C, H, W) -> (N, C). The gradient of pooling is channels last in memory, like x. That of `x.mean((2, 3))`, or
+    of `x[:, :, ::2, ::2]`, is not, and the backward pass of the next ReLU then takes up to twenty times as long."""
     return F.avg_pool2d(x, x.shape[2:]).flatten(1)
 
 
 class Block(nn.Module):
     """Two 3 x 3 convolutions and a shortcut (He et al. 2015, figure 2, and section 4.2 for CIFAR).
 
-    shortcut, where channels or size change: "A" takes every second pixel and appends channels of zeros, without any
-    parameter; "B" is a 1 x 1 convolution; "none" leaves the shortcut out of every block: a plain network.
+    shortcut: where the shape changes, "A" takes every second pixel and appends channels of zeros (no parameters), "B"
+    is a 1 x 1 convolution. "none" leaves the shortcut out of every block: a plain network.
     """
 
     def __init__(self, c_in: int, c_out: int, stride: int, shortcut: str = "A"):
         super().__init__()
         self.conv1, self.bn1 = conv(c_in, c_out, 3, stride), nn.BatchNorm2d(c_out)
         self.conv2, self.bn2 = conv(c_out, c_out, 3), nn.BatchNorm2d(c_out)
-        self.stride, self.added, self.shortcut = stride, c_out - c_in, shortcut
-        if shortcut == "B" and (stride > 1 or self.added):
+        self.stride, self.new_channels, self.shortcut = stride, c_out - c_in, shortcut
+        if shortcut == "B" and (stride > 1 or self.new_channels):
             self.project = nn.Sequential(conv(c_in, c_out, 1, stride), nn.BatchNorm2d(c_out))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -53,14 +53,14 @@ class Block(nn.Module):
             return F.relu(out, inplace=True)
         if hasattr(self, "project"):
             x = self.project(x)
-        elif self.stride > 1 or self.added:
-            x = F.pad(F.avg_pool2d(x, 1, self.stride), (0, 0, 0, 0, 0, self.added))  # every second pixel
-        return F.relu(out.add_(x), inplace=True)  # in place: memory, more than arithmetic, is what blocks cost
+        elif self.stride > 1 or self.new_channels:  # (N, c_in, H, W) -> (N, c_out, H / stride, W / stride)
+            x = F.pad(F.avg_pool2d(x, 1, self.stride), (0, 0, 0, 0, 0, self.new_channels))
+        return F.relu(out.add_(x), inplace=True)  # in place: blocks are limited by memory, not by arithmetic
 
 
 class CifarResNet(nn.Module):
-    """ResNet-20, 32, 44, 56, 110 (He et al. 2015, section 4.2): depth = 6 n + 2, n blocks of each of 16, 32, 64
-    channels at 32, 16, 8 pixels, mean over pixels, one linear layer."""
+    """ResNet-20, 32, 44, 56, 110 (He et al. 2015, section 4.2): depth = 6 n + 2, with n blocks each of 16, 32 and 64
+    channels at 32, 16 and 8 pixels, the mean over pixels, and one linear layer."""
 
     def __init__(self, depth: int = 20, num_classes: int = 10, shortcut: str = "A"):
         super().__init__()
@@ -80,7 +80,7 @@ class CifarResNet(nn.Module):
 
 
 class MnistResNet(nn.Module):
-    """A small residual network for 28 x 28 grey pictures: three blocks, of which the first works at 14 x 14."""
+    """A small residual network for grey images of 28 x 28: three blocks, the first at 14 x 14 pixels."""
 
     def __init__(self, num_classes: int = 10):
         super().__init__()
@@ -117,7 +117,8 @@ class BasicBlock(nn.Module):
 class Bottleneck(nn.Module):
     """1 x 1 down to `planes` channels, 3 x 3, 1 x 1 up to four times as many (He et al. 2015, figure 5 right).
 
-    The stride is in the 3 x 3 ("v1.5"); the paper has it in the first 1 x 1, which never looks at three pixels of four.
+    The stride is in the 3 x 3 convolution ("v1.5"). The paper has it in the first 1 x 1, which ignores three of four
+    pixels.
     """
 
     expansion = 4
@@ -137,15 +138,15 @@ class Bottleneck(nn.Module):
         return F.relu(out.add_(self.downsample(x) if self.downsample else x), inplace=True)
 
 
-def projection(c_in, c_out, stride):
-    """The 1 x 1 convolution of option B where the shape changes, else nothing."""
+def projection(c_in: int, c_out: int, stride: int) -> nn.Sequential | None:
+    """The 1 x 1 convolution of option B where the shape changes, else None."""
     if stride == 1 and c_in == c_out:
         return None
     return nn.Sequential(conv(c_in, c_out, 1, stride), nn.BatchNorm2d(c_out))
 
 
 class ResNet(nn.Module):
-    """ResNet-18, 34, 50, 101, 152 for ImageNet (He et al. 2015, table 1), parameters named as in torchvision."""
+    """ResNet-18, 34, 50, 101, 152 for ImageNet (He et al. 2015, table 1). Parameters have torchvision's names."""
 
     def __init__(self, name: str = "resnet50", num_classes: int = 1000):
         super().__init__()
@@ -177,23 +178,24 @@ def build(name: str, num_classes: int, shortcut: str = "A") -> nn.Module:
 
 
 def initialize(model: nn.Module) -> None:
-    """Normal weights of variance 2 / fan in for the CIFAR networks and 2 / fan out for the others' convolutions, so
-    that forward, or backward, ReLU leaves the variance as it is (He et al. 2015, "Delving deep into rectifiers")."""
+    """Draw the weights of convolutions from a normal distribution of variance 2 / fan in (CIFAR, MNIST) or 2 / fan out
+    (ImageNet). With ReLU this keeps the variance constant through the layers in the forward, or in the backward, pass
+    (He et al. 2015, "Delving deep into rectifiers")."""
     mode = "fan_out" if isinstance(model, ResNet) else "fan_in"
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode=mode, nonlinearity="relu")
 
 
-def count_parameters(model: nn.Module) -> int:
-    """The trainable parameters."""
+def num_parameters(model: nn.Module) -> int:
+    """The number of trainable parameters."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 @torch.no_grad()
 def whiten(convolution: nn.Conv2d, images: Tensor) -> None:
-    """Set the filters of a first convolution to the principal components of the patches of `images` (N, C, H, W),
-    each scaled to unit variance, and their negatives (after Page 2018, "How to train your ResNet", 8)."""
+    """Set the filters of a first convolution to the principal components of patches of `images` (N, C, H, W), scaled to
+    unit variance, and to their negatives (after Page 2018, "How to train your ResNet", part 8)."""
     size, half = convolution.kernel_size[0], convolution.out_channels // 2
     patches = F.unfold(images, size).transpose(1, 2).flatten(0, 1)  # (N, C, H, W) -> (patches, C * size * size)
     values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))  # ascending

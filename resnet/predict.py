@@ -63,7 +63,7 @@ def fit(picture, kind):
     """A PIL picture as the networks of that kind want it: uint8 (C, S, S)."""
     if kind == "mnist":
         return np.asarray(ImageOps.fit(picture, (28, 28)).convert("L"))[None]
-    picture = ImageOps.fit(picture, (32, 32)) if kind == "cifar" else folders.cut_middle(picture)
+    picture = ImageOps.fit(picture, (32, 32)) if kind == "cifar" else folders.center_crop(picture)
     return np.asarray(picture).transpose(2, 0, 1)
 
 

@@ -271,7 +271,7 @@ def parser():
         "data_dir",
         "limit",
         out=dict(default=str(run.ROOT / "out" / "resnet" / "sweep"), help="where to"),
-        data=dict(type=data.known, default="auto", help="instead of what the study is about"),
+        data=dict(type=data.dataset_arg, default="auto", help="instead of what the study is about"),
         epochs=dict(help="instead of each setting's own, for a quick look"),
     )
     return p
@@ -280,7 +280,7 @@ def parser():
 def main(argv=None):
     p = parser()
     args = p.parse_args(argv)
-    if data.family(args.data) == "imagenet":
+    if data.family_of_data(args.data) == "imagenet":
         p.error(f"--data {args.data}: the studies are of CIFAR-10 and MNIST")
     if args.data in ("mnist", "cifar10") and (args.data == "mnist") != (set(args.study) == {"mnist"}):
         p.error(f"--data {args.data}: not all of these studies are of it")

@@ -60,7 +60,7 @@ def csv_rows(folder):
 def test_cifar_networks_have_the_papers_size(name, parameters):
     """He et al. 2015, table 6: 0.27, 0.46, 0.66, 0.85, 1.7 million."""
     net = model.build(name, 10)
-    assert model.count_parameters(net) == parameters
+    assert model.num_parameters(net) == parameters
     layers = [m for m in net.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     assert len(layers) == model.CIFAR_DEPTHS[name], "as many layers with weights as the name says"
 
@@ -85,7 +85,7 @@ def test_shortcuts_are_three_networks():
     for shortcut in model.SHORTCUTS:
         torch.manual_seed(0)
         net = model.build("resnet20", 10, shortcut)
-        outputs.append(net(x)), sizes.append(model.count_parameters(net))
+        outputs.append(net(x)), sizes.append(model.num_parameters(net))
     assert sizes == [269_722, 269_722 + 16 * 32 + 32 * 64 + 2 * 32 + 2 * 64, 269_722]
     assert not torch.allclose(outputs[0], outputs[1]) and not torch.allclose(outputs[0], outputs[2])
 
@@ -234,7 +234,7 @@ def test_batches_are_a_function_of_seed_and_epoch(builtin, augment):
 @pytest.mark.parametrize("world", [2, 3])
 @pytest.mark.parametrize("kind", ["cifar", "imagenet"])
 def test_shards_together_are_the_batch(kind, world):
-    dataset = data.load("builtin", limit=100, kind=kind)[0]
+    dataset = data.load("builtin", limit=100, family=kind)[0]
     assert len(dataset) == 100
     whole = list(dataset.batches(36, shuffle=(1, 2), augment="crop+flip"))
     parts = [list(dataset.batches(36, shuffle=(1, 2), augment="crop+flip", shard=(k, world))) for k in range(world)]
@@ -249,7 +249,7 @@ def test_shards_together_are_the_batch(kind, world):
 
 def test_flips_alternate(builtin):
     """Every picture is mirrored in one of two consecutive epochs, and half of them in each."""
-    dataset = data.Pictures(
+    dataset = data.Images(
         torch.arange(640, dtype=torch.int32).view(10, 1, 8, 8).remainder(256).to(torch.uint8),
         torch.arange(10),
         "abc",
@@ -286,7 +286,7 @@ def test_distortion():
     assert torch.allclose(data.distort(x, right)[..., :-1], x[..., 1:], atol=1e-5)
     bar = torch.zeros(1, 1, 29, 29)
     bar[..., 14] = 1
-    turned = data.distort(bar, torch.tensor([[1.0, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5]]), turn=torch.pi / 2)
+    turned = data.distort(bar, torch.tensor([[1.0, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5]]), angle=torch.pi / 2)
     assert torch.allclose(turned, bar.transpose(2, 3), atol=1e-4)
 
 
@@ -312,7 +312,7 @@ def test_the_evaluation_cut_is_torchvisions():
     theirs, rng = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224)]), np.random.default_rng(0)
     for shape in ((300, 401, 3), (517, 260, 3), (224, 224, 3), (30, 45, 3)):
         picture = Image.fromarray(rng.integers(0, 255, shape, dtype=np.uint8))
-        assert np.array_equal(np.asarray(folders.cut_middle(picture)), np.asarray(theirs(picture))), shape
+        assert np.array_equal(np.asarray(folders.center_crop(picture)), np.asarray(theirs(picture))), shape
 
 
 def test_random_cuts_cover_what_they_should():
@@ -320,7 +320,7 @@ def test_random_cuts_cover_what_they_should():
     y, x = np.mgrid[0:200, 0:250].astype(np.uint8)
     picture, areas, mirrored = Image.fromarray(np.stack([y, x, x], 2)), [], 0
     for k in range(300):
-        cut = np.asarray(folders.cut_randomly(picture, 64, "crop+flip", (1, k))).astype(float)
+        cut = np.asarray(folders.random_crop(picture, 64, "crop+flip", (1, k))).astype(float)
         down, across = cut[-1, 32, 0] - cut[0, 32, 0], cut[32, -1, 1] - cut[32, 0, 1]
         mirrored += across < 0
         areas.append(down * abs(across) / (200 * 250))
@@ -332,7 +332,7 @@ def test_workers_change_nothing(tree, monkeypatch):
     seen = []
     for workers in (0, 2):
         dataset = folders.load("own", tree)[0]
-        monkeypatch.setattr(folders, "workers_for", lambda n, workers=workers: workers)
+        monkeypatch.setattr(folders, "num_workers", lambda n, workers=workers: workers)
         for epoch in (0, 1):
             seen.append(list(dataset.batches(4, shuffle=(0, epoch), augment="crop+flip", size=32)))
     for a, b in ((seen[0], seen[2]), (seen[1], seen[3])):
@@ -345,9 +345,9 @@ def test_an_undecodable_picture_is_named_and_counted(tree, capsys):
     assert test_set is None and [len(train_set), len(val_set)] == [25, 11]
     labels = torch.cat([y for _, y in train_set.batches(5, shuffle=(0, 0), augment="crop+flip", size=32)])
     assert len(labels) == 25 and (labels >= 0).all(), "the next readable one takes its place"
-    assert train_set.bad == {os.path.join("train", "dogs", "bad.jpg")}
+    assert train_set.undecodable == {os.path.join("train", "dogs", "bad.jpg")}
     labels = torch.cat([y for _, y in val_set.batches(5, size=32)])
-    assert (labels == -1).sum() == 1 and sum(labels == 0) == 5 and len(val_set.bad) == 1
+    assert (labels == -1).sum() == 1 and sum(labels == 0) == 5 and len(val_set.undecodable) == 1
     assert "bad.jpg" in capsys.readouterr().out
 
 
@@ -423,7 +423,7 @@ def test_the_mnist_recipe_learns(tmp_path):
 
 def test_schedules():
     def shape(name, warmup=0.0):
-        return [train.decay_factor(name, p, warmup) for p in (0, 0.1, 0.2, 0.49, 0.5, 0.6, 0.75, 0.9999)]
+        return [train.optim.lr_factor(name, p, warmup) for p in (0, 0.1, 0.2, 0.49, 0.5, 0.6, 0.75, 0.9999)]
 
     assert shape("none") == [1.0] * 8
     assert shape("step") == pytest.approx([1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01])
@@ -619,8 +619,10 @@ def test_the_average_of_weights_is_the_recursion(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch.optim.SGD, "step", spy)
     monkeypatch.setitem(train.RECIPES, "paper", train.RECIPES["paper"] | {"ema": 0.9})
-    average_of = train.average_of
-    monkeypatch.setattr(train, "average_of", lambda net, ema, steps: average_of(net, ema, 1000))  # as in a long run
+    average_of = train.optim.build_average
+    monkeypatch.setattr(
+        train.optim, "build_average", lambda net, ema, steps: average_of(net, ema, 1000)
+    )  # as in a long run
     fit(tmp_path, "a", "--recipe", "paper", "--limit", "96", "--bs", "32", "--epochs", "1")
     average = seen[0]
     for w in seen[1:]:
@@ -633,7 +635,7 @@ def test_the_average_of_weights_is_the_recursion(tmp_path, monkeypatch):
 def test_the_average_of_a_short_run_has_left_its_beginning():
     """ImageNet's 0.9999 in a run of 90 steps would be the initial weights to 99 %."""
     net = nn.Linear(1, 1, bias=False)
-    average = train.average_of(net, 0.9999, 90)
+    average = train.optim.build_average(net, 0.9999, 90)
     for step in range(90):
         net.weight.data.fill_(float(step > 0))
         average.update_parameters(net)
@@ -641,8 +643,10 @@ def test_the_average_of_a_short_run_has_left_its_beginning():
 
 
 def test_every_variant_of_the_fast_recipe_is_another_training(tmp_path, monkeypatch):
-    ends, average_of = {}, train.average_of
-    monkeypatch.setattr(train, "average_of", lambda net, ema, steps: average_of(net, ema, 1000))  # as in a long run
+    ends, average_of = {}, train.optim.build_average
+    monkeypatch.setattr(
+        train.optim, "build_average", lambda net, ema, steps: average_of(net, ema, 1000)
+    )  # as in a long run
     for name in (name for name in train.RECIPES if name.startswith("fast")):
         record = fit(tmp_path, name, "--recipe", name, "--limit", "64", "--bs", "32", "--epochs", "2")
         ends[name] = weights(tmp_path / name, "best.pt")["conv1.weight"]
@@ -654,7 +658,7 @@ def test_muon_on_views_is_muon_on_matrices():
     torch.manual_seed(0)
     layer = nn.Conv2d(8, 16, 3).to(memory_format=torch.channels_last)
     matrix = nn.Parameter(layer.weight.detach().permute(0, 2, 3, 1).flatten(1).clone())
-    ours, theirs = train.ConvMuon([layer.weight], lr=0.1), torch.optim.Muon([matrix], lr=0.1)
+    ours, theirs = train.optim.ConvMuon([layer.weight], lr=0.1), torch.optim.Muon([matrix], lr=0.1)
     for gradient in torch.randn(3, *layer.weight.shape):
         ours.zero_grad(), theirs.zero_grad()
         (layer.weight * gradient).sum().backward()
