@@ -1,0 +1,88 @@
+"""Draw figures/overview.png, the figure of the top README: one panel for each experiment, from its committed records.
+
+python tools/overview.py
+"""
+
+import json
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+ROOT = Path(__file__).resolve().parent.parent
+BLUE, ORANGE, GREY = "#2a6fb0", "#e0722f", "#8a8a8a"
+
+
+def read(record):
+    return json.loads((ROOT / record).read_text(encoding="utf-8"))
+
+
+def label(ax, text, point, color, offset, ha="left"):
+    ax.annotate(text, point, xytext=offset, textcoords="offset points", color=color, ha=ha, va="center")
+
+
+def lms(ax):
+    record = read("lms/results/rates.json")
+    bound = record["bounds"]["mean_square"]  # theory: from this learning rate on, the mean squared error is unbounded
+    done = [row for row in record["rows"] if row["state"] == "done"]
+    diverged = [row["lr"] for row in record["rows"] if row["state"] == "diverged"]
+    theory = {row["lr"]: row["final"]["misadjustment_exact"] for row in done if row["lr"] < bound}
+    ax.axvspan(bound, 2, color=ORANGE, alpha=0.12, lw=0)
+    ax.plot(theory.keys(), theory.values(), color=GREY)
+    ax.plot([row["lr"] for row in done], [row["final"]["misadjustment"] for row in done], "o", color=BLUE, ms=5)
+    ax.plot(diverged, [3e4] * len(diverged), "x", color=ORANGE, ms=9, mew=2)
+    ax.set(xscale="log", yscale="log", xlim=(0.004, 2), xlabel="learning rate", ylabel="excess MSE / minimum MSE")
+    label(ax, "theory", (0.02, theory[0.01]), GREY, (0, -3))
+    label(ax, "measured,\na dot for each seed", (0.0045, 3), BLUE, (0, 0))
+    label(ax, "unstable\nin theory", (bound, 0.02), ORANGE, (10, 0))
+    label(ax, "diverged", (diverged[0], 3e4), ORANGE, (0, -14), "center")
+    return "What is a gradient step? LMS against theory"
+
+
+def cifar(ax):
+    studies = (("best-simplenn", "SimpleNN on CIFAR-10", ORANGE), ("best-lenet5", "LeNet-5 on CIFAR-100", BLUE))
+    for study, text, color in studies:
+        for row in read(f"cifar/results/{study}.json")["rows"]:
+            accuracy = [100 * value for value in row["val_accuracy"]]
+            ax.plot(range(1, len(accuracy) + 1), accuracy, color=color, lw=1, alpha=0.7)
+        text += f"\n{row['parameters']:,} parameters"
+        label(ax, text, (35, accuracy[-1]), color, (0, 18 if color == BLUE else 0))
+    ax.set(xlabel="epoch", ylabel="validation accuracy (%)", ylim=(0, 100))
+    return "How far do two very small networks go?"
+
+
+def resnet(ax):
+    for row in read("resnet/results/shortcut.json")["rows"]:
+        if row["study"] != "shortcut":
+            continue
+        layers, shortcuts = row["setting"].split(", ")
+        accuracy = [100 * value for value in row["val_accuracy"]]
+        style, color = "-" if shortcuts == "with shortcuts" else "--", BLUE if layers == "20 layers" else ORANGE
+        ax.plot(range(1, len(accuracy) + 1), accuracy, style, color=color, marker="o", ms=4, label=row["setting"])
+    ax.set(xlabel="epoch", ylabel="validation accuracy (%)", xticks=range(1, len(accuracy) + 1), ylim=(0, 100))
+    ax.legend(frameon=False, loc="upper left", ncols=2, columnspacing=1, fontsize="small")
+    return "What do shortcuts buy? CIFAR-10, four epochs"
+
+
+def nanogpt(ax):
+    for row, color in zip(read("nanogpt/results/clock.json")["rows"], (GREY, ORANGE, BLUE)):
+        _, seconds, losses = zip(*row["curve"])
+        ax.plot(seconds, losses, color=color, marker="o", ms=4)
+        offset, ha = ((0, -13), "center") if row["setting"] == "fast" else ((8, 0), "left")
+        label(ax, f"{row['setting']}: {losses[-1]:.2f}", (seconds[-1], losses[-1]), color, offset, ha)
+    ax.set(xlim=(-10, 195), xlabel="seconds on two CPU cores", ylabel="validation loss (nats per character)")
+    return "What does a language model take? On Shakespeare"
+
+
+def main():
+    figure = Figure(figsize=(10, 7), layout="constrained")
+    figure.get_layout_engine().set(hspace=0.06)
+    for ax, panel in zip(figure.subplots(2, 2).flat, (lms, cifar, resnet, nanogpt)):
+        ax.set_title(panel(ax), loc="left", size="medium", color="#444444")
+        ax.text(0, 1.11, f"{panel.__name__}/", transform=ax.transAxes, size="x-large", weight="bold")
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(alpha=0.2)
+    figure.savefig(ROOT / "figures" / "overview.png", dpi=96, metadata={"Software": None})
+
+
+if __name__ == "__main__":
+    main()
