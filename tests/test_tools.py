@@ -1,0 +1,257 @@
+"""The programs in tools/, the notebooks' first cell, and the files at the top that must agree with each other."""
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from conftest import FOLDERS, ROOT
+
+
+def load_tool(name):
+    """The module tools/NAME.py, which is in no package."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+ledger, export, overview = map(load_tool, ("ledger", "export", "overview"))
+by_path = dict(ids=lambda path: path.relative_to(ROOT).as_posix())
+
+# ----------------------------------------------------------------------------------------------------- ledger.py
+
+
+@pytest.mark.parametrize("file", ledger.markdown_files(), **by_path)
+def test_tables_are_what_the_records_say(file):
+    assert ledger.render(file) == file.read_text(encoding="utf-8"), "run: python tools/ledger.py"
+
+
+def test_the_ledger_reads_every_markdown_file(tmp_path):
+    files = ["README.md", "CONTRIBUTING.md", "a/README.md", "a/STUDIES.md", "a/package/README.md"]
+    for name in [*files, "a/train.py", "data/README.md"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert ledger.markdown_files(tmp_path) == sorted(tmp_path / name for name in files)
+
+
+CLEAN = {"commit": "x", "dirty": False}
+SPEC = "records: results/s.json\nrows: setting\ncolumns: Setting = setting; Loss = final.loss .2f; Runs = runs\n"
+
+
+def render(folder, *rows):
+    """The table of SPEC over `rows`."""
+    (folder / "results").mkdir(exist_ok=True)
+    (folder / "results" / "s.json").write_text(json.dumps({"rows": [{"git": CLEAN} | row for row in rows]}))
+    (folder / "README.md").write_text(f"# t\n<!-- ledger\n{SPEC}-->\n<!-- /ledger -->\n")
+    return ledger.render(folder / "README.md")
+
+
+def test_the_ledger_averages_over_seeds(tmp_path):
+    text = render(tmp_path, *({"setting": "a", "final": {"loss": loss}} for loss in (0.5, 0.7)))
+    assert "| a | 0.60 ± 0.14 | 2 |" in text and "†" not in text and "‡" not in text
+
+
+def test_the_ledger_marks_uncommitted_code_and_builtin_data(tmp_path):
+    row = {"setting": "a", "final": {"loss": 0.5}}
+    assert "| a † | 0.50 |" in render(tmp_path, row | {"git": CLEAN | {"dirty": True}})
+    assert "| a † ‡ | 0.50 |" in render(tmp_path, row | {"git": None, "dataset": {"builtin": True}})
+    assert "| a † | 0.50 | 2 |" in render(tmp_path, row, row | {"git": None})
+
+
+def test_a_run_that_exploded_is_diverged(tmp_path):
+    fine, stopped = {"setting": "a", "final": {"loss": 0.5}}, {"setting": "a", "state": "diverged"}
+    exploded = {"setting": "a", "final": {"loss": 3e10}}
+    for row in (stopped, exploded, stopped | {"final": {"loss": None}}, exploded | {"final": {"loss": float("nan")}}):
+        assert "| a | diverged | 1 |" in render(tmp_path, row)
+        assert "| a | 0.50 (1 of 2 diverged) | 2 |" in render(tmp_path, fine, row)
+    assert "| a | 999999999.00 | 1 |" in render(tmp_path, fine | {"final": {"loss": 999999999.0}})
+
+
+# ----------------------------------------------------------------------------------------------------- export.py
+
+
+def package_names(file):
+    lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
+    return {re.match(r"[\w-]+", line)[0] for line in lines if line and line[0] != "#"}
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """exported(folder): the folder written by export.py, once."""
+    made = {}
+
+    def get(folder):
+        if folder not in made:
+            made[folder] = tmp_path_factory.mktemp("export") / folder
+            export.main([folder, str(made[folder])])
+        return made[folder]
+
+    return get
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_an_export_holds_all_it_imports(folder, exported):
+    out = exported(folder)
+    scripts = list(out.rglob("*.py"))
+    names = {name for file in scripts for name in export.imported(file)}
+    shared = {name.split(".")[1] for name in names if name.startswith("common.")}
+    assert {file.stem for file in (out / "common").glob("*.py")} == shared | {"__init__"}
+    assert not (out / "common.py").exists() and not list(out.rglob("__pycache__"))
+    inside = [path.name for path in (ROOT / folder).iterdir() if path.name not in ("common.py", "__pycache__")]
+    assert {*inside, "common", "LICENSE", "requirements.txt", "constraints.txt"} == {p.name for p in out.iterdir()}
+
+    packages = export.packages(scripts, own={path.stem for path in out.iterdir()})
+    assert packages <= package_names("requirements.txt") | package_names("tests/requirements.txt")
+    for name in ("requirements.txt", "constraints.txt"):
+        whole, part = ((place / name).read_text(encoding="utf-8").splitlines() for place in (ROOT, out))
+        assert set(part) <= set(whole) and "torch==" in "".join(part)
+        assert {re.match(r"[\w-]+", line)[0] for line in part} == packages & package_names(name)
+
+
+# one folder in the quick lane; each costs an import of torch
+@pytest.mark.parametrize("folder", [FOLDERS[0], *(pytest.param(f, marks=pytest.mark.slow) for f in FOLDERS[1:])])
+def test_an_export_trains_where_the_repository_is_not(folder, exported, tmp_path):
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "DATA_DIR")}
+    command = [sys.executable, exported(folder) / "train.py", "--recipe", "tiny", "--data", "builtin", "--out", "run"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
+    assert record["state"] == "done" and record["experiment"] == folder and record["dataset"]["builtin"]
+    assert record["git"] is None and record["final"]
+
+
+def test_export_refuses_a_folder_with_something_in_it(tmp_path, capsys):
+    (tmp_path / "note").touch()
+    for target in (tmp_path, tmp_path / "note"):
+        with pytest.raises(SystemExit) as caught:
+            export.main([FOLDERS[0], str(target)])
+        assert caught.value.code == 2 and f"{target} is not an empty folder" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["note"]
+
+
+# ----------------------------------------------------------------------------------------------------- notebooks
+
+NOTEBOOKS = [ROOT / "colab.ipynb", *sorted(ROOT.glob("*/*.ipynb"))]
+
+
+def code_cells(notebook):
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+
+
+FIRST_CELL = code_cells(NOTEBOOKS[0])[0]
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, **by_path)
+def test_every_notebook_begins_with_the_same_cell(notebook):
+    assert code_cells(notebook)[0] == FIRST_CELL
+
+
+def git(*words, cwd):
+    name = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+    return subprocess.run(["git", *name, *words], cwd=cwd, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """A repository with the files of this one as they are now, which was cloned with a token in the address."""
+    if shutil.which("git") is None or not (ROOT / ".git").exists():
+        pytest.skip("needs git and a clone of this repository")
+    target = tmp_path / "clone"
+    for name in git("ls-files", "--cached", "--others", "--exclude-standard", "-z", cwd=ROOT).split("\0"):
+        if name and (ROOT / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, target / name)
+    git("init", "-q", cwd=target)
+    git("remote", "add", "origin", "https://user:token@example.org/experiments.git", cwd=target)
+    return target
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """What pip was told to install: nothing is installed."""
+    words, run = [], subprocess.run
+    monkeypatch.setattr(subprocess, "run", lambda c, **kw: words.extend(c[4:]) if "pip" in c else run(c, **kw))
+    return words
+
+
+@pytest.mark.parametrize("place", [".", "resnet"])
+def test_the_first_cell_uses_the_clone_that_it_is_in(place, clone, installed, monkeypatch, capsys):
+    monkeypatch.chdir(clone / place)
+    exec(FIRST_CELL, space := {})
+    assert space["ROOT"] == clone and not installed
+    assert capsys.readouterr().out == f"using {clone}, a clone of example.org/experiments.git\n"
+
+
+def test_the_first_cell_clones_the_repository(clone, installed, tmp_path, monkeypatch):
+    git("add", "-A", cwd=clone)
+    git("commit", "-q", "-m", "all", cwd=clone)
+    (tmp_path / "content").mkdir()
+    monkeypatch.chdir(tmp_path / "content")
+    with pytest.raises(ValueError, match="REPOSITORY is empty"):
+        exec(FIRST_CELL, {})
+    filled = FIRST_CELL.replace('REPOSITORY = ""', f"REPOSITORY = {clone.as_uri()!r}")
+    for _ in range(2):  # the second time it is there
+        exec(filled, space := {})
+        assert space["ROOT"] == Path("experiments").absolute() and (space["ROOT"] / "cifar" / "train.py").exists()
+    assert not installed
+
+
+def test_the_first_cell_installs_what_is_missing_only(clone, installed, monkeypatch):
+    with open(clone / "requirements.txt", "a", encoding="utf-8") as file:
+        file.write("no-such-package>=1,<2\n")
+    monkeypatch.chdir(clone)
+    exec(FIRST_CELL, {})
+    assert installed == ["-q", "no-such-package>=1,<2"]
+
+
+def test_the_colab_notebook_trains_and_shows_the_curves(clone, monkeypatch, capsys):
+    setup, choose, *rest = code_cells(ROOT / "colab.ipynb")
+    names = re.search(r'^FOLDER = "\w+"  # @param (\[.*\])', choose)[1]
+    assert json.loads(names) == FOLDERS
+    for folder in FOLDERS:  # each README has a first command
+        exec(choose.replace('"cifar"  #', f'"{folder}"  #'), {"ROOT": ROOT, "re": re})
+        assert f"python {folder}/train.py" in capsys.readouterr().out
+    choose = choose.replace('MORE_FLAGS = ""', 'MORE_FLAGS = "--recipe tiny --data builtin"')
+    monkeypatch.chdir(clone)
+    space = {}
+    for cell in (setup, choose, *rest):
+        exec(cell, space)
+    assert "\npython cifar/train.py" in capsys.readouterr().out
+    assert json.loads((space["OUT"] / "run.json").read_text(encoding="utf-8"))["state"] == "done"
+    assert Image.open(space["OUT"] / "curves.png").size > (100, 100)
+
+
+# ------------------------------------------------------------------------------------------ files that must agree
+
+
+def test_the_overview_is_drawn_from_the_records(tmp_path, monkeypatch):
+    committed = ROOT / "figures" / "overview.png"
+    assert committed.stat().st_size < 150_000
+    for folder in FOLDERS:
+        shutil.copytree(ROOT / folder / "results", tmp_path / folder / "results")
+    (tmp_path / "figures").mkdir()
+    monkeypatch.setattr(overview, "ROOT", tmp_path)
+    overview.main()
+    assert Image.open(tmp_path / "figures" / "overview.png").size == Image.open(committed).size
+
+
+def test_constraints_pin_every_requirement_once():
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()[1:]
+    pinned = [line.split("==")[0] for line in lines]
+    assert len(pinned) == len(set(pinned))
+    assert set(pinned) == package_names("requirements.txt") | package_names("tests/requirements.txt")
+
+
+def test_pre_commit_has_the_pinned_ruff():
+    config = (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
+    (pin,) = re.findall(r"^ruff==.+", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(re.findall(r"ruff==[\d.]+", config)) == {pin}
