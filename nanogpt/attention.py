@@ -1,12 +1,12 @@
-"""Who looks at whom: the attention maps of a prompt, all layers and heads, as a picture.
+"""Attention maps of a prompt, all layers and heads, as a picture.
 
-    python nanogpt/attention.py                                                  # the weights that lie in the folder
+    python nanogpt/attention.py                                                  # the committed model
     python nanogpt/attention.py out/nanogpt/shakespeare-cpu-s0-1 --prompt "ROMEO: I love thee"
     python nanogpt/attention.py gpt2 --prompt "The animal did not cross the street because it was too tired"
 
-Row t of a panel is the token at t and shares out a weight of 1 over itself and the tokens before it. Look for a line
-beside the diagonal (a head that looks at the token before), for columns (one that looks at ends of lines, or at the
-first token where it has nothing to look for), and for stripes (at earlier occurrences of the same).
+Row t of a panel shows how the token at t distributes its attention over itself and the tokens before it; a row sums to
+1. Look for a line beside the diagonal (a head that attends to the previous token), for columns (ends of lines, or the
+first token, when there is nothing else to attend to) and for stripes (earlier occurrences of the same token).
 """
 
 import argparse
@@ -14,49 +14,41 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
+from torch import Tensor
 
 import run
 import sample
 
-SIGNS = str.maketrans({"\n": "↵", " ": "␣", "\t": "→"})
+VISIBLE = str.maketrans({"\n": "↵", " ": "␣", "\t": "→"})
 
 
-def draw(maps, labels, path):
-    """maps: (n_layer, n_head, T, T), each row summing to 1; labels: T strings. Writes a PNG."""
+def draw(maps: Tensor, labels: list[str], path: Path):
+    """Write a PNG of maps (n_layer, n_head, T, T), whose rows sum to 1, with the T labels of the tokens."""
     n_layer, n_head, T, _ = maps.shape
-    side = max(1.2, min(2.6, 11 / n_head))  # inches a panel
+    side = max(1.2, min(2.6, 11 / n_head))  # inches per panel
     figure = Figure(figsize=(side * n_head + 0.7, side * n_layer + 0.7), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02)
-    size = max(3.0, min(8.0, 60 * side / T))  # points: as much as a row has
+    size = max(3.0, min(8.0, 60 * side / T))  # points; as large as a row allows
+    rotation = 90 if max(map(len, labels)) > 1 else 0
     future = torch.ones(T, T, dtype=torch.bool).triu(1)
     for layer, row in enumerate(figure.subplots(n_layer, n_head, squeeze=False)):
         for head, axes in enumerate(row):
-            # the root, for what is faint to be seen as well
-            axes.imshow(maps[layer, head].sqrt().masked_fill(future, torch.nan).numpy(), cmap="magma_r", vmin=0, vmax=1)
+            shades = maps[layer, head].sqrt().masked_fill(future, torch.nan)  # the root makes small weights visible
+            axes.imshow(shades.numpy(), cmap="magma_r", vmin=0, vmax=1)
             axes.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=7, pad=2)
             axes.tick_params(length=0, pad=1)
             for spine in axes.spines.values():
                 spine.set_visible(False)
             axes.set_yticks(range(T), labels if head == 0 else [""] * T, fontsize=size)
-            bottom = layer == n_layer - 1
-            axes.set_xticks(
-                range(T), labels if bottom else [""] * T, fontsize=size, rotation=90 if max(map(len, labels)) > 1 else 0
-            )
+            axes.set_xticks(range(T), labels if layer == n_layer - 1 else [""] * T, fontsize=size, rotation=rotation)
     run.write_figure(path, figure)
 
 
 def parser():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument(
-        "source",
-        nargs="?",
-        default=str(sample.WEIGHTS),
-        metavar="RUN|CHECKPOINT|NAME",
-        help="as for sample.py (default: weights/cpu.safetensors)",
-    )
-    p.add_argument(
-        "--prompt", default="First Citizen:\nWe are all here.", metavar="TEXT", help="(default: %(default)r)"
-    )
+    sample.add_source(p)
+    prompt = "First Citizen:\nWe are all here."
+    p.add_argument("--prompt", default=prompt, metavar="TEXT", help="(default: %(default)r)")
     where = "where attention.png goes (default: the run folder, else the current one)"
     run.add_flags(p, "data_dir", out=dict(help=where))
     return p
@@ -64,12 +56,12 @@ def parser():
 
 def main(argv=None):
     args = parser().parse_args(argv)
-    net, tokenizer = sample.open_model(args.source, args.data_dir)
-    if not hasattr(net, "attention_maps"):
-        raise run.UserError(f"{args.source}: a {type(net).__name__} has no attention to be seen")
+    model, tokenizer = sample.open_model(args.source, args.data_dir)
+    if not hasattr(model, "attention_maps"):
+        raise run.UserError(f"{args.source}: a {type(model).__name__} has no attention")
     ids = sample.read_prompt(tokenizer, args.prompt)
-    labels = [tokenizer.decode([i]).translate(SIGNS) for i in ids]
-    maps = net.attention_maps(torch.tensor([ids]))[:, 0]  # (n_layer, 1, n_head, T, T) -> (n_layer, n_head, T, T)
+    labels = [tokenizer.decode([i]).translate(VISIBLE) for i in ids]
+    maps = model.attention_maps(torch.tensor([ids]))[:, 0]  # (n_layer, 1, n_head, T, T) -> (n_layer, n_head, T, T)
     folder = run.make_folder(args.out or (args.source if Path(args.source).is_dir() else "."))
     draw(maps.float(), labels, folder / "attention.png")
     print(f"{maps.shape[0]} layers of {maps.shape[1]} heads, {len(ids)} tokens; {run.shown(folder / 'attention.png')}")

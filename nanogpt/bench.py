@@ -23,6 +23,8 @@ import data
 import model
 import run
 import train
+from checkpoint import build, config_of, count_parameters
+from generate import generate
 from optim import make_optimizers
 
 NANOGPT = 1.898  # the loss on the whole validation text at which nanoGPT's own script ends
@@ -32,7 +34,7 @@ def reference(text, device):
     """A step of nanoGPT's loop as a function of the iteration, and its model."""
     recipe = SimpleNamespace(**train.RECIPES["cpu"])
     torch.manual_seed(0)
-    net = model.build(recipe.model | {"vocab_size": text.tokenizer.vocab_size}).to(device)
+    net = build(recipe.model | {"vocab_size": text.tokenizer.vocab_size}).to(device)
     groups = [
         {"params": [p for p in net.parameters() if p.dim() >= 2], "weight_decay": 0.1},
         {"params": [p for p in net.parameters() if p.dim() < 2], "weight_decay": 0.0},
@@ -64,7 +66,7 @@ def ours(name, text, device, precision):
         precision=precision, autocast=lambda: torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
     )
     torch.manual_seed(0)
-    net = model.build(args.model | {"vocab_size": text.tokenizer.vocab_size}).to(device)
+    net = build(args.model | {"vocab_size": text.tokenizer.vocab_size}).to(device)
     optimizers = make_optimizers(net, args, device)
 
     def step(i):
@@ -98,8 +100,8 @@ def peak(device, precision, n=2048):
 
 def operations(net):
     """Of training, a token: six for every weight that is multiplied, and the two products of attention."""
-    c = net.config
-    weights = model.count_parameters(net) - (0 if c["rotary"] else c["block_size"] * c["n_embd"])
+    c = config_of(net)
+    weights = count_parameters(net) - (0 if c["rotary"] else c["block_size"] * c["n_embd"])
     return 6 * weights + 12 * c["n_layer"] * c["n_embd"] * c["block_size"]
 
 
@@ -109,12 +111,12 @@ def speeds(text, device, steps):
     ways = {("reference", "fp32"): reference(text, device)}
     for name, precision in dict.fromkeys([("cpu", "fp32"), ("cpu", fast), ("fast", fast)]):
         ways[name, precision] = ours(name, text, device, precision)
-    times, written_out = {way: [] for way in ways}, model.WRITTEN_OUT
+    times, fused_above = {way: [] for way in ways}, model.FUSED_ABOVE
     for i in range(3 + steps):  # the first three warm up
         for way, (step, _) in ways.items():
-            model.WRITTEN_OUT = 0 if way[0] == "reference" else written_out
+            model.FUSED_ABOVE = 0 if way[0] == "reference" else fused_above
             times[way].append(seconds_of(lambda step=step, i=i: step(i)))
-    model.WRITTEN_OUT = written_out
+    model.FUSED_ABOVE = fused_above
     peaks, rows = {p: peak(device, p) for p in {p for _, p in ways}}, []
     for (name, precision), (_, net) in ways.items():
         tokens = train.RECIPES["cpu" if name == "reference" else name]["bs"] * net.block_size
@@ -134,7 +136,7 @@ def speeds(text, device, steps):
         rows[-1]["times_reference"] = rows[-1]["tokens_per_s"] / rows[0]["tokens_per_s"]
     net, start = ways["reference", "fp32"][1], torch.zeros(1, 1, dtype=torch.int64, device=device)
     for cached in (False, True):
-        taken = [seconds_of(lambda c=cached: list(model.generate(net, start, 63, use_cache=c))) for _ in range(5)]
+        taken = [seconds_of(lambda c=cached: list(generate(net, start, 63, use_cache=c))) for _ in range(5)]
         rows.append(
             {
                 "what": "generation",
@@ -149,12 +151,12 @@ def speeds(text, device, steps):
 def whole(text, device, args, out):
     """Rows of three runs from the first step to the last: how long, and to what loss on all of the validation text."""
     plain = SimpleNamespace(precision="fp32", autocast=nullcontext, world=1, device=device)
-    written_out, model.WRITTEN_OUT = model.WRITTEN_OUT, 0
+    fused_above, model.FUSED_ABOVE = model.FUSED_ABOVE, 0
     step, net = reference(text, device)
-    iters, places, began = train.RECIPES["cpu"]["iters"], SimpleNamespace(bs=12, seed=0), time.perf_counter()
+    iters, began = train.RECIPES["cpu"]["iters"], time.perf_counter()
     for i in range(iters + 1):
         if i % 250 == 0 or i == iters:
-            sampled = [train.estimate(net, part, places, plain) for part in (text.train, text.val)][1]
+            sampled = [train.estimate(net, part, 12, 0, plain) for part in (text.train, text.val)][1]
         if i < iters:
             step(i)
     rows = [
@@ -168,7 +170,7 @@ def whole(text, device, args, out):
             "sampled_loss": sampled,
         }
     ]
-    model.WRITTEN_OUT = written_out
+    model.FUSED_ABOVE = fused_above
     for name in ("cpu", "fast"):
         given = [] if args.data_dir is None else ["--data-dir", args.data_dir]
         folder = next(f for n in count(1) if not (f := out / f"{name}-{n}").exists())
@@ -202,7 +204,7 @@ def parser():
         p,
         "data_dir",
         "device",
-        data=dict(type=data.known, default="auto", help=data.DATA_HELP),
+        data=dict(type=data.dataset_arg, default="auto", help=data.DATA_HELP),
         limit=dict(help="only the first N tokens of each part (not for --whole)"),
     )
     run.add_flags(p, out=dict(default=str(run.ROOT / "out" / "nanogpt" / "bench"), help="folder for bench.json"))

@@ -1,39 +1,41 @@
-"""Texts as integers: tinyshakespeare, WikiText-2, OpenWebText, any file or folder of your own, and one built in.
+"""Texts as token ids: tinyshakespeare, WikiText-2, OpenWebText, your own file or folder, and a built-in text.
 
     python nanogpt/data.py --data shakespeare                      # prepare it, print the counts
     python nanogpt/data.py --data wikitext2 --tokens word
     python nanogpt/data.py --data book.txt --tokens bpe            # byte pairs trained on the book itself
-    python nanogpt/data.py --data openwebtext --tokens gpt2        # 9 billion tokens: hours; give it again to go on
+    python nanogpt/data.py --data openwebtext --tokens gpt2        # 9 billion tokens: hours; the same command continues
 
-Every part of a text is one long 1-D uint16 tensor. `batch` cuts blocks out of it at random places, `blocks` covers it
-once from beginning to end.
+Each part (train, val, test) is one long 1-D uint16 tensor. `batch` takes blocks from random positions, `blocks` covers
+the part once.
 """
 
 import argparse
 import hashlib
-import json
 import os
 import sys
-from itertools import islice
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
+from torch import Tensor
 
 import fetch
+import openwebtext
 import run
 from run import UserError
-from tokenizer import END_OF_TEXT, BytePairs, Characters, Words, tokenizer_from  # noqa: F401, part of what this offers
+from tokenizer import BytePairs, Characters, Words
 
 TOKENS = ("char", "word", "gpt2", "bpe")
 BPE_VOCABULARY = 1024  # of --tokens bpe
-SUFFIXES = {".txt", ".text", ".md", ".rst"}  # what counts as text in a folder
+SUFFIXES = {".txt", ".text", ".md", ".rst"}  # of the files that are read in a folder
+NAMES = ("auto", "builtin", "shakespeare", "wikitext2", "openwebtext")
 RAW = "https://raw.githubusercontent.com"
 WIKITEXT = RAW + "/pytorch/examples/main/word_language_model/data/wikitext-2/{}.txt"
 GPT2 = "https://huggingface.co/openai-community/gpt2/resolve/main/{}"
 OPENAI = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/{}"
-PUBLISHED = {  # {corpus: {file under data_dir: (checksum, mirrors)}}, in the order train, validation, test
+PUBLISHED = {  # {corpus: {file in data_dir: (checksum, mirrors)}}; WikiText-2: train, validation, test
     "shakespeare": {
         "shakespeare/input.txt": (
             "sha256:86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
@@ -68,33 +70,27 @@ PUBLISHED = {  # {corpus: {file under data_dir: (checksum, mirrors)}}, in the or
         ),
     },
 }
-# `datasets` no longer runs the script that lies beside the data; its publisher's pull request 18 has them as 93 Parquet
-# files, which are read without it. What the hub itself converts ends after the first five gigabytes.
-OPENWEBTEXT = dict(
-    path="parquet",
-    split="train",
-    streaming=True,
-    data_files="hf://datasets/Skylion007/openwebtext@c6680bb039f28c472e44d33acb240c3068b89a82/data/train-*.parquet",
-)
-DOCUMENTS = 8_013_769  # in OpenWebText
-HELD_OUT = 1_000  # its first documents validate, so that they are the same however much of the rest is at hand
-VALIDATED = 2**20  # and of their tokens these many: a minute's work for GPT-2 on a GPU
 
 
+@dataclass
 class Text:
-    """A text, cut into parts and turned into integers.
+    """A text as tokens, in parts.
 
-    train, val, test: uint16 (N,) each; test is None where the corpus has no third part, and then whatever is reported
-    of val has been selected on. tokenizer: see tokenizer.py. characters_per_token: {part: ratio}, which turns a loss
-    in nats a token into bits a character, loss / ln 2 / ratio, so that tokenizers can be compared; None if not known.
+    train, val, test: uint16 (N,) each. test is None if the corpus has no third part; its validation loss is then
+    selected on. tokenizer: see tokenizer.py. characters_per_token: {part: ratio} or None. The ratio converts a loss in
+    nats per token to bits per character, loss / ln 2 / ratio, which is comparable between tokenizers.
     """
 
-    def __init__(self, name, level, tokenizer, parts, digest, characters_per_token=None):
-        self.name, self.level, self.tokenizer, self.digest = name, level, tokenizer, digest
-        self.train, self.val, self.test = parts
-        self.characters_per_token = characters_per_token
+    name: str
+    level: str  # one of TOKENS
+    tokenizer: Characters | Words | BytePairs
+    train: Tensor
+    val: Tensor
+    test: Tensor | None
+    digest: str
+    characters_per_token: dict[str, float] | None = None
 
-    def facts(self):
+    def facts(self) -> dict:
         """What a record says of the text."""
         return {
             "name": self.name,
@@ -110,84 +106,91 @@ class Text:
         }
 
 
-def batch(tokens, block_size, batch_size, seed, step, device="cpu"):
-    """Blocks at random places, which are a function of (seed, step): x and y, int64 (batch_size, block_size) each.
+def batch(
+    tokens: Tensor, block_size: int, batch_size: int, seed: int, step: int, device: str | torch.device = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """Blocks from random positions, which are a function of (seed, step): x and y, int64 (batch_size, block_size) each.
 
-    y is x moved on by one: y[:, t] is what follows x[:, : t + 1]. Raises UserError where no block fits.
+    y is x shifted by one token: y[:, t] follows x[:, : t + 1]. Raises UserError if `tokens` (N,) are fewer than
+    block_size + 1.
     """
-    places = len(tokens) - block_size
-    if places < 1:
+    positions = len(tokens) - block_size
+    if positions < 1:
         raise UserError(
-            f"the text is too short: {len(tokens):,} tokens to train on, and a block of {block_size} with "
-            "the token that follows it does not fit; take a longer text or a smaller block"
+            f"the text is too short: {len(tokens):,} tokens to train on, but one block and the token after it are "
+            f"{block_size + 1}; use a longer text or a smaller block_size"
         )
     generator = torch.Generator().manual_seed(run.seed_at(seed, step))
-    start = torch.randint(places, (batch_size,), generator=generator)
-    # row i of the unfolded view is the window that begins at i, so that all blocks together are one gather of rows
-    window = tokens.unfold(0, block_size + 1, 1)[start].long()  # (B, T + 1)
+    start = torch.randint(positions, (batch_size,), generator=generator)
+    # row i of the unfolded view is the window that starts at i, so one gather of rows takes all blocks
+    window = tokens.unfold(0, block_size + 1, 1)[start].long()  # (N,) -> (B, T + 1)
     if torch.device(device).type == "cuda":
         window = window.pin_memory().to(device, non_blocking=True)
     window = window.to(device)
     return window[:, :-1].contiguous(), window[:, 1:].contiguous()
 
 
-def blocks(tokens, block_size, batch_size, device="cpu"):
+def blocks(
+    tokens: Tensor, block_size: int, batch_size: int, device: str | torch.device = "cpu"
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (x, y), int64 (B, block_size) each, until every token but the first has been a target exactly once.
 
-    The blocks do not overlap; the last batch may have fewer of them, and what is left at the very end is a batch of
-    one shorter block. Weight the losses by y.numel().
+    The blocks do not overlap. The last batch may be smaller, and the remaining tokens make one shorter block. To
+    average losses, weight them by y.numel().
     """
-    whole = (len(tokens) - 1) // block_size
-    for first in range(0, whole, batch_size):
-        n = min(batch_size, whole - first)
+    n_blocks = (len(tokens) - 1) // block_size
+    for first in range(0, n_blocks, batch_size):
+        n = min(batch_size, n_blocks - first)
         window = tokens[first * block_size : (first + n) * block_size + 1].long().to(device)
         yield window[:-1].view(n, block_size), window[1:].view(n, block_size)
-    if len(rest := tokens[whole * block_size :].long().to(device)) > 1:
+    if len(rest := tokens[n_blocks * block_size :].long().to(device)) > 1:
         yield rest[None, :-1], rest[None, 1:]
 
 
-# --------------------------------------------------------------------------------------------------- parts and tokens
+# ---------------------------------------------------------------------------------------------------- parts and tokens
 
 
-def load(name, data_dir=None, limit=None, tokens="char"):
-    """The text `name` as a Text.
+def load(name: str, data_dir: str | Path | None = None, limit: int | None = None, tokens: str = "char") -> Text:
+    """Load, split and tokenize the text `name`.
 
-    name: shakespeare, wikitext2, openwebtext, builtin, the path of a text file or of a folder of them, or "auto":
-    shakespeare if it is there or a mirror delivers it, else the built-in text, said on standard error.
-    tokens: "char", "word", "gpt2", or "bpe" (byte pairs trained on this text's training part).
-    limit: only the first so many tokens of each part. Raises UserError.
+    name: one of NAMES, or the path of a text file or of a folder of text files. "auto" is shakespeare if it is there or
+    can be downloaded, else the built-in text, with a warning on standard error.
+    tokens: "char", "word", "gpt2", or "bpe" (byte pairs trained on the training part).
+    limit: only the first `limit` tokens of each part. Raises UserError.
     """
     data_dir = run.data_dir(data_dir)
     name = choose(name, data_dir)
     if name == "openwebtext":
         if tokens != "gpt2":
-            raise UserError(f"openwebtext is kept as GPT-2's tokens: --tokens gpt2, not {tokens}")
-        return open_openwebtext(data_dir, limit)
-    parts = read(name, data_dir)
+            raise UserError(f"openwebtext is stored as GPT-2 tokens: use --tokens gpt2, not {tokens}")
+        tokenizer = gpt2_tokenizer(data_dir)
+        train, val, digest = openwebtext.memory_maps(data_dir / "openwebtext", tokenizer, limit)
+        return Text(name, tokens, tokenizer, train, val, None, digest)
+    parts = read_parts(name, data_dir)
     digest = hashlib.blake2b("\0".join(parts).encode(), digest_size=16).hexdigest()
     tokenizer = make_tokenizer(tokens, name, parts, data_dir)
     ids = [torch.from_numpy(np.array(tokenizer.encode(part), dtype=np.uint16)) for part in parts]
     if min(map(len, ids)) < 2 or tokenizer.vocab_size < 2 or len(set(parts[0])) < 2:
         raise UserError(
-            f"{shown(name)}: is too short, or has too little in it: {sum(map(len, parts)):,} characters, "
-            f"{tokenizer.vocab_size} different tokens, in {len(parts)} parts of at least 2"
+            f"{display_name(name)}: is too short: {sum(map(len, parts)):,} characters, {tokenizer.vocab_size} "
+            f"different tokens; each of its {len(parts)} parts needs 2 tokens, the training part 2 different ones"
         )
     ratios = {part: round(len(text) / len(i), 4) for part, text, i in zip(("train", "val", "test"), parts, ids)}
-    ids = [i[:limit] for i in ids] + [None] * (3 - len(ids))
-    return Text(Path(name).stem, tokens, tokenizer, ids, digest, ratios)
+    train, val, test = [i[:limit] for i in ids] + [None] * (3 - len(ids))
+    return Text(Path(name).stem, tokens, tokenizer, train, val, test, digest, ratios)
 
 
-def shown(name):
-    """A path as one would type it here, any other name as it is."""
+def display_name(name: str) -> str:
+    """A path relative to the working directory, any other name as it is."""
     return run.shown(name) if os.path.isabs(name) else name
 
 
-def make_tokenizer(level, name, parts, data_dir):
-    """The tokenizer of that level; what has to be learned is learned from the training part, parts[0]."""
-    if level == "char":  # of all parts, as is usual: a symbol that is never trained on costs what it costs
+def make_tokenizer(level: str, name: str, parts: list[str], data_dir: Path) -> Characters | Words | BytePairs:
+    """The tokenizer for `level`, one of TOKENS. Words and byte pairs are learned from parts[0], the training part."""
+    if level == "char":  # of all parts, as is usual: a character that is only in the validation part is never trained
         return Characters.of("".join(parts))
-    if level == "word" and name == "wikitext2":  # it comes cut into words, the rare ones replaced already
-        return Words.of(parts[0], "spaces", at_least=1)
+    if level == "word" and name == "wikitext2":  # already split into words, with rare ones replaced by <unk>
+        return Words.of(parts[0], "spaces", min_count=1)
     if level == "word":
         return Words.of(parts[0])
     if level == "bpe":
@@ -195,58 +198,60 @@ def make_tokenizer(level, name, parts, data_dir):
     return gpt2_tokenizer(data_dir)
 
 
-def gpt2_tokenizer(data_dir=None):
-    """GPT-2's own, fetched if it is not there. Raises UserError."""
+def gpt2_tokenizer(data_dir: str | Path | None = None) -> BytePairs:
+    """GPT-2's tokenizer, downloaded if it is not there. Raises UserError."""
     return BytePairs.read(*prepare("gpt2_tokenizer", run.data_dir(data_dir)))
 
 
-def read(name, data_dir):
-    """The parts of the text `name`: [train, val, test], or [train, val] of tinyshakespeare."""
+def read_parts(name: str, data_dir: Path) -> list[str]:
+    """The parts of the text `name`: [train, val, test], or [train, val] for tinyshakespeare."""
     if name == "wikitext2":
         return [path.read_text(encoding="utf-8") for path in prepare(name, data_dir)]
     if name == "shakespeare":
         text = prepare(name, data_dir)[0].read_text(encoding="utf-8")
-        return [text[: int(0.9 * len(text))], text[int(0.9 * len(text)) :]]  # as nanoGPT cuts it
-    text = builtin() if name == "builtin" else read_own(Path(name))
+        return [text[: int(0.9 * len(text))], text[int(0.9 * len(text)) :]]  # nanoGPT's split
+    text = builtin() if name == "builtin" else read_path(Path(name))
     first, second = int(0.8 * len(text)), int(0.9 * len(text))
     return [text[:first], text[first:second], text[second:]]
 
 
-def read_own(path):
-    """A text file, or all the text files of a folder and the folders in it."""
+def read_path(path: Path) -> str:
+    """The text of a file, or of all text files of a folder and its subfolders. Raises UserError."""
     if not path.is_dir():
         return read_file(path)
     files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
     if not files:
-        raise UserError(f"{shown(path)}: holds no text (files that end in {', '.join(sorted(SUFFIXES))})")
-    return in_order(read_file(file) for file in files)
+        raise UserError(f"{display_name(str(path))}: holds no text files ({', '.join(sorted(SUFFIXES))})")
+    return in_random_order(read_file(file) for file in files)
 
 
-def read_file(path):
+def read_file(path: Path) -> str:
     """The text of a UTF-8 file. Raises UserError."""
     try:
         content = path.read_bytes()
         if b"\0" in content:
-            raise ValueError("it has bytes that are zero")
+            raise ValueError("it has zero bytes")
         return content.decode("utf-8-sig").replace("\r\n", "\n")
     except OSError as error:
-        raise UserError(f"{shown(path)}: cannot be read ({error.strerror})") from None
+        raise UserError(f"{display_name(str(path))}: cannot be read ({error.strerror})") from error
     except ValueError as error:
-        raise UserError(f"{shown(path)}: is no text in UTF-8 ({error})") from None
+        raise UserError(f"{display_name(str(path))}: is not a text file in UTF-8 ({error})") from error
 
 
-def in_order(articles):
-    """Articles as one text, in the order of their digests: a random one, but the same for everyone, so that the cut
-    into parts is not a cut between subjects or years."""
+def in_random_order(articles: Iterable[str]) -> str:
+    """Articles as one text, ordered by their digests: a random order that is the same for everyone.
+
+    In another order, the training and validation parts might be about different subjects or years.
+    """
     articles = [article.strip("\n") for article in articles]
     return "\n\n\n".join(sorted(articles, key=lambda article: hashlib.blake2b(article.encode()).digest())) + "\n"
 
 
-def builtin():
-    """The language reference that every Python carries for its help(), some 370,000 characters.
+def builtin() -> str:
+    """The language reference that Python's help() shows, some 370,000 characters.
 
-    Its topics quote each other at length: a paragraph is kept where it comes first, else the same text would be
-    trained on and validated on.
+    Its topics quote each other at length. Only the first copy of a paragraph is kept; otherwise the validation part
+    would contain text of the training part.
     """
     from pydoc_data.topics import topics
 
@@ -256,139 +261,46 @@ def builtin():
         seen.update(paragraphs)
         if paragraphs:
             articles.append("\n\n".join(paragraphs))
-    return in_order(articles)
+    return in_random_order(articles)
 
 
-# ---------------------------------------------------------------------------------------------- where they come from
+# ----------------------------------------------------------------------------------------------------------- downloads
 
 
-DATA_HELP = "shakespeare, wikitext2, openwebtext, builtin, auto, a text file, or a folder of them"
+DATA_HELP = f"{', '.join(NAMES)}, a text file, or a folder of text files"
 
 
-def known(name):
-    """The argparse type of --data: a name as it is, a file or folder as an absolute path."""
-    if name in ("auto", "builtin", "shakespeare", "wikitext2", "openwebtext"):
+def dataset_arg(name: str) -> str:
+    """The argparse type of --data: one of NAMES, or a file or folder as an absolute path."""
+    if name in NAMES:
         return name
     if Path(name).exists():
         return str(Path(name).resolve())
-    raise argparse.ArgumentTypeError(
-        f"{name} is neither auto, builtin, shakespeare, wikitext2, openwebtext, nor a file or folder"
-    )
+    raise argparse.ArgumentTypeError(f"{name} is neither one of {', '.join(NAMES)} nor a file or folder")
 
 
-def choose(name, data_dir):
-    """What `name` stands for: itself, or for "auto" shakespeare if it can be had, else builtin, said loudly."""
+def choose(name: str, data_dir: Path) -> str:
+    """`name` itself; for "auto", shakespeare if it is there or can be downloaded, else builtin with a warning."""
     if name != "auto":
         return name
     try:
         prepare("shakespeare", data_dir)
         return "shakespeare"
     except fetch.Unreachable as error:
-        why = str(error).removeprefix("error: ")
         print(
-            f"*** {why}\n*** TRAINING ON THE BUILT-IN TEXT INSTEAD, the reference of the Python language: its "
-            "numbers say nothing of Shakespeare.",
+            f"*** {str(error).removeprefix('error: ')}\n*** TRAINING ON THE BUILT-IN TEXT INSTEAD (the reference of "
+            "the Python language): its results say nothing about Shakespeare.",
             file=sys.stderr,
         )
         return "builtin"
 
 
-def prepare(name, data_dir):
-    """The verified files of the corpus `name` under `data_dir`, fetched if they are not there. Raises UserError."""
+def prepare(name: str, data_dir: Path) -> list[Path]:
+    """The verified files of the corpus `name` in `data_dir`, downloaded if they are not there. Raises UserError."""
     return [fetch.download(mirrors, data_dir / file, checksum) for file, (checksum, mirrors) in PUBLISHED[name].items()]
 
 
-# -------------------------------------------------------------------------------------------------------- OpenWebText
-
-
-def open_openwebtext(data_dir, limit=None):
-    """OpenWebText as memory maps of train.bin and val.bin, made or continued first where more is wanted than is there.
-
-    Files that nanoGPT's prepare.py has made are taken as they are: the format is the same.
-    """
-    folder = data_dir / "openwebtext"
-    tokenizer = gpt2_tokenizer(data_dir)
-    have = prepare_openwebtext(folder, tokenizer, limit)
-    parts, digest = [], hashlib.blake2b(digest_size=16)
-    for part in ("train", "val"):
-        file = folder / f"{part}.bin"
-        there = file.stat().st_size // 2 if file.exists() else 0
-        wanted = have.get(part, there)
-        if there < max(wanted, 2):
-            raise UserError(f"{shown(file)}: is shorter than when it was written; remove its folder to begin again")
-        ids = torch.from_file(str(file), shared=False, size=wanted, dtype=torch.uint16)
-        parts.append(ids[: min(limit or wanted, VALIDATED if part == "val" else wanted)])
-        digest.update(len(parts[-1]).to_bytes(8, "little") + parts[-1][:VALIDATED].numpy().tobytes())
-    return Text("openwebtext", "gpt2", tokenizer, [*parts, None], digest.hexdigest())
-
-
-def prepare_openwebtext(folder, tokenizer, limit=None, stream=None, at_once=1000):
-    """Stream the documents, and append their tokens to val.bin (the first HELD_OUT) and train.bin (the others).
-
-    Each document ends with <|endoftext|>. After every `at_once` documents the files are on the disk, and
-    progress.json says how far they go and where the stream was: what an interruption left behind that is cut off, and
-    the files end up the same to the byte. Stops when train.bin has `limit` tokens; without one, at the end.
-    stream: documents {"text": ...} with state_dict() and load_state_dict(), as `datasets` has them.
-    Returns {"train": tokens, "val": tokens, "documents": ..., "complete": ...}. Raises UserError.
-    """
-    progress = folder / "progress.json"
-    if not progress.exists() and (folder / "train.bin").exists():
-        return {}  # made by something else: whatever is there
-    have = {"documents": 0, "train": 0, "val": 0, "complete": False, "stream": None}
-    if progress.exists():
-        have = json.loads(progress.read_text(encoding="utf-8"))
-    if have["complete"] or (limit and have["train"] >= limit):
-        return have
-    lock = run.hold(run.make_folder(folder))
-    end = tokenizer.vocabulary[END_OF_TEXT]
-    try:
-        stream = stream or open_stream()
-        if have["stream"]:
-            stream.load_state_dict(have["stream"])
-        run.write_json(progress, have)  # from here on the files are ours
-        files = {}
-        for part in ("train", "val"):
-            files[part] = open(folder / f"{part}.bin", "ab")
-            files[part].truncate(2 * have[part])
-        bar = tqdm(desc="OpenWebText", total=DOCUMENTS, initial=have["documents"], unit=" documents", disable=None)
-        documents = iter(stream)
-        while some := list(islice(documents, at_once)):
-            for number, document in enumerate(some, have["documents"]):
-                part, ids = "val" if number < HELD_OUT else "train", tokenizer.encode(document["text"])
-                files[part].write(np.array([*ids, end], dtype=np.uint16).tobytes())
-                have[part] += len(ids) + 1
-            for file in files.values():
-                file.flush()
-                os.fsync(file.fileno())
-            have["documents"] += len(some)
-            have["stream"] = stream.state_dict()
-            run.write_json(progress, have)
-            bar.update(len(some))
-            bar.set_postfix(tokens=f"{have['train'] / 1e6:,.0f} M")
-            if limit and have["train"] >= limit:
-                break
-        else:
-            have |= {"complete": True, "stream": None}
-            run.write_json(progress, have)
-        bar.close()
-    except Exception as error:  # the network's, which have no base in common, and the disk's
-        why = f"{type(error).__name__}: {str(error)[:120].strip()}".splitlines()[0]
-        raise UserError(
-            f"openwebtext: stopped after {have['documents']:,} documents ({why}); give the same command again to go on"
-        ) from error
-    finally:
-        lock.close()
-    return have
-
-
-def open_stream():
-    """OpenWebText as the hub streams it, an iterable of {"text": ...}."""
-    import datasets
-
-    return datasets.load_dataset(**OPENWEBTEXT)
-
-
-# --------------------------------------------------------------------------------------------------------------- main
+# ---------------------------------------------------------------------------------------------------------------- main
 
 
 def parser():
@@ -396,8 +308,8 @@ def parser():
     run.add_flags(
         p,
         "data_dir",
-        data=dict(type=known, default="shakespeare", help=DATA_HELP),
-        limit=dict(help="only the first N tokens of each part; of openwebtext no more is fetched"),
+        data=dict(type=dataset_arg, default="shakespeare", help=DATA_HELP),
+        limit=dict(help="only the first N tokens of each part; openwebtext: also fetch no more"),
     )
     p.add_argument("--tokens", choices=TOKENS, default="char", help="(default: %(default)s)")
     return p

@@ -1,20 +1,20 @@
-"""The optimizers: AdamW as GPT-2 is trained with, and Muon for the matrices inside the blocks, batched."""
+"""The optimizers: AdamW, as in GPT-2's training, and Muon for the matrices in the blocks, batched."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalize(g: Tensor, steps: int = 5) -> Tensor:
-    """The nearest orthogonal matrix to each of g (N, rows, columns), roughly: U V^T of the g = U S V^T.
+    """An approximation of the nearest orthogonal matrix to each of g (N, rows, columns): U V^T, where g = U S V^T.
 
-    A quintic Newton-Schulz iteration (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) that takes every
-    singular value to somewhere between 0.7 and 1.2; bfloat16 is accurate enough for that, and fast.
+    A quintic Newton-Schulz iteration (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) that moves every
+    singular value to between 0.7 and 1.2. bfloat16 is accurate enough for this, and fast.
     """
     a, b, c = COEFFICIENTS
     x = g.bfloat16()
-    x = x.mT if g.shape[1] > g.shape[2] else x  # the Gram matrix of the shorter side is the cheaper one
+    x = x.mT if g.shape[1] > g.shape[2] else x  # the Gram matrix of the shorter side is cheaper
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(steps):
         gram = x @ x.mT  # (N, m, m)
@@ -23,10 +23,10 @@ def orthogonalize(g: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalized (Jordan et al. 2024): every direction of a matrix moves by the same amount.
+    """Orthogonalized momentum (Jordan et al. 2024): a step has the same size in every direction of a matrix.
 
-    Does what torch.optim.Muon does with the "original" adjustment of the learning rate, but takes all matrices of one
-    shape, or its transpose, in one batch: 16 small products cost hardly more than one.
+    Equivalent to torch.optim.Muon with the "original" adjustment of the learning rate, but matrices of one shape (or
+    its transpose) are orthogonalized in one batch: 16 small products take hardly longer than one.
     """
 
     def __init__(self, params, lr=0.02, momentum=0.95, weight_decay=0.0, ns_steps=5):
@@ -40,33 +40,33 @@ class Muon(torch.optim.Optimizer):
                 self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
             buffers, grads = [self.state[p]["momentum_buffer"] for p in params], [p.grad for p in params]
             torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
-            updates = torch._foreach_lerp(grads, buffers, group["momentum"])  # Nesterov: a look ahead
-            batches = {}
+            updates = torch._foreach_lerp(grads, buffers, group["momentum"])  # Nesterov momentum
+            batches = {}  # shape -> [(parameter, update)], all updates wider than tall
             for p, update in zip(params, updates):
                 wide = update if p.shape[0] <= p.shape[1] else update.mT
                 batches.setdefault(wide.shape, []).append((p, wide))
             torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
             for batch in batches.values():
-                done = orthogonalize(torch.stack([wide for _, wide in batch]), group["ns_steps"])
-                for (p, _), update in zip(batch, done.to(params[0].dtype)):
+                orthogonal = orthogonalize(torch.stack([wide for _, wide in batch]), group["ns_steps"])
+                for (p, _), update in zip(batch, orthogonal.to(params[0].dtype)):
                     tall = p.shape[0] > p.shape[1]
                     scale = max(1, p.shape[0] / p.shape[1]) ** 0.5
                     p.add_(update.mT if tall else update, alpha=-group["lr"] * scale)
 
 
-def make_optimizers(model, args, device):
-    """AdamW for all parameters, or, with args.muon, for all but the matrices of the blocks. Every group keeps its
-    "peak", the learning rate that the schedule scales; vectors (biases, norms) are not decayed."""
+def make_optimizers(model: nn.Module, args, device: torch.device) -> list[torch.optim.Optimizer]:
+    """[AdamW] for all parameters, or with args.muon > 0 [AdamW, Muon], where Muon has the matrices of the blocks.
+
+    Every parameter group has a "peak", the learning rate that the schedule scales. Vectors (biases and norms) have no
+    weight decay.
+    """
     muon, matrices, vectors = [], [], []
     for name, p in model.named_parameters():
         kind = vectors if p.dim() < 2 else muon if args.muon and name.startswith("blocks.") else matrices
         kind.append(p)
     groups = [{"params": matrices, "weight_decay": args.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    optimizers = [
-        torch.optim.AdamW(
-            [g for g in groups if g["params"]], args.lr, (0.9, args.beta2), fused=device.type in ("cpu", "cuda")
-        )
-    ]
+    fused = device.type in ("cpu", "cuda")
+    optimizers = [torch.optim.AdamW([g for g in groups if g["params"]], args.lr, (0.9, args.beta2), fused=fused)]
     if muon:
         optimizers.append(Muon(muon, args.muon * args.lr, weight_decay=args.weight_decay, ns_steps=args.ns_steps))
     for optimizer in optimizers:

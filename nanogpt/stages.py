@@ -24,8 +24,9 @@ from torch import nn
 from tqdm import tqdm
 
 import data
-import model
 import run
+from baselines import Bigram, BigramConfig
+from generate import generate
 
 BLOCK, BATCH, WIDTH, LR = 64, 12, 64, 1e-2  # tokens in a block, blocks in a batch, C, learning rate
 # Of the rates that were tried on validation text, the best; a row of the bigram's table is rarely met and needs more
@@ -115,8 +116,8 @@ DEEP = dict(n_layer=4, n_head=4, mlp=True)
 WHOLE = DEEP | dict(residual=True, norm=True)
 STUDIES = {  # study: {setting: the model, given the size of the vocabulary}
     "stages": {
-        "bigram, counted": lambda V: model.Bigram(V, BLOCK),
-        "bigram": lambda V: model.Bigram(V, BLOCK),
+        "bigram, counted": lambda V: Bigram(BigramConfig(V, BLOCK)),
+        "bigram": lambda V: Bigram(BigramConfig(V, BLOCK)),
         "averaging": lambda V: Network(V),
         "one head": lambda V: Network(V, n_head=1),
         "four heads": lambda V: Network(V, n_head=4),
@@ -207,7 +208,7 @@ def leak(net):
 def write_some(net, tokenizer, n=120):
     """A text of n tokens that begins with the end of a line, always drawn with the same luck."""
     prompt = tokenizer.encode("\n") if not tokenizer.missing("\n") else [0]
-    drawn = model.generate(net, torch.tensor([prompt]), n, temperature=0.8, generator=torch.Generator().manual_seed(0))
+    drawn = generate(net, torch.tensor([prompt]), n, temperature=0.8, generator=torch.Generator().manual_seed(0))
     return tokenizer.decode(list(drawn)).strip()
 
 
@@ -310,7 +311,7 @@ def parser():
         p,
         "data_dir",
         "limit",
-        data=dict(type=data.known, default="wikitext2", help=data.DATA_HELP),
+        data=dict(type=data.dataset_arg, default="wikitext2", help=data.DATA_HELP),
         iters=dict(help="training steps (default: 600 a stage, 500 a mistake)"),
         out=dict(default=str(run.ROOT / "out" / "nanogpt" / "stages"), help="where to"),
     )

@@ -125,7 +125,7 @@ def parser():
         p,
         "data_dir",
         out=dict(default=str(run.ROOT / "out" / "nanogpt" / "sweep"), help="where to"),
-        data=dict(type=data.known, default="auto", help=data.DATA_HELP),
+        data=dict(type=data.dataset_arg, default="auto", help=data.DATA_HELP),
         limit=dict(help="only the first N tokens of each part, for a quick look"),
         iters=dict(help="instead of each setting's own, for a quick look"),
     )

@@ -1,253 +1,254 @@
-"""From text to integers and back: characters, words, and byte-level byte pairs (GPT-2's, or trained on your own text).
+"""From text to token ids and back: characters, words, and byte-level byte pairs (GPT-2's, or trained on your text).
 
-Every tokenizer has `encode(text) -> list of int`, `decode(ids) -> str`, `vocab_size`, `missing(text)`, what of a text
-it has no symbol for, and `state()`, a dict of plain strings, lists and numbers with which `tokenizer_from` builds it
-anew: it travels in the checkpoint, beside the weights that it belongs to.
+Every tokenizer has `encode(text) -> list of int`, `decode(ids) -> str`, `vocab_size`, `missing(text)` (the tokens of a
+text that are not in the vocabulary), and `state()`, a dict of plain strings, lists and numbers for a checkpoint, from
+which `tokenizer_from` makes the tokenizer again.
 """
 
 import heapq
 import json
 import re
 from collections import Counter, defaultdict
+from pathlib import Path
 
 import regex
 
 from run import UserError
 
-LARGEST = 2**16  # token files hold 16 bits a token
+MAX_VOCABULARY = 2**16  # tokens are stored as uint16
 UNKNOWN, END_OF_LINE, END_OF_TEXT = "<unk>", "<eos>", "<|endoftext|>"
 
 
-def fits(vocabulary, level):
-    """The list `vocabulary`, if its numbers fit uint16; raises UserError otherwise."""
-    if len(vocabulary) > LARGEST:
+def check_size(vocabulary: list | dict, level: str):
+    """Raise UserError if the ids of `vocabulary` do not fit into uint16."""
+    if len(vocabulary) > MAX_VOCABULARY:
         raise UserError(
-            f"--tokens {level}: {len(vocabulary):,} different ones do not fit uint16, which counts to "
-            f"{LARGEST:,}; --tokens bpe takes any text"
+            f"--tokens {level}: {len(vocabulary):,} different tokens, but uint16 has room for {MAX_VOCABULARY:,}; "
+            "--tokens bpe works for any text"
         )
-    return vocabulary
 
 
 class Characters:
-    """One number a character, in the order of their code points."""
+    """One token per character, in the order of their code points."""
 
-    def __init__(self, vocabulary):
-        self.vocabulary = fits(vocabulary, "char")
-        self.number = {character: i for i, character in enumerate(vocabulary)}
-        self.vocab_size = len(vocabulary)
+    def __init__(self, vocabulary: list[str]):
+        check_size(vocabulary, "char")
+        self.vocabulary, self.vocab_size = vocabulary, len(vocabulary)
+        self.id = {character: i for i, character in enumerate(vocabulary)}
 
     @classmethod
-    def of(cls, text):
+    def of(cls, text: str) -> "Characters":
         return cls(sorted(set(text)))
 
-    def missing(self, text):
-        return sorted(set(text) - self.number.keys())
+    def missing(self, text: str) -> list[str]:
+        return sorted(set(text) - self.id.keys())
 
-    def encode(self, text):
+    def encode(self, text: str) -> list[int]:
         try:
-            return [self.number[character] for character in text]
+            return [self.id[character] for character in text]
         except KeyError as error:
-            raise UserError(f"the vocabulary has no character {error.args[0]!r}") from None
+            raise UserError(f"the character {error.args[0]!r} is not in the vocabulary") from error
 
-    def decode(self, ids):
+    def decode(self, ids: list[int]) -> str:
         return "".join(self.vocabulary[i] for i in ids)
 
-    def state(self):
+    def state(self) -> dict:
         return {"kind": "char", "vocabulary": self.vocabulary}
 
 
 class Words:
-    """One number a word; whatever is not in the vocabulary becomes <unk>.
+    """One token per word; words that are not in the vocabulary become <unk>.
 
-    `split` says what a word is. "prose": runs of letters and digits (an apostrophe or hyphen within is part of them),
-    any other sign by itself, and the end of a line; which spaces stood between them is not kept. "spaces": whatever
-    stands between two spaces, and <eos> at the end of every line, as WikiText has been tokenized by its makers.
+    `split` defines a word. "prose": a run of letters and digits (with apostrophes and hyphens inside), any other sign,
+    or the end of a line; spaces are not kept. "spaces": the text between two spaces, and <eos> at the end of every
+    line, as in WikiText, which comes tokenized.
     """
 
     PROSE = re.compile(r"\n|\w+(?:['’-]\w+)*|[^\w\s]")
     CLOSING, OPENING = frozenset(".,;:!?)]}'’…"), frozenset("([{$#@")
 
-    def __init__(self, vocabulary, split="prose"):
-        self.vocabulary, self.split = fits(vocabulary, "word"), split
-        self.number = {word: i for i, word in enumerate(vocabulary)}
-        self.vocab_size = len(vocabulary)
+    def __init__(self, vocabulary: list[str], split: str = "prose"):
+        check_size(vocabulary, "word")
+        self.vocabulary, self.vocab_size, self.split = vocabulary, len(vocabulary), split
+        self.id = {word: i for i, word in enumerate(vocabulary)}
 
     @classmethod
-    def of(cls, text, split="prose", at_least=2):
-        """From the words that a (training) text has `at_least` so often, the most frequent first."""
+    def of(cls, text: str, split: str = "prose", min_count: int = 2) -> "Words":
+        """With the words that occur at least `min_count` times in a (training) text, the most frequent first."""
         counts = Counter(cls.words(text, split))
         counts.pop(UNKNOWN, None)
-        common = sorted((word for word, n in counts.items() if n >= at_least), key=lambda word: (-counts[word], word))
-        return cls([UNKNOWN, *common], split)
+        frequent = sorted((w for w, n in counts.items() if n >= min_count), key=lambda w: (-counts[w], w))
+        return cls([UNKNOWN, *frequent], split)
 
     @classmethod
-    def words(cls, text, split):
+    def words(cls, text: str, split: str) -> list[str]:
         if split == "prose":
             return cls.PROSE.findall(text)
         return text.replace("\n", f" {END_OF_LINE} ").split()
 
-    def missing(self, text):
-        return sorted(set(self.words(text, self.split)) - self.number.keys() - {END_OF_LINE})
+    def missing(self, text: str) -> list[str]:
+        return sorted(set(self.words(text, self.split)) - self.id.keys() - {END_OF_LINE})
 
-    def encode(self, text):
-        unknown = self.number[UNKNOWN]
-        return [self.number.get(word, unknown) for word in self.words(text, self.split)]
+    def encode(self, text: str) -> list[int]:
+        unknown = self.id[UNKNOWN]
+        return [self.id.get(word, unknown) for word in self.words(text, self.split)]
 
-    def decode(self, ids):
+    def decode(self, ids: list[int]) -> str:
+        """The text, with spaces where prose usually has them."""
         words = [self.vocabulary[i] for i in ids]
         if self.split == "spaces":
             return "".join("\n" if word == END_OF_LINE else f" {word}" for word in words)
-        text, before = [], "\n"
+        pieces, before = [], "\n"
         for word in words:
             if before not in self.OPENING and before != "\n" and word not in self.CLOSING and word != "\n":
-                text.append(" ")
-            text.append(word)
+                pieces.append(" ")
+            pieces.append(word)
             before = word
-        return "".join(text)
+        return "".join(pieces)
 
-    def state(self):
+    def state(self) -> dict:
         return {"kind": "word", "split": self.split, "vocabulary": self.vocabulary}
 
 
 # ------------------------------------------------------------------------------------------------------- byte pairs
 
 
-def printable_bytes():
+def printable_bytes() -> dict[int, str]:
     """{byte: the character that stands for it in vocab.json and merges.txt}.
 
-    The files are text, and so every byte needs a visible character: those of Latin-1 that are visible stand for
-    themselves, the others for the code points from 256 on. A space, byte 32, is "Ġ".
+    These are text files, so every byte needs a visible character: the visible characters of Latin-1 stand for
+    themselves, code points from 256 for the other bytes. A space, byte 32, becomes "Ġ".
     """
     visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    hidden = [byte for byte in range(256) if byte not in visible]
-    return {byte: chr(byte) for byte in visible} | {byte: chr(256 + i) for i, byte in enumerate(hidden)}
+    invisible = [byte for byte in range(256) if byte not in visible]
+    return {byte: chr(byte) for byte in visible} | {byte: chr(256 + i) for i, byte in enumerate(invisible)}
 
 
 class BytePairs:
     """Byte-level byte pair encoding (Sennrich et al. 2016, section 3.2; Radford et al. 2019, section 2.2).
 
-    A text is cut into words, each with the space before it. A word begins as its UTF-8 bytes; then, of all neighbours
-    in it that are in the list of merges, those that come first in that list become one token, until there are none.
-    With all 256 bytes in the vocabulary there is no text that cannot be encoded, and decoding gives it back.
+    A text is split into words, each with the space before it. A word starts as its UTF-8 bytes. Of all pairs of
+    neighbours in the list of merges, the one that comes first in that list is merged into one token, until no pair is
+    in the list. All 256 bytes are tokens, so any text can be encoded, and decoding restores it.
 
-    vocabulary: {token: number}, merges: [(left, right), ...] in order of precedence, tokens in printable characters.
+    vocabulary: {token: id}, merges: [(left, right), ...] in order of priority, with tokens in printable characters.
     """
 
-    # English endings by themselves; then letters, digits or other signs, with at most one space before them; then
-    # spaces, of which the last is left for the word that follows it
+    # English endings like 's; then letters, digits or other signs, with at most one space before them; then spaces,
+    # the last of which belongs to the next word
     WORD = regex.compile(r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
     CHARACTER = printable_bytes()
     BYTE = {character: byte for byte, character in CHARACTER.items()}
 
-    def __init__(self, vocabulary, merges):
-        fits(vocabulary, "bpe")
-        self.vocabulary, self.merges = vocabulary, merges
+    def __init__(self, vocabulary: dict[str, int], merges: list[tuple[str, str]]):
+        check_size(vocabulary, "bpe")
+        self.vocabulary, self.merges, self.vocab_size = vocabulary, merges, len(vocabulary)
         self.rank = {pair: i for i, pair in enumerate(merges)}
-        self.token = {number: token for token, number in vocabulary.items()}
-        self.vocab_size = len(vocabulary)
-        self.known = {}  # word -> its numbers: a text has few different words
+        self.token = {i: token for token, i in vocabulary.items()}
+        self.cache = {}  # word -> ids: most words of a text are repetitions
 
     @classmethod
-    def read(cls, vocab_json, merges_txt):
-        """From the two files that GPT-2 was published with."""
+    def read(cls, vocab_json: Path, merges_txt: Path) -> "BytePairs":
+        """From the two files of GPT-2's release. Raises UserError."""
         try:
             vocabulary = json.loads(vocab_json.read_text(encoding="utf-8"))
             lines = merges_txt.read_text(encoding="utf-8").split("\n")
             return cls(vocabulary, [tuple(line.split(" ")) for line in lines if line and not line.startswith("#ver")])
         except (OSError, ValueError, AttributeError) as error:
-            raise UserError(f"{vocab_json.parent}: holds no vocabulary and merges like GPT-2's ({error})") from None
+            raise UserError(f"{vocab_json.parent}: holds no vocabulary and merges like GPT-2's ({error})") from error
 
     @classmethod
-    def printable(cls, word):
+    def printable(cls, word: str) -> list[str]:
         return [cls.CHARACTER[byte] for byte in word.encode()]
 
     @classmethod
-    def train(cls, text, size):
-        """Byte pairs of a text: join the pair of neighbours that is most frequent, until there are `size` tokens.
+    def train(cls, text: str, size: int) -> "BytePairs":
+        """Learn merges from a text: merge the most frequent pair of neighbours, until there are `size` tokens.
 
-        Of equally frequent pairs the alphabetically first is taken. Only words in which a pair occurs are looked at
-        again when it is joined, so that the time goes with what changes and not with the length of the text.
+        Of equally frequent pairs the alphabetically first is taken. After a merge only the words that contain the pair
+        are counted again, so a merge costs as much as it changes, whatever the length of the text.
         """
-        counts = Counter(cls.WORD.findall(text))
-        words = [cls.printable(word) for word in counts]
-        frequency = list(counts.values())
-        pairs, where = Counter(), defaultdict(set)  # how often neighbours occur; in which words
-        for i, word in enumerate(words):
-            for pair in zip(word, word[1:]):
-                pairs[pair] += frequency[i]
-                where[pair].add(i)
-        queue = [(-n, pair) for pair, n in pairs.items()]
-        heapq.heapify(queue)
+        frequency = Counter(cls.WORD.findall(text))
+        words = {word: cls.printable(word) for word in frequency}
+        counts, words_with = Counter(), defaultdict(set)  # of every pair of neighbours
+        for word, tokens in words.items():
+            for pair in zip(tokens, tokens[1:]):
+                counts[pair] += frequency[word]
+                words_with[pair].add(word)
+        heap = [(-n, pair) for pair, n in counts.items()]
+        heapq.heapify(heap)
         vocabulary, merges = [cls.CHARACTER[byte] for byte in sorted(cls.CHARACTER, key=cls.CHARACTER.get)], []
-        while len(vocabulary) < size and queue:
-            n, best = heapq.heappop(queue)
-            if pairs[best] != -n:
-                continue  # an entry from before its number changed
+        while len(vocabulary) < size and heap:
+            n, best = heapq.heappop(heap)
+            if counts[best] != -n:
+                continue  # an outdated entry: the count has changed since
             if -n < 2:
                 break
             merges.append(best)
             vocabulary.append("".join(best))
             changed = set()
-            for i in where.pop(best):
-                before, words[i] = words[i], join(words[i], best)
-                for sign, word in ((-1, before), (1, words[i])):
-                    for pair in zip(word, word[1:]):
-                        pairs[pair] += sign * frequency[i]
-                        changed.add(pair)
-                        if sign > 0:
-                            where[pair].add(i)
+            for word in words_with.pop(best):
+                old, new = words[word], merge(words[word], best)
+                words[word] = new
+                for pair in zip(old, old[1:]):
+                    counts[pair] -= frequency[word]
+                    changed.add(pair)
+                for pair in zip(new, new[1:]):
+                    counts[pair] += frequency[word]
+                    changed.add(pair)
+                    words_with[pair].add(word)
             for pair in changed:
-                heapq.heappush(queue, (-pairs[pair], pair))
+                heapq.heappush(heap, (-counts[pair], pair))
         return cls({token: i for i, token in enumerate(vocabulary)}, merges)
 
-    def missing(self, text):
+    def missing(self, text: str) -> list[str]:
         return []
 
-    def encode_word(self, word):
-        """The numbers of one word: join the neighbours of the lowest rank, again and again."""
-        parts = self.printable(word)
-        while len(parts) > 1:
-            first = min(zip(parts, parts[1:]), key=lambda pair: self.rank.get(pair, LARGEST))
+    def encode_word(self, word: str) -> list[int]:
+        """The ids of one word: merge the pair of the lowest rank, again and again."""
+        tokens = self.printable(word)
+        while len(tokens) > 1:
+            first = min(zip(tokens, tokens[1:]), key=lambda pair: self.rank.get(pair, len(self.rank)))
             if first not in self.rank:
                 break
-            parts = join(parts, first)
-        return [self.vocabulary[part] for part in parts]
+            tokens = merge(tokens, first)
+        return [self.vocabulary[token] for token in tokens]
 
-    def encode(self, text):
-        if len(self.known) > 2**20:  # the web has no end of different words
-            self.known.clear()
+    def encode(self, text: str) -> list[int]:
+        if len(self.cache) > 2**20:  # the number of different words on the web is unlimited
+            self.cache.clear()
         ids = []
         for word in self.WORD.findall(text):
-            if word not in self.known:
-                self.known[word] = self.encode_word(word)
-            ids += self.known[word]
+            if word not in self.cache:
+                self.cache[word] = self.encode_word(word)
+            ids += self.cache[word]
         return ids
 
-    def decode(self, ids):
-        """Bytes that are no complete character (a text cut in the middle of one) become the sign for that, U+FFFD."""
+    def decode(self, ids: list[int]) -> str:
+        """The text. Bytes of an incomplete character become the replacement character, U+FFFD."""
         text = "".join(self.token[i] for i in ids)
         return b"".join(bytes([self.BYTE[c]]) if c in self.BYTE else c.encode() for c in text).decode(errors="replace")
 
-    def state(self):
+    def state(self) -> dict:
         tokens = sorted(self.vocabulary, key=self.vocabulary.get)
         return {"kind": "bpe", "vocabulary": tokens, "merges": [" ".join(pair) for pair in self.merges]}
 
 
-def join(parts, pair):
+def merge(tokens: list[str], pair: tuple[str, str]) -> list[str]:
     """["a", "b", "c"], ("b", "c") -> ["a", "bc"]"""
-    joined, i = [], 0
-    while i < len(parts):
-        if i + 1 < len(parts) and (parts[i], parts[i + 1]) == pair:
-            joined.append(parts[i] + parts[i + 1])
+    merged, i = [], 0
+    while i < len(tokens):
+        if i + 1 < len(tokens) and (tokens[i], tokens[i + 1]) == pair:
+            merged.append(tokens[i] + tokens[i + 1])
             i += 2
         else:
-            joined.append(parts[i])
+            merged.append(tokens[i])
             i += 1
-    return joined
+    return merged
 
 
-def tokenizer_from(state):
-    """The tokenizer whose `state()` this is. Raises UserError where it is none."""
+def tokenizer_from(state: dict) -> Characters | Words | BytePairs:
+    """The tokenizer whose `state()` this is. Raises UserError if it is not one."""
     try:
         if state["kind"] == "char":
             return Characters(list(state["vocabulary"]))
@@ -258,4 +259,4 @@ def tokenizer_from(state):
             return BytePairs(vocabulary, [tuple(pair.split(" ")) for pair in state["merges"]])
         raise KeyError(state["kind"])
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"the checkpoint holds no tokenizer that is known here ({error!r})") from None
+        raise UserError(f"the checkpoint holds no tokenizer of this folder ({error!r})") from error

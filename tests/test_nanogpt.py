@@ -1,9 +1,11 @@
-"""nanogpt/, the engine: the models against transformers' GPT-2 and their own specification, the optimizer against
-torch's, the training against what it must do. The text half is in test_nanogpt_text.py, what all folders owe in
-test_contract.py."""
+"""nanogpt/, models and training: the GPT against that of transformers, the optimizer against torch's, the loop against
+its specification. Texts, tokenizers, generation and the stages are in test_nanogpt_text.py, the contract that all
+folders share in test_contract.py."""
 
+import csv
 import json
 import math
+import re
 import subprocess
 import sys
 import types
@@ -15,20 +17,25 @@ import torch.nn.functional as F
 from conftest import ROOT, failure, load
 
 train = load("nanogpt")
-data, run, optim, model = train.data, train.run, load("nanogpt", "optim"), load("nanogpt", "model")
+data, run = train.data, train.run
+baselines, checkpoint, diagnostics, model, optim = (
+    load("nanogpt", name) for name in ("baselines", "checkpoint", "diagnostics", "model", "optim")
+)
 MODERN = dict(rotary=True, norm="rms", mlp="relu2", qk_norm=True)
 
 
 def small(**changes):
     torch.manual_seed(0)
-    return model.GPT(**dict(vocab_size=50, block_size=16, n_layer=2, n_head=3, n_embd=48) | changes).eval()
+    shape = dict(vocab_size=50, block_size=16, n_layer=2, n_head=3, n_embd=48) | changes
+    return model.GPT(model.GPTConfig(**shape)).eval()
 
 
-def enlarged(net, times=5.0):
-    """At the usual tiny initialization attention is all but even and GELU all but linear: any mistake would pass."""
+def scaled(net, factor=5.0):
+    """With the usual small initial weights, attention is almost uniform and GELU almost linear; then mistakes in them
+    hardly change the logits."""
     with torch.no_grad():
         for p in net.parameters():
-            p.mul_(times) if p.dim() > 1 else p.add_(0.3 * torch.randn_like(p))
+            p.mul_(factor) if p.dim() > 1 else p.add_(0.3 * torch.randn_like(p))
     return net
 
 
@@ -37,19 +44,17 @@ def enlarged(net, times=5.0):
 
 @pytest.fixture(scope="module")
 def gpt2():
-    """A random small GPT-2 of `transformers` in float64, weights five times as large as usual."""
+    """A random small GPT-2 of `transformers` in float64, with weights five times as large as usual."""
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
-    config = transformers.GPT2Config(
-        vocab_size=61, n_positions=24, n_embd=48, n_layer=3, n_head=4, attn_implementation="eager"
-    )
-    return enlarged(transformers.GPT2LMHeadModel(config).double().eval())
+    shape = dict(vocab_size=61, n_positions=24, n_embd=48, n_layer=3, n_head=4, attn_implementation="eager")
+    return scaled(transformers.GPT2LMHeadModel(transformers.GPT2Config(**shape)).double().eval())
 
 
 def difference(theirs):
     idx = torch.randint(61, (3, 24), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        return (model.GPT.from_hugging_face(theirs).eval()(idx) - theirs(idx).logits).abs().max().item()
+        return (checkpoint.load_gpt2(theirs)(idx) - theirs(idx).logits).abs().max().item()
 
 
 def test_logits_equal_those_of_transformers(gpt2):
@@ -57,48 +62,42 @@ def test_logits_equal_those_of_transformers(gpt2):
 
 
 @pytest.mark.parametrize("mistake", ["exact GELU", "eps", "scale", "no shift", "untransposed"])
-def test_the_comparison_sees_the_classic_mistakes(mistake, gpt2, monkeypatch):
-    attend = model.attend
+def test_the_comparison_finds_classic_mistakes(mistake, gpt2, monkeypatch):
+    net = checkpoint.load_gpt2(gpt2)
+    GPT, Norm, Attention = type(net), type(net.norm), type(net.blocks[0].attention)
+    hidden, forward = GPT.hidden, Attention.forward
     if mistake == "exact GELU":
-        monkeypatch.setattr(model.F, "gelu", lambda h, approximate, gelu=F.gelu: gelu(h))
+        monkeypatch.setattr(F, "gelu", lambda h, approximate, gelu=F.gelu: gelu(h))
     elif mistake == "eps":
-        monkeypatch.setattr(
-            model.Norm, "forward", lambda self, x: F.layer_norm(x, x.shape[2:], self.weight, self.bias, 1e-6)
-        )
+        wrong = lambda self, x: F.layer_norm(x, x.shape[2:], self.weight, self.bias, 1e-6)  # noqa: E731
+        monkeypatch.setattr(Norm, "forward", wrong)
     elif mistake == "scale":
-        monkeypatch.setattr(model, "attend", lambda q, k, v, dropout: attend(q * math.sqrt(q.shape[3]), k, v, dropout))
+        unscaled = lambda mask, q, k, alpha, baddbmm=torch.baddbmm: baddbmm(mask, q, k)  # noqa: E731
+        monkeypatch.setattr(torch, "baddbmm", unscaled)
     elif mistake == "no shift":
-        monkeypatch.setattr(
-            model.GPT,
-            "hidden",
-            lambda self, idx, cache=None, maps=None, hidden=model.GPT.hidden: hidden(self, idx.roll(1, 1)),
-        )
+        monkeypatch.setattr(GPT, "hidden", lambda self, idx, cache: hidden(self, idx.roll(1, 1), cache))
     else:
-        monkeypatch.setattr(
-            model.Attention,
-            "forward",
-            lambda self, x, *args, forward=model.Attention.forward: forward(self, x, *args) @ self.out.weight,
-        )
+        monkeypatch.setattr(Attention, "forward", lambda self, x, *rest: forward(self, x, *rest) @ self.out.weight)
     assert difference(gpt2) > 1e-7
 
 
-def test_another_gpt2_than_the_usual_is_refused(gpt2):
+def test_a_gpt2_of_another_form_is_refused(gpt2):
     for name, value in (("activation_function", "gelu"), ("layer_norm_epsilon", 1e-6), ("n_inner", 7)):
         before = getattr(gpt2.config, name)
         setattr(gpt2.config, name, value)
-        code, message = failure(model.GPT.from_hugging_face, gpt2)
+        code, message = failure(checkpoint.load_gpt2, gpt2)
         setattr(gpt2.config, name, before)
         assert code == 1 and name in message
-    code, message = failure(model.GPT.from_hugging_face, "/nowhere/at/all")
+    code, message = failure(checkpoint.load_gpt2, "/nowhere/at/all")
     assert code == 1 and "/nowhere/at/all" in message and "\n" not in message
 
 
 @pytest.mark.parametrize("options", [{}, MODERN, dict(mlp="swiglu", tied=False, bias=True)])
-def test_attention_written_out_equals_the_fused(options, monkeypatch):
-    net, idx = enlarged(small(**options)).double(), torch.randint(50, (2, 16))
-    written = net(idx)
-    monkeypatch.setattr(model, "WRITTEN_OUT", 0)
-    assert torch.allclose(net(idx), written, atol=1e-10)
+def test_written_out_attention_equals_fused_attention(options, monkeypatch):
+    net, idx = scaled(small(**options)).double(), torch.randint(50, (2, 16))
+    written_out = net(idx)
+    monkeypatch.setattr(model, "FUSED_ABOVE", 0)
+    assert torch.allclose(net(idx), written_out, atol=1e-10)
     maps = net.attention_maps(idx)
     assert maps.shape == (2, 2, 3, 16, 16) and torch.allclose(maps.sum(4), torch.ones(2, 2, 3, 16, dtype=torch.float64))
     assert maps.triu(1).abs().max() == 0
@@ -107,53 +106,55 @@ def test_attention_written_out_equals_the_fused(options, monkeypatch):
 def models():
     yield "gpt", small()
     yield "modern", small(**MODERN)
-    yield "bigram", model.Bigram(50, 16)
-    yield "factored bigram", model.Bigram(50, 16, n_embd=8)
-    yield "wordmlp", model.WordMLP(50, 16, context=3, n_embd=8, hidden=12)
-    yield "wordmlp direct", model.WordMLP(50, 16, context=3, n_embd=8, hidden=12, direct=True)
+    yield "bigram", baselines.Bigram(baselines.BigramConfig(50, 16))
+    yield "factored bigram", baselines.Bigram(baselines.BigramConfig(50, 16, n_embd=8))
+    for direct in (False, True):
+        config = baselines.WordMLPConfig(50, 16, context=3, n_embd=8, hidden=12, direct=direct)
+        yield f"wordmlp direct {direct}", baselines.WordMLP(config)
 
 
 @pytest.mark.parametrize("net", [pytest.param(net, id=name) for name, net in models()])
 def test_every_model(net, tmp_path):
     idx = torch.randint(50, (4, 16))
     assert net(idx).shape == (4, 16, 50) and net(idx[:, :5]).shape == (4, 5, 50)
-    model.check_causal(net.eval(), idx)
-    loss = F.cross_entropy(net(idx).flatten(0, 1), idx.roll(-1, 1).flatten()).item()
-    assert loss == pytest.approx(math.log(50), abs=0.2)
-    again = model.build(json.loads(json.dumps(net.config)))
+    first_loss = diagnostics.check_start(net, idx, idx.roll(-1, 1))
+    assert first_loss == pytest.approx(math.log(50), abs=0.2)
+    again = checkpoint.build(json.loads(json.dumps(checkpoint.config_of(net))))
     again.load_state_dict(net.state_dict())
     assert torch.equal(again.eval()(idx), net(idx))
     code, message = failure(net, torch.zeros(1, 17, dtype=torch.int64))
     assert code == 1 and "17" in message and "16" in message
-    model.save_weights(tmp_path / "w.safetensors", net, {"kind": "char", "vocabulary": ["a"]})
-    read, tokenizer = model.load_checkpoint(tmp_path / "w.safetensors")
-    assert tokenizer["vocabulary"] == ["a"] and torch.allclose(read(idx), net(idx), atol=0.02)
-    assert (tmp_path / "w.safetensors").stat().st_size < 2 * model.count_parameters(net) + 4000
+    checkpoint.save_weights(tmp_path / "w.safetensors", net, {"kind": "char", "vocabulary": ["a"]})
+    read, tokenizer = checkpoint.load_checkpoint(tmp_path / "w.safetensors")
+    assert tokenizer["vocabulary"] == ["a"] and checkpoint.config_of(read) == checkpoint.config_of(net)
+    assert all(torch.equal(p, net.state_dict()[name].bfloat16().float()) for name, p in read.state_dict().items())
+    assert (tmp_path / "w.safetensors").stat().st_size < 2 * checkpoint.count_parameters(net) + 4000
 
 
-def test_a_look_into_the_future_is_found(monkeypatch):
+def test_a_model_that_is_not_causal_is_found(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "triu", lambda self, diagonal=0: torch.zeros_like(self))
-    code, message = failure(model.check_causal, small(), torch.randint(50, (2, 16)))
-    assert code == 1 and "future" in message
+    code, message = failure(diagnostics.check_causal, scaled(small()), torch.randint(50, (2, 16)))
+    assert code == 1 and "not causal" in message
 
 
-def test_wordmlp_sees_as_many_words_as_it_says():
-    net, idx = model.WordMLP(50, 16, context=3, n_embd=8, hidden=12), torch.randint(50, (1, 16))
+def test_wordmlp_depends_on_its_context_only():
+    net = baselines.WordMLP(baselines.WordMLPConfig(50, 16, context=3, n_embd=8, hidden=12))
+    idx = torch.randint(50, (1, 16))
     for back in range(16):
-        other = idx.clone()
-        other[0, 15 - back] = (other[0, 15 - back] + 1) % 50
-        assert torch.equal(net(idx)[0, 15], net(other)[0, 15]) == (back >= 3)
+        changed = idx.clone()
+        changed[0, 15 - back] = (changed[0, 15 - back] + 1) % 50
+        assert torch.equal(net(idx)[0, 15], net(changed)[0, 15]) == (back >= 3)
 
 
-def test_rotary_positions_know_the_distance_alone():
+def test_rotary_scores_depend_on_the_distance_only():
     q, k = torch.randn(8, dtype=torch.float64), torch.randn(8, dtype=torch.float64)
     cos, sin = (part.double() for part in model.rotary_angles(0, 64, 8, "cpu"))
     rows = [model.rotate(x.expand(64, 8), cos, sin) for x in (q, k)]
     scores = rows[0] @ rows[1].T
     assert torch.allclose(scores[10, 7], scores[53, 50], atol=1e-5) and not torch.isclose(scores[10, 7], scores[10, 6])
     assert torch.allclose(rows[0].norm(dim=1), q.norm().expand(64))
-    late = model.rotary_angles(5, 3, 8, "cpu")
-    assert torch.equal(late[0], model.rotary_angles(0, 8, 8, "cpu")[0][5:])
+    later = model.rotary_angles(5, 3, 8, "cpu")
+    assert all(torch.equal(a, b[5:]) for a, b in zip(later, model.rotary_angles(0, 8, 8, "cpu")))
 
 
 def test_squared_relu_is_its_formula():
@@ -162,67 +163,21 @@ def test_squared_relu_is_its_formula():
     assert torch.autograd.gradcheck(model.SquaredReLU.apply, h)
 
 
-def test_what_describes_no_model_is_refused():
-    for config in ({}, {"kind": "gpt3"}, {"kind": "gpt", "vocab_size": 5, "colour": 1}):
-        assert failure(model.build, config)[0] == 1
-    assert "heads" in failure(lambda: small(n_head=5))[1]
-
-
-# ---------------------------------------------------------------------------------------------------------- generation
-
-
-@pytest.mark.parametrize("options", [{}, MODERN], ids=["gpt2", "modern"])
-def test_the_cache_changes_nothing(options):
-    """Token for token in float32, to block_size and past it, where both encode the last half block anew."""
-    net, prompt = enlarged(small(tied=False, **options), 3.0), torch.randint(50, (1, 5))
-    for settings in (dict(temperature=0), dict(top_k=20), dict(top_p=0.9, repetition_penalty=1.3)):
-        made = []
-        for cache in (True, False):
-            random = torch.Generator().manual_seed(1)
-            made.append(list(model.generate(net, prompt, 60, use_cache=cache, generator=random, **settings)))
-        assert made[0] == made[1] and len(made[0]) == 60 and len(set(made[0])) > 3
-
-
-def test_past_the_block_the_last_half_is_encoded_anew():
-    net, lengths = small(), []
-    forward = net.hidden
-    net.hidden = lambda idx, cache=None, maps=None: (lengths.append(idx.shape[1]), forward(idx, cache))[1]
-    list(model.generate(net, torch.zeros(1, 14, dtype=torch.int64), 15))
-    assert lengths == [14, 1, 1, 8, 1, 1, 1, 1, 1, 1, 1, 1, 8, 1, 1]
-
-
-def test_a_prompt_longer_than_the_block():
-    long = torch.randint(50, (1, 40))
-    assert list(model.generate(small(), long, 3, 0)) == list(model.generate(small(), long[:, -16:], 3, 0))
-
-
-def test_choosing():
-    logits = torch.tensor([3.0, 1.0, 2.0, 0.0]).log_softmax(0)
-
-    def draw(**settings):
-        return {model.choose(logits, generator=torch.Generator().manual_seed(i), **settings) for i in range(200)}
-
-    assert draw() == draw(top_k=9) == {0, 1, 2, 3} and draw(temperature=0) == {0} and draw(top_k=2) == {0, 2}
-    assert draw(top_p=0.6) == {0}, "the likeliest alone has 0.64"
-    assert draw(top_p=0.65) == {0, 2}, "the one that crosses the line belongs"
-    drawn = [model.choose(logits, 2.0, generator=torch.Generator().manual_seed(i)) for i in range(3000)]
-    assert drawn.count(0) / 3000 == pytest.approx((logits / 2).softmax(0)[0].item(), abs=0.03)
-
-
-def test_repetition_is_punished_whatever_the_sign():
-    net = model.Bigram(3, 4).eval()
-    with torch.no_grad():
-        net.table.weight.copy_(torch.tensor([[2.0, 1.5, -9.0], [2.0, 1.5, -9.0], [-1.0, -1.5, -9.0]]))
-    start = torch.tensor([[0]])
-    assert list(model.generate(net, start, 2, 0, repetition_penalty=1.5)) == [1, 0]
-    assert list(model.generate(net, torch.tensor([[0, 2]]), 1, 0, repetition_penalty=2.0)) == [1], "-1 becomes -2"
+def test_a_wrong_configuration_is_refused():
+    for config in ({}, {"kind": "gpt3"}, {"kind": "gpt", "vocab_size": 5, "color": 1}):
+        assert failure(checkpoint.build, config)[0] == 1
+    wrong = {"n_head": 5, "n_layer": 0, "mlp": "tanh", "norm": "batch", "dropout": 1.0}
+    for name, value in wrong.items():
+        code, message = failure(lambda name=name, value=value: small(**{name: value}))
+        assert code == 1 and str(value) in message
+    assert "even" in failure(lambda: small(rotary=True, n_embd=9))[1]
 
 
 # ----------------------------------------------------------------------------------------------------------- optimizers
 
 
-def test_batched_muon_is_torchs(monkeypatch):
-    """In float32 and on the same gradients, over some steps: the one matrix at a time and all of a shape at once."""
+def test_batched_muon_equals_torchs():
+    """The same gradients for six steps: torch's takes one matrix at a time, ours all of one shape."""
     torch.manual_seed(0)
     shapes = [(24, 24), (72, 24), (96, 24), (24, 96), (24, 24), (96, 24)]
     ours, theirs = ([torch.nn.Parameter(w.clone()) for w in made] for made in [[torch.randn(s) for s in shapes]] * 2)
@@ -235,10 +190,10 @@ def test_batched_muon_is_torchs(monkeypatch):
         a.step()
         b.step()
     worst = max(((p - q).norm() / q.norm()).item() for p, q in zip(ours, theirs))
-    assert worst < 2e-3, "bfloat16 rounds a product at a time otherwise than a batch"
+    assert worst < 2e-3  # bfloat16 rounds a batched product differently
 
 
-def test_orthogonalized_is_nearly_orthogonal():
+def test_orthogonalize_returns_almost_orthogonal_matrices():
     g = torch.randn(3, 32, 64)
     for x in (g, g.mT):
         values = torch.linalg.svdvals(optim.orthogonalize(x).float())
@@ -247,13 +202,14 @@ def test_orthogonalized_is_nearly_orthogonal():
     assert F.cosine_similarity((u @ v).flatten(), optim.orthogonalize(g)[0].float().flatten(), 0) > 0.95
 
 
-def test_who_is_decayed_and_who_goes_to_muon():
+def test_parameter_groups():
     net, cpu = small(bias=True), torch.device("cpu")
     args = types.SimpleNamespace(muon=4.0, lr=1e-3, beta2=0.99, weight_decay=0.1, ns_steps=5)
     adamw, muon = optim.make_optimizers(net, args, cpu)
     matrices, vectors = adamw.param_groups
     assert {id(p) for p in matrices["params"]} == {id(net.tokens.weight), id(net.positions.weight)}
-    assert all(p.dim() == 1 for p in vectors["params"]) and vectors["weight_decay"] == 0
+    assert matrices["weight_decay"] == 0.1 and vectors["weight_decay"] == 0
+    assert vectors["params"] and all(p.dim() == 1 for p in vectors["params"])
     assert len(muon.param_groups[0]["params"]) == 8 and muon.param_groups[0]["peak"] == pytest.approx(4e-3)
     args.muon = 0.0
     assert len(optim.make_optimizers(net, args, cpu)) == 1
@@ -267,178 +223,159 @@ def test_schedules():
     assert [train.lr_factor(args, step) for step in (0, 20, 50, 75, 99)] == pytest.approx([0.1, 1, 1, 0.5, 0.02])
 
 
-# ------------------------------------------------------------------------------------------------------------- training
+# ------------------------------------------------------------------------------------------------------------ training
 
 
-@pytest.fixture(autouse=True)
-def tiny(monkeypatch):
-    """A recipe that takes a second."""
-    net = train.GPT | dict(block_size=16, n_layer=2, n_head=2, n_embd=32)
-    quick = dict(iters=60, warmup=5, evals=3, lr=1e-2, model=net)
-    monkeypatch.setitem(train.RECIPES, "cpu", train.RECIPES["cpu"] | quick)
+def fit(folder, *argv):
+    flags = ["--recipe", "tiny", "--data", "builtin", "--limit", "3000", "--device", "cpu", "--precision", "fp32"]
+    return train.main([*flags, "--out", str(folder), *argv])
 
 
-def fit(tmp_path, name, *argv):
-    return train.main(
-        [
-            "--data",
-            "builtin",
-            "--device",
-            "cpu",
-            "--precision",
-            "fp32",
-            "--limit",
-            "3000",
-            "--out",
-            str(tmp_path / name),
-            *argv,
-        ]
-    )
+def metrics(folder):
+    with open(folder / "metrics.csv", newline="", encoding="utf-8") as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
 
-def test_it_learns_and_leaves_what_it_should(tmp_path):
-    record = fit(tmp_path, "a")
+def test_a_run_learns_and_leaves_its_files(tmp_path):
+    record = fit(tmp_path / "a")
     final = record["final"]
-    assert final["val_loss"] < 3.6 < record["first_loss"], "even odds on the letters: ln 90 or so"
+    assert final["val_loss"] < 3.6 < record["first_loss"]  # ln 90 or so
     assert {"best.pt", "last.pt", "layers.png", "curves.png"} <= {f.name for f in (tmp_path / "a").iterdir()}
     assert final["val_perplexity"] == pytest.approx(math.exp(final["val_loss"])) and "test_loss" in final
-    net, tokenizer = model.load_checkpoint(tmp_path / "a" / "best.pt")
+    net, tokenizer = checkpoint.load_checkpoint(tmp_path / "a" / "best.pt")
     text = data.load("builtin", limit=3000)
+    total = 0.0
     with torch.no_grad():
-        parts = [
-            (F.cross_entropy(net(x).flatten(0, 1), y.flatten(), reduction="sum").item(), y.numel())
-            for x, y in data.blocks(text.val, 16, 7)
-        ]
-    assert sum(n for _, n in parts) == len(text.val) - 1
-    assert sum(loss for loss, _ in parts) / (len(text.val) - 1) == pytest.approx(final["val_loss"], rel=1e-5)
-    assert data.tokenizer_from(tokenizer).decode([5]) == text.tokenizer.decode([5])
-    log = (tmp_path / "a" / "train.log").read_text()
-    assert "no logit depends on a later token" in log and log.count("\n    ") >= 3, "a sample at every evaluation"
+        for x, y in data.blocks(text.val, 16, 7):
+            total += F.cross_entropy(net(x).flatten(0, 1), y.flatten(), reduction="sum").item()
+    assert total / (len(text.val) - 1) == pytest.approx(final["val_loss"], rel=1e-5)
+    assert tokenizer["vocabulary"] == text.tokenizer.vocabulary
+    log = (tmp_path / "a" / "train.log").read_text(encoding="utf-8")
+    samples = re.split(r"^iter .*\n", log, flags=re.MULTILINE)[1:]
+    assert len(samples) == 3 and all(text.startswith("    ") for text in samples)
 
 
-def test_one_batch_is_learned_by_heart(tmp_path):
-    record = fit(tmp_path, "a", "--overfit", "--iters", "300", "--bs", "4")
-    rows = [line.split(",") for line in (tmp_path / "a" / "metrics.csv").read_text().splitlines()]
-    assert float(rows[-1][1]) < 0.3 < 3 < record["first_loss"] and record["final"]["best_iter"] <= 200
+def test_one_batch_can_be_overfitted(tmp_path):
+    record = fit(tmp_path / "a", "--overfit", "--iters", "300", "--bs", "4")
+    rows = metrics(tmp_path / "a")
+    assert rows[-1]["train_loss"] < 0.3 < 3 < record["first_loss"]
+    assert rows[-1]["val_loss"] > rows[0]["val_loss"], "one batch does not generalize"
 
 
-def test_layers_are_told_apart(tmp_path):
-    fit(tmp_path, "a", "--lr", "1e-5")
-    header, *rows = [line.split(",") for line in (tmp_path / "a" / "metrics.csv").read_text().splitlines()]
-    assert header[:3] == ["iter", "train_loss", "val_loss"]
-    values = dict(zip(header, map(float, rows[0])))
-    for layer in ("tokens", "positions", "block0", "block1", "norm"):
-        assert values[f"grad_{layer}"] > 0 and 0 < values[f"update_{layer}"] < 0.01
+def test_gradient_norms_and_update_ratios_of_layers():
+    net, layers = small(), {"tokens", "positions", "block0", "block1", "norm"}
+    net(torch.randint(50, (2, 16))).square().sum().backward()
+    gradients = diagnostics.gradient_norms(net)
+    assert gradients.keys() == {f"grad_{layer}" for layer in layers}
+    block = torch.cat([p.grad.flatten() for p in net.blocks[1].parameters()])
+    assert gradients["grad_block1"] == pytest.approx(block.norm().item())
+    before = [p.detach().clone() for p in net.parameters()]
+    with torch.no_grad():
+        for p in net.blocks[1].parameters():
+            p.mul_(1.01)
+    ratios = diagnostics.update_ratios(net, before)
+    assert ratios["update_block1"] == pytest.approx(0.01, rel=1e-3) and ratios["update_block0"] == 0
 
 
 @pytest.mark.parametrize("recipe", ["fast", "word-bigram", "word-mlp", "word-gpt"])
 def test_the_other_recipes_learn(recipe, tmp_path, monkeypatch):
     monkeypatch.setitem(train.RECIPES, recipe, train.RECIPES[recipe] | dict(evals=2))
-    record = fit(tmp_path, "a", "--recipe", recipe, "--iters", "20", "--bs", "8", "--lr", "1e-2")
-    rows = (tmp_path / "a" / "metrics.csv").read_text().splitlines()
-    assert record["state"] == "done" and float(rows[-1].split(",")[1]) < record["first_loss"] - 0.02
+    quick = ["--iters", "20", "--bs", "8", "--lr", "1e-2", "--limit", "1000"]
+    record = fit(tmp_path / "a", "--recipe", recipe, *quick, "--overfit")
+    assert record["state"] == "done" and metrics(tmp_path / "a")[-1]["train_loss"] < record["first_loss"] - 0.05
 
 
-def test_word_recipes_are_of_equal_size():
-    """At the vocabulary of Shakespeare."""
-    sizes = [
-        model.count_parameters(model.build(train.RECIPES[name]["model"] | {"vocab_size": 7_060}))
-        for name in ("word-bigram", "word-mlp", "word-gpt")
-    ]
-    assert max(sizes) < 1.05 * min(sizes), sizes
-
-
-def test_the_recipes_are_the_sizes_they_say():
-    built = {name: model.build(train.RECIPES[name]["model"] | {"vocab_size": 65}) for name in ("fast", "gpu")}
-    assert model.count_parameters(built["fast"]) < 0.81e6
-    assert model.count_parameters(built["gpu"]) == pytest.approx(10.7e6, rel=0.01)
+def parameters(recipe, vocab_size):
     with torch.device("meta"):
-        gpt2 = model.build(train.RECIPES["gpt2"]["model"] | {"vocab_size": 50257})
-    assert model.count_parameters(gpt2) == pytest.approx(124e6, rel=0.01)
+        return checkpoint.count_parameters(
+            checkpoint.build(train.RECIPES[recipe]["model"] | {"vocab_size": vocab_size})
+        )
+
+
+def test_sizes_of_the_recipes():
+    words = [parameters(name, 7_060) for name in ("word-bigram", "word-mlp", "word-gpt")]  # Shakespeare's words
+    assert max(words) < 1.05 * min(words), words
+    assert parameters("fast", 65) < 0.81e6 and parameters("cpu", 65) == 804_096
+    assert parameters("gpu", 65) == pytest.approx(10.7e6, rel=0.01)
+    assert parameters("gpt2", 50_257) == pytest.approx(124e6, rel=0.01)
 
 
 def test_wrong_initial_weights_are_found(tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "build", lambda config: enlarged(model.build(config), 20.0))
-    code, message = failure(fit, tmp_path, "a")
+    monkeypatch.setattr(train, "build", lambda config, build=train.build: scaled(build(config), 20.0))
+    code, message = failure(fit, tmp_path / "a")
     assert code == 1 and "first loss" in message and "ln" in message and "\n" not in message
 
 
-def test_a_text_shorter_than_the_block(tmp_path):
-    code, message = failure(fit, tmp_path, "a", "--limit", "16")
+def test_a_text_shorter_than_a_block(tmp_path):
+    code, message = failure(fit, tmp_path / "a", "--limit", "16")
     assert code == 1 and "too short" in message and "\n" not in message
 
 
-def test_a_validation_text_shorter_than_the_block(tmp_path):
+def test_a_validation_text_shorter_than_a_block(tmp_path):
     (tmp_path / "poem.txt").write_text("the sea, the sea, the open sea, the blue, the fresh, the ever free. " * 2)
-    record = fit(tmp_path, "a", "--data", str(tmp_path / "poem.txt"), "--iters", "4")
+    record = fit(tmp_path / "a", "--data", str(tmp_path / "poem.txt"), "--iters", "4")
     assert record["state"] == "done" and record["final"]["sampled_loss"] is None and record["final"]["val_loss"] > 0
 
 
-def test_divergence_is_a_result(tmp_path):
-    code, message = failure(fit, tmp_path, "a", "--lr", "1e30")
+def test_a_diverged_run_is_recorded(tmp_path):
+    code, message = failure(fit, tmp_path / "a", "--lr", "1e30")
     record = json.loads((tmp_path / "a" / "run.json").read_text())
     assert code == 1 and "diverged" in message and record["state"] == "diverged"
 
 
-def test_accumulated_passes_are_one_batch(tmp_path, monkeypatch):
+def test_micro_batches_make_one_batch(tmp_path, monkeypatch):
     weights = []
     for name, bs, accumulate in (("whole", 6, 1), ("parts", 2, 3)):
-        monkeypatch.setitem(train.RECIPES["cpu"], "accumulate", accumulate)
+        monkeypatch.setitem(train.RECIPES["tiny"], "accumulate", accumulate)
         torch.set_default_dtype(torch.float64)
         try:
-            fit(tmp_path, name, "--bs", str(bs), "--iters", "8")
+            fit(tmp_path / name, "--bs", str(bs), "--iters", "8")
         finally:
             torch.set_default_dtype(torch.float32)
         weights.append(torch.load(tmp_path / name / "last.pt", weights_only=True)["model"])
     assert all(torch.allclose(weights[0][k], weights[1][k], rtol=1e-9, atol=1e-12) for k in weights[0])
 
 
-WRAPPER = """
+FLOAT64 = """
 import sys
 sys.path.insert(0, {folder!r})
 import torch
 import train
 torch.set_default_dtype(torch.float64)
-train.RECIPES["cpu"] = {recipe!r}
 train.main(sys.argv[1:])
 """
 
 
-def test_two_processes_are_one_with_twice_the_batch(tmp_path):
-    """torchrun with gloo, float64: the same losses and weights to a relative 1e-12."""
+@pytest.mark.slow
+def test_two_processes_equal_one(tmp_path):
+    """torchrun with gloo in float64: the same losses and weights to a relative 1e-12."""
     script = tmp_path / "wrapper.py"
-    script.write_text(WRAPPER.format(folder=str(ROOT / "nanogpt"), recipe=train.RECIPES["cpu"]))
-    common = ["--data", "builtin", "--device", "cpu", "--precision", "fp32", "--limit", "3000", "--iters", "30"]
-    two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    for words, bs in ((two, 4), ([sys.executable], 8)):
-        done = subprocess.run(
-            [*words, str(script), *common, "--bs", str(bs), "--out", str(tmp_path / str(bs))],
-            capture_output=True,
-            text=True,
-        )
+    script.write_text(FLOAT64.format(folder=str(ROOT / "nanogpt")))
+    flags = ["--recipe", "tiny", "--data", "builtin", "--limit", "3000", "--iters", "30"]
+    flags += ["--device", "cpu", "--precision", "fp32"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    for words, bs in ((torchrun, 4), ([sys.executable], 8)):
+        command = [*words, str(script), *flags, "--bs", str(bs), "--out", str(tmp_path / str(bs))]
+        done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-    two, one = (torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("4", "8"))
-    for key, value in one["model"].items():
-        assert (two["model"][key] - value).norm() < 1e-12 * value.norm(), key
-    losses = [
-        [
-            float(v)
-            for line in (tmp_path / name / "metrics.csv").read_text().splitlines()[1:]
-            for v in line.split(",")[1:3]
-        ]
-        for name in ("4", "8")
-    ]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-12) and len(losses[0]) == 6
-    records = [json.loads((tmp_path / name / "run.json").read_text()) for name in ("4", "8")]
-    assert [record["processes"] for record in records] == [2, 1]
-    assert records[0]["tokens_per_step"] == records[1]["tokens_per_step"] == 128
+    two, one = (torch.load(tmp_path / name / "last.pt", weights_only=True)["model"] for name in ("4", "8"))
+    for name, weights in one.items():
+        assert (two[name] - weights).norm() < 1e-12 * weights.norm(), name
+    two, one = (metrics(tmp_path / name) for name in ("4", "8"))
+    assert len(two) == len(one) == 3
+    for ours, theirs in zip(two, one):
+        for name in ("train_loss", "val_loss"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-12)
+    two, one = (json.loads((tmp_path / name / "run.json").read_text()) for name in ("4", "8"))
+    assert (two["processes"], one["processes"]) == (2, 1)
+    assert two["tokens_per_step"] == one["tokens_per_step"] == 128
 
 
-def test_the_bench_measures_and_trains_all_ways(tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_the_bench_measures_everything(tmp_path, monkeypatch):
     bench = load("nanogpt", "bench")
     for name in ("cpu", "fast"):
-        quick = train.RECIPES["cpu"] | dict(iters=20, evals=2)
-        monkeypatch.setitem(bench.train.RECIPES, name, quick)
+        monkeypatch.setitem(bench.train.RECIPES, name, train.RECIPES["tiny"] | dict(iters=20, evals=2))
     text = data.load("builtin", limit=3000)
     monkeypatch.setattr(bench.data, "load", lambda *args: text)
     rows = bench.main(["--data", "builtin", "--device", "cpu", "--steps", "2", "--whole", "--out", str(tmp_path)])
@@ -446,26 +383,14 @@ def test_the_bench_measures_and_trains_all_ways(tmp_path, monkeypatch):
     assert [row["way"] for row in whole] == ["reference", "cpu", "fast"]
     assert {"reference", "cpu", "fast", "with cache", "without cache"} == {row["way"] for row in speeds}
     assert all(row["tokens_per_s"] > 0 for row in speeds) and all(row["val_loss"] < 4.5 for row in whole)
-    assert (tmp_path / "bench.json").exists()
+    assert json.loads((tmp_path / "bench.json").read_text())["rows"] == rows
     assert failure(bench.main, ["--whole", "--limit", "5"])[0] == 2
 
 
-def test_a_sweep_continues_where_it_was(tmp_path, capsys, monkeypatch):
+def test_a_sweep_continues_where_it_stopped(tmp_path, capsys, monkeypatch):
     sweep = load("nanogpt", "sweep")
-    argv = [
-        "--study",
-        "words",
-        "--data",
-        "builtin",
-        "--limit",
-        "600",
-        "--iters",
-        "10",
-        "--seeds",
-        "1",
-        "--out",
-        str(tmp_path),
-    ]
+    argv = ["--study", "words", "--seeds", "1", "--data", "builtin", "--limit", "600", "--iters", "10"]
+    argv += ["--out", str(tmp_path)]
     sweep.main(argv)
     first = {file: file.read_bytes() for file in tmp_path.glob("*/run.json")}
     sweep.main(argv)
@@ -473,19 +398,19 @@ def test_a_sweep_continues_where_it_was(tmp_path, capsys, monkeypatch):
     record = json.loads((tmp_path / "words.json").read_text())
     assert [len(row["curve"]) for row in record["rows"]] == [10, 10, 10] and (tmp_path / "words.png").exists()
     assert "word-gpt" in capsys.readouterr().out
-    for file in tmp_path.glob("words-0-s0/run.json"):  # as a run that was stopped before its first checkpoint
+    for file in tmp_path.glob("words-0-s0/run.json"):  # like a run that was stopped before its first checkpoint
         file.write_text(json.dumps(json.loads(file.read_text()) | {"state": "interrupted"}))
         (file.parent / "last.pt").unlink()
-    monkeypatch.setattr(data, "choose", lambda name, *_: "builtin")  # what auto stands for
+    monkeypatch.setattr(sweep.data, "choose", lambda name, *_: "builtin")  # what auto stands for
     sweep.main([{"builtin": "auto"}.get(word, word) for word in argv])
     assert {json.loads(file.read_text())["state"] for file in first} == {"done"}
     code, message = failure(sweep.main, [*argv, "--iters", "20"])
-    assert code == 1 and "--iters" in message, "a quick look is not taken for the real thing"
+    assert code == 1 and "--iters" in message, "a quick look is not taken for the study"
 
 
-def test_every_study_is_made_of_recipes():
+def test_every_study_consists_of_recipes():
     sweep = load("nanogpt", "sweep")
     for study in sweep.STUDIES.values():
         for recipe in study.values():
             assert recipe.keys() == train.RECIPES["gpu"].keys()
-            model.build(recipe["model"] | {"vocab_size": 65})
+            checkpoint.build(recipe["model"] | {"vocab_size": 65})

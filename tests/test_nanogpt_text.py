@@ -1,5 +1,5 @@
-"""nanogpt/, the text half: tokenizers against the published ones, corpora against the published counts, samples and
-pictures, the stages, and the walkthrough, run from top to bottom. The engine is in test_nanogpt.py."""
+"""nanogpt/, text: tokenizers against the published ones, corpora against the published counts, generation, attention
+maps, the stages and the walkthrough. Models and training are in test_nanogpt.py."""
 
 import argparse
 import collections
@@ -8,7 +8,6 @@ import json
 import math
 import struct
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -18,8 +17,13 @@ import torch.nn.functional as F
 from conftest import ROOT, failure, load
 
 sample = load("nanogpt", "sample")
-data, model, run = sample.data, sample.model, sample.run
-attention, stages = load("nanogpt", "attention"), load("nanogpt", "stages")
+data, run = sample.data, sample.run
+openwebtext = data.openwebtext
+attention, baselines, checkpoint, generate = (
+    load("nanogpt", name) for name in ("attention", "baselines", "checkpoint", "generate")
+)
+model, stages, tokenizer = (load("nanogpt", name) for name in ("model", "stages", "tokenizer"))
+MODERN = dict(rotary=True, norm="rms", mlp="relu2", qk_norm=True)
 
 PROSE = """Call me Ishmael. Some years ago -- never mind how long precisely -- having little or no money in my purse,
 and nothing particular to interest me on shore, I thought I'd sail about a little and see the watery part of the world.
@@ -39,67 +43,67 @@ def builtin():
 
 @pytest.fixture(scope="module")
 def trained():
-    """Byte pairs of the built-in text."""
-    return data.BytePairs.train(data.builtin(), 400)
+    """Byte pairs trained on the built-in text."""
+    return tokenizer.BytePairs.train(data.builtin(), 400)
 
 
 # ----------------------------------------------------------------------------------------------------------- tokenizers
 
 
-def test_gpt2s_numbers_are_the_published_ones(data_dir):
+def test_gpt2s_token_ids(data_dir):
     ours = data.gpt2_tokenizer(data_dir("gpt2_tokenizer"))
     assert ours.vocab_size == 50_257 and ours.encode("Hello world") == [15496, 995]
     assert ours.encode(" the quick brown fox") == [262, 2068, 7586, 21831]
     assert ours.decode([15496, 995]) == "Hello world" and ours.decode([50256]) == "<|endoftext|>"
 
 
-def test_gpt2s_tokenizer_equals_the_one_of_transformers(data_dir):
-    """On prose, on code, and on every character of the first planes between letters, spaces and by itself."""
+def test_gpt2s_tokenizer_equals_that_of_transformers(data_dir):
+    """On prose, on code, and on every character of the first plane between letters, between spaces and doubled."""
     transformers = pytest.importorskip("transformers")
     ours = data.gpt2_tokenizer(data_dir("gpt2_tokenizer"))
     theirs = transformers.GPT2TokenizerFast(vocab=ours.vocabulary, merges=ours.merges)
     code = (ROOT / "nanogpt" / "data.py").read_text(encoding="utf-8")
-    every = "".join(f"a{chr(c)}b {chr(c)} {chr(c)}{chr(c)}\n" for c in (*range(0xD800), *range(0xE000, 0x11000)))
-    for text in (PROSE, SIGNS, code, every, data.builtin()[:200_000]):
+    characters = "".join(f"a{chr(c)}b {chr(c)} {chr(c)}{chr(c)}\n" for c in (*range(0xD800), *range(0xE000, 0x11000)))
+    for text in (PROSE, SIGNS, code, characters, data.builtin()[:200_000]):
         assert ours.encode(text) == theirs(text, split_special_tokens=True)["input_ids"]
         assert ours.decode(ours.encode(text)) == text
 
 
-def test_byte_pairs_join_what_is_most_frequent():
-    """Every merge, against a count over the whole text that is made anew for it."""
+def test_byte_pairs_merge_the_most_frequent_pair():
+    """Every merge, compared with a count of the pairs in the whole text."""
     text = PROSE * 3
-    ours = data.BytePairs.train(text, 256 + 40)
+    ours = tokenizer.BytePairs.train(text, 256 + 40)
     words = [ours.printable(word) for word in ours.WORD.findall(text)]
     assert len(ours.merges) == 40 and ours.vocab_size == 296
     for merge in ours.merges:
         counts = collections.Counter(pair for word in words for pair in zip(word, word[1:]))
         most = max(counts.values())
         assert counts[merge] == most and merge == min(pair for pair, n in counts.items() if n == most)
-        joined = []
-        for word in words:  # left to right, as a reader would
+        merged = []
+        for word in words:  # from left to right
             new = []
             while word:
                 take = 2 if tuple(word[:2]) == merge else 1
                 new.append("".join(word[:take]))
                 word = word[take:]
-            joined.append(new)
-        words = joined
+            merged.append(new)
+        words = merged
     assert ours.encode(text) == [ours.vocabulary[part] for word in words for part in word]
 
 
-def test_byte_pairs_of_ones_own_in_another_implementation(trained):
+def test_trained_byte_pairs_equal_those_of_transformers(trained):
     transformers = pytest.importorskip("transformers")
     theirs = transformers.GPT2TokenizerFast(vocab=trained.vocabulary, merges=trained.merges)
     for text in (PROSE, SIGNS.replace("<|endoftext|>", "")):
         assert trained.encode(text) == theirs(text)["input_ids"]
 
 
-def test_byte_pairs_keep_every_text(trained):
+def test_byte_pairs_restore_every_text(trained):
     noise = np.random.default_rng(0).integers(0, 0xD800, 3000)
     for text in ("", " ", "\n", PROSE, SIGNS, "".join(map(chr, noise))):
         assert trained.decode(trained.encode(text)) == text
     assert trained.missing(SIGNS) == []
-    assert trained.decode(trained.encode("é")[:1]) == "\ufffd", "half a character"
+    assert trained.decode(trained.encode("é")[:1]) == "\ufffd", "an incomplete character"
 
 
 def test_characters_and_words(builtin):
@@ -108,36 +112,36 @@ def test_characters_and_words(builtin):
     assert chars.missing("a\u2603b") == ["\u2603"]
     with pytest.raises(run.UserError, match="\u2603"):
         chars.encode("a\u2603b")
-    words = data.Words.of("the cat. The cat's hat?\nthe cat, (a cat's) hat? once\n")
-    assert words.vocabulary == ["<unk>", "\n", "?", "cat", "cat's", "hat", "the"], "those that occur twice"
+    words = tokenizer.Words.of("the cat. The cat's hat?\nthe cat, (a cat's) hat? once\n")
+    assert words.vocabulary == ["<unk>", "\n", "?", "cat", "cat's", "hat", "the"], "words that occur twice"
     assert words.decode(words.encode("the cat, hat?\nthe dog")) == "the cat <unk> hat?\nthe <unk>"
     assert words.missing("the dog.") == [".", "dog"]
-    wiki = data.Words.of(" a b <unk> \n b c \n", "spaces", at_least=1)
+    wiki = tokenizer.Words.of(" a b <unk> \n b c \n", "spaces", min_count=1)
     assert [wiki.vocabulary[i] for i in wiki.encode("a c\nd")] == ["a", "c", "<eos>", "<unk>"]
     assert wiki.decode(wiki.encode(" a b \n")) == " a b\n"
 
 
 @pytest.mark.parametrize("kind", ["char", "word", "spaces", "bpe"])
-def test_a_tokenizer_travels_in_a_checkpoint(kind, trained):
+def test_a_tokenizer_is_restored_from_its_state(kind, trained):
     one = {
-        "char": lambda: data.Characters.of(PROSE),
-        "word": lambda: data.Words.of(PROSE * 2),
-        "spaces": lambda: data.Words.of(PROSE, "spaces", 1),
+        "char": lambda: tokenizer.Characters.of(PROSE),
+        "word": lambda: tokenizer.Words.of(PROSE * 2),
+        "spaces": lambda: tokenizer.Words.of(PROSE, "spaces", 1),
         "bpe": lambda: trained,
     }[kind]()
     file = io.BytesIO()
     torch.save({"tokenizer": one.state()}, file)
     state = torch.load(io.BytesIO(file.getvalue()), weights_only=True)["tokenizer"]
-    other = data.tokenizer_from(json.loads(json.dumps(state)))
+    other = tokenizer.tokenizer_from(json.loads(json.dumps(state)))
     assert other.vocab_size == one.vocab_size and other.encode(PROSE) == one.encode(PROSE)
     assert other.decode(other.encode(PROSE)) == one.decode(one.encode(PROSE))
-    assert one_line(failure(data.tokenizer_from, {"kind": "morse"})[1])
+    assert one_line(failure(tokenizer.tokenizer_from, {"kind": "morse"})[1])
 
 
 # --------------------------------------------------------------------------------------------------------------- texts
 
 
-def test_tinyshakespeare_is_cut_as_nanogpt_cuts_it(data_dir):
+def test_tinyshakespeare_has_nanogpts_split(data_dir):
     text = data.load("shakespeare", data_dir("shakespeare"))
     assert (len(text.train), len(text.val), text.test, text.tokenizer.vocab_size) == (1_003_854, 111_540, None, 65)
     assert text.tokenizer.decode(text.train[:15].tolist()) == "First Citizen:\n"
@@ -157,7 +161,7 @@ def test_wikitext2_has_the_published_counts(data_dir):
     assert text.tokenizer.decode(text.val[:10].tolist()).split() == "= Homarus gammarus = Homarus gammarus ,".split()
 
 
-def test_a_changed_file_is_named(data_dir, tmp_path):
+def test_a_changed_file_is_named(tmp_path):
     (tmp_path / "shakespeare").mkdir()
     (tmp_path / "shakespeare" / "input.txt").write_text("not Shakespeare")
     for name in ("shakespeare", "auto"):
@@ -178,7 +182,7 @@ def test_the_builtin_text(builtin):
     assert len(builtin.train) > 250_000 and len(builtin.val) > 30_000
     parts = [builtin.tokenizer.decode(part.tolist()).split("\n\n") for part in (builtin.train, builtin.val)]
     twice = [p for p in set(parts[0]) & set(parts[1]) if len(p) > 100]
-    assert not twice, "what is validated on has been trained on"
+    assert not twice, "the validation part contains text of the training part"
 
 
 def test_a_folder_of_articles(tmp_path):
@@ -188,13 +192,13 @@ def test_a_folder_of_articles(tmp_path):
         (tmp_path / "b").mkdir(exist_ok=True)
         (tmp_path / "b" / f"{99 - i}.md").write_bytes((f"Article {i}.\n" + f"It is about {i}. " * 20).encode())
     (tmp_path / "a" / "picture.png").write_bytes(b"\x89PNG\0\0")
-    a, b = (data.load(data.known(str(tmp_path / name))) for name in "ab")
-    assert a.digest == b.digest and torch.equal(a.train, b.train), "names and ends of lines do not matter"
+    a, b = (data.load(data.dataset_arg(str(tmp_path / name))) for name in "ab")
+    assert a.digest == b.digest and torch.equal(a.train, b.train), "file names and line endings do not matter"
     assert a.name == "a" and len(a.test) > 0 and not a.facts()["selected_on"]
     total = len(a.train) + len(a.val) + len(a.test)
     assert abs(len(a.train) / total - 0.8) < 0.01 and abs(len(a.val) / total - 0.1) < 0.01
     digits = [int(w) for w in "".join(c if c.isdigit() else " " for c in a.tokenizer.decode(a.train.tolist())).split()]
-    assert digits != sorted(digits)
+    assert digits != sorted(digits), "a random order"
 
 
 @pytest.mark.parametrize(
@@ -202,12 +206,12 @@ def test_a_folder_of_articles(tmp_path):
     [
         (b"", "short"),
         (b"x", "short"),
-        (b"x" * 25, "too little"),
+        (b"x" * 25, "different"),
         (bytes(range(256)), "UTF-8"),
         ("añb".encode("latin-1") * 9, "UTF-8"),
     ],
 )
-def test_a_text_that_is_none(content, word, tmp_path):
+def test_a_file_that_is_not_a_text(content, word, tmp_path):
     (tmp_path / "file.txt").write_bytes(content)
     for path in (tmp_path / "file.txt", tmp_path):
         code, message = failure(data.load, str(path))
@@ -218,12 +222,12 @@ def test_a_text_that_is_none(content, word, tmp_path):
 def test_a_folder_without_text(tmp_path):
     (tmp_path / "notes.pdf").write_bytes(b"%PDF")
     code, message = failure(data.load, str(tmp_path))
-    assert code == 1 and one_line(message) and "no text" in message
+    assert code == 1 and one_line(message) and "no text files" in message
     with pytest.raises(argparse.ArgumentTypeError, match="nowhere"):
-        data.known("nowhere")
+        data.dataset_arg("nowhere")
 
 
-def test_a_vocabulary_that_does_not_fit(tmp_path):
+def test_a_vocabulary_too_large_for_uint16(tmp_path):
     (tmp_path / "many.txt").write_text(" ".join(f"word{i} word{i}" for i in range(90_000)))
     code, message = failure(data.load, str(tmp_path / "many.txt"), None, None, "word")
     assert code == 1 and one_line(message) and "uint16" in message
@@ -233,7 +237,7 @@ def test_a_vocabulary_that_does_not_fit(tmp_path):
 # ------------------------------------------------------------------------------------------------------------- batches
 
 
-def test_a_batch_is_what_its_place_says():
+def test_a_batch_is_a_function_of_seed_and_step():
     tokens = torch.arange(1000).to(torch.uint16)
     x, y = data.batch(tokens, 8, 500, seed=1, step=2)
     assert x.shape == y.shape == (500, 8) and x.dtype == y.dtype == torch.int64
@@ -243,7 +247,7 @@ def test_a_batch_is_what_its_place_says():
     assert not torch.equal(x, data.batch(tokens, 8, 500, 1, 3)[0])
     assert not torch.equal(x, data.batch(tokens, 8, 500, 2, 2)[0])
     starts = {int(data.batch(tokens[:10], 8, 1, 0, step)[0][0, 0]) for step in range(50)}
-    assert starts == {0, 1}, "every place there is, the last one included"
+    assert starts == {0, 1}, "every position, including the last one"
     code, message = failure(data.batch, tokens[:8], 8, 2, 0, 0)
     assert code == 1 and one_line(message) and "too short" in message
 
@@ -257,28 +261,21 @@ def test_blocks_cover_a_text_once(n):
     assert all(x.shape == y.shape and x.shape[0] <= 3 and x.shape[1] <= 8 for x, y in pairs)
 
 
-def test_a_batch_costs_next_to_nothing(builtin):
-    began = time.perf_counter()
-    for step in range(500):
-        data.batch(builtin.train, 64, 12, 0, step)
-    assert (time.perf_counter() - began) / 500 < 1e-3
-
-
 # --------------------------------------------------------------------------------------------------------- OpenWebText
 
 
 class Documents:
-    """Documents as `datasets` streams them, from memory; stops with an error after `alive` of them."""
+    """Documents as `datasets` streams them, from memory. Raises an error after `n_alive` of them."""
 
-    def __init__(self, n=230, alive=None):
+    def __init__(self, n=230, n_alive=None):
         datasets = pytest.importorskip("datasets")
         rows = [{"text": f"Document {i}: " + "lorem ipsum é " * (i % 7)} for i in range(n)]
-        self.inner, self.alive = datasets.Dataset.from_list(rows).to_iterable_dataset(num_shards=3), alive
+        self.inner, self.n_alive = datasets.Dataset.from_list(rows).to_iterable_dataset(num_shards=3), n_alive
 
     def __iter__(self):
         for i, row in enumerate(self.inner):
-            if i == self.alive:
-                raise ConnectionError("the line is down")
+            if i == self.n_alive:
+                raise ConnectionError("the connection is lost")
             yield row
 
     def state_dict(self):
@@ -289,69 +286,68 @@ class Documents:
 
 
 @pytest.fixture
-def small_pieces(monkeypatch, data_dir, tmp_path):
-    """prepare(documents, ...) into tmp_path, ten documents at once, the first 25 held out."""
-    monkeypatch.setattr(data, "HELD_OUT", 25)
+def prepare(monkeypatch, data_dir, tmp_path):
+    """prepare(name, documents, limit) in tmp_path / name, in chunks of ten documents, the first 25 for validation."""
+    monkeypatch.setattr(openwebtext, "VAL_DOCUMENTS", 25)
     gpt2 = data.gpt2_tokenizer(data_dir("gpt2_tokenizer"))
-    return lambda name, documents, limit=None: data.prepare_openwebtext(tmp_path / name, gpt2, limit, documents, 10)
+    return lambda name, documents, limit=None: openwebtext.prepare(tmp_path / name, gpt2, limit, documents, 10)
 
 
-def test_openwebtext_broken_off_and_resumed_is_the_same(small_pieces, tmp_path):
-    have = small_pieces("whole", Documents())
+def test_openwebtext_interrupted_and_resumed_is_the_same(prepare, tmp_path):
+    have = prepare("whole", Documents())
     assert have["complete"] and have["documents"] == 230
-    for alive in (3, 57, 83):  # each time in the middle of a piece
-        code, message = failure(small_pieces, "broken", Documents(alive=alive))
-        assert code == 1 and one_line(message) and "the line is down" in message
+    for n_alive in (3, 57, 83):  # each time in the middle of a chunk
+        code, message = failure(prepare, "broken", Documents(n_alive=n_alive))
+        assert code == 1 and one_line(message) and "the connection is lost" in message
     partial = json.loads((tmp_path / "broken" / "progress.json").read_text())
     assert partial["documents"] == 130 and not partial["complete"]
     with open(tmp_path / "broken" / "train.bin", "ab") as file:
-        file.write(b"what a killed process had written and not yet counted")
-    assert small_pieces("broken", Documents())["complete"]
+        file.write(b"written by a killed process, not yet recorded")
+    assert prepare("broken", Documents())["complete"]
     for part in ("train.bin", "val.bin"):
         assert (tmp_path / "broken" / part).read_bytes() == (tmp_path / "whole" / part).read_bytes()
-    assert small_pieces("broken", None) == small_pieces("whole", None), "what is complete is not streamed again"
+    assert prepare("broken", None) == prepare("whole", None), "complete files are not streamed again"
 
 
-def test_openwebtext_is_streamed_from_parquet(small_pieces, tmp_path, monkeypatch):
-    """By the very call that asks the hub, told to look here instead; what else can go wrong there is one line."""
+def test_openwebtext_is_streamed_from_parquet(prepare, tmp_path, monkeypatch):
+    """With local files in place of the hub. Any error of the library is one line."""
     datasets = pytest.importorskip("datasets")
     for part, rows in enumerate((["one", "two"], ["three"])):
         datasets.Dataset.from_dict({"text": rows}).to_parquet(str(tmp_path / f"train-{part}.parquet"))
-    monkeypatch.setitem(data.OPENWEBTEXT, "data_files", str(tmp_path / "train-*.parquet"))
-    assert [row["text"] for row in data.open_stream()] == ["one", "two", "three"]
-    assert small_pieces("here", None)["documents"] == 3
-    monkeypatch.setattr(data, "open_stream", lambda: {}["a kind of error that is the library's own"])
-    code, message = failure(small_pieces, "there", None)
+    monkeypatch.setitem(openwebtext.SOURCE, "data_files", str(tmp_path / "train-*.parquet"))
+    assert [row["text"] for row in openwebtext.open_stream()] == ["one", "two", "three"]
+    assert prepare("here", None)["documents"] == 3
+    monkeypatch.setattr(openwebtext, "open_stream", lambda: {}["missing"])
+    code, message = failure(prepare, "there", None)
     assert code == 1 and one_line(message) and "KeyError" in message
 
 
-def test_openwebtext_is_memory_maps_of_documents_in_order(small_pieces, tmp_path, data_dir, monkeypatch):
-    small_pieces("openwebtext", Documents(40))
+def test_openwebtext_is_memory_mapped(prepare, tmp_path, data_dir, monkeypatch):
+    prepare("openwebtext", Documents(40))
     ours = data.gpt2_tokenizer(data_dir("gpt2_tokenizer"))
-    monkeypatch.setattr(data, "prepare", lambda name, folder: small_files)
-    small_files = [data_dir("gpt2_tokenizer") / "gpt2_tokenizer" / name for name in ("vocab.json", "merges.txt")]
+    files = [data_dir("gpt2_tokenizer") / "gpt2_tokenizer" / name for name in ("vocab.json", "merges.txt")]
+    monkeypatch.setattr(data, "prepare", lambda name, folder: files)
     text = data.load("openwebtext", tmp_path, tokens="gpt2")
     assert text.train.dtype == torch.uint16 and text.test is None
     for part, first in ((text.val, 0), (text.train, 25)):
         documents = ours.decode(part.tolist()).split("<|endoftext|>")
         assert documents[0].startswith(f"Document {first}: ") and documents[-1] == ""
-        assert [d.split(":")[0] for d in documents[1:-1]] == [
-            f"Document {first + 1 + i}" for i in range(len(documents) - 2)
-        ]
+        numbers = [int(document.split(":")[0].removeprefix("Document ")) for document in documents[:-1]]
+        assert numbers == list(range(first, first + len(numbers)))
     assert len(data.load("openwebtext", tmp_path, limit=50, tokens="gpt2").train) == 50
     assert "gpt2" in failure(data.load, "openwebtext", tmp_path, None, "char")[1]
     (tmp_path / "openwebtext" / "train.bin").write_bytes(b"\0\0")
     assert "shorter" in failure(data.load, "openwebtext", tmp_path, None, "gpt2")[1]
 
 
-def test_openwebtext_fetches_no_more_than_is_asked_for(small_pieces):
-    some = small_pieces("some", Documents(), limit=100)
+def test_openwebtext_fetches_no_more_than_the_limit(prepare):
+    some = prepare("some", Documents(), limit=100)
     assert 100 <= some["train"] < 700 and not some["complete"]
-    more = small_pieces("some", Documents(), limit=1000)
+    more = prepare("some", Documents(), limit=1000)
     assert more["train"] >= 1000 and more["documents"] > some["documents"] and not more["complete"]
 
 
-def test_token_files_that_nanogpt_made_are_taken(tmp_path, data_dir, monkeypatch):
+def test_nanogpts_token_files_are_used(tmp_path, data_dir, monkeypatch):
     files = data.prepare("gpt2_tokenizer", data_dir("gpt2_tokenizer"))
     monkeypatch.setattr(data, "prepare", lambda name, folder: files)
     (tmp_path / "openwebtext").mkdir()
@@ -362,81 +358,140 @@ def test_token_files_that_nanogpt_made_are_taken(tmp_path, data_dir, monkeypatch
     assert not (tmp_path / "openwebtext" / "progress.json").exists()
 
 
-# ----------------------------------------------------------------------------------------------- samples and pictures
+# ---------------------------------------------------------------------------------------------------------- generation
+
+
+def small(**changes):
+    torch.manual_seed(0)
+    shape = dict(vocab_size=50, block_size=16, n_layer=2, n_head=3, n_embd=48) | changes
+    return model.GPT(model.GPTConfig(**shape)).eval()
+
+
+@pytest.mark.parametrize("options", [{}, MODERN], ids=["gpt2", "modern"])
+def test_the_cache_changes_nothing(options):
+    """Token for token in float32, up to block_size and beyond, where both continue from the last half block."""
+    net, prompt = small(tied=False, **options), torch.randint(50, (1, 5))
+    with torch.no_grad():
+        for p in net.parameters():
+            p.mul_(3)  # at the usual initial weights the predictions are almost uniform
+    for settings in (dict(temperature=0), dict(top_k=20), dict(top_p=0.9, repetition_penalty=1.3)):
+        made = []
+        for cache in (True, False):
+            random = torch.Generator().manual_seed(1)
+            made.append(list(generate.generate(net, prompt, 60, use_cache=cache, generator=random, **settings)))
+        assert made[0] == made[1] and len(made[0]) == 60 and len(set(made[0])) > 3
+
+
+def test_beyond_block_size_the_last_half_block_is_encoded_again():
+    net, lengths = small(), []
+    forward = net.hidden
+    net.hidden = lambda idx, cache=None, maps=None: (lengths.append(idx.shape[1]), forward(idx, cache))[1]
+    list(generate.generate(net, torch.zeros(1, 14, dtype=torch.int64), 15))
+    assert lengths == [14, 1, 1, 8, 1, 1, 1, 1, 1, 1, 1, 1, 8, 1, 1]
+
+
+def test_a_prompt_longer_than_block_size():
+    long = torch.randint(50, (1, 40))
+    assert list(generate.generate(small(), long, 3, 0)) == list(generate.generate(small(), long[:, -16:], 3, 0))
+
+
+def test_choosing():
+    logits = torch.tensor([3.0, 1.0, 2.0, 0.0]).log_softmax(0)
+
+    def draw(**settings):
+        return {generate.choose(logits, generator=torch.Generator().manual_seed(i), **settings) for i in range(200)}
+
+    assert draw() == draw(top_k=9) == {0, 1, 2, 3} and draw(temperature=0) == {0} and draw(top_k=2) == {0, 2}
+    assert draw(top_p=0.6) == {0}, "the most likely token has 0.64"
+    assert draw(top_p=0.65) == {0, 2}, "the token that crosses the threshold is included"
+    drawn = [generate.choose(logits, 2.0, generator=torch.Generator().manual_seed(i)) for i in range(3000)]
+    assert drawn.count(0) / 3000 == pytest.approx((logits / 2).softmax(0)[0].item(), abs=0.03)
+
+
+def test_repetition_penalty_of_positive_and_negative_logits():
+    net = baselines.Bigram(baselines.BigramConfig(3, 4)).eval()
+    with torch.no_grad():
+        net.table.weight.copy_(torch.tensor([[2.0, 1.5, -9.0], [2.0, 1.5, -9.0], [-1.0, -1.5, -9.0]]))
+    start = torch.tensor([[0]])
+    assert list(generate.generate(net, start, 2, 0, repetition_penalty=1.5)) == [1, 0]
+    assert list(generate.generate(net, torch.tensor([[0, 2]]), 1, 0, repetition_penalty=2.0)) == [1], "-1 becomes -2"
+
+
+# -------------------------------------------------------------------------------------------- samples, attention maps
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory, builtin):
     torch.manual_seed(0)
-    net = model.GPT(builtin.tokenizer.vocab_size, 32, n_layer=2, n_head=2, n_embd=16)
+    net = model.GPT(model.GPTConfig(builtin.tokenizer.vocab_size, 32, n_layer=2, n_head=2, n_embd=16))
     folder = tmp_path_factory.mktemp("weights")
-    model.save_weights(folder / "tiny.safetensors", net, builtin.tokenizer.state())
+    checkpoint.save_weights(folder / "tiny.safetensors", net, builtin.tokenizer.state())
     return folder / "tiny.safetensors"
 
 
-def write(weights, tmp_path, *more):
+def generated(weights, tmp_path, *more):
     sample.main([str(weights), "--out", str(tmp_path), "--device", "cpu", "--length", "60", *more])
     return (tmp_path / "generated_nanogpt.txt").read_text()
 
 
-def test_sample_streams_what_it_writes(weights, tmp_path, capsys):
-    text = write(weights, tmp_path, "--prompt", "if x:")
+def test_sample_streams_its_text(weights, tmp_path, capsys):
+    text = generated(weights, tmp_path, "--prompt", "if x:")
     out = capsys.readouterr().out
     assert text.startswith("if x:") and out.startswith(text.rstrip("\n")) and len(text) == 60 + 5 + 1
-    assert write(weights, tmp_path, "--prompt", "if x:") == text
-    assert write(weights, tmp_path, "--prompt", "if x:", "--seed", "1") != text
-    two = write(weights, tmp_path, "--prompt", "if x:", "--samples", "2")
+    assert generated(weights, tmp_path, "--prompt", "if x:") == text
+    assert generated(weights, tmp_path, "--prompt", "if x:", "--seed", "1") != text
+    two = generated(weights, tmp_path, "--prompt", "if x:", "--samples", "2")
     assert two.startswith(text.rstrip("\n")) and two.count("if x:") == 2
     (tmp_path / "prompt.txt").write_text("if x:")
-    assert write(weights, tmp_path, "--prompt-file", str(tmp_path / "prompt.txt")) == text
-    greedy = [write(weights, tmp_path, "--temperature", "0", "--seed", seed) for seed in "12"]
+    assert generated(weights, tmp_path, "--prompt-file", str(tmp_path / "prompt.txt")) == text
+    greedy = [generated(weights, tmp_path, "--temperature", "0", "--seed", seed) for seed in "12"]
     assert greedy[0] == greedy[1]
 
 
-def test_a_character_that_the_vocabulary_lacks_is_named(weights, tmp_path, capsys):
+def test_a_character_not_in_the_vocabulary_is_named(weights, tmp_path, capsys):
     code, message = failure(sample.main, [str(weights), "--out", str(tmp_path), "--prompt", "snow \u2603 man"])
     assert code == 1 and one_line(message) and "\u2603" in message
-    words = data.Words.of("the cat sat. the cat sat.")
+    words = tokenizer.Words.of("the cat sat. the cat sat.")
     assert sample.read_prompt(words, "the dog sat") == words.encode("the dog sat")
     assert "'dog'" in capsys.readouterr().err
 
 
-def test_what_sample_cannot_open(tmp_path, capsys):
+def test_sample_without_a_model(tmp_path):
     for source in ("nothing-there", str(tmp_path)):
         code, message = failure(sample.main, [source])
         assert code == 1 and one_line(message) and source in message
-    (tmp_path / "best.pt").write_bytes(b"rubbish")
+    (tmp_path / "best.pt").write_bytes(b"damaged")
     assert "best.pt" in failure(sample.main, [str(tmp_path)])[1]
     assert failure(sample.main, ["x", "--prompt", "a", "--prompt-file", "b"])[0] == 2
 
 
 @pytest.mark.parametrize("stop", ["END", "EEND", "aab"])
 def test_a_stop_string_ends_the_text_before_it(stop):
-    chars = data.Characters.of("abEND\n ")
-    written = "ab ENEND aEEND aaab"
-    pieces = list(sample.stream(chars, chars.encode("b"), iter(chars.encode(written)), stop))
-    assert "".join(pieces) == written[: written.index(stop)]
-    unstopped = list(sample.stream(chars, chars.encode("b"), iter(chars.encode(written + "EN")), "ENDE"))
-    assert "".join(unstopped) == written + "EN", "half a stop string at the very end is text"
+    chars = tokenizer.Characters.of("abEND\n ")
+    generated = "ab ENEND aEEND aaab"
+    pieces = list(generate.stream(chars, chars.encode("b"), chars.encode(generated), stop))
+    assert "".join(pieces) == generated[: generated.index(stop)]
+    unstopped = list(generate.stream(chars, chars.encode("b"), chars.encode(generated + "EN"), "ENDE"))
+    assert "".join(unstopped) == generated + "EN", "a part of the stop string at the end is text"
 
 
-def test_no_half_characters_are_streamed(trained):
+def test_no_incomplete_characters_are_streamed(trained):
     text = "naïve 你好 👩 end"
     for n in range(1, len(trained.encode(text))):
         ids = trained.encode(text)
-        pieces = list(sample.stream(trained, ids[:1], iter(ids[1 : 1 + n])))
+        pieces = list(generate.stream(trained, ids[:1], ids[1 : 1 + n]))
         assert "\ufffd" not in "".join(pieces[:-1])
-    assert "".join(sample.stream(trained, ids[:1], iter(ids[1:]))) == text[1:]
+    assert "".join(generate.stream(trained, ids[:1], ids[1:])) == text[1:]
 
 
-def test_attention_as_a_picture(weights, tmp_path):
+def test_attention_maps_are_drawn(weights, tmp_path):
     attention.main([str(weights), "--out", str(tmp_path), "--prompt", "def f(x):\n    x"])
     png = (tmp_path / "attention.png").read_bytes()
     assert png.startswith(b"\x89PNG") and len(png) > 5000
-    assert "blocks of at most 32" in failure(attention.main, [str(weights), "--prompt", "a" * 33])[1]
+    assert "at most 32" in failure(attention.main, [str(weights), "--prompt", "a" * 33])[1]
 
 
-# ------------------------------------------------------------------------------------------ stages, and the walkthrough
+# ----------------------------------------------------------------------------------------- stages and the walkthrough
 
 
 @pytest.fixture(scope="module")
@@ -448,20 +503,20 @@ def nets(builtin):
     }
 
 
-def test_the_stages_see_only_the_past_and_the_mistakes_do_not(nets):
+def test_stages_are_causal_and_some_mistakes_are_not(nets):
     leaky = {"no mask", "mask after the softmax", "softmax over the wrong dimension"}
     for (study, name), net in nets.items():
         assert (stages.leak(net) > 1e-4) == (study == "mistakes" and name in leaky), name
 
 
-def test_the_stages_begin_at_the_loss_of_knowing_nothing(nets, builtin):
-    chance = math.log(builtin.tokenizer.vocab_size)
+def test_stages_start_at_the_loss_of_a_uniform_prediction(nets, builtin):
+    uniform = math.log(builtin.tokenizer.vocab_size)
     for (_, name), net in nets.items():
         loss = stages.evaluate(net, builtin.val[:1000])
-        assert (abs(loss - chance) < 0.6) == (name != "head tied to embeddings of deviation 1"), (name, loss)
+        assert (abs(loss - uniform) < 0.6) == (name != "head tied to embeddings of deviation 1"), (name, loss)
 
 
-def test_attention_in_steps_is_the_fused_one():
+def test_attention_of_the_stages_equals_fused_attention():
     torch.manual_seed(0)
     layer, x = stages.Attention(n_head=4), torch.randn(2, 9, stages.WIDTH)
     q, k, v = (f(x).unflatten(2, (4, -1)).transpose(1, 2) for f in (layer.query, layer.key, layer.value))
@@ -481,7 +536,7 @@ def test_the_stages_run(tmp_path, capsys, monkeypatch):
         assert (tmp_path / f"{study}.png").stat().st_size > 5000
     assert all("test_loss" in row["final"] for row in json.loads((tmp_path / "stages.json").read_text())["rows"])
     before = (tmp_path / "stages.json").read_text()
-    monkeypatch.setattr(stages, "one_run", None)  # which would fail: nothing is trained twice
+    monkeypatch.setattr(stages, "one_run", None)  # training again would fail
     stages.main(again)
     assert (tmp_path / "stages.json").read_text() == before
     code, message = failure(stages.main, [*again, "--iters", "2"])
@@ -489,14 +544,15 @@ def test_the_stages_run(tmp_path, capsys, monkeypatch):
     assert (tmp_path / "stages.json").read_text() == before, "a quick look does not replace the study"
 
 
-def test_the_walkthrough_runs_from_top_to_bottom(monkeypatch, capsys):
-    """Its code cells in order, in one fresh namespace, as a notebook would."""
+@pytest.mark.slow
+def test_the_walkthrough_runs(monkeypatch):
+    """Its code cells in order, in a new namespace."""
     notebook = json.loads((ROOT / "nanogpt" / "walkthrough.ipynb").read_text(encoding="utf-8"))
     cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert len(cells) > 8 and not any(cell.get("outputs") for cell in notebook["cells"])
     modules, path = dict(sys.modules), list(sys.path)
     monkeypatch.chdir(ROOT / "nanogpt")
-    began, space = time.process_time(), {"__name__": "__main__"}
+    space = {"__name__": "__main__"}
     try:
         for i, cell in enumerate(cells):
             exec(compile(cell, f"walkthrough.ipynb, code cell {i + 1}", "exec"), space)
@@ -506,7 +562,6 @@ def test_the_walkthrough_runs_from_top_to_bottom(monkeypatch, capsys):
             if str(getattr(sys.modules[name], "__file__", "")).startswith(str(ROOT / "nanogpt")):
                 del sys.modules[name]
         sys.modules.update(modules)
-    assert time.process_time() - began < 30
     losses = space["losses"]
     assert list(losses) == list(stages.STUDIES["stages"]) and all(0 < loss < 5 for loss in losses.values())
-    assert losses["with residuals"] < losses["averaging"] and "4" not in capsys.readouterr().err
+    assert losses["with residuals"] < losses["averaging"]

@@ -1,0 +1,129 @@
+"""Models in files: checkpoints of a run, small safetensors files of weights, and GPT-2 from the Hugging Face hub."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import run
+from baselines import Bigram, BigramConfig, WordMLP, WordMLPConfig
+from model import GPT, GPTConfig
+
+KINDS = {"gpt": (GPT, GPTConfig), "bigram": (Bigram, BigramConfig), "wordmlp": (WordMLP, WordMLPConfig)}
+
+
+def build(config: dict) -> nn.Module:
+    """A new model of the kind and shape in `config`, e.g. {"kind": "gpt", "vocab_size": 65, "n_layer": 4}.
+
+    Raises UserError if there is no such model.
+    """
+    try:
+        model, shape = KINDS[config["kind"]]
+        return model(shape(**{name: value for name, value in config.items() if name != "kind"}))
+    except (KeyError, TypeError) as error:
+        raise run.UserError(f"the configuration {config} describes no model of this folder ({error})") from None
+
+
+def config_of(model: nn.Module) -> dict:
+    """The dict of plain values from which `build` makes a model like this one."""
+    return {"kind": type(model).__name__.lower()} | asdict(model.config)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """The number of trainable parameters; a tied head counts once."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+# -------------------------------------------------------------------------------------------------------------- files
+
+
+def save_weights(path: Path, model: nn.Module, tokenizer_state: dict):
+    """Write the weights as bfloat16 to a safetensors file, with the configuration and the tokenizer in its header."""
+    from safetensors.torch import save
+
+    tensors = {name: p.to("cpu", torch.bfloat16).contiguous() for name, p in model.state_dict().items()}
+    header = {"config": json.dumps(config_of(model)), "tokenizer": json.dumps(tokenizer_state)}
+    run.write(Path(path), save(tensors, header))
+
+
+def load_weights(path: Path) -> tuple[nn.Module, dict]:
+    """(model in float32, tokenizer state) from a file that `save_weights` wrote. Raises UserError."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            header = file.metadata()
+            tensors = {name: file.get_tensor(name).float() for name in file.keys()}
+        config, tokenizer = json.loads(header["config"]), json.loads(header["tokenizer"])
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise run.UserError(f"{path}: holds no weights of a model of this folder ({error})") from None
+    model = build(config)
+    run.restore(model, tensors, path)
+    return model.eval(), tokenizer
+
+
+def load_checkpoint(path: Path) -> tuple[nn.Module, dict]:
+    """(model, tokenizer state) from best.pt, last.pt or a safetensors file. Raises UserError."""
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        return load_weights(path)
+    state = run.read_checkpoint(path)
+    if not {"model", "config", "tokenizer"} <= state.keys():
+        raise run.UserError(f"{path}: is the checkpoint of another experiment")
+    model = build(state["config"])
+    run.restore(model, state["model"], path)
+    return model.eval(), state["tokenizer"]
+
+
+# ------------------------------------------------------------------------------------------------- the hub's weights
+
+# Their names here and in transformers. Its linear layers store (in, out), torch.nn.Linear stores (out, in).
+EMBEDDINGS = {"tokens": "wte", "positions": "wpe", "norm": "ln_f", "norm1": "ln_1", "norm2": "ln_2"}
+ATTENTION = {"attention.qkv": "attn.c_attn", "attention.out": "attn.c_proj"}
+LINEAR = ATTENTION | {"mlp.up": "mlp.c_fc", "mlp.down": "mlp.c_proj"}
+GPT2_FORM = dict(
+    activation_function="gelu_new",
+    layer_norm_epsilon=1e-5,
+    scale_attn_weights=True,
+    scale_attn_by_inverse_layer_idx=False,
+    add_cross_attention=False,
+)
+
+
+def load_gpt2(source) -> GPT:
+    """The GPT with GPT-2's weights, in their dtype.
+
+    source: a name or folder that `transformers` can load, or a GPT2LMHeadModel. Raises UserError if it cannot be loaded
+    or differs from GPT-2 in more than size.
+    """
+    if isinstance(source, str | Path):
+        try:
+            from transformers import GPT2LMHeadModel
+
+            source = GPT2LMHeadModel.from_pretrained(source)
+        except (ImportError, OSError, ValueError) as error:
+            raise run.UserError(f"{source}: no GPT-2 could be loaded ({str(error).splitlines()[0]})") from None
+    theirs, c = source.state_dict(), source.config
+    for name, value in GPT2_FORM.items():
+        if getattr(c, name) != value:
+            raise run.UserError(f"not supported: a GPT-2 with {name} {getattr(c, name)}, where GPT-2 has {value}")
+    if c.n_inner not in (None, 4 * c.n_embd):
+        raise run.UserError(f"not supported: a GPT-2 with n_inner {c.n_inner}, where GPT-2 has {4 * c.n_embd}")
+    shape = dict(n_layer=c.n_layer, n_head=c.n_head, n_embd=c.n_embd, bias=True, tied=c.tie_word_embeddings)
+    model = GPT(GPTConfig(c.vocab_size, c.n_positions, **shape))
+    state = {}
+    for name in model.state_dict():
+        module, kind = name.rsplit(".", 1)
+        if module == "head":
+            state[name] = theirs["lm_head.weight"]
+            continue
+        block = ""
+        if module.startswith("blocks."):
+            _, i, module = module.split(".", 2)
+            block = f"h.{i}."
+        value = theirs[f"transformer.{block}{(EMBEDDINGS | LINEAR)[module]}.{kind}"]
+        state[name] = value.T if module in LINEAR and kind == "weight" else value
+    model.to(theirs["transformer.wte.weight"].dtype).load_state_dict(state)
+    return model.eval()

@@ -1,0 +1,133 @@
+"""OpenWebText as GPT-2 tokens: streamed from the hub into two files, which are then memory-mapped.
+
+The files train.bin and val.bin have nanoGPT's format, uint16 tokens, each document followed by <|endoftext|>.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import run
+from tokenizer import END_OF_TEXT, BytePairs
+
+# `datasets` no longer runs the script in the data's repository. Pull request 18 there, by its publisher, holds the same
+# data as 93 Parquet files. (The hub's own conversion ends after the first five gigabytes.)
+SOURCE = dict(
+    path="parquet",
+    split="train",
+    streaming=True,
+    data_files="hf://datasets/Skylion007/openwebtext@c6680bb039f28c472e44d33acb240c3068b89a82/data/train-*.parquet",
+)
+DOCUMENTS = 8_013_769
+VAL_DOCUMENTS = 1_000  # the first ones, so the validation set does not depend on how much was fetched
+VAL_TOKENS = 2**20  # of these documents; GPT-2 evaluates so many in a minute on a GPU
+TOO_SHORT = "is shorter than it should be; remove its folder to start again"
+
+
+def memory_maps(folder: Path, tokenizer: BytePairs, limit: int | None = None) -> tuple[Tensor, Tensor, str]:
+    """(train, val, digest): two memory-mapped uint16 tensors (N,) and a digest of their lengths and first tokens.
+
+    Streams what is missing first. limit: at most so many tokens of each. Files that nanoGPT's prepare.py wrote are used
+    as they are. Raises UserError.
+    """
+    progress = prepare(folder, tokenizer, limit)
+    parts, digest = [], hashlib.blake2b(digest_size=16)
+    for part in ("train", "val"):
+        file = folder / f"{part}.bin"
+        available = file.stat().st_size // 2 if file.exists() else 0
+        n = progress.get(part, available)
+        if available < max(n, 2):
+            raise run.UserError(f"{run.shown(file)}: {TOO_SHORT}")
+        tokens = torch.from_file(str(file), shared=False, size=n, dtype=torch.uint16)
+        parts.append(tokens[: min(limit or n, VAL_TOKENS if part == "val" else n)])
+        digest.update(len(parts[-1]).to_bytes(8, "little") + parts[-1][:VAL_TOKENS].numpy().tobytes())
+    return *parts, digest.hexdigest()
+
+
+def prepare(folder: Path, tokenizer: BytePairs, limit: int | None = None, stream=None, chunk_size: int = 1000) -> dict:
+    """Stream documents and append their tokens to val.bin (the first VAL_DOCUMENTS documents) and train.bin.
+
+    Stops when train.bin has `limit` tokens; without a limit, at the end. After every `chunk_size` documents the files
+    are synced, and progress.json records their lengths and the state of the stream. After an interruption the same call
+    truncates the files to those lengths and continues; they end up the same, byte for byte.
+    stream: documents {"text": ...} with state_dict() and load_state_dict(), like those of `datasets`.
+    Returns {"train": tokens, "val": tokens, "documents": ..., "complete": ...}, or {} if another program wrote the
+    files. Raises UserError.
+    """
+    file = folder / "progress.json"
+    if not file.exists() and (folder / "train.bin").exists():
+        return {}
+    progress = {"documents": 0, "train": 0, "val": 0, "complete": False, "stream": None}
+    if file.exists():
+        progress = json.loads(file.read_text(encoding="utf-8"))
+    if progress["complete"] or (limit and progress["train"] >= limit):
+        return progress
+    lock = run.hold(run.make_folder(folder))
+    run.write_json(file, progress)  # marks the token files as ours
+    bar = tqdm(desc="OpenWebText", total=DOCUMENTS, initial=progress["documents"], unit=" documents", disable=None)
+    try:
+        for part in ("train", "val"):
+            with open(folder / f"{part}.bin", "ab") as output:
+                if output.tell() < 2 * progress[part]:
+                    raise run.UserError(
+                        f"{output.name}: is shorter than it should be; remove its folder to start again"
+                    )
+                output.truncate(2 * progress[part])
+        for documents, state in read_stream(stream, progress["stream"], chunk_size):
+            tokens = {"train": [], "val": []}
+            for number, document in enumerate(documents, progress["documents"]):
+                part = "val" if number < VAL_DOCUMENTS else "train"
+                tokens[part] += [*tokenizer.encode(document["text"]), tokenizer.vocabulary[END_OF_TEXT]]
+            for part, ids in tokens.items():
+                with open(folder / f"{part}.bin", "ab") as output:
+                    output.write(np.array(ids, dtype=np.uint16).tobytes())
+                    output.flush()
+                    os.fsync(output.fileno())
+                progress[part] += len(ids)
+            progress |= {"documents": progress["documents"] + len(documents), "stream": state}
+            run.write_json(file, progress)
+            bar.update(len(documents))
+            bar.set_postfix(tokens=f"{progress['train'] / 1e6:,.0f} M")
+            if limit and progress["train"] >= limit:
+                break
+        else:
+            progress |= {"complete": True, "stream": None}
+            run.write_json(file, progress)
+    except OSError as error:
+        raise run.UserError(f"{folder}: cannot be written ({error.strerror}); the same command continues") from error
+    finally:
+        bar.close()
+        lock.close()
+    return progress
+
+
+def read_stream(stream, state: dict | None, chunk_size: int) -> Iterator[tuple[list[dict], dict]]:
+    """Yield (up to chunk_size documents, the state of the stream after them), continuing from `state`.
+
+    Raises UserError for whatever goes wrong in the stream: errors of the network have no base class in common.
+    """
+    try:
+        stream = stream or open_stream()
+        if state:
+            stream.load_state_dict(state)
+        documents = iter(stream)
+        while chunk := list(islice(documents, chunk_size)):
+            yield chunk, stream.state_dict()
+    except Exception as error:
+        reason = f"{type(error).__name__}: {str(error)[:120].strip()}".splitlines()[0]
+        raise run.UserError(f"openwebtext: the stream broke off ({reason}); the same command continues") from error
+
+
+def open_stream():
+    """OpenWebText as the hub streams it, an iterable of {"text": ...}."""
+    import datasets
+
+    return datasets.load_dataset(**SOURCE)
