@@ -3,6 +3,7 @@
 import functools
 import importlib
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -12,16 +13,21 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = sorted(file.parent.name for file in ROOT.glob("*/train.py"))
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny networks gain nothing from more, and lose much on a busy machine
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny networks gain nothing from more threads
+
+sys.path.insert(0, str(ROOT))  # `common`: one copy for the tests and for all folders
+run = importlib.import_module("common.run")
+images = importlib.import_module("common.images")
+images.draw_builtin = functools.cache(images.draw_builtin)  # a second each time
 
 
 @functools.cache
 def load(folder, module="train"):
-    """The module `module` of `folder`, imported with that folder first on sys.path and no other folder's modules about.
+    """The module `module` of `folder`, imported with that folder first on sys.path and without other folders' modules.
 
-    `load("cifar").data` is the data module that cifar/train.py itself imported.
+    `load("cifar").data` is the data module that cifar/train.py itself imported. The modules of common/ are shared.
     """
-    own = {file.stem for file in ROOT.glob("*/*.py")} - {"conftest", "ledger"}
+    own = {file.stem for file in ROOT.glob("*/*.py")} - {"conftest", "common"}
     before = {name: sys.modules.pop(name) for name in own & sys.modules.keys()}
     sys.path.insert(0, str(ROOT / folder))
     try:
@@ -35,7 +41,7 @@ def load(folder, module="train"):
 
 @pytest.fixture
 def data_dir():
-    """Where the real datasets lie (DATA_DIR), or a skip that says so. `need` names what a test wants from it."""
+    """data_dir(name): the folder of the real datasets (DATA_DIR), which holds `name`; or a skip with the reason."""
 
     def need(name):
         folder = Path(os.environ.get("DATA_DIR") or ROOT / "data")
@@ -47,8 +53,21 @@ def data_dir():
 
 
 def failure(call, *args):
-    """Call, expecting it to end the program: (exit status, message), with Python's rule that a text exits with 1."""
-    with pytest.raises(SystemExit) as caught:
+    """Call what must fail: (exit status, message) as the command line would have them."""
+    with pytest.raises((SystemExit, run.UserError)) as caught:
         call(*args)
-    code = caught.value.code
-    return (code, "") if isinstance(code, int) else (1, str(caught.value))
+    if isinstance(caught.value, run.UserError):
+        return 1, f"error: {caught.value}"
+    return (caught.value.code, "") if isinstance(caught.value.code, int) else (1, str(caught.value))
+
+
+def one_line(message):
+    return message.startswith("error: ") and "\n" not in message.strip() and "Traceback" not in message
+
+
+def pytest_collection_modifyitems(items):
+    """With pytest-xdist and --dist loadgroup, tests of one folder run in one process: what they share is made once."""
+    for item in items:
+        folder = getattr(item, "callspec", None) and item.callspec.params.get("folder")
+        group = folder or re.sub(r"^test_|(_text)?\.py$", "", Path(item.fspath).name)
+        item.add_marker(pytest.mark.xdist_group(group))

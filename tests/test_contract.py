@@ -1,15 +1,12 @@
 """What every folder owes, whatever its experiment. Folders are found by their train.py: a new one is covered at once.
 
-A check applies where a folder offers what it is about: killing and resuming where train.py has --resume, for instance.
+Most tests call main(argv) in-process with the recipe `tiny` on built-in data.
 """
 
+import argparse
 import ast
 import contextlib
 import csv
-import functools
-import hashlib
-import http.server
-import importlib.util
 import inspect
 import io
 import json
@@ -21,46 +18,35 @@ import signal
 import socket
 import subprocess
 import sys
-import tarfile
-import threading
 import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from conftest import FOLDERS, ROOT, failure, load
-
-spec = importlib.util.spec_from_file_location("ledger", ROOT / "tools" / "ledger.py")
-ledger = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(ledger)
+from conftest import FOLDERS, ROOT, failure, load, one_line, run
 
 each_folder = pytest.mark.parametrize("folder", FOLDERS)
-fetchers = [folder for folder in FOLDERS if (ROOT / folder / "fetch.py").exists()]
+VARIANTS = {"cifar": [["--model", "simplenn"]]}  # more trainings, where one does not read all flags
 
 
 def offers(folder, flag):
-    return flag in flags(folder)
-
-
-@functools.cache
-def flags(folder):
-    return vars(load(folder).parser().parse_args([])).keys()
+    return flag in vars(load(folder).parser().parse_args([]))
 
 
 def quick(folder, **more):
-    """Arguments of train.py for a run of a second or so on built-in data."""
-    wanted = {"data": "builtin", "seed": 3, "device": "cpu", "epochs": 2, "iters": 20, "limit": 200, "bs": 32} | more
+    """Arguments of train.py for a run of a second or so."""
+    wanted = {"recipe": "tiny", "data": "builtin", "seed": 3, "device": "cpu", "limit": 200} | more
     return [word for name, value in wanted.items() if offers(folder, name) for word in (f"--{name}", str(value))]
+
+
+def longer(folder):
+    """A run of some seconds, with a checkpoint every few tens of milliseconds: there is time to kill it."""
+    return quick(folder, epochs=40, iters=1200)
 
 
 def train(folder, *argv):
     return load(folder).main(list(argv))
-
-
-def need_resume(folder):
-    if not offers(folder, "resume"):
-        pytest.skip(f"{folder}/train.py is over in a moment and offers no --resume")
 
 
 def metrics(out):
@@ -90,12 +76,8 @@ def finished(tmp_path_factory):
 
 @pytest.fixture
 def copied(finished, tmp_path):
-    """copied(folder): a copy of that run to be spoilt."""
+    """copied(folder): a copy of that run, for a test that damages it."""
     return lambda folder: Path(shutil.copytree(finished(folder), tmp_path / "copy"))
-
-
-def one_line(message):
-    return message.startswith("error: ") and "\n" not in message.strip() and "Traceback" not in message
 
 
 # ---------------------------------------------------------------------------------------------------------- the files
@@ -105,10 +87,18 @@ def test_there_are_folders():
     assert FOLDERS
 
 
-@pytest.mark.parametrize("name", ["run.py", "fetch.py"])
-def test_copies_are_identical(name):
-    copies = {file.read_bytes() for file in ROOT.glob(f"*/{name}")}
-    assert len(copies) == 1
+@each_folder
+def test_common_py_is_the_same_few_lines(folder):
+    text = (ROOT / folder / "common.py").read_text(encoding="utf-8")
+    assert text == (ROOT / FOLDERS[0] / "common.py").read_text(encoding="utf-8") and len(text.splitlines()) <= 6
+
+
+@each_folder
+def test_a_folder_copied_without_common_says_what_to_do(folder, tmp_path):
+    shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("figures", "results", "weights"))
+    words = [sys.executable, str(tmp_path / folder / "train.py"), "--help"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and one_line(done.stderr) and "tools/export.py" in done.stderr and not done.stdout
 
 
 @each_folder
@@ -128,19 +118,20 @@ def test_imports_stay_inside_the_folder(folder):
             assert not reached, f"{file.name} imports {reached}"
 
 
-@each_folder
-def test_every_flag_is_read(folder):
-    source = "\n".join(file.read_text(encoding="utf-8") for file in (ROOT / folder).glob("*.py"))
-    for name in flags(folder):
-        assert re.search(rf'\bargs\.{name}\b|"{name}"\)|named\["{name}"\]', source), f"nothing reads --{name}"
+def test_common_knows_no_experiment():
+    for file in (ROOT / "common").glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom | ast.Import):
+                names = {alias.name for alias in node.names} | {getattr(node, "module", "")}
+                assert not names & {"data", "model", "train", *FOLDERS}, f"{file.name} imports {names}"
 
 
 @each_folder
 def test_public_functions_and_classes_are_documented(folder):
-    for module in ("data", "model", "train"):
+    for module in ("data", "model"):
         for name, thing in vars(load(folder, module)).items():
-            function = inspect.isfunction(thing) and module != "train" and name not in ("parser", "parse", "main")
-            if (inspect.isclass(thing) or function) and thing.__module__ == module and not name.startswith("_"):
+            public = inspect.isclass(thing) or inspect.isfunction(thing) and name not in ("parser", "parse", "main")
+            if public and thing.__module__ == module and not name.startswith("_"):
                 assert thing.__doc__, f"{folder}/{module}.py: {name} has no docstring"
 
 
@@ -148,43 +139,45 @@ def test_public_functions_and_classes_are_documented(folder):
 
 
 @each_folder
+def test_every_flag_is_read(folder, tmp_path, monkeypatch):
+    """Each flag of train.py is an attribute that the training, or common/run.py, really asks for."""
+    read = {"out", "resume", "set", "data_dir", "recipe"}  # asked for while the command line is parsed
+
+    class Recorder(argparse.Namespace):
+        def __getattribute__(self, name):
+            if not name.startswith("_"):
+                read.add(name)
+            return super().__getattribute__(name)
+
+    module, parse = load(folder), load(folder).parse
+    monkeypatch.setattr(module, "parse", lambda argv=None: Recorder(**vars(parse(argv))))
+    for i, more in enumerate([[], *VARIANTS.get(folder, [])]):
+        module.main([*quick(folder), *more, "--out", str(tmp_path / str(i))])
+    assert not vars(module.parser().parse_args([])).keys() - read
+
+
+@each_folder
 def test_help_from_another_directory(folder, tmp_path):
     command = [sys.executable, str(ROOT / folder / "train.py"), "--help"]
-    shown = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert shown.returncode == 0 and "python " + folder + "/train.py" in shown.stdout
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and "python " + folder + "/train.py" in done.stdout
     assert not list(tmp_path.iterdir())
 
 
 @each_folder
-def test_every_verb_has_help(folder):
+def test_every_script_has_help(folder):
     for file in (ROOT / folder).glob("*.py"):
-        module = load(folder, file.stem)
+        module = load(folder, file.stem) if file.stem != "common" else None
         if hasattr(module, "parser") and hasattr(module, "main"):
             with contextlib.redirect_stdout(io.StringIO()) as out:
                 assert failure(module.main, ["--help"])[0] == 0
             assert f"python {folder}/{file.name}" in out.getvalue(), f"{file.name} --help shows no command to paste"
 
 
-BAD = [
-    ("epochs", "0"),
-    ("epochs", "-1"),
-    ("epochs", "ten"),
-    ("iters", "0"),
-    ("iters", "x"),
-    ("bs", "0"),
-    ("bs", "-8"),
-    ("bs", "2.5"),
-    ("lr", "0"),
-    ("lr", "-0.1"),
-    ("lr", "nan"),
-    ("lr", "fast"),
-    ("seed", "-1"),
-    ("limit", "0"),
-    ("device", "tpu"),
-    ("precision", "fp8"),
-    ("data", "no-such-dataset"),
-    ("colour", "red"),
-]
+BAD = [("epochs", "0"), ("epochs", "-1"), ("epochs", "ten"), ("iters", "0"), ("iters", "x"), ("bs", "0"), ("bs", "-8"),
+       ("bs", "2.5"), ("lr", "0"), ("lr", "-0.1"), ("lr", "nan"), ("lr", "fast"), ("seed", "-1"), ("limit", "0"),
+       ("device", "tpu"), ("precision", "fp8"), ("data", "no-such-dataset"), ("colour", "red"), ("set", "colour=red"),
+       ("data", ""), ("resume", ""), ("out", ""), ("recipe", "none"), ("lr", "1e999")]  # fmt: skip
 
 
 @each_folder
@@ -196,6 +189,15 @@ def test_a_wrong_argument_is_one_line(folder, flag, value, capsys):
     lines = capsys.readouterr().err.strip().splitlines()
     assert code == 2 and lines[0].startswith("usage:") and sum("error:" in line for line in lines) == 1
     assert flag in lines[-1] and "error:" in lines[-1]
+
+
+@each_folder
+@pytest.mark.parametrize("flag", ["epochs", "iters", "seed", "bs"])
+def test_the_bound_that_fails_is_the_one_named(folder, flag, capsys):
+    if not offers(folder, flag):
+        pytest.skip(f"{folder}/train.py has no --{flag}")
+    assert failure(train, folder, f"--{flag}", "99999999999")[0] == 2
+    assert "above the maximum, 2147483647" in capsys.readouterr().err.splitlines()[-1]
 
 
 @each_folder
@@ -225,9 +227,7 @@ def test_builtin_data_trains_offline(folder, tmp_path, monkeypatch):
 
     monkeypatch.setattr(socket.socket, "connect", no_network)
     monkeypatch.chdir(tmp_path)
-    began = time.monotonic()
     record = train(folder, *quick(folder), "--out", "run")
-    assert time.monotonic() - began < 60
     assert record["state"] == "done" and record["dataset"]["builtin"] and record["final"]
 
 
@@ -252,17 +252,33 @@ def test_same_seed_same_metrics(folder, finished, tmp_path):
 
 @each_folder
 def test_the_default_run_folder_is_the_first_free_one(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(load(folder).run, "ROOT", tmp_path)
+    monkeypatch.setattr(run, "ROOT", tmp_path)
     for _ in range(2):
         train(folder, *quick(folder))
     names = sorted(f.name for f in (tmp_path / "out" / folder).iterdir())
     assert len(names) == 2 and names[0].endswith("-s3-1") and names[1].endswith("-s3-2")
+    assert run.newest_run(folder).name == names[1]
+
+
+@each_folder
+def test_a_key_of_the_recipe_is_set_checked_and_recorded(folder, tmp_path, capsys):
+    """--set NAME=VALUE for a key that has no flag, or else for one that has."""
+    module, base = load(folder), quick(folder)
+    args, plain = vars(module.parse(base)), vars(module.parser().parse_args(base))
+    keys = [
+        k for k, v in args.items() if isinstance(v, int | float) and not isinstance(v, bool) and plain.get(k) is None
+    ]
+    key = sorted(keys, key=lambda k: k in plain)[0]
+    value = args[key] + (1 if isinstance(args[key], int) else 0.125)
+    assert vars(module.parse([*base, "--set", f"{key}={value}"]))[key] == value
+    assert failure(module.parse, [*base, "--set", f"{key}=word"])[0] == 2
+    assert f"--set {key}=word" in capsys.readouterr().err.splitlines()[-1]
 
 
 # -------------------------------------------------------------------------------------- killed, resumed, full, twice
 
 
-def start(folder, out, *more, **options):
+def start(folder, *more, **options):
     words = [sys.executable, str(ROOT / folder / "train.py"), *more]
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
@@ -275,47 +291,56 @@ def wait_for_rows(process, out, rows):
     pytest.fail(f"the run ended before it could be stopped: {process.communicate()}")
 
 
+ONCE, THRICE = [("SIGKILL", 2)], [("SIGKILL", 1), ("SIGKILL", 4), ("SIGTERM", 7)]
+
+
 @each_folder
-def test_killed_and_resumed_is_as_if_nothing_happened(folder, tmp_path):
-    """SIGKILL at two seeded moments, then SIGTERM, then to the end: the same weights, bit for bit, the same metrics."""
-    need_resume(folder)
-    arguments, chance = quick(folder, epochs=14, iters=400, limit=400), random.Random(0)
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no SIGKILL")
+@pytest.mark.parametrize(
+    "plan", [pytest.param(ONCE, id="once"), pytest.param(THRICE, id="thrice", marks=pytest.mark.slow)]
+)
+def test_killed_and_resumed_is_as_if_nothing_happened(folder, plan, tmp_path):
+    """Killed at seeded moments, then resumed to the end: the same weights, bit for bit, and the same metrics."""
+    arguments, delay = longer(folder), random.Random(0)
     train(folder, *arguments, "--out", str(tmp_path / "whole"))
     out = tmp_path / "broken"
-    for i, (rows, number) in enumerate([(1, signal.SIGKILL), (4, signal.SIGKILL), (7, signal.SIGTERM)]):
-        process = start(folder, out, *(["--resume", str(out)] if i else [*arguments, "--out", str(out)]))
+    for i, (name, rows) in enumerate(plan):
+        number = getattr(signal, name)
+        process = start(folder, *(["--resume", str(out)] if i else [*arguments, "--out", str(out)]))
         wait_for_rows(process, out, rows)
-        time.sleep(chance.random() * 0.1)
+        time.sleep(delay.random() * 0.1)
         process.send_signal(number)
         _, errors = process.communicate()
-        assert process.returncode == (-number if number == signal.SIGKILL else 128 + number), errors
-    assert "--resume" in errors and "Traceback" not in errors
-    assert json.loads((out / "run.json").read_text())["state"] == "interrupted"
+        assert process.returncode == (-number if name == "SIGKILL" else 128 + number), errors
+        if name == "SIGTERM":
+            assert "--resume" in errors and "Traceback" not in errors
+            assert json.loads((out / "run.json").read_text())["state"] == "interrupted"
     train(folder, "--resume", str(out))
     assert metrics(out) == metrics(tmp_path / "whole")
     assert same_weights(out, tmp_path / "whole")
-    assert json.loads((out / "run.json").read_text())["resumed"] == 3
+    assert json.loads((out / "run.json").read_text())["resumed"] == len(plan)
 
 
 @each_folder
-def test_resume_before_the_first_checkpoint_starts_at_zero(folder, copied, finished):
-    need_resume(folder)
-    out = copied(folder)
-    (out / "last.pt").unlink()
-    train(folder, "--resume", str(out))
-    assert metrics(out) == metrics(finished(folder)) and same_weights(out, finished(folder))
+def test_resume_auto_starts_or_continues(folder, tmp_path, finished, capsys):
+    command = [*quick(folder), "--out", str(tmp_path / "run"), "--resume", "auto"]
+    train(folder, *command)
+    (tmp_path / "run" / "last.pt").unlink()  # as if it had been killed before its first checkpoint
+    train(folder, *command)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["resumed"] == 1
+    assert metrics(tmp_path / "run") == metrics(finished(folder)) and same_weights(tmp_path / "run", finished(folder))
+    assert failure(train, folder, *command[:-4], "--seed", "5", *command[-4:])[0] == 2
+    assert "--seed 5" in capsys.readouterr().err, "it is the run of another command"
 
 
 @each_folder
 def test_resume_with_another_flag_names_it(folder, copied, capsys):
-    need_resume(folder)
     code, _ = failure(train, folder, "--resume", str(copied(folder)), "--seed", "99")
     assert code == 2 and "--seed 99" in capsys.readouterr().err
 
 
 @each_folder
 def test_resume_of_another_experiment(folder, copied, capsys):
-    need_resume(folder)
     file = copied(folder) / "run.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"experiment": "another"}))
     code, _ = failure(train, folder, "--resume", str(file.parent))
@@ -323,20 +348,28 @@ def test_resume_of_another_experiment(folder, copied, capsys):
 
 
 @each_folder
-def test_resume_with_other_data(folder, copied):
-    need_resume(folder)
+def test_resume_of_a_run_of_an_older_version_names_the_commit(folder, copied, capsys):
+    file = copied(folder) / "run.json"
+    record = json.loads(file.read_text())
+    del record["format"]
+    file.write_text(json.dumps(record | {"git": {"commit": "c0ffee", "dirty": False}}))
+    code, _ = failure(train, folder, "--resume", str(file.parent))
+    assert code == 2 and "commit c0ffee" in capsys.readouterr().err.splitlines()[-1]
+
+
+@each_folder
+def test_resume_with_another_dataset(folder, copied):
     file = copied(folder) / "run.json"
     record = json.loads(file.read_text())
     record["dataset"]["digest"] = "0" * 32
     file.write_text(json.dumps(record))
     code, message = failure(train, folder, "--resume", str(file.parent))
-    assert code == 1 and one_line(message) and "other data" in message
+    assert code == 1 and one_line(message) and "another dataset" in message
 
 
 @each_folder
 def test_a_resumed_run_keeps_the_commit_it_began_with(folder, copied):
-    """Committing what a run was begun with, before it is resumed, does not make its record clean."""
-    need_resume(folder)
+    """Committing the changes of a run before it is resumed does not make its record clean."""
     file = copied(folder) / "run.json"
     record = json.loads(file.read_text())
     if record["git"] is None:
@@ -347,25 +380,12 @@ def test_a_resumed_run_keeps_the_commit_it_began_with(folder, copied):
 
 @each_folder
 def test_resume_of_nothing(folder, tmp_path, capsys):
-    need_resume(folder)
     code, _ = failure(train, folder, "--resume", str(tmp_path / "nothing"))
     assert code == 2 and "nothing" in capsys.readouterr().err and not (tmp_path / "nothing").exists()
 
 
 @each_folder
-def test_a_truncated_checkpoint(folder, copied):
-    need_resume(folder)
-    out = copied(folder)
-    (out / "last.pt").write_bytes((out / "last.pt").read_bytes()[:1000])
-    best = (out / "best.pt").read_bytes()
-    code, message = failure(train, folder, "--resume", str(out))
-    assert code == 1 and one_line(message) and "last.pt" in message
-    assert (out / "best.pt").read_bytes() == best
-
-
-@each_folder
 def test_the_checkpoint_of_another_model(folder, copied):
-    need_resume(folder)
     out = copied(folder)
     state = torch.load(out / "last.pt", weights_only=True)
     state["model"] = {"other." + k: v for k, v in state["model"].items()}
@@ -377,20 +397,19 @@ def test_the_checkpoint_of_another_model(folder, copied):
 
 
 @each_folder
+@pytest.mark.slow
 def test_a_file_size_limit_while_saving(folder, tmp_path):
-    """As on a full disk: one line, no half file, and the run goes on from the earlier checkpoint."""
-    need_resume(folder)
+    """As on a full disk: one line, no half file, and the earlier checkpoint is unharmed."""
     resource = pytest.importorskip("resource", reason="file-size limits are POSIX")
     out = tmp_path / "run"
-    process = start(folder, out, *quick(folder, epochs=30, iters=1000, limit=400), "--out", str(out))
+    process = start(folder, *longer(folder), "--out", str(out))
     wait_for_rows(process, out, 2)
     process.terminate()
     process.communicate()
     before = (out / "last.pt").read_bytes()
     limit = len(before) // 2
-    process = start(
-        folder, out, "--resume", str(out), preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    )
+    process = start(folder, "--resume", str(out),
+                    preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))  # fmt: skip
     _, errors = process.communicate()
     assert process.returncode == 1 and "Traceback" not in errors
     assert sum(line.startswith("error:") for line in errors.splitlines()) == 1
@@ -399,155 +418,33 @@ def test_a_file_size_limit_while_saving(folder, tmp_path):
 
 @each_folder
 def test_a_second_process_in_the_same_folder(folder, copied):
-    need_resume(folder)
     out = copied(folder)
-    with load(folder).run.hold(out):
-        code, message = failure(train, folder, "--resume", str(out))
-    assert code == 1 and one_line(message) and "another process" in message
+    lock = run.lock_folder(out)
+    code, message = failure(train, folder, "--resume", str(out))
+    assert code == 1 and one_line(message) and f"process {os.getpid()} on {socket.gethostname()}" in message
+    lock.release()
     train(folder, "--resume", str(out))  # the lock of a process that is gone is not in the way
 
 
-# ------------------------------------------------------------------------------------------------------------ fetch.py
+@each_folder
+def test_torchrun_is_offered_or_refused(folder, tmp_path, monkeypatch):
+    if "ddp" in vars(load(folder)):
+        pytest.skip(f"{folder}/train.py offers torchrun; its own tests run two processes")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, message = failure(train, folder, *quick(folder), "--out", str(tmp_path / "run"))
+    assert code == 1 and one_line(message) and "torchrun" in message and not (tmp_path / "run").exists()
 
 
-class Host(http.server.BaseHTTPRequestHandler):
-    """A mirror on localhost that misbehaves as its path says."""
-
-    CONTENT = bytes(range(256)) * 2000
-
-    def do_GET(self):
-        way, body = self.path.split("/")[1], self.CONTENT
-        if way == "down":
-            return self.send_error(503)
-        if way == "silent":
-            return time.sleep(3)
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        with contextlib.suppress(ConnectionError):
-            if way == "wrong":
-                body = body[::-1]
-            if way == "cut":
-                return self.wfile.write(body[: len(body) // 2])
-            if way == "slow":
-                for i in range(0, len(body), 5000):
-                    self.wfile.write(body[i : i + 5000])
-                    self.wfile.flush()
-                    time.sleep(0.1)
-                return None
-            self.wfile.write(body)
-
-    def log_message(self, *args):
-        pass
-
-
-@pytest.fixture(scope="module")
-def host():
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Host)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-
-
-MD5 = "md5:" + hashlib.md5(Host.CONTENT).hexdigest()
-
-
-@pytest.mark.parametrize("way", ["down", "silent", "wrong", "cut", "slow", "nobody"])
-def test_a_bad_mirror_is_passed_over(way, host, tmp_path):
-    fetch = load(fetchers[0], "fetch")
-    bad = "http://127.0.0.1:9/file" if way == "nobody" else f"{host}/{way}/file"
-    path = tmp_path / "sub" / "file"
-    got = fetch.download([bad, f"{host}/good/file"], path, MD5, patience=0.5)
-    assert got == path and path.read_bytes() == Host.CONTENT
-    path.unlink()
-    code, message = failure(lambda: fetch.download([bad], path, MD5, patience=0.5))
-    assert code == 1 and one_line(message) and "127.0.0.1" in message
-    assert not list(path.parent.iterdir()), "a half file was left behind"
-
-
-def test_a_patient_download_takes_a_slow_host(host, tmp_path):
-    fetch = load(fetchers[0], "fetch")
-    fetch.download([f"{host}/slow/file"], tmp_path / "file", MD5, patience=5, min_rate=0)
-    assert (tmp_path / "file").read_bytes() == Host.CONTENT
-
-
-def test_a_file_already_there_is_verified(tmp_path):
-    fetch = load(fetchers[0], "fetch")
-    (tmp_path / "file").write_bytes(Host.CONTENT)
-    assert fetch.download([], tmp_path / "file", MD5) == tmp_path / "file"
-    (tmp_path / "file").write_bytes(b"rubbish")
-    code, message = failure(lambda: fetch.download([], tmp_path / "file", MD5))
-    assert code == 1 and one_line(message) and str(tmp_path / "file") in message
-    assert (tmp_path / "file").read_bytes() == b"rubbish", "what the user had is the user's"
-
-
-@pytest.mark.parametrize("name", ["../escaped", "/tmp/escaped", "link/escaped"])
-def test_a_tar_that_wants_to_escape(name, tmp_path):
-    fetch = load(fetchers[0], "fetch")
-    with tarfile.open(tmp_path / "bad.tar.gz", "w:gz") as tar:
-        if name.startswith("link"):
-            link = tarfile.TarInfo("link")
-            link.type, link.linkname = tarfile.SYMTYPE, str(tmp_path.parent)
-            tar.addfile(link)
-        member = tarfile.TarInfo(name)
-        member.size = 4
-        tar.addfile(member, io.BytesIO(b"evil"))
-    (tmp_path / "in").mkdir()
-    code, message = failure(lambda: fetch.extract(tmp_path / "bad.tar.gz", tmp_path / "in" / "folder"))
-    assert code == 1 and one_line(message) and "bad.tar.gz" in message
-    assert not list((tmp_path / "in").iterdir())
-    assert not [f for f in (tmp_path / "escaped", tmp_path.parent / "escaped", Path("/tmp/escaped")) if f.exists()]
-
-
-def test_a_truncated_archive(tmp_path):
-    fetch = load(fetchers[0], "fetch")
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "folder" / "file").write_bytes(os.urandom(100_000))
-    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as tar:
-        tar.add(tmp_path / "folder", "folder")
-    shutil.rmtree(tmp_path / "folder")
-    whole = (tmp_path / "a.tar.gz").read_bytes()
-    (tmp_path / "a.tar.gz").write_bytes(whole[:50_000])
-    code, message = failure(lambda: fetch.extract(tmp_path / "a.tar.gz", tmp_path / "folder"))
-    assert code == 1 and one_line(message) and not (tmp_path / "folder").exists()
-    (tmp_path / "a.tar.gz").write_bytes(whole)
-    assert (fetch.extract(tmp_path / "a.tar.gz", tmp_path / "folder") / "file").stat().st_size == 100_000
-
-
-# ---------------------------------------------------------------------------------------------------------- the ledger
-
-READMES = ledger.markdown_files()
-
-
-@pytest.mark.parametrize("readme", READMES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_tables_are_what_the_records_say(readme):
-    assert ledger.render(readme) == readme.read_text(encoding="utf-8"), "run: python tools/ledger.py"
+# ---------------------------------------------------------------------------------------------------------- the pages
 
 
 @each_folder
-def test_a_readme_has_tables_and_its_figures(folder):
+def test_a_readme_has_a_table_and_its_figures(folder):
     text = (ROOT / folder / "README.md").read_text(encoding="utf-8")
-    assert ledger.TABLE.search(text), "no results table is rendered from records"
-    pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", text)
-    assert pictures
-    for picture in pictures:
-        assert (ROOT / folder / picture).stat().st_size < 150_000, picture
-
-
-def test_the_ledger_renders_marks_and_spreads(tmp_path):
-    (tmp_path / "results").mkdir()
-
-    def put(**changes):
-        row = {"setting": "a", "git": {"commit": "x", "dirty": False}, "final": {"acc": 0.5}} | changes
-        rows = [row, row | {"final": {"acc": 0.7}}, {"setting": "b", "state": "diverged", "git": row["git"]}]
-        (tmp_path / "results" / "s.json").write_text(json.dumps({"study": "s", "rows": rows}))
-
-    spec = "records: results/s.json\nrows: setting\ncolumns: Setting = setting; Accuracy = final.acc .1%; Runs = runs\n"
-    (tmp_path / "README.md").write_text(f"# t\n<!-- ledger\n{spec}-->\n<!-- /ledger -->\n")
-    put()
-    text = ledger.render(tmp_path / "README.md")
-    assert "| a | 60.0% ± 14.1% | 2 |" in text and "| b | diverged | 1 |" in text and "†" not in text
-    put(git={"commit": "x", "dirty": True})
-    assert "| a † |" in ledger.render(tmp_path / "README.md")
-    put(git=None, dataset={"builtin": True})
-    assert "| a † ‡ |" in ledger.render(tmp_path / "README.md")
+    assert "<!-- ledger" in text, "no results table is rendered from records"
+    assert len(text.splitlines()) <= 160
+    figures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", text)
+    assert figures
+    for page in (ROOT / folder).glob("*.md"):
+        for figure in re.findall(r"!\[[^]]*\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
+            assert (ROOT / folder / figure).stat().st_size < 150_000, figure

@@ -1,0 +1,604 @@
+"""common/: errors, streams, arguments, checkpoints, downloads, image datasets and studies."""
+
+import argparse
+import contextlib
+import hashlib
+import http.server
+import io
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from pathlib import Path
+
+from common import fetch, images, study
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from conftest import ROOT, failure, one_line, run
+
+# --------------------------------------------------------------------------------------- errors and the terminal
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from common import run
+import torch
+
+class Broken(torch.utils.data.Dataset):
+    def __len__(self):
+        return 4
+    def __getitem__(self, i):
+        raise run.UserError("image 7 is broken: cannot be read")
+
+def main():
+    {body}
+
+if __name__ == "__main__":
+    run.cli(main)
+"""
+
+
+@pytest.fixture
+def script(tmp_path):
+    """script(body, **options): the finished process of a script of its own folder whose main() has that body."""
+    folder = tmp_path / "repository" / "experiment"
+    folder.mkdir(parents=True)
+    (folder.parent / "common").symlink_to(ROOT / "common")
+    shutil.copy(ROOT / "cifar" / "common.py", folder)
+
+    def execute(body, prefix="", **options):
+        (folder / "script.py").write_text(SCRIPT.format(body=body))
+        words = [sys.executable, str(folder / "script.py")]
+        options = {"capture_output": True, "text": True} | options
+        if prefix:
+            return subprocess.run(f"{prefix.format(command=' '.join(words))}", shell=True, **options)
+        return subprocess.run(words, **options)
+
+    return execute
+
+
+def test_a_user_error_is_an_exception_and_one_line(script):
+    done = script('raise run.UserError("no such thing")')
+    assert done.returncode == 1 and done.stderr == "error: no such thing\n" and not done.stdout
+    assert issubclass(run.UserError, Exception) and run.Diverged(7).step == 7
+    debug = script('raise run.UserError("no such thing")', env=os.environ | {"DEBUG": "1"})
+    assert debug.returncode == 1 and "Traceback" in debug.stderr and "no such thing" in debug.stderr
+
+
+def test_other_exceptions_keep_their_traceback(script):
+    done = script("1 / 0")
+    assert done.returncode == 1 and "Traceback" in done.stderr and "ZeroDivisionError" in done.stderr
+
+
+def test_a_user_error_in_a_dataloader_worker_is_one_line(script):
+    done = script("list(torch.utils.data.DataLoader(Broken(), num_workers=2, multiprocessing_context='spawn'))")
+    assert done.returncode == 1 and done.stderr == "error: image 7 is broken: cannot be read\n"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="shell redirections of POSIX")
+@pytest.mark.parametrize("prefix", ["{command} > /dev/full", "{command} >&-", "{command} 2>&-", "{command} >&- 2>&-"])
+def test_output_that_cannot_be_written_changes_nothing_else(prefix, script, tmp_path):
+    body = "[print('line', i, flush=True) for i in range(9)]; Path('done').touch(); raise SystemExit(7)"
+    done = script(body, prefix, cwd=tmp_path)
+    assert done.returncode == 7 and (tmp_path / "done").exists() and "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes of POSIX")
+def test_a_closed_pipe_changes_nothing_else(script, tmp_path):
+    body = "[print('line', i, flush=True) for i in range(9999)]; Path('done').touch(); raise SystemExit(7)"
+    done = script(body, "{command} | head -1; exit ${{PIPESTATUS[0]}}", cwd=tmp_path, executable="/bin/bash")
+    assert done.returncode == 7 and (tmp_path / "done").exists() and not done.stderr and done.stdout == "line 0\n"
+
+
+def test_names_that_the_terminal_cannot_show_are_escaped(script):
+    env = os.environ | {"PYTHONIOENCODING": "ascii", "LANG": "C", "LC_ALL": "C"}
+    done = script(r"print('caf\u00e9 \udcff'); raise run.UserError('\udcff')", env=env)
+    assert done.returncode == 1 and done.stdout == "caf\\xe9 \\udcff\n" and done.stderr == "error: \\udcff\n"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_ctrl_c_during_the_imports_is_one_line(script, tmp_path):
+    words = [sys.executable, str(ROOT / "cifar" / "train.py"), "--help"]
+    for delay in (0.15, 0.4, 0.8):
+        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        time.sleep(delay)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate()
+        assert errors in ("interrupted\n", "") and process.returncode in (130, 0), errors
+
+
+# ------------------------------------------------------------------------------------------------------- arguments
+
+
+def parser():
+    p = argparse.ArgumentParser()
+    run.add_flags(p, "set", "out", "resume", "epochs", "lr", "seed", "device", "precision", recipe=dict(default="a"))
+    p.add_argument("--switch", action=argparse.BooleanOptionalAction)
+    return p
+
+
+RECIPE = {
+    "epochs": 3,
+    "lr": 0.1,
+    "switch": False,
+    "momentum": 0.9,
+    "model": {"width": 8, "name": "x"},
+    "sizes": [1, None],
+}
+
+
+def parse(*argv, **options):
+    return run.parse(str(ROOT / "cifar" / "train.py"), parser(), list(argv), recipe=lambda args: RECIPE, **options)
+
+
+def test_a_flag_has_the_last_word_then_set_then_the_recipe():
+    args = parse(
+        "--lr", "0.5", "--set", "momentum=0.8", "--set", "model.width=4", "--set", "sizes=[2]", "--set", "lr=3"
+    )
+    assert (args.lr, args.momentum, args.model, args.sizes) == (0.5, 0.8, {"width": 4, "name": "x"}, [2])
+    assert args.epochs == 3 and RECIPE["model"]["width"] == 8 and parse("--set", "momentum=1").momentum == 1.0
+    assert parse("--switch").switch is True and parse("--no-switch").switch is False
+
+
+@pytest.mark.parametrize("text", ["momentum", "momentum=", "speed=1", "model.depth=2", "momentum=NaN", "momentum=1e999",
+                                  "model.width=2.5", "model=3", "switch=1", "=3", "sizes=3"])  # fmt: skip
+def test_a_wrong_setting_is_named(text, capsys):
+    assert failure(parse, "--set", text)[0] == 2
+    assert f"--set {text}" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_arguments_and_command_lines_are_the_same_thing():
+    args = parse("--switch", "--lr", "0.25", "--set", "model.name=y", "--set", "sizes=[3, null]")
+    again = parse(*run.to_argv(parser(), run.record_args(args)))
+    assert run.record_args(again) == run.record_args(args)
+
+
+def test_a_check_of_arguments_together_ends_in_argparses_way(capsys):
+    def check(args):
+        raise run.UserError("--lr and --epochs do not fit")
+
+    assert failure(lambda: parse(check=check))[0] == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith("error: --lr and --epochs do not fit")
+
+
+def test_old_arguments_get_todays_names():
+    assert study.recorded_args({"l2": 0.1, "augment": True}) == {"weight_decay": 0.1, "augment": "crop+flip"}
+    assert study.recorded_args({"augment": False}) == {"augment": "none"}
+    language = study.recorded_args({"iters": 9, "bs": 12, "accumulate": 40})
+    assert language == {"iters": 9, "bs": 480, "micro_batch": 12}
+    assert study.recorded_args({"epochs": 9, "bs": 256, "accumulate": 4}) == {"epochs": 9, "bs": 256, "micro_batch": 64}
+    assert study.recorded_args({"epochs": 9, "bs": 256, "accumulate": 1})["micro_batch"] is None
+
+
+# ------------------------------------------------------------------------------------------------------ the record
+
+
+@pytest.mark.parametrize("edited", ["experiment", "common", "new", "other"])
+def test_dirty_means_that_the_folder_or_common_differs(edited, tmp_path, monkeypatch):
+    for name in ("experiment", "common", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file.py").write_text("x = 1\n")
+    git = ["git", "-c", "user.name=n", "-c", "user.email=e", "-C", str(tmp_path)]
+    for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *words], check=True, capture_output=True)
+    machine = sys.modules["common.machine"]
+    monkeypatch.setattr(machine, "__file__", str(tmp_path / "common" / "machine.py"))
+    began = machine.git_state(tmp_path / "experiment")
+    assert began["dirty"] is False
+    path = tmp_path / "experiment" / "new.py" if edited == "new" else tmp_path / edited / "file.py"
+    path.write_text("x = 2\n")
+    assert machine.git_state(tmp_path / "experiment")["dirty"] is (edited != "other")
+    for words in (["add", "-A"], ["commit", "-qm", "second"]):
+        subprocess.run([*git, *words], check=True, capture_output=True)
+    resumed = machine.git_state(tmp_path / "experiment", began)
+    assert resumed == began | {"dirty": edited != "other"}, "a resumed run keeps the commit at which it began"
+
+
+# ------------------------------------------------------------------------------------------------------ checkpoints
+
+
+@pytest.mark.parametrize("content", ["missing", "empty", "cut", "words", "list", "tensor", "pickle"])
+def test_a_checkpoint_that_is_none_says_why(content, tmp_path):
+    path, weights = tmp_path / "last.pt", torch.nn.Linear(2, 2).state_dict()
+    if content in ("list", "tensor", "pickle"):
+        torch.save({"list": [1], "tensor": torch.ones(2), "pickle": argparse.Namespace(a=1)}[content], path)
+    elif content != "missing":
+        torch.save({"model": weights}, path)
+        whole = path.read_bytes()
+        path.write_bytes({"empty": b"", "cut": whole[:500], "words": b"hello"}[content])
+    code, message = failure(run.read_checkpoint, path)
+    assert code == 1 and one_line(message) and str(path) in message
+    said = {"missing": "is missing", "list": "holds a list", "tensor": "holds a Tensor", "pickle": "holds more than"}
+    assert said.get(content, "damaged or cut short") in message
+
+
+def test_a_checkpoint_that_lacks_a_key_names_it(tmp_path):
+    torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / "best.pt")
+    code, message = failure(lambda: run.read_checkpoint(tmp_path / "best.pt").load_into(model=torch.nn.Linear(2, 2)))
+    assert code == 1 and one_line(message) and "'model'" in message and "best.pt" in message
+
+
+# --------------------------------------------------------------------------------------------------------- studies
+
+
+@pytest.fixture
+def trainer(tmp_path):
+    """A module `train` whose runs end as --set end=... says."""
+    file = tmp_path / "code" / "train.py"
+    file.parent.mkdir()
+    file.write_text(f"""
+import argparse, json, sys, time
+from pathlib import Path
+sys.path.insert(0, {str(ROOT)!r})
+from common import run
+
+def parse(argv=None):
+    p = argparse.ArgumentParser()
+    run.add_flags(p, "set", "out", "resume", "seed", "device", "precision")
+    return run.parse(__file__, p, argv, recipe=lambda args: dict(end="done", seconds=0.0))
+
+def main(argv=None):
+    args = parse(argv)
+    with run.Run(args, __file__, "x") as r:
+        r.log({{"epoch": 1, "val_loss": 0.5}})
+        time.sleep(args.seconds)
+        if args.end == "diverged":
+            raise run.Diverged(5)
+        if args.end == "failed":
+            raise run.UserError("the disk is on fire")
+        r.finish("over", val_loss=0.5)
+
+if __name__ == "__main__":
+    run.cli(main)
+""")
+    sys.path.insert(0, str(file.parent))
+    try:
+        sys.modules.pop("train", None)
+        import train
+
+        yield train
+    finally:
+        sys.path.remove(str(file.parent))
+        sys.modules.pop("train", None)
+
+
+def test_a_study_reads_how_its_runs_ended_from_their_records(trainer, tmp_path, capsys):
+    out, args = tmp_path / "out", argparse.Namespace(jobs=2, list=False)
+    jobs = [study.Job(out / end, ["--set", f"end={end}"]) for end in ("done", "diverged")]
+    assert study.run_jobs(trainer, jobs, args)
+    lines = (out / "results.txt").read_text().splitlines()
+    assert [line.split()[:2] for line in lines] == [["diverged", "diverged"], ["done", "done"]]
+    assert "val_loss 0.5000" in lines[1]
+    row = study.row("s", "name", 0, out / "done", curve="val_loss")
+    assert row["state"] == "done" and row["curve"] == [0.5] and row["args"]["end"] == "done"
+    before = [(out / name / "run.json").read_bytes() for name in ("done", "diverged")]
+    assert study.run_jobs(trainer, jobs, args), "given again, nothing is left to do"
+    assert before == [(out / name / "run.json").read_bytes() for name in ("done", "diverged")]
+    code, message = failure(study.run_jobs, trainer, [study.Job(out / "bad", ["--set", "end=failed"])], args)
+    assert (
+        code == 1
+        and "the run failed (the disk is on fire)" in message
+        and "failed" in (out / "results.txt").read_text()
+    )
+    code, message = failure(study.run_jobs, trainer, [study.Job(out / "done", ["--seed", "5"])], args)
+    assert code == 1 and "--seed" in message
+    (out / "done" / "run.json").write_text("{")
+    code, message = failure(study.run_jobs, trainer, jobs, args)
+    assert code == 1 and one_line(message) and "run.json" in message
+
+
+def test_a_study_lists_commands_that_another_engine_can_run(trainer, tmp_path, capsys):
+    jobs = [study.Job(tmp_path / f"run{i}", ["--seed", str(i)]) for i in range(3)]
+    assert not study.run_jobs(trainer, jobs, argparse.Namespace(jobs=1, list=True))
+    commands = capsys.readouterr().out.splitlines()
+    assert len(commands) == 3 and not list(tmp_path.glob("run*"))
+    words = [sys.executable, *commands[1].split()[1:]]
+    subprocess.run(words, check=True, capture_output=True)
+    subprocess.run(words, check=True, capture_output=True)  # a requeued job is the same command
+    assert json.loads((tmp_path / "run1" / "run.json").read_text())["args"]["seed"] == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_a_study_told_to_stop_ends_its_runs_in_order(trainer, tmp_path):
+    jobs = [study.Job(tmp_path / f"run{i}", ["--seed", str(i), "--set", "seconds=60"]) for i in range(3)]
+    timer = threading.Timer(0, lambda: None)
+
+    def stop():
+        while not all((tmp_path / f"run{i}" / "metrics.csv").exists() for i in range(2)):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    timer = threading.Thread(target=stop, daemon=True)
+    timer.start()
+    code, message = failure(study.run_jobs, trainer, jobs, argparse.Namespace(jobs=2, list=False))
+    assert code == 1 and "continues where it was" in message
+    states = [json.loads(file.read_text())["state"] for file in tmp_path.glob("run*/run.json")]
+    assert states == ["interrupted"] * 2, "the third never began"
+
+
+# -------------------------------------------------------------------------------------------------------- downloads
+
+
+class Host(http.server.BaseHTTPRequestHandler):
+    """A mirror on localhost that misbehaves as its path says."""
+
+    CONTENT = bytes(range(256)) * 2000
+
+    def do_GET(self):
+        way, body = self.path.split("/")[1], self.CONTENT
+        if way == "down":
+            return self.send_error(503)
+        if way == "silent":
+            return time.sleep(3)
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        with contextlib.suppress(ConnectionError):
+            if way == "wrong":
+                body = body[::-1]
+            if way == "cut":
+                return self.wfile.write(body[: len(body) // 2])
+            if way == "slow":
+                for i in range(0, len(body), 5000):
+                    self.wfile.write(body[i : i + 5000])
+                    self.wfile.flush()
+                    time.sleep(0.02)
+                return None
+            self.wfile.write(body)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture(scope="module")
+def host():
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Host)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+
+
+MD5 = "md5:" + hashlib.md5(Host.CONTENT).hexdigest()
+
+
+@pytest.mark.parametrize("way", ["down", "silent", "wrong", "cut", "slow", "nobody"])
+def test_a_bad_mirror_is_skipped(way, host, tmp_path):
+    bad = "http://127.0.0.1:9/file" if way == "nobody" else f"{host}/{way}/file"
+    path, options = tmp_path / "sub" / "file", dict(patience=0.5, min_rate=2_000_000)
+    received = fetch.download([bad, f"{host}/good/file"], path, MD5, **options)
+    assert received == path and path.read_bytes() == Host.CONTENT
+    path.unlink()
+    path.parent.rmdir()
+    code, message = failure(lambda: fetch.download([bad], path, MD5, **options))
+    assert code == 1 and one_line(message) and "127.0.0.1" in message
+    assert not list(tmp_path.iterdir()), "neither a half file nor an empty folder is left behind"
+
+
+def test_a_patient_download_takes_a_slow_host(host, tmp_path):
+    fetch.download([f"{host}/slow/file"], tmp_path / "file", MD5, patience=5, min_rate=0)
+    assert (tmp_path / "file").read_bytes() == Host.CONTENT
+
+
+def test_a_file_already_there_is_verified(tmp_path):
+    (tmp_path / "file").write_bytes(Host.CONTENT)
+    assert fetch.download([], tmp_path / "file", MD5) == tmp_path / "file"
+    (tmp_path / "file").write_bytes(b"rubbish")
+    code, message = failure(lambda: fetch.download([], tmp_path / "file", MD5))
+    assert code == 1 and one_line(message) and str(tmp_path / "file") in message
+    assert (tmp_path / "file").read_bytes() == b"rubbish", "what the user had is the user's"
+
+
+@pytest.mark.parametrize("name", ["../escaped", "/tmp/escaped", "link/escaped"])
+def test_a_tar_that_would_escape(name, tmp_path):
+    with tarfile.open(tmp_path / "bad.tar.gz", "w:gz") as tar:
+        if name.startswith("link"):
+            link = tarfile.TarInfo("link")
+            link.type, link.linkname = tarfile.SYMTYPE, str(tmp_path.parent)
+            tar.addfile(link)
+        member = tarfile.TarInfo(name)
+        member.size = 4
+        tar.addfile(member, io.BytesIO(b"evil"))
+    (tmp_path / "in").mkdir()
+    code, message = failure(lambda: fetch.extract(tmp_path / "bad.tar.gz", tmp_path / "in" / "folder"))
+    assert code == 1 and one_line(message) and "bad.tar.gz" in message
+    assert not list((tmp_path / "in").iterdir())
+    assert not [f for f in (tmp_path / "escaped", tmp_path.parent / "escaped", Path("/tmp/escaped")) if f.exists()]
+
+
+def test_a_truncated_archive(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "file").write_bytes(os.urandom(100_000))
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as tar:
+        tar.add(tmp_path / "folder", "folder")
+    shutil.rmtree(tmp_path / "folder")
+    whole = (tmp_path / "a.tar.gz").read_bytes()
+    (tmp_path / "a.tar.gz").write_bytes(whole[:50_000])
+    code, message = failure(lambda: fetch.extract(tmp_path / "a.tar.gz", tmp_path / "folder"))
+    assert code == 1 and one_line(message) and not (tmp_path / "folder").exists()
+    (tmp_path / "a.tar.gz").write_bytes(whole)
+    assert (fetch.extract(tmp_path / "a.tar.gz", tmp_path / "folder") / "file").stat().st_size == 100_000
+
+
+# ----------------------------------------------------------------------------------------------------------- images
+
+
+@pytest.mark.parametrize("name, classes, one", [("cifar10", 10, "airplane"), ("cifar100", 100, "bear")])
+def test_the_real_cifar(name, classes, one, data_dir):
+    data = images.load(name, data_dir(images.CIFAR[name]["folder"]))
+    assert [len(labels) for _, labels in (data.train, data.val, data.test)] == [45_000, 5_000, 10_000]
+    for pixels, labels in (data.train, data.val, data.test):
+        assert pixels.dtype == np.uint8 and pixels.shape[1:] == (3, 32, 32)
+        assert np.bincount(labels).tolist() == [len(labels) // classes] * classes, "stratified"
+    assert len(data.classes) == classes and one in data.classes
+
+
+def test_pixels_and_labels_are_torchvisions(data_dir):
+    torchvision = pytest.importorskip("torchvision")
+    folder = data_dir("cifar-10-batches-py")
+    theirs = torchvision.datasets.CIFAR10(folder, train=False)
+    ((pixels, labels),), _ = images.in_order([(theirs.data.transpose(0, 3, 1, 2), np.array(theirs.targets))])
+    ours = images.load("cifar10", folder)
+    assert np.array_equal(ours.test[0], pixels) and np.array_equal(ours.test[1], labels)
+    assert ours.classes == theirs.classes
+
+
+def test_channel_statistics_are_the_published_ones(data_dir):
+    """(0.5071, 0.4867, 0.4408) is what everybody normalizes CIFAR-100 with: the mean over its 50,000 images."""
+    parts, _ = images.read_batches("cifar100", data_dir("cifar-100-python") / "cifar-100-python")
+    mean, std = images.statistics(parts[0][0])
+    assert (mean / 255).tolist() == pytest.approx([0.5071, 0.4865, 0.4409], abs=3e-4)
+    assert (std / 255).tolist() == pytest.approx([0.2673, 0.2564, 0.2762], abs=3e-4)
+
+
+def test_row_order_does_not_matter():
+    (pixels, labels), _ = images.draw_builtin()[0]
+    shuffled = np.random.default_rng(1).permutation(len(labels))
+    (a,), digest_a = images.in_order([(pixels, labels)])
+    (b,), digest_b = images.in_order([(pixels[shuffled], labels[shuffled])])
+    assert digest_a == digest_b and np.array_equal(a[0], b[0]) and np.array_equal(a[1], b[1])
+    pixels, labels = pixels.copy(), labels.copy()
+    pixels[17, 0, 0, 0] ^= 1
+    digest_c = images.in_order([(pixels, labels)])[1]
+    labels[17] ^= 1
+    assert len({digest_a, digest_c, images.in_order([(pixels, labels)])[1]}) == 3, "one bit is another dataset"
+
+
+def test_the_parts_do_not_overlap():
+    data = images.load("builtin", builtin=(3, 32, True))
+    rows = [{row.tobytes() for row in pixels} for pixels, _ in (data.train, data.val, data.test)]
+    assert not rows[0] & rows[1] and not rows[0] & rows[2] and not rows[1] & rows[2]
+    assert [len(row) for row in rows] == [4500, 500, 1000]
+    assert np.bincount(data.val[1]).tolist() == [5] * 100
+    part = images.load("builtin", limit=100, builtin=(3, 32, True))
+    assert np.array_equal(part.train[0], data.train[0][:100]) and len(set(part.train[1])) > 40
+    half = images.load("builtin", fraction=0.5)
+    assert len(half.train[1]) == len(half.val[1]) == 2500
+
+
+@pytest.fixture
+def published(tmp_path, monkeypatch):
+    """A small dataset in the published layout, with what is published of CIFAR-10 adapted to it: (folder, spec)."""
+    rng = np.random.default_rng(0)
+    spec = images.CIFAR["cifar10"] | dict(mirrors=[], origin="http://127.0.0.1:9/x", digest="?",
+                                          parquet=("http://127.0.0.1:9/{}", "label"))  # fmt: skip
+    folder, parts = tmp_path / "data" / spec["folder"], []
+    folder.mkdir(parents=True)
+    for names in spec["parts"]:
+        pixels, labels = [], []
+        for name in names:
+            batch = {"data": rng.integers(0, 256, (100, 3072), dtype=np.uint8), "labels": [i % 10 for i in range(100)]}
+            (folder / name).write_bytes(pickle.dumps(batch, protocol=2))
+            pixels.append(batch["data"].reshape(-1, 3, 32, 32))
+            labels.append(batch["labels"])
+        parts.append((np.concatenate(pixels), np.concatenate(labels)))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": [f"class{i}" for i in range(10)]}, protocol=2))
+    spec["digest"] = images.in_order(parts)[1]
+    monkeypatch.setitem(images.CIFAR, "cifar10", spec)
+    return folder, spec
+
+
+def sizes(data):
+    return [len(labels) for _, labels in (data.train, data.val, data.test)]
+
+
+def test_a_local_copy_is_used_as_it_is(published):
+    assert sizes(images.load("cifar10", published[0].parent)) == [450, 50, 100]
+    assert sizes(images.load("auto", published[0].parent, auto="cifar10")) == [450, 50, 100]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "one pixel", "missing", "code", "no batch", "labels", "huge label"])
+@pytest.mark.parametrize("name", ["cifar10", "auto"])
+def test_a_corrupt_local_file_is_named_and_never_replaced(damage, name, published):
+    folder, _ = published
+    file = folder / "data_batch_3"
+    whole = file.read_bytes()
+    batch = pickle.loads(whole)
+    batch["data"][7, 7] ^= 1
+    content = {
+        "truncated": whole[: len(whole) // 2],
+        "one pixel": pickle.dumps(batch, protocol=2),
+        "missing": None,
+        "code": pickle.dumps(argparse.Namespace()),
+        "no batch": pickle.dumps([1, 2]),
+        "labels": pickle.dumps(batch | {"labels": batch["labels"][:50]}, protocol=2),
+        "huge label": pickle.dumps(batch | {"labels": [2**70] * 100}, protocol=2),
+    }[damage]
+    file.unlink() if content is None else file.write_bytes(content)
+    code, message = failure(lambda: images.load(name, folder.parent, auto="cifar10"))
+    assert code == 1 and one_line(message)
+    assert (str(folder) if damage == "one pixel" else "data_batch_3") in message
+
+
+def test_the_unpickler_calls_nothing(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "evil"), "w"))
+
+    (tmp_path / "file").write_bytes(pickle.dumps(Evil()))
+    code, message = failure(images.read_pickle, tmp_path / "file")
+    assert code == 1 and "no array" in message and not (tmp_path / "evil").exists()
+
+
+def test_a_local_archive_is_verified_and_unpacked(published, monkeypatch):
+    folder, spec = published
+    archive = folder.parent / spec["archive"]
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(folder, folder.name)
+    shutil.rmtree(folder)
+    code, message = failure(lambda: images.load("cifar10", folder.parent))
+    assert code == 1 and spec["archive"] in message and "checksum" in message
+    monkeypatch.setitem(spec, "md5", "md5:" + hashlib.md5(archive.read_bytes()).hexdigest())
+    assert len(images.load("cifar10", folder.parent).train[1]) == 450 and folder.is_dir()
+
+
+def test_auto_falls_back_loudly_and_a_name_never(published, capsys):
+    folder, _ = published
+    shutil.rmtree(folder.parent)
+    assert images.load("auto", folder.parent, limit=50, auto="cifar10").name == "builtin"
+    assert "BUILT-IN" in capsys.readouterr().err
+    code, message = failure(lambda: images.load("cifar10", folder.parent))
+    assert code == 1 and "cifar10 could not be fetched" in message
+    assert str(folder.parent) in message and folder.name in message, "where it looked, and for what"
+    assert not folder.parent.exists(), "an empty folder is not left behind"
+
+
+@pytest.mark.parametrize("honest", [True, False])
+def test_the_hubs_parquet_is_the_same_dataset(honest, published, monkeypatch):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    folder, spec = published
+    before = images.load("cifar10", folder.parent)
+    parts, classes = images.read_batches("cifar10", folder)
+    shutil.rmtree(folder)
+
+    def download(urls, path, *args):
+        pixels, labels = parts["test" in urls[0]]
+        cells = []
+        for image in pixels[::-1]:  # another row order
+            file = io.BytesIO()
+            Image.fromarray(image.transpose(1, 2, 0)).save(file, "png")
+            cells.append({"bytes": file.getvalue(), "path": None})
+        names = {"info": {"features": {"label": {"names": classes}}}}
+        table = pyarrow.table({"img": cells, "label": labels[::-1] if honest else labels})
+        parquet.write_table(table.replace_schema_metadata({"huggingface": json.dumps(names)}), path)
+        return path
+
+    monkeypatch.setattr(fetch, "download", download)
+    if honest:
+        packed = images.fetch_parquet("cifar10", folder.parent / "cifar10.npz")
+        assert packed.exists()
+        after = images.load("cifar10", folder.parent)
+        assert np.array_equal(before.train[0], after.train[0]) and before.classes == after.classes
+    else:
+        with pytest.raises(fetch.Unreachable, match="other images"):
+            images.fetch_parquet("cifar10", folder.parent / "cifar10.npz")
+        assert not list(folder.parent.iterdir())
