@@ -54,8 +54,9 @@ def pins(file: Path, names: set[str]) -> str:
 
 def export(folder: Path, target: Path) -> None:
     """Write the experiment in `folder` to `target`, a folder that is empty or not there yet."""
-    files = [file for file in folder.rglob("*") if file.is_file() and "__pycache__" not in file.parts]
-    files.remove(folder / "common.py")  # it points to ../common
+    unwanted = re.compile(r"(^|/)(\.|__pycache__/)|^common\.py$")  # hidden files, caches, and what points to ../common
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    files = [file for file in files if not unwanted.search(file.relative_to(folder).as_posix())]
     scripts = [file for file in files if file.suffix == ".py"]
     shared = common_modules(scripts)
     for file in [*files, *shared]:
