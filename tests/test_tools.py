@@ -90,8 +90,9 @@ def exported(tmp_path_factory):
 
     def get(folder):
         if folder not in made:
-            made[folder] = tmp_path_factory.mktemp("export") / folder
-            export.main([folder, str(made[folder])])
+            target = tmp_path_factory.mktemp("export") / folder
+            export.main([folder, str(target)])
+            made[folder] = target
         return made[folder]
 
     return get
