@@ -102,7 +102,7 @@ def load(
 
     "auto" is the dataset `auto` if it can be had. limit: only the first so many images of each part. Raises UserError.
     """
-    arrays = image_data.load(name, data_dir, limit, auto, builtin=(3, 32, True))
+    arrays = image_data.load(name, data_dir, limit, auto, by_colour=True)
     mean, std = (torch.from_numpy(value).view(1, 3, 1, 1) for value in (arrays.mean, arrays.std))
     train, val, test = (
         Cifar(torch.from_numpy(images), torch.from_numpy(labels), arrays.classes, mean, std)
@@ -119,7 +119,7 @@ def parser():
 
 def main(argv=None):
     args = parser().parse_args(argv)
-    image_data.print_counts(image_data.load(args.data, args.data_dir, args.limit, "cifar100", builtin=(3, 32, True)))
+    image_data.print_counts(image_data.load(args.data, args.data_dir, args.limit, "cifar100", by_colour=True))
 
 
 if __name__ == "__main__":

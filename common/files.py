@@ -1,9 +1,8 @@
-"""Files that appear completely or not at all, folders that are locked, and records that are checked when read."""
+"""Files that appear completely or not at all, and folders that are locked."""
 
 import io
 import json
 import os
-import re
 import socket
 import warnings
 from pathlib import Path
@@ -11,8 +10,6 @@ from pathlib import Path
 from common.terminal import UserError
 
 import filelock
-
-FORMAT = 2  # of run folders; older ones cannot be resumed
 
 
 def write(path: Path, content: bytes | str):
@@ -85,39 +82,3 @@ def display_path(path: str | Path) -> str:
         return min(str(path), os.path.relpath(path), key=len)
     except (OSError, ValueError):  # another drive, or a current directory that is gone
         return str(path)
-
-
-def read_json(path: Path) -> dict:
-    """The object in a JSON file. Raises UserError."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not JSON'})") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: is not a JSON object")
-    return content
-
-
-def read_record(path: Path) -> dict:
-    """The run.json at `path`, checked as if it came from a stranger. Raises UserError."""
-    record = read_json(path)
-    git = record.get("git")
-    commit = git.get("commit") if isinstance(git, dict) else None
-    if record.get("format") != FORMAT:
-        raise UserError(f"{path}: was written by another version; continue it with commit {commit or 'unknown'}")
-    kinds = {"experiment": str, "args": dict, "state": str, "device": dict, "wall_s": int | float, "resumed": int}
-    wrong = [name for name, kind in kinds.items() if not isinstance(record.get(name), kind)]
-    threads = None if "device" in wrong else record["device"].get("threads")
-    if type(threads) is not int or not 0 < threads < 10_000:
-        wrong.append("device.threads")
-    if git is not None and not re.fullmatch("[0-9a-f]{40,64}", str(commit)):
-        wrong.append("git")
-    if "wall_s" not in wrong and not 0 <= record["wall_s"] < 1e12:
-        wrong.append("wall_s")
-    if record.get("precision") not in ("fp32", "bf16"):
-        wrong.append("precision")
-    if not isinstance(record.get("dataset", {}), dict):
-        wrong.append("dataset")
-    if wrong:
-        raise UserError(f"{path}: is damaged (no valid {', '.join(wrong)})")
-    return record

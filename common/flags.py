@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from common.files import read_json, read_record
+from common.records import read_json, read_record
 from common.terminal import UserError
 
 ROOT = Path(__file__).resolve().parent.parent  # the repository, or an exported folder

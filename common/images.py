@@ -5,23 +5,22 @@ row order, gives the same split and the same runs.
 """
 
 import codecs
-import gzip
 import hashlib
 import io
 import json
 import pickle
 import sys
 import tempfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import fetch, run
+from common import fetch, image_files, run, shapes
 from common.terminal import UserError
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+ENDINGS, draw_builtin = image_files.ENDINGS, shapes.draw_builtin
 HUB = "https://huggingface.co/datasets/uoft-cs"
 CIFAR = {
     "cifar10": dict(
@@ -57,10 +56,10 @@ MNIST = dict(
         "t10k-images-idx3-ubyte.gz": "md5:9fb629c4189551a2d022fa330f9573f3",
         "t10k-labels-idx1-ubyte.gz": "md5:ec29112dd5afa0611ce80d1b7f02629c",
     },
+    digest="1162241c202e81f5b99e7f21ed5ac83a",
     mirrors=["https://ossci-datasets.s3.amazonaws.com/mnist/", "https://storage.googleapis.com/cvdf-datasets/mnist/"],
 )
 NAMES = ("auto", "builtin", *CIFAR, "mnist")
-ENDINGS = {".jpeg", ".jpg", ".png", ".webp", ".bmp"}
 
 
 @dataclass
@@ -91,15 +90,17 @@ def load(
     data_dir: str | None = None,
     limit: int | None = None,
     auto: str = "cifar10",
-    builtin: tuple = (3, 32, False),
+    shape: tuple[int, int] = (3, 32),
+    by_colour: bool = False,
     fraction: float = 0.1,
 ) -> ImageArrays:
     """The dataset `name`, split into training, validation and test images.
 
-    name: cifar10, cifar100, mnist, builtin, the path of a folder of images, or "auto": the dataset `auto` if its files
-    are there or a mirror delivers them, else the built-in one, with a loud line on standard error. builtin: (channels,
-    size, classes by colour too?) of the built-in images. fraction: the part of the training images, of each class, that
-    validates. limit: only the first so many images of each part. Raises UserError.
+    name: cifar10, cifar100, mnist, builtin, the path of a folder (see image_files.py), or "auto": the dataset `auto` if
+    its files are there or a mirror delivers them, else the built-in one, with a loud line on standard error. shape:
+    (channels, size) of built-in images and of a folder's. by_colour: the built-in classes are shapes in ten colours.
+    fraction: how much of each class of the training images validates, where there is no validation part. limit: only
+    the first so many images of each part. Raises UserError.
     """
     folder = run.data_dir(data_dir)
     name = choose(name, folder, auto)
@@ -107,21 +108,28 @@ def load(
         source = prepare(name, folder)
         parts, classes = read_packed(source) if source.suffix == ".npz" else read_batches(name, source)
     elif name == "mnist":
-        parts, classes = read_mnist(folder)
+        source = prepare_mnist(folder)
+        parts, classes = read_mnist(source)
+    elif name == "builtin":
+        parts, classes = shapes.draw_builtin(*shape, by_colour)
     else:
-        parts, classes = draw_builtin(*builtin) if name == "builtin" else read_folder(Path(name))
+        parts, classes = image_files.read(Path(name), *shape)
     parts, digest = in_order(parts)
-    if name in CIFAR and digest != CIFAR[name]["digest"]:
+    published = {"mnist": MNIST} | CIFAR
+    if name in published and digest != published[name]["digest"]:
         raise UserError(f"{source}: not {name} as published (content digest {digest}); remove it to fetch it again")
-    if len(parts) == 1:  # a folder of the user's own: a tenth of it is the test set
-        images, labels = parts[0]
-        parts = [(images[rows], labels[rows]) for rows in split(labels)]
-    (images, labels), (test_images, test_labels) = parts
-    kept, held_out = (rows[:limit] for rows in split(labels, fraction))
-    mean, std = statistics(images[kept])
-    train, val = ((images[rows], labels[rows]) for rows in (kept, held_out))
-    test = test_images[:limit], test_labels[:limit]
-    return ImageArrays(Path(name).name, classes, digest, train, val, test, mean, std)
+    train, val, test = parts if len(parts) == 3 else (parts[0], None, parts[1] if len(parts) == 2 else None)
+    if test is None:  # a folder without a test part: a tenth of its training images
+        train, test = cut(train, 0.1)
+    if val is None:
+        train, val = cut(train, fraction)
+    train, val, test = ((images[:limit], labels[:limit]) for images, labels in (train, val, test))
+    return ImageArrays(Path(name).name, classes, digest, train, val, test, *statistics(train[0]))
+
+
+def cut(part, fraction):
+    """(images, labels) in two: without the last `fraction` of every class, and those."""
+    return [(part[0][rows], part[1][rows]) for rows in split(part[1], fraction)]
 
 
 # --------------------------------------------------------------------------------------------------- order and split
@@ -130,11 +138,15 @@ def load(
 def in_order(parts: list) -> tuple[list, str]:
     """Rows of every (images, labels) sorted by the digest of their pixels, then label; and the digest of it all."""
     ordered, whole = [], hashlib.blake2b(digest_size=16)
-    for images, labels in parts:
+    for part in parts:
+        if part is None:  # a folder without that part
+            ordered.append(None)
+            continue
+        images, labels = part
         digests = [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in images]
         order = sorted(range(len(digests)), key=lambda i: (digests[i], labels[i]))
         for i in order:
-            whole.update(digests[i] + int(labels[i]).to_bytes(4, "little", signed=True))
+            whole.update(digests[i] + (int(labels[i]) % 2**32).to_bytes(4, "little"))
         ordered.append((images[order], labels[order]))
     return ordered, whole.hexdigest()
 
@@ -210,14 +222,19 @@ def prepare(name: str, folder: Path, patient: bool = True) -> Path:
 
 
 def prepare_mnist(folder):
-    """The folder of MNIST's four files, fetched if they are not there; their checksums are verified in either case."""
-    raw = folder / MNIST["folder"]
+    """The folder of MNIST's four files, packed or not, fetched if they are not there."""
+    places = [folder / MNIST["folder"], folder / "mnist", folder]
+    packed = list(MNIST["files"])
+    for place in places:
+        if all((place / name).exists() or (place / name.removesuffix(".gz")).exists() for name in packed):
+            return place
     for name, md5 in MNIST["files"].items():
         try:
-            fetch.download([mirror + name for mirror in MNIST["mirrors"]], raw / name, md5)
+            fetch.download([mirror + name for mirror in MNIST["mirrors"]], places[0] / name, md5)
         except fetch.Unreachable as error:
-            raise fetch.Unreachable("mnist", [f"{run.display_path(raw)} has no {name}", *error.reasons]) from None
-    return raw
+            where = ", ".join(run.display_path(place) for place in places)
+            raise fetch.Unreachable("mnist", [f"no {', '.join(packed)} in {where}", *error.reasons]) from None
+    return places[0]
 
 
 def fetch_parquet(name, packed):
@@ -306,104 +323,12 @@ def read_packed(path):
         raise UserError(f"{path}: cannot be read ({error}); remove it to fetch it again") from error
 
 
-def read_mnist(data_dir: Path) -> tuple[list, list[str]]:
-    """MNIST's four published files."""
-    folder, arrays = prepare_mnist(data_dir), []
-    for name in MNIST["files"]:
-        try:
-            content = gzip.decompress((folder / name).read_bytes())
-        except (OSError, EOFError, zlib.error) as error:
-            raise UserError(f"{folder / name}: cannot be read ({error}); remove it to fetch it again") from error
-        arrays.append(np.frombuffer(content, np.uint8, offset=8 if "labels" in name else 16))  # after the header
-    parts = [(arrays[i].reshape(-1, 1, 28, 28), arrays[i + 1].astype(np.int64)) for i in (0, 2)]
-    return parts, [str(digit) for digit in range(10)]
-
-
-def read_folder(folder: Path) -> tuple[list, list[str]]:
-    """Images of the user's own, one folder a class, or train/ and test/ with such folders; cropped square and scaled to
-    32 x 32."""
-    roots = [folder / "train", folder / "test"] if (folder / "train").is_dir() else [folder]
-    if not all(root.is_dir() for root in roots):
-        raise UserError(f"{folder}: has train/ but no test/ beside it")
-    classes = sorted(d.name for d in roots[0].iterdir() if d.is_dir())
-    parts = []
-    for root in roots:
-        images, labels = [], []
-        for label, name in enumerate(classes):
-            for file in sorted((root / name).glob("[!.]*")):
-                try:
-                    with Image.open(file) as image:
-                        image = ImageOps.fit(image.convert("RGB"), (32, 32))
-                except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-                    raise UserError(f"{file}: is no readable image ({error})") from error
-                images.append(np.asarray(image).transpose(2, 0, 1))
-                labels.append(label)
-        labels = np.array(labels, dtype=np.int64)
-        if len(classes) < 2 or np.bincount(labels, minlength=len(classes)).min() < 3:
-            raise UserError(f"{root}: wants two folders or more, one a class, with three images or more in each")
-        parts.append((np.ascontiguousarray(np.stack(images)), labels))
-    return parts, classes
-
-
-# ---------------------------------------------------------------------------------------------------------- built in
-
-SHAPES = ["disk", "ring", "square", "frame", "cross", "plus", "bars", "columns", "triangle", "checks"]
-COLOURS = {
-    "red": (220, 40, 40),
-    "green": (40, 180, 60),
-    "blue": (40, 80, 220),
-    "yellow": (230, 220, 50),
-    "cyan": (50, 210, 220),
-    "magenta": (210, 50, 200),
-    "orange": (240, 140, 30),
-    "white": (245, 245, 245),
-    "black": (10, 10, 10),
-    "brown": (120, 75, 40),
-}
-
-
-def draw_builtin(channels: int = 3, size: int = 32, by_colour: bool = False) -> tuple[list, list[str]]:
-    """Shapes on a noisy ground, drawn in about a second: 5,000 + 1,000 images of shape (channels, size, size).
-
-    The classes are ten shapes in random colours; with `by_colour` (three channels), ten shapes in ten colours.
-    """
-    parts, rng, classes = [], np.random.default_rng(0), SHAPES
-    if by_colour:
-        classes = [f"{colour} {shape}" for shape in SHAPES for colour in COLOURS]
-    for n in (5000, 1000):
-        labels = np.arange(n) % len(classes)
-        mask = draw_shapes(rng, labels // 10 if by_colour else labels, size)[:, None]  # (n, 1, size, size)
-        if by_colour:
-            colour = np.array(list(COLOURS.values()))[labels % 10][:, :, None, None]  # (n, 3, 1, 1)
-            ground = rng.uniform(60, 190, (n, 3, 1, 1))
-        else:
-            colour, ground = rng.uniform(130, 250, (n, channels, 1, 1)), rng.uniform(0, 120, (n, channels, 1, 1))
-        images = np.where(mask, colour, ground) + rng.normal(0, 25, (n, channels, size, size))
-        parts.append((images.clip(0, 255).astype(np.uint8), labels))
-    return parts, classes
-
-
-def draw_shapes(rng: np.random.Generator, shapes: np.ndarray, size: int) -> np.ndarray:
-    """A mask for every shape (indices into SHAPES), of random place and radius: bool (N, size, size)."""
-    n = len(shapes)
-    centre, radius = rng.uniform(0.4, 0.6, (n, 2, 1, 1)) * size, rng.uniform(0.25, 0.38, (n, 1, 1)) * size
-    y = (np.arange(size).reshape(1, -1, 1) - centre[:, 0]) / radius  # (n, size, 1)
-    x = (np.arange(size).reshape(1, 1, -1) - centre[:, 1]) / radius  # (n, 1, size)
-    far, square = np.maximum(abs(y), abs(x)), y**2 + x**2  # (n, size, size)
-    inside = far < 1
-    masks = [
-        square < 1,
-        (square < 1) & (square > 0.4),
-        inside,
-        inside & (far > 0.6),
-        inside & (abs(abs(y) - abs(x)) < 0.35),
-        inside & (np.minimum(abs(y), abs(x)) < 0.3),
-        inside & (np.sin(8 * y) > 0),
-        inside & (np.sin(8 * x) > 0),
-        inside & (2 * abs(x) < y + 1),
-        inside & (np.sin(5 * y) * np.sin(5 * x) > 0),
-    ]
-    return np.select([(shapes == i)[:, None, None] for i in range(10)], masks)
+def read_mnist(folder: Path) -> tuple[list, list[str]]:
+    """MNIST's four published files, packed or not."""
+    for name, md5 in MNIST["files"].items():
+        if (folder / name).exists():
+            fetch.download([], folder / name, md5)  # verifies it
+    return image_files.read_idx(folder, [name.removesuffix(".gz") for name in MNIST["files"]])
 
 
 DATA_HELP = "cifar10, cifar100, mnist, builtin, auto, or a folder with one folder of images a class"

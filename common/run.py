@@ -24,14 +24,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from common.files import (  # noqa: F401, scripts take all of these from `run`
-    FORMAT,
     append,
     display_path,
     lock_folder,
     make_folder,
     plain_text,
-    read_json,
-    read_record,
     write,
     write_figure,
     write_json,
@@ -51,6 +48,7 @@ from common.flags import (  # noqa: F401
     to_argv,
 )
 from common.machine import environment, native_bf16, peak_memory_mb, pick_device, seed_at  # noqa: F401
+from common.records import FORMAT, read_json, read_record, recorded_args  # noqa: F401
 from common.terminal import Diverged, UserError, cli  # noqa: F401
 
 import numpy as np

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common import run
-from common.files import display_path, lock_folder, make_folder, read_record, write
+from common.files import display_path, lock_folder, make_folder, write
+from common.records import read_record
 from common.terminal import UserError
 
 from tqdm import tqdm
@@ -63,10 +64,11 @@ def run_jobs(train, jobs: list[Job], args) -> bool:
         for job in jobs:
             print("python " + shlex.join(command(script, job)))
         return False
+    out = make_folder(jobs[0].folder.parent)
     todo = [job for job in jobs if not run.is_finished(job.folder, train.parse(job.argv))]
     if not todo:
+        list_results(out)
         return True
-    out = make_folder(todo[0].folder.parent)
     lock, before = lock_folder(out), signal.signal(signal.SIGTERM, signal.default_int_handler)
     total = sum(job.cost for job in jobs)
     bar = tqdm(total=total, initial=total - sum(job.cost for job in todo), disable=None,
@@ -151,17 +153,3 @@ def row(study: str, setting: str, seed: int, folder: Path, **curves: str) -> dic
             lines = list(csv.DictReader(file))
         kept |= {name: [round(float(line[column]), 4) for line in lines] for name, column in curves.items()}
     return kept
-
-
-def recorded_args(args: dict) -> dict:
-    """The arguments in a committed record under today's names and meanings."""
-    args = dict(args)
-    if "l2" in args:
-        args["weight_decay"] = args.pop("l2")
-    if isinstance(args.get("augment"), bool):
-        args["augment"] = "crop+flip" if args["augment"] else "none"
-    if "accumulate" in args:
-        steps = args.pop("accumulate")
-        whole = args["bs"] * steps if "iters" in args else args["bs"]  # language models counted a micro-batch
-        args |= {"bs": whole, "micro_batch": whole // steps if steps > 1 else None}
-    return args

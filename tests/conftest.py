@@ -17,8 +17,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny networks gain nothing from
 
 sys.path.insert(0, str(ROOT))  # `common`: one copy for the tests and for all folders
 run = importlib.import_module("common.run")
-images = importlib.import_module("common.images")
-images.draw_builtin = functools.cache(images.draw_builtin)  # a second each time
+shapes = importlib.import_module("common.shapes")
+shapes.draw_builtin = functools.cache(shapes.draw_builtin)  # a second each time
 
 
 @functools.cache

@@ -360,13 +360,13 @@ def test_every_study_is_made_of_arguments_that_train_takes():
 
 def test_the_studies_are_those_of_the_committed_records():
     """Every setting's arguments are those in its record, under today's names."""
-    study, sweep = sys.modules["common.study"], load("cifar", "sweep")
+    sweep = load("cifar", "sweep")
     for name, settings in sweep.STUDIES.items():
         file = ROOT / "cifar" / "results" / f"{name}.json"
         for row in json.loads(file.read_text())["rows"] if file.exists() else []:
             setting = settings[row["setting"]]
             args = run.record_args(train.parse(run.to_argv(train.parser(), setting)))
-            then = study.recorded_args(row["args"])
+            then = run.recorded_args(row["args"])
             differ = {k for k in then if args.get(k) != then[k] and k not in ("data", "seed", "device", "precision")}
             assert not differ, f"{name}, {row['setting']}: {differ}"
 

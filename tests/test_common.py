@@ -17,7 +17,7 @@ import threading
 import time
 from pathlib import Path
 
-from common import fetch, images, study
+from common import fetch, images, shapes, study
 
 import numpy as np
 import pytest
@@ -172,12 +172,12 @@ def test_a_check_of_arguments_together_ends_in_argparses_way(capsys):
 
 
 def test_old_arguments_get_todays_names():
-    assert study.recorded_args({"l2": 0.1, "augment": True}) == {"weight_decay": 0.1, "augment": "crop+flip"}
-    assert study.recorded_args({"augment": False}) == {"augment": "none"}
-    language = study.recorded_args({"iters": 9, "bs": 12, "accumulate": 40})
+    assert run.recorded_args({"l2": 0.1, "augment": True}) == {"weight_decay": 0.1, "augment": "crop+flip"}
+    assert run.recorded_args({"augment": False}) == {"augment": "none"}
+    language = run.recorded_args({"iters": 9, "bs": 12, "accumulate": 40})
     assert language == {"iters": 9, "bs": 480, "micro_batch": 12}
-    assert study.recorded_args({"epochs": 9, "bs": 256, "accumulate": 4}) == {"epochs": 9, "bs": 256, "micro_batch": 64}
-    assert study.recorded_args({"epochs": 9, "bs": 256, "accumulate": 1})["micro_batch"] is None
+    assert run.recorded_args({"epochs": 9, "bs": 256, "accumulate": 4}) == {"epochs": 9, "bs": 256, "micro_batch": 64}
+    assert run.recorded_args({"epochs": 9, "bs": 256, "accumulate": 1})["micro_batch"] is None
 
 
 # ------------------------------------------------------------------------------------------------------ the record
@@ -461,7 +461,7 @@ def test_channel_statistics_are_the_published_ones(data_dir):
 
 
 def test_row_order_does_not_matter():
-    (pixels, labels), _ = images.draw_builtin()[0]
+    (pixels, labels), _ = shapes.draw_builtin()[0]
     shuffled = np.random.default_rng(1).permutation(len(labels))
     (a,), digest_a = images.in_order([(pixels, labels)])
     (b,), digest_b = images.in_order([(pixels[shuffled], labels[shuffled])])
@@ -474,12 +474,12 @@ def test_row_order_does_not_matter():
 
 
 def test_the_parts_do_not_overlap():
-    data = images.load("builtin", builtin=(3, 32, True))
+    data = images.load("builtin", by_colour=True)
     rows = [{row.tobytes() for row in pixels} for pixels, _ in (data.train, data.val, data.test)]
     assert not rows[0] & rows[1] and not rows[0] & rows[2] and not rows[1] & rows[2]
     assert [len(row) for row in rows] == [4500, 500, 1000]
     assert np.bincount(data.val[1]).tolist() == [5] * 100
-    part = images.load("builtin", limit=100, builtin=(3, 32, True))
+    part = images.load("builtin", limit=100, by_colour=True)
     assert np.array_equal(part.train[0], data.train[0][:100]) and len(set(part.train[1])) > 40
     half = images.load("builtin", fraction=0.5)
     assert len(half.train[1]) == len(half.val[1]) == 2500

@@ -16,7 +16,7 @@ stands between it and the closing comment:
 records: files or globs, relative to the Markdown file; each is a run.json, or the {"rows": [...]} of a sweep or bench.
 rows: the keys that group the runs; every combination of their values is a row. "where: KEY = VALUE" selects runs.
 columns: "Title = key format"; dots in a key reach into nested values, and `runs` is the number of runs.
-Several runs are shown as mean ± standard deviation. A run that diverged, or whose loss is above 1e9, is counted as
+Several runs are shown as mean ± standard deviation. A run that diverged, or whose loss is above 1000, is counted as
 diverged and left out of the mean. A mark shows rows from uncommitted code, and rows on built-in data.
 """
 
@@ -27,6 +27,9 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from common.records import recorded_args  # noqa: E402
+
 TABLE = re.compile(r"<!-- ledger\n(.*?)-->\n(.*?)<!-- /ledger -->", re.DOTALL)
 MARKS = {
     "†": "from a folder that differed from its commit when the run began",
@@ -44,7 +47,7 @@ def read_records(folder, patterns):
             record = json.loads(file.read_text(encoding="utf-8"))
             common = {k: v for k, v in record.items() if k != "rows"}
             rows += [common | row for row in record.get("rows", [{}])]
-    return rows
+    return [row | {"args": recorded_args(row["args"])} if "args" in row else row for row in rows]
 
 
 def look_up(record, key):
@@ -53,16 +56,17 @@ def look_up(record, key):
     return record
 
 
-def has_exploded(value):
-    """Is it a number above every sensible loss, or NaN?"""
-    return isinstance(value, float) and not value < 1e9
+def has_exploded(key, value):
+    """Is it NaN, or a loss that no network has which still learns?"""
+    limit = 1e3 if "loss" in key else 1e9
+    return isinstance(value, float) and not value < limit
 
 
 def cell(runs, key, form):
     if key == "runs":
         return str(len(runs))
     values = [look_up(run, key) for run in runs]
-    exploded = [key.startswith("final.") and has_exploded(value) for value in values]
+    exploded = [key.startswith("final.") and has_exploded(key, value) for value in values]
     diverged = sum(run.get("state") == "diverged" or bad for run, bad in zip(runs, exploded))
     values = [value for value, bad in zip(values, exploded) if value is not None and not bad]
     if not values:

@@ -1,0 +1,59 @@
+"""Records, run.json: read as if they came from a stranger, and old ones under today's names. Standard library only."""
+
+import json
+import re
+from pathlib import Path
+
+from common.terminal import UserError
+
+FORMAT = 2  # of run folders; older ones cannot be resumed
+
+
+def read_json(path: Path) -> dict:
+    """The object in a JSON file. Raises UserError."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not JSON'})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: is not a JSON object")
+    return content
+
+
+def read_record(path: Path) -> dict:
+    """The run.json at `path`, checked as if it came from a stranger. Raises UserError."""
+    record = read_json(path)
+    git = record.get("git")
+    commit = git.get("commit") if isinstance(git, dict) else None
+    if record.get("format") != FORMAT:
+        raise UserError(f"{path}: was written by another version; continue it with commit {commit or 'unknown'}")
+    kinds = {"experiment": str, "args": dict, "state": str, "device": dict, "wall_s": int | float, "resumed": int}
+    wrong = [name for name, kind in kinds.items() if not isinstance(record.get(name), kind)]
+    threads = None if "device" in wrong else record["device"].get("threads")
+    if type(threads) is not int or not 0 < threads < 10_000:
+        wrong.append("device.threads")
+    if git is not None and not re.fullmatch("[0-9a-f]{40,64}", str(commit)):
+        wrong.append("git")
+    if "wall_s" not in wrong and not 0 <= record["wall_s"] < 1e12:
+        wrong.append("wall_s")
+    if record.get("precision") not in ("fp32", "bf16"):
+        wrong.append("precision")
+    if not isinstance(record.get("dataset", {}), dict):
+        wrong.append("dataset")
+    if wrong:
+        raise UserError(f"{path}: is damaged (no valid {', '.join(wrong)})")
+    return record
+
+
+def recorded_args(args: dict) -> dict:
+    """The arguments in a committed record under today's names and meanings."""
+    args = dict(args)
+    if "l2" in args:
+        args["weight_decay"] = args.pop("l2")
+    if isinstance(args.get("augment"), bool):
+        args["augment"] = "crop+flip" if args["augment"] else "none"
+    if "accumulate" in args:
+        steps = args.pop("accumulate")
+        whole = args["bs"] * steps if "iters" in args else args["bs"]  # language models counted a micro-batch
+        args |= {"bs": whole, "micro_batch": whole // steps if steps > 1 else None}
+    return args
