@@ -189,8 +189,8 @@ class Completion:
             args = self(self.parser.parse_args(words))
             now = record_args(args) | {"data": saved.get("data")}
             for name in sorted(now.keys() | saved.keys()):
-                if now.get(name) != saved.get(name):
-                    refuse(f"holds no valid --{name.replace('_', '-')} ({saved.get(name)!r:.60})")
+                if name not in saved or name not in now or now[name] != saved[name]:
+                    refuse(f"holds no valid --{name.replace('_', '-')} ({str(saved.get(name)):.60})")
         finally:
             del self.parser.error
         args.resume, args.data_dir = str(folder), where["data_dir"] and str(where["data_dir"])

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import gzip
 import hashlib
 import http.server
 import io
@@ -15,13 +16,16 @@ import sys
 import tarfile
 import threading
 import time
+import warnings
 from pathlib import Path
 
-from common import fetch, images, shapes, study
+from common import fetch, image_files, images, shapes, study
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
+from hypothesis import strategies as st
 from PIL import Image
 
 from conftest import ROOT, failure, one_line, run
@@ -602,3 +606,226 @@ def test_the_hubs_parquet_is_the_same_dataset(honest, published, monkeypatch):
         with pytest.raises(fetch.Unreachable, match="other images"):
             images.fetch_parquet("cifar10", folder.parent / "cifar10.npz")
         assert not list(folder.parent.iterdir())
+
+
+# --------------------------------------------------------------------------------------------- images of one's own
+
+
+def make_images(root, parts, classes=("cats", "dogs"), size=(40, 50)):
+    rng = np.random.default_rng(0)
+    for part, n in parts.items():
+        for name in classes:
+            (root / part / name).mkdir(parents=True, exist_ok=True)
+            for i in range(n):
+                pixels = rng.integers(0, 255, (*size, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / part / name / f"{i}.png")
+    return root
+
+
+@pytest.mark.parametrize("parts, counts", [({"": 20}, [32, 4, 4]), ({"train": 20, "test": 5}, [36, 4, 10]),
+                                           ({"train": 20, "val": 5}, [36, 10, 4]),
+                                           ({"train": 20, "val": 5, "test": 3}, [40, 10, 6])])  # fmt: skip
+@pytest.mark.parametrize("shape", [(3, 32), (1, 28)])
+def test_one_layout_for_every_folder_of_images(parts, counts, shape, tmp_path):
+    data = images.load(str(make_images(tmp_path, parts)), shape=shape)
+    assert sizes(data) == counts and data.classes == ["cats", "dogs"]
+    assert data.train[0].shape[1:] == (shape[0], shape[1], shape[1]) and data.train[0].flags["C_CONTIGUOUS"]
+    train, test = ({row.tobytes() for row in part[0]} for part in (data.train, data.test))
+    assert not train & test
+
+
+def test_an_image_is_cropped_square_and_upright(tmp_path):
+    pixels = np.zeros((20, 60, 3), dtype=np.uint8)
+    pixels[:, 18:42, 0] = 200  # red in the middle
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    assert (image_files.read_image(tmp_path / "a.png", 3, 8)[0] > 190).all()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned
+    Image.fromarray(pixels).save(tmp_path / "b.jpg", exif=exif)
+    assert image_files.open_image(tmp_path / "b.jpg").size == (20, 60)
+
+
+def test_what_is_no_image_is_skipped_and_counted(tmp_path, capsys):
+    make_images(tmp_path, {"train": 4, "val": 2})
+    for name in ("Thumbs.db", ".DS_Store", "notes.txt"):
+        (tmp_path / "train" / "cats" / name).write_bytes(b"x")
+    (tmp_path / "train" / ".ipynb_checkpoints").mkdir()
+    (tmp_path / "train" / "empty").mkdir()
+    make_images(tmp_path, {"val": 1}, classes=["birds"])
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "train" / "cats" / "x.png")  # would wait for ever
+        (tmp_path / "train" / "cats" / "y.png").symlink_to(tmp_path / "nowhere")
+    data = images.load(str(tmp_path))
+    assert sizes(data) == [6, 4, 2] and data.classes == ["cats", "dogs"]
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3 and "Thumbs.db" in lines[0] and "empty" in lines[1] and "birds" in lines[2]
+    assert lines[0].split(": ")[1].startswith("5 files" if hasattr(os, "mkfifo") else "3 files")
+
+
+@pytest.mark.parametrize("case, said", [("one class", "two folders"), ("few", "dogs (2)"), ("bad", "bad.png"),
+                                        ("bomb", "bomb.png"), ("no such class", "no image of a class")])  # fmt: skip
+def test_a_folder_that_cannot_be_used_is_one_line(case, said, tmp_path):
+    make_images(tmp_path, {"train": 3}, classes=["cats"] if case == "one class" else ["cats", "dogs"])
+    if case == "few":
+        (tmp_path / "train" / "dogs" / "0.png").unlink()
+    if case == "bad":
+        (tmp_path / "train" / "dogs" / "bad.png").write_bytes(b"rubbish")
+    if case == "bomb":
+        Image.new("1", (30_000, 30_000)).save(tmp_path / "train" / "dogs" / "bomb.png")
+    if case == "no such class":
+        make_images(tmp_path, {"val": 1}, classes=["birds"])
+    code, message = failure(lambda: images.load(str(tmp_path)))
+    assert code == 1 and one_line(message) and said in message and str(tmp_path) in message
+
+
+def test_a_folder_without_classes_is_taken_where_that_is_wanted(tmp_path):
+    make_images(tmp_path, {"": 5}, classes=[""])
+    found = image_files.find(tmp_path, classless=True)
+    assert found.classes == ["images"] and len(found.train) == 5
+    assert failure(image_files.find, tmp_path)[0] == 1
+    assert image_files.find(make_images(tmp_path, {"": 4}), classless=True).classes == ["cats", "dogs"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names of any bytes are Linux's")
+def test_a_class_whose_name_is_not_utf8(tmp_path):
+    make_images(tmp_path / "images", {"": 4}, classes=["cats", os.fsdecode(b"caf\xff")])
+    words = [sys.executable, str(ROOT / "cifar" / "train.py"), "--data", "images", "--recipe", "tiny", "--out", "run"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "predictions.png").exists()
+
+
+def write_idx(path, array):
+    header = np.array([0x0800 + array.ndim, *array.shape], dtype=">u4").tobytes()
+    content = header + array.astype(np.uint8).tobytes()
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+
+
+def write_drop_in(folder, kind, suffix=".gz", count=60):
+    """Four idx files as MNIST's drop-ins have them; the images hold their own row numbers."""
+    folder.mkdir(exist_ok=True)
+    names = {"mnist": ("train-", "t10k-"), "letters": ("emnist-letters-train-", "emnist-letters-test-"),
+             "balanced": ("emnist-balanced-train-", "emnist-balanced-test-")}[kind]  # fmt: skip
+    classes, first = {"mnist": (10, 0), "letters": (26, 1), "balanced": (47, 0)}[kind]
+    pixels = np.tile(np.arange(28, dtype=np.uint8)[:, None], (count, 1, 28))
+    pixels[:, 0, 0] = np.arange(count)
+    for prefix in names:
+        write_idx(folder / f"{prefix}images-idx3-ubyte{suffix}", pixels)
+        write_idx(folder / f"{prefix}labels-idx1-ubyte{suffix}", np.arange(count) % classes + first)
+    return folder
+
+
+@pytest.mark.parametrize("kind, classes", [("mnist", "0123456789"), ("letters", "abcdefghijklmnopqrstuvwxyz"),
+                                           ("balanced",
+                                            "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabdefghnqrt")])  # fmt: skip
+@pytest.mark.parametrize("suffix", [".gz", ""])
+def test_drop_ins_for_mnist(kind, classes, suffix, tmp_path):
+    """EMNIST's images are stored transposed, and its letters are labelled from 1."""
+    data = images.load(str(write_drop_in(tmp_path / kind, kind, suffix, 141)), shape=(1, 28))
+    assert "".join(data.classes) == classes and len(data.test[1]) == 141
+    assert data.test[1].min() == 0 and data.test[1].max() == len(classes) - 1
+    column = data.test[0][0, 0][5]
+    assert (column == 5).all() if kind == "mnist" else column.tolist()[1:] == list(range(1, 28))
+    code, message = failure(lambda: images.load(str(tmp_path / kind), shape=(3, 32)))
+    assert code == 1 and one_line(message) and "28 x 28" in message
+
+
+@pytest.mark.parametrize("damage", ["missing", "two", "cut", "labels", "not gzip", "magic", "fifo"])
+def test_idx_files_that_cannot_be_used(damage, tmp_path):
+    folder = write_drop_in(tmp_path / "x", "mnist")
+    file = folder / "train-images-idx3-ubyte.gz"
+    whole = gzip.decompress(file.read_bytes())
+    if damage == "missing":
+        (folder / "t10k-labels-idx1-ubyte.gz").unlink()
+    if damage == "two":
+        write_drop_in(folder, "letters")
+    if damage in ("cut", "magic"):
+        file.write_bytes(gzip.compress(whole[:-5] if damage == "cut" else b"\0\0\x09\x03" + whole[4:]))
+    if damage == "labels":
+        write_idx(folder / "train-labels-idx1-ubyte.gz", np.zeros(7))
+    if damage == "not gzip":
+        file.write_bytes(b"hello")
+    if damage == "fifo":
+        file.unlink()
+        os.mkfifo(file)
+    code, message = failure(lambda: images.load(str(folder), shape=(1, 28)))
+    assert code == 1 and one_line(message) and str(folder) in message
+
+
+def test_mnist_is_found_unpacked_and_in_other_folders(data_dir, tmp_path, monkeypatch):
+    packed = data_dir("MNIST/raw") / "MNIST" / "raw"
+    whole = images.load("mnist", data_dir("MNIST/raw"))
+    assert sizes(whole) == [54_001, 5_999, 10_000]
+    for i, place in enumerate(("MNIST/raw", "mnist", ".")):
+        folder = tmp_path / str(i) / place
+        folder.mkdir(parents=True)
+        for name in images.MNIST["files"]:
+            (folder / name.removesuffix(".gz")).write_bytes(gzip.decompress((packed / name).read_bytes()))
+        again = images.load("mnist", tmp_path / str(i))
+        assert again.digest == whole.digest
+    file = folder / "train-labels-idx1-ubyte"
+    file.write_bytes(file.read_bytes()[:-1] + b"\7")
+    code, message = failure(lambda: images.load("mnist", folder))
+    assert code == 1 and one_line(message) and "not mnist as published" in message
+    monkeypatch.setitem(images.MNIST, "mirrors", [])
+    code, message = failure(lambda: images.load("mnist", tmp_path / "nothing"))
+    assert code == 1 and "train-images-idx3-ubyte.gz" in message and str(tmp_path / "nothing") in message
+    assert not (tmp_path / "nothing").exists()
+
+
+# ---------------------------------------------------------------------------------------------------------- fuzzing
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["png", "jpg", "webp", "bmp", "idx", "idx.gz", "cifar", "npz"])
+@hypothesis.settings(max_examples=200, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
+@hypothesis.given(data=st.data())
+def test_fuzzed_image_files(kind, data, good_files):
+    """A mutated file is read or refused in one line, within seconds, and stays as it is."""
+    folder, file, read = good_files(kind)
+    whole = bytearray(file.read_bytes())
+    for _ in range(data.draw(st.integers(1, 6))):
+        at = data.draw(st.integers(0, len(whole) - 1))
+        change = data.draw(st.sampled_from(["flip", "cut", "insert", "zero"]))
+        if change == "flip":
+            whole[at] ^= 1 << data.draw(st.integers(0, 7))
+        elif change == "cut" and len(whole) > 1:
+            del whole[at : at + data.draw(st.integers(1, len(whole) - 1))]
+            whole = whole or bytearray(b"x")
+        elif change == "insert":
+            whole[at:at] = data.draw(st.binary(max_size=20))
+        else:
+            whole[at : at + 4] = bytes(4)
+    damaged = folder / f"damaged-{file.name}"
+    damaged.write_bytes(bytes(whole))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            read(damaged)
+    except run.UserError as error:
+        assert one_line(f"error: {error}") and damaged.name.removesuffix(".gz") in str(error)
+    assert damaged.read_bytes() == bytes(whole)
+
+
+@pytest.fixture(scope="module")
+def good_files(tmp_path_factory):
+    """good_files(kind): (folder, a good file, the function that reads such a file)."""
+    folder, pixels = tmp_path_factory.mktemp("fuzz"), np.random.default_rng(0).integers(0, 255, (24, 24, 3), np.uint8)
+
+    def make(kind):
+        file = folder / f"good.{kind}"
+        if kind in ("png", "jpg", "webp", "bmp"):
+            Image.fromarray(pixels).save(file)
+            return folder, file, lambda path: image_files.read_image(path, 3, 32)
+        if kind.startswith("idx"):
+            file = folder / ("train-images-idx3-ubyte" + kind[3:])
+            write_idx(file, np.zeros((3, 28, 28)))
+            return folder, file, lambda path: image_files.read_idx_file(folder, path.name.removesuffix(".gz"), 3)
+        if kind == "npz":
+            np.savez(file, classes=np.array(["a"]), train_images=pixels, train_labels=pixels, test_images=pixels,
+                     test_labels=pixels)  # fmt: skip
+            return folder, file, images.read_packed
+        file.write_bytes(pickle.dumps({"data": pixels, "labels": [1, 2]}, protocol=2))
+        return folder, file, images.read_pickle
+
+    return make
