@@ -1,6 +1,6 @@
 """Attention maps of a prompt, all layers and heads, as a picture.
 
-    python nanogpt/attention.py                                                  # the committed model
+    python nanogpt/attention.py cpu                                              # the committed model
     python nanogpt/attention.py out/nanogpt/shakespeare-cpu-s0-1 --prompt "ROMEO: I love thee"
     python nanogpt/attention.py gpt2 --prompt "The animal did not cross the street because it was too tired"
 
@@ -12,11 +12,12 @@ first token, when there is nothing else to attend to) and for stripes (earlier o
 import argparse
 from pathlib import Path
 
+from common import run
+
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-import run
 import sample
 
 VISIBLE = str.maketrans({"\n": "↵", " ": "␣", "\t": "→"})
@@ -46,7 +47,7 @@ def draw(maps: Tensor, labels: list[str], path: Path):
 
 def parser():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    sample.add_source(p)
+    sample.add_flags(p)
     prompt = "First Citizen:\nWe are all here."
     p.add_argument("--prompt", default=prompt, metavar="TEXT", help="(default: %(default)r)")
     where = "where attention.png goes (default: the run folder, else the current one)"
@@ -56,15 +57,15 @@ def parser():
 
 def main(argv=None):
     args = parser().parse_args(argv)
-    model, tokenizer = sample.open_model(args.source, args.data_dir)
+    model, tokenizer, folder = sample.open_model(args)
     if not hasattr(model, "attention_maps"):
-        raise run.UserError(f"{args.source}: a {type(model).__name__} has no attention")
+        raise run.UserError(f"this model has no attention: it is a {type(model).__name__}")
     ids = sample.read_prompt(tokenizer, args.prompt)
     labels = [tokenizer.decode([i]).translate(VISIBLE) for i in ids]
     maps = model.attention_maps(torch.tensor([ids]))[:, 0]  # (n_layer, 1, n_head, T, T) -> (n_layer, n_head, T, T)
-    folder = run.make_folder(args.out or (args.source if Path(args.source).is_dir() else "."))
-    draw(maps.float(), labels, folder / "attention.png")
-    print(f"{maps.shape[0]} layers of {maps.shape[1]} heads, {len(ids)} tokens; {run.shown(folder / 'attention.png')}")
+    file = folder / "attention.png"
+    draw(maps.float(), labels, file)
+    print(f"{maps.shape[0]} layers of {maps.shape[1]} heads, {len(ids)} tokens; {run.display_path(file)}")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model import check_length
+from model import check_length, check_positive
 
 
 @dataclass
@@ -16,6 +16,9 @@ class BigramConfig:
     vocab_size: int
     block_size: int = 64
     n_embd: int = 0  # the rank of the table; 0: a full table
+
+    def __post_init__(self):
+        check_positive(self, "vocab_size", "block_size", *(["n_embd"] if self.n_embd else []))
 
 
 class Bigram(nn.Module):
@@ -48,6 +51,9 @@ class WordMLPConfig:
     n_embd: int = 32
     hidden: int = 64
     direct: bool = False  # connections from the embeddings to the logits
+
+    def __post_init__(self):
+        check_positive(self, "vocab_size", "block_size", "context", "n_embd", "hidden")
 
 
 class WordMLP(nn.Module):

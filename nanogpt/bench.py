@@ -1,215 +1,191 @@
-"""How fast is training, and writing? nanoGPT's laptop loop, written plainly, and this folder's, side by side.
+"""How fast are training and generation? nanoGPT's laptop loop, written plainly, and this folder's, side by side.
 
     python nanogpt/bench.py                        # tokens per second, and the share of the machine's peak: a minute
-    python nanogpt/bench.py --whole                # trains all three to the end too: seconds and loss; some minutes
+    python nanogpt/bench.py --whole                # also three whole runs, their seconds and losses; some minutes
 
-reference: what nanoGPT's train.py does on a CPU with the options of its README (float32, unfused AdamW, fused
+reference: what nanoGPT's train.py does on a CPU with the options of its README (float32, AdamW that is not fused, fused
 attention, no compilation). The ways take turns, so that a machine that slows down slows all of them; medians. The peak
-is that of a plain product of two 2048 x 2048 matrices in the same precision. Writes bench.json into --out.
+is the speed of one product of two 2048 x 2048 matrices in the same precision. Writes bench.json into --out.
 """
 
 import argparse
+import contextlib
+import csv
+import itertools
 import statistics
 import time
-from contextlib import nullcontext
-from itertools import count
-from pathlib import Path
 from types import SimpleNamespace
+
+from common import run, timing
 
 import torch
 import torch.nn.functional as F
 
 import data
 import model
-import run
 import train
 from checkpoint import build, config_of, count_parameters
 from generate import generate
 from optim import make_optimizers
 
-NANOGPT = 1.898  # the loss on the whole validation text at which nanoGPT's own script ends
+NANOGPT = 1.898  # the loss on the whole validation text with which nanoGPT's own script ends
+NEW_TOKENS = 63  # generated, after one token
+
+
+class OneProcess:
+    """What train.py's functions need of a run: precision, device and collectives."""
+
+    world, all_reduce = 1, staticmethod(lambda tensor: tensor)
+
+    def __init__(self, device, precision):
+        self.device, self.precision = device, precision
+
+    def autocast(self):
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+
+def fresh(recipe, text, device):
+    """(args of the recipe, a new model)"""
+    args = SimpleNamespace(**train.RECIPES[recipe])
+    torch.manual_seed(0)
+    return args, build(args.model | {"vocab_size": text.tokenizer.vocab_size}).to(device)
+
+
+@contextlib.contextmanager
+def fused_attention():
+    """PyTorch's fused attention at all lengths, as nanoGPT has it."""
+    limit, model.FUSED_ABOVE = model.FUSED_ABOVE, 0
+    try:
+        yield
+    finally:
+        model.FUSED_ABOVE = limit
 
 
 def reference(text, device):
-    """A step of nanoGPT's loop as a function of the iteration, and its model."""
-    recipe = SimpleNamespace(**train.RECIPES["cpu"])
-    torch.manual_seed(0)
-    net = build(recipe.model | {"vocab_size": text.tokenizer.vocab_size}).to(device)
+    """(a step of nanoGPT's loop as a function of the iteration, its model)"""
+    args, net = fresh("cpu", text, device)
     groups = [
         {"params": [p for p in net.parameters() if p.dim() >= 2], "weight_decay": 0.1},
         {"params": [p for p in net.parameters() if p.dim() < 2], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups, recipe.lr, (0.9, 0.99), foreach=False)
+    optimizer = torch.optim.AdamW(groups, args.lr, (0.9, 0.99), foreach=False)
     T, tokens = net.block_size, text.train.long()
 
+    @fused_attention()
     def step(i):
         net.train()
         for group in optimizer.param_groups:
-            group["lr"] = recipe.lr * train.lr_factor(recipe, i)
-        places = torch.randint(len(tokens) - T, (recipe.bs,)).tolist()
-        x = torch.stack([tokens[p : p + T] for p in places]).to(device)
-        y = torch.stack([tokens[p + 1 : p + T + 1] for p in places]).to(device)
+            group["lr"] = args.lr * train.lr_factor(args, i)
+        starts = torch.randint(len(tokens) - T, (args.bs,)).tolist()
+        x = torch.stack([tokens[s : s + T] for s in starts]).to(device)
+        y = torch.stack([tokens[s + 1 : s + T + 1] for s in starts]).to(device)
         loss = F.cross_entropy(net(x).flatten(0, 1), y.flatten())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return loss.item()
+        loss.item()
 
     return step, net
 
 
-def ours(name, text, device, precision):
-    """The same of the recipe `name`: a step of train.py's loop."""
-    args = SimpleNamespace(**train.RECIPES[name])
-    r = SimpleNamespace(
-        precision=precision, autocast=lambda: torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
-    )
-    torch.manual_seed(0)
-    net = build(args.model | {"vocab_size": text.tokenizer.vocab_size}).to(device)
-    optimizers = make_optimizers(net, args, device)
+def ours(recipe, text, device, precision):
+    """(a step of train.py's loop as a function of the iteration, its model)"""
+    args, net = fresh(recipe, text, device)
+    optimizers, r = make_optimizers(net, args, device), OneProcess(device, precision)
 
     def step(i):
         net.train()
         x, y = data.batch(text.train, net.block_size, args.bs, 0, i, device)
-        loss = train.loss_of(net, x, y, r)
-        loss.backward()
-        if args.clip:
-            torch.nn.utils.clip_grad_norm_(net.parameters(), args.clip)
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * train.lr_factor(args, i)
-            optimizer.step()
-        net.zero_grad()
-        return loss.item()
+        loss = train.backward(net, x, y, args.bs, contextlib.nullcontext, r)
+        train.update(net, optimizers, args, i)
+        loss.item()
 
     return step, net
 
 
-def seconds_of(work):
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
-
-
-def peak(device, precision, n=2048):
-    """Floating-point operations per second of the best of ten products of two n x n matrices."""
-    a = torch.randn(n, n, device=device, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
-    return 2 * n**3 / min(seconds_of(lambda: (a @ a)[0, 0].item()) for _ in range(10))
-
-
 def operations(net):
-    """Of training, a token: six for every weight that is multiplied, and the two products of attention."""
+    """Floating-point operations of training, per token: six for each weight in a matrix product, and the two products
+    of attention."""
     c = config_of(net)
     weights = count_parameters(net) - (0 if c["rotary"] else c["block_size"] * c["n_embd"])
     return 6 * weights + 12 * c["n_layer"] * c["n_embd"] * c["block_size"]
 
 
-def speeds(text, device, steps):
-    """Rows of training, then of generation."""
+def training_rows(text, device, steps):
+    """Rows of single training steps."""
     fast = "bf16" if run.native_bf16(device) else "fp32"
     ways = {("reference", "fp32"): reference(text, device)}
     for name, precision in dict.fromkeys([("cpu", "fp32"), ("cpu", fast), ("fast", fast)]):
         ways[name, precision] = ours(name, text, device, precision)
-    times, fused_above = {way: [] for way in ways}, model.FUSED_ABOVE
-    for i in range(3 + steps):  # the first three warm up
-        for way, (step, _) in ways.items():
-            model.FUSED_ABOVE = 0 if way[0] == "reference" else fused_above
-            times[way].append(seconds_of(lambda step=step, i=i: step(i)))
-    model.FUSED_ABOVE = fused_above
-    peaks, rows = {p: peak(device, p) for p in {p for _, p in ways}}, []
+    times = timing.turns({way: step for way, (step, _) in ways.items()}, steps, warmup=3)
+    dtypes, rows = {"fp32": torch.float32, "bf16": torch.bfloat16}, []
+    peaks = {name: timing.matmul_peak(device, dtypes[name]) for name in dict.fromkeys(p for _, p in ways)}
     for (name, precision), (_, net) in ways.items():
         tokens = train.RECIPES["cpu" if name == "reference" else name]["bs"] * net.block_size
-        seconds = statistics.median(times[name, precision][3:])
-        rows.append(
-            {
-                "what": "training",
-                "way": name,
-                "precision": precision,
-                "tokens_per_s": tokens / seconds,
-                "ms_per_step": 1000 * seconds,
-                "tokens_per_step": tokens,
-                "peak": peaks[precision],
-                "of_peak": operations(net) * tokens / seconds / peaks[precision],
-            }
-        )
-        rows[-1]["times_reference"] = rows[-1]["tokens_per_s"] / rows[0]["tokens_per_s"]
-    net, start = ways["reference", "fp32"][1], torch.zeros(1, 1, dtype=torch.int64, device=device)
-    for cached in (False, True):
-        taken = [seconds_of(lambda c=cached: list(generate(net, start, 63, use_cache=c))) for _ in range(5)]
-        rows.append(
-            {
-                "what": "generation",
-                "way": "with cache" if cached else "without cache",
-                "precision": "fp32",
-                "tokens_per_s": 63 / statistics.median(taken),
-            }
-        )
+        seconds = statistics.median(times[name, precision])
+        row = {"what": "training", "way": name, "precision": precision, "tokens_per_s": tokens / seconds,
+               "ms_per_step": 1000 * seconds, "tokens_per_step": tokens, "peak": peaks[precision],
+               "of_peak": operations(net) * tokens / seconds / peaks[precision]}  # fmt: skip
+        rows.append(row | {"times_reference": row["tokens_per_s"] / (rows or [row])[0]["tokens_per_s"]})
     return rows
 
 
-def whole(text, device, args, out):
-    """Rows of three runs from the first step to the last: how long, and to what loss on all of the validation text."""
-    plain = SimpleNamespace(precision="fp32", autocast=nullcontext, world=1, device=device)
-    fused_above, model.FUSED_ABOVE = model.FUSED_ABOVE, 0
+def generation_rows(text, device):
+    """Rows of generation with and without a cache."""
+    _, net = fresh("cpu", text, device)
+    start = torch.zeros(1, 1, dtype=torch.int64, device=device)
+
+    def way(use_cache):
+        return lambda i: timing.seconds_of(lambda: list(generate(net, start, NEW_TOKENS, use_cache=use_cache)))
+
+    times = timing.turns({"without cache": way(False), "with cache": way(True)}, 5)
+    return [{"what": "generation", "way": name, "precision": "fp32",
+             "tokens_per_s": NEW_TOKENS / statistics.median(seconds)}
+            for name, seconds in times.items()]  # fmt: skip
+
+
+def whole_runs(text, device, args, out):
+    """Rows of three runs from the first step to the last: seconds, and losses on the whole validation text."""
+    plain = OneProcess(device, "fp32")
     step, net = reference(text, device)
     iters, began = train.RECIPES["cpu"]["iters"], time.perf_counter()
-    for i in range(iters + 1):
-        if i % 250 == 0 or i == iters:
-            sampled = [train.estimate(net, part, 12, 0, plain) for part in (text.train, text.val)][1]
-        if i < iters:
-            step(i)
-    rows = [
-        {
-            "what": "whole run",
-            "way": "reference",
-            "precision": "fp32",
-            "seconds": time.perf_counter() - began,
-            "iters": iters,
-            "val_loss": train.evaluate(net, text.val, 12, plain),
-            "sampled_loss": sampled,
-        }
-    ]
-    model.FUSED_ABOVE = fused_above
+    with fused_attention():
+        for i in range(iters + 1):
+            if i % 250 == 0 or i == iters:
+                _, sampled = (train.estimate(net, part, 12, 0, plain) for part in (text.train, text.val))
+            if i < iters:
+                step(i)
+        rows = [{"what": "whole run", "way": "reference", "precision": "fp32",
+                 "seconds": time.perf_counter() - began, "iters": iters,
+                 "val_loss": train.evaluate(net, text.val, 12, plain), "sampled_loss": sampled}]  # fmt: skip
     for name in ("cpu", "fast"):
-        given = [] if args.data_dir is None else ["--data-dir", args.data_dir]
-        folder = next(f for n in count(1) if not (f := out / f"{name}-{n}").exists())
-        record = train.main(
-            ["--recipe", name, "--data", args.data, "--device", str(device), "--out", str(folder), *given]
-        )
+        folder = next(f for n in itertools.count(1) if not (f := out / f"{name}-{n}").exists())
+        flags = {
+            "recipe": name,
+            "data": args.data,
+            "data_dir": args.data_dir,
+            "device": args.device,
+            "out": str(folder),
+        }
+        record = train.main(run.to_argv(train.parser(), flags))
+        with open(folder / "metrics.csv", newline="", encoding="utf-8") as file:
+            reached = [float(row["seconds"]) for row in csv.DictReader(file) if float(row["val_loss"]) <= NANOGPT]
         final = record["final"]
-        lines = [line.split(",") for line in (folder / "metrics.csv").read_text(encoding="utf-8").splitlines()]
-        column = {title: i for i, title in enumerate(lines[0])}
-        there = (float(row[column["seconds"]]) for row in lines[1:] if float(row[column["val_loss"]]) <= NANOGPT)
-        rows.append(
-            {
-                "what": "whole run",
-                "way": name,
-                "precision": record["precision"],
-                "seconds": final["seconds"],
-                "iters": record["args"]["iters"],
-                "val_loss": final["val_loss"],
-                "sampled_loss": final["sampled_loss"],
-                "seconds_to_nanogpt": next(there, None),
-            }
-        )
-    for row in rows:
-        row["of_reference"] = row["seconds"] / rows[0]["seconds"]
-    return rows
+        rows.append({"what": "whole run", "way": name, "precision": record["precision"], "seconds": final["seconds"],
+                     "iters": record["args"]["iters"], "val_loss": final["val_loss"],
+                     "sampled_loss": final["sampled_loss"],
+                     "seconds_to_nanogpt": reached[0] if reached else None})  # fmt: skip
+    return [row | {"of_reference": row["seconds"] / rows[0]["seconds"]} for row in rows]
 
 
 def parser():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    run.add_flags(
-        p,
-        "data_dir",
-        "device",
-        data=dict(type=data.dataset_arg, default="auto", help=data.DATA_HELP),
-        limit=dict(help="only the first N tokens of each part (not for --whole)"),
-    )
-    run.add_flags(p, out=dict(default=str(run.ROOT / "out" / "nanogpt" / "bench"), help="folder for bench.json"))
-    p.add_argument("--steps", type=run.positive_int, default=100, help="of each way (default: %(default)s)")
-    p.add_argument("--whole", action="store_true", help="train reference, cpu and fast to the end as well")
+    run.add_flags(p, "data_dir", "device", data=dict(type=data.dataset_arg, default="auto", help=data.DATA_HELP),
+                  limit=dict(help="only the first N tokens of each part (not with --whole)"),
+                  out=dict(default=str(run.ROOT / "out" / "nanogpt" / "bench"), help="for bench.json"))  # fmt: skip
+    p.add_argument("--steps", type=run.positive_int, default=100, help="steps of each way (default: %(default)s)")
+    p.add_argument("--whole", action="store_true", help="also train reference, cpu and fast to the end")
     return p
 
 
@@ -217,38 +193,24 @@ def main(argv=None):
     p = parser()
     args = p.parse_args(argv)
     if args.whole and args.limit:
-        p.error("--limit: --whole is about the whole text")
+        p.error("--limit: --whole trains on the whole text")
     device, out = run.pick_device(args.device), run.make_folder(args.out)
     text = data.load(args.data, args.data_dir, args.limit)
-    facts = run.describe_device(device)
-    print(f"{text.name}; {facts['name']}, {facts['threads']} threads")
-    rows = speeds(text, device, args.steps)
+    machine = run.environment(device, __file__)
+    print(f"{text.name}; {machine['device']['name']}, {machine['device']['threads']} threads")
+    rows = training_rows(text, device, args.steps)
     for row in rows:
-        print(f"{row['what']:<10}  {row['way']:<13}  {row['precision']}  {row['tokens_per_s']:>9,.0f} tokens/s", end="")
-        print(
-            f", {row['of_peak']:.0%} of the peak, {row['times_reference']:.2f} times the reference"
-            if row["what"] == "training"
-            else ""
-        )
+        print(f"training    {row['way']:<13}  {row['precision']}  {row['tokens_per_s']:>9,.0f} tokens/s, "
+              f"{row['of_peak']:.0%} of the peak, {row['times_reference']:.2f} times the reference")  # fmt: skip
+    rows += generation_rows(text, device)
+    for row in rows[-2:]:
+        print(f"generation  {row['way']:<13}  fp32  {row['tokens_per_s']:>9,.0f} tokens/s")
     if args.whole:
-        rows += whole(text, device, args, out)
+        rows += whole_runs(text, device, args, out)
         for row in rows[-3:]:
-            print(
-                f"{row['what']:<10}  {row['way']:<13}  {row['precision']}  {row['seconds']:>6.1f} s, "
-                f"{row['of_reference']:.0%} of the reference, validation loss {row['val_loss']:.4f}"
-            )
-    git = run.git_state(Path(__file__).parent)
-    run.write_json(
-        out / "bench.json",
-        {
-            "bench": "nanogpt",
-            "git": git,
-            "device": facts,
-            "versions": run.versions(),
-            "dataset": text.facts(),
-            "rows": rows,
-        },
-    )
+            print(f"whole run   {row['way']:<13}  {row['precision']}  {row['seconds']:>6.1f} s, "
+                  f"{row['of_reference']:.0%} of the reference, validation loss {row['val_loss']:.4f}")  # fmt: skip
+    run.write_json(out / "bench.json", {"bench": "nanogpt", **machine, "dataset": text.facts(), "rows": rows})
     return rows
 
 

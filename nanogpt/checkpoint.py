@@ -4,26 +4,33 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+from common import run
+
 import torch
 from torch import nn
 
-import run
 from baselines import Bigram, BigramConfig, WordMLP, WordMLPConfig
 from model import GPT, GPTConfig
 
 KINDS = {"gpt": (GPT, GPTConfig), "bigram": (Bigram, BigramConfig), "wordmlp": (WordMLP, WordMLPConfig)}
 
 
-def build(config: dict) -> nn.Module:
-    """A new model of the kind and shape in `config`, e.g. {"kind": "gpt", "vocab_size": 65, "n_layer": 4}.
+def parse_config(config: dict) -> tuple[type[nn.Module], object]:
+    """(class, its configuration) of the model that `config` describes, e.g. {"kind": "gpt", "vocab_size": 65}.
 
     Raises UserError if there is no such model.
     """
     try:
         model, shape = KINDS[config["kind"]]
-        return model(shape(**{name: value for name, value in config.items() if name != "kind"}))
+        return model, shape(**{name: value for name, value in config.items() if name != "kind"})
     except (KeyError, TypeError) as error:
-        raise run.UserError(f"the configuration {config} describes no model of this folder ({error})") from None
+        raise run.UserError(f"the configuration {config} describes no model of this folder ({error})") from error
+
+
+def build(config: dict) -> nn.Module:
+    """A new model of the kind and shape in `config`. Raises UserError."""
+    model, shape = parse_config(config)
+    return model(shape)
 
 
 def config_of(model: nn.Module) -> dict:
@@ -48,33 +55,30 @@ def save_weights(path: Path, model: nn.Module, tokenizer_state: dict):
     run.write(Path(path), save(tensors, header))
 
 
-def load_weights(path: Path) -> tuple[nn.Module, dict]:
-    """(model in float32, tokenizer state) from a file that `save_weights` wrote. Raises UserError."""
+def load_checkpoint(path: Path) -> tuple[nn.Module, dict]:
+    """(model, tokenizer state) from best.pt, last.pt or a safetensors file. Raises UserError."""
+    path = Path(path)
+    state = read_weights(path) if path.suffix == ".safetensors" else run.read_checkpoint(path)
+    model = build(state["config"])
+    state.load_into(model=model)
+    return model.eval(), state["tokenizer"]
+
+
+def read_weights(path: Path) -> run.Checkpoint:
+    """{"model", "config", "tokenizer"} from a file that `save_weights` wrote, in float32. Raises UserError."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, "pt") as file:
             header = file.metadata()
             tensors = {name: file.get_tensor(name).float() for name in file.keys()}
-        config, tokenizer = json.loads(header["config"]), json.loads(header["tokenizer"])
+        state = run.Checkpoint(
+            {"model": tensors} | {name: json.loads(header[name]) for name in ("config", "tokenizer")}
+        )
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise run.UserError(f"{path}: holds no weights of a model of this folder ({error})") from None
-    model = build(config)
-    run.restore(model, tensors, path)
-    return model.eval(), tokenizer
-
-
-def load_checkpoint(path: Path) -> tuple[nn.Module, dict]:
-    """(model, tokenizer state) from best.pt, last.pt or a safetensors file. Raises UserError."""
-    path = Path(path)
-    if path.suffix == ".safetensors":
-        return load_weights(path)
-    state = run.read_checkpoint(path)
-    if not {"model", "config", "tokenizer"} <= state.keys():
-        raise run.UserError(f"{path}: is the checkpoint of another experiment")
-    model = build(state["config"])
-    run.restore(model, state["model"], path)
-    return model.eval(), state["tokenizer"]
+        raise run.UserError(f"{path}: holds no weights of a model of this folder ({error})") from error
+    state.path = path
+    return state
 
 
 # ------------------------------------------------------------------------------------------------- the hub's weights
@@ -104,7 +108,7 @@ def load_gpt2(source) -> GPT:
 
             source = GPT2LMHeadModel.from_pretrained(source)
         except (ImportError, OSError, ValueError) as error:
-            raise run.UserError(f"{source}: no GPT-2 could be loaded ({str(error).splitlines()[0]})") from None
+            raise run.UserError(f"{source}: no GPT-2 could be loaded ({str(error).splitlines()[0]})") from error
     theirs, c = source.state_dict(), source.config
     for name, value in GPT2_FORM.items():
         if getattr(c, name) != value:

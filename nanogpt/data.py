@@ -17,14 +17,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from common import fetch, run
+from common.run import UserError
+
 import numpy as np
 import torch
 from torch import Tensor
 
-import fetch
 import openwebtext
-import run
-from run import UserError
 from tokenizer import BytePairs, Characters, Words
 
 TOKENS = ("char", "word", "gpt2", "bpe")
@@ -182,7 +182,7 @@ def load(name: str, data_dir: str | Path | None = None, limit: int | None = None
 
 def display_name(name: str) -> str:
     """A path relative to the working directory, any other name as it is."""
-    return run.shown(name) if os.path.isabs(name) else name
+    return run.display_path(name) if os.path.isabs(name) else name
 
 
 def make_tokenizer(level: str, name: str, parts: list[str], data_dir: Path) -> Characters | Words | BytePairs:
@@ -267,16 +267,8 @@ def builtin() -> str:
 # ----------------------------------------------------------------------------------------------------------- downloads
 
 
+dataset_arg = run.dataset_arg(*NAMES, files=True)  # the argparse type of --data
 DATA_HELP = f"{', '.join(NAMES)}, a text file, or a folder of text files"
-
-
-def dataset_arg(name: str) -> str:
-    """The argparse type of --data: one of NAMES, or a file or folder as an absolute path."""
-    if name in NAMES:
-        return name
-    if Path(name).exists():
-        return str(Path(name).resolve())
-    raise argparse.ArgumentTypeError(f"{name} is neither one of {', '.join(NAMES)} nor a file or folder")
 
 
 def choose(name: str, data_dir: Path) -> str:
@@ -288,7 +280,7 @@ def choose(name: str, data_dir: Path) -> str:
         return "shakespeare"
     except fetch.Unreachable as error:
         print(
-            f"*** {str(error).removeprefix('error: ')}\n*** TRAINING ON THE BUILT-IN TEXT INSTEAD (the reference of "
+            f"*** {error}\n*** TRAINING ON THE BUILT-IN TEXT INSTEAD (the reference of "
             "the Python language): its results say nothing about Shakespeare.",
             file=sys.stderr,
         )

@@ -3,12 +3,12 @@
 import math
 from collections.abc import Callable
 
+from common.run import UserError
+
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor, nn
-
-import run
 
 
 @torch.no_grad()
@@ -19,7 +19,7 @@ def check_start(model: nn.Module, x: Tensor, y: Tensor) -> float:
     loss = F.cross_entropy(model(x).float().flatten(0, 1), y.flatten()).item()
     uniform = math.log(model.vocab_size)
     if not abs(loss - uniform) < 0.3:
-        raise run.UserError(
+        raise UserError(
             f"the first loss is {loss:.3f}, but a uniform prediction over {model.vocab_size:,} tokens has "
             f"ln {model.vocab_size} = {uniform:.3f}: the initial weights or the targets are wrong"
         )
@@ -36,7 +36,7 @@ def check_causal(model: nn.Module, idx: Tensor):
     changed = idx.clone()
     changed[:, -1] = (changed[:, -1] + 1) % model.vocab_size
     if not torch.equal(model(idx)[:, :-1], model(changed)[:, :-1]):
-        raise run.UserError("the model is not causal: a later token changes earlier logits")
+        raise UserError("the model is not causal: a later token changes earlier logits")
 
 
 def layer_of(name: str) -> str:
@@ -65,8 +65,8 @@ def update_ratios(model: nn.Module, before: list[Tensor]) -> dict[str, float]:
     return {f"update_{layer}": updates[layer] / weights[layer] for layer in updates}
 
 
-def draw_layers(rows: list[dict], path):
-    """Plot the gradient norms and update-to-weight ratios in the metrics `rows` against the iteration."""
+def draw_layers(rows: list[dict]) -> Figure:
+    """The gradient norms and update-to-weight ratios in the metrics `rows` against the iteration."""
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     titles = {"grad_": "gradient norm", "update_": "update-to-weight ratio of one step"}
     for axes, (prefix, title) in zip(figure.subplots(1, 2), titles.items()):
@@ -76,4 +76,4 @@ def draw_layers(rows: list[dict], path):
         axes.set(xlabel="iteration", title=title, yscale="log")
         axes.grid(alpha=0.3)
     axes.legend(fontsize=7, ncols=2)
-    run.write_figure(path, figure)
+    return figure

@@ -7,11 +7,11 @@ the vocabulary, d = C / n_head. The logits at position t predict token t + 1 and
 import math
 from dataclasses import dataclass
 
+from common.run import UserError
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from run import UserError
 
 FUSED_ABOVE = 256  # tokens; on a CPU `attend` is faster than PyTorch's fused attention up to this length (bench.py)
 
@@ -34,18 +34,23 @@ class GPTConfig:
     qk_norm: bool = False  # layer normalization of queries and keys
 
     def __post_init__(self):
-        for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} {getattr(self, name)}: must be at least 1")
+        check_positive(self, "vocab_size", "block_size", "n_layer", "n_head", "n_embd")
         if self.n_embd % self.n_head:
-            raise UserError(f"n_embd {self.n_embd} cannot be divided among {self.n_head} heads")
+            raise UserError(f"n_embd {self.n_embd}: does not divide by n_head {self.n_head}")
         if self.rotary and self.n_embd // self.n_head % 2:
-            raise UserError(f"rotary: needs an even width of a head, not {self.n_embd} / {self.n_head}")
+            raise UserError(f"rotary: needs heads of an even width, not {self.n_embd} / {self.n_head}")
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout {self.dropout}: must be at least 0 and below 1")
         for name, choices in {"norm": ("layer", "rms"), "mlp": ("gelu", "relu2", "swiglu")}.items():
             if getattr(self, name) not in choices:
                 raise UserError(f"{name} {getattr(self, name)}: must be one of {', '.join(choices)}")
+
+
+def check_positive(config, *names: str):
+    """Raise UserError if one of the numbers `names` of a configuration is below 1."""
+    for name in names:
+        if getattr(config, name) < 1:
+            raise UserError(f"{name} {getattr(config, name)}: must be at least 1")
 
 
 def check_length(length: int, block_size: int):

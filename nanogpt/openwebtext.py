@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+from common import run
+
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-import run
 from tokenizer import END_OF_TEXT, BytePairs
 
 # `datasets` no longer runs the script in the data's repository. Pull request 18 there, by its publisher, holds the same
@@ -45,7 +46,7 @@ def memory_maps(folder: Path, tokenizer: BytePairs, limit: int | None = None) ->
         available = file.stat().st_size // 2 if file.exists() else 0
         n = progress.get(part, available)
         if available < max(n, 2):
-            raise run.UserError(f"{run.shown(file)}: {TOO_SHORT}")
+            raise run.UserError(f"{run.display_path(file)}: {TOO_SHORT}")
         tokens = torch.from_file(str(file), shared=False, size=n, dtype=torch.uint16)
         parts.append(tokens[: min(limit or n, VAL_TOKENS if part == "val" else n)])
         digest.update(len(parts[-1]).to_bytes(8, "little") + parts[-1][:VAL_TOKENS].numpy().tobytes())
@@ -70,7 +71,7 @@ def prepare(folder: Path, tokenizer: BytePairs, limit: int | None = None, stream
         progress = json.loads(file.read_text(encoding="utf-8"))
     if progress["complete"] or (limit and progress["train"] >= limit):
         return progress
-    lock = run.hold(run.make_folder(folder))
+    lock = run.lock_folder(run.make_folder(folder))
     run.write_json(file, progress)  # marks the token files as ours
     bar = tqdm(desc="OpenWebText", total=DOCUMENTS, initial=progress["documents"], unit=" documents", disable=None)
     try:
@@ -105,7 +106,7 @@ def prepare(folder: Path, tokenizer: BytePairs, limit: int | None = None, stream
         raise run.UserError(f"{folder}: cannot be written ({error.strerror}); the same command continues") from error
     finally:
         bar.close()
-        lock.close()
+        lock.release()
     return progress
 
 

@@ -1,9 +1,9 @@
 """Generate text with a trained model. It streams to the terminal and is saved as generated_nanogpt.txt.
 
-python nanogpt/sample.py                                                    # the committed model
-python nanogpt/sample.py --prompt "ROMEO:" --temperature 0.7 --stop "JULIET:"
-python nanogpt/sample.py out/nanogpt/shakespeare-cpu-s0-1 --prompt-file scene.txt --length 2000
-python nanogpt/sample.py gpt2 --prompt "What is the answer to life?" --top-p 0.95      # OpenAI's weights, downloaded
+python nanogpt/sample.py                                          # the newest run, else the committed model cpu
+python nanogpt/sample.py cpu --prompt "ROMEO:" --temperature 0.7 --stop "JULIET:"
+python nanogpt/sample.py --out_dir out/nanogpt/shakespeare-cpu-s0-1 --prompt-file scene.txt --length 2000
+python nanogpt/sample.py gpt2 --prompt "What is the answer to life?" --top-p 0.95  # OpenAI's weights, downloaded
 """
 
 import argparse
@@ -11,34 +11,49 @@ import sys
 import time
 from pathlib import Path
 
+from common import run
+
 import torch
 from torch import nn
 
 import data
-import run
 from checkpoint import load_checkpoint, load_gpt2
 from generate import generate, stream
-from tokenizer import Characters, tokenizer_from
+from tokenizer import BytePairs, Characters, Words, tokenizer_from
 
-WEIGHTS = Path(__file__).resolve().parent / "weights" / "cpu.safetensors"
+FOLDER = Path(__file__).resolve().parent
+COMMITTED = {file.stem: file for file in sorted((FOLDER / "weights").glob("*.safetensors"))}
 HUGGING_FACE = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
+NAMES = ", ".join([*COMMITTED, *HUGGING_FACE])
 
 
-def open_model(source: str, data_dir: str | None = None) -> tuple[nn.Module, object]:
-    """(model, tokenizer) of a run folder (its best checkpoint), a checkpoint or safetensors file, or one of
-    HUGGING_FACE. Raises UserError."""
-    if source in HUGGING_FACE:
-        return load_gpt2(source), data.gpt2_tokenizer(data_dir)
-    path = Path(source)
+def add_flags(parser):
+    """Add the arguments that name the model, for `open_model`."""
+    text = f"a run folder, a checkpoint, or one of {NAMES} (default: the newest finished run, else cpu)"
+    parser.add_argument("model", nargs="?", type=run.path_arg, metavar="RUN|NAME", help=text)
+    parser.add_argument("--out_dir", type=run.path_arg, metavar="RUN", help="the same")
+
+
+def open_model(args) -> tuple[nn.Module, Characters | Words | BytePairs, Path]:
+    """(model, tokenizer, folder for what it generates) of the model that `args` name: those of `add_flags`, --data-dir
+    and --out. Raises UserError."""
+    if args.model and args.out_dir:
+        raise run.UserError(f"name one model: {args.model} or --out_dir {args.out_dir}")
+    name, newest = args.model or args.out_dir, None
+    if name is None:
+        newest = run.newest_run(FOLDER.name)
+        name = str(newest) if newest and (newest / "best.pt").exists() else "cpu"
+        print(f"no model named: using {run.display_path(name)}", file=sys.stderr)
+    path = COMMITTED.get(name, Path(name))
+    folder = run.make_folder(args.out or (path if path.is_dir() else "."))
+    if name in HUGGING_FACE:
+        return load_gpt2(name), data.gpt2_tokenizer(args.data_dir), folder
     if path.is_dir():
-        found = [path / name for name in ("best.pt", "last.pt") if (path / name).exists()]
-        if not found:
-            raise run.UserError(f"{path}: holds no checkpoint (best.pt or last.pt)")
-        path = found[0]
-    elif not path.exists():
-        raise run.UserError(f"{path}: is neither a run folder, nor a checkpoint, nor one of {', '.join(HUGGING_FACE)}")
+        path = path / "best.pt"
+    if not path.exists():
+        raise run.UserError(f"{path}: is missing; name a run folder, a checkpoint, or one of {NAMES}")
     model, state = load_checkpoint(path)
-    return model, tokenizer_from(state)
+    return model, tokenizer_from(state), folder
 
 
 def read_prompt(tokenizer, prompt: str | None = None, file: str | None = None) -> list[int]:
@@ -58,15 +73,9 @@ def read_prompt(tokenizer, prompt: str | None = None, file: str | None = None) -
     return ids
 
 
-def add_source(parser):
-    """Add the argument that names the model."""
-    text = f"a run folder, a checkpoint, or {', '.join(HUGGING_FACE)} (default: weights/cpu.safetensors)"
-    parser.add_argument("source", nargs="?", default=str(WEIGHTS), metavar="RUN|CHECKPOINT|NAME", help=text)
-
-
 def parser():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_source(p)
+    add_flags(p)
     prompts = p.add_mutually_exclusive_group()
     prompts.add_argument("--prompt", metavar="TEXT", help="the beginning of the text (default: the end of a line)")
     prompts.add_argument("--prompt-file", metavar="FILE", help="the same from a file")
@@ -88,9 +97,8 @@ def parser():
 def main(argv=None):
     args = parser().parse_args(argv)
     device = run.pick_device(args.device)
-    model, tokenizer = open_model(args.source, args.data_dir)
+    model, tokenizer, folder = open_model(args)
     prompt = read_prompt(tokenizer, args.prompt, args.prompt_file)
-    folder = run.make_folder(args.out or (args.source if Path(args.source).is_dir() else "."))
     model.to(device)
     idx, limits = torch.tensor([prompt], device=device), (args.temperature, args.top_k, args.top_p)
     texts, count, start = [], 0, time.monotonic()
@@ -113,7 +121,7 @@ def main(argv=None):
     file = folder / "generated_nanogpt.txt"
     run.write(file, f"\n{'-' * 40}\n".join(texts) + "\n")
     seconds = time.monotonic() - start
-    print(f"{count} tokens, {count / seconds:,.0f} per second; {run.shown(file)}", file=sys.stderr)
+    print(f"{count} tokens, {count / seconds:,.0f} per second; {run.display_path(file)}", file=sys.stderr)
 
 
 if __name__ == "__main__":

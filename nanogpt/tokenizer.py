@@ -11,9 +11,9 @@ import re
 from collections import Counter, defaultdict
 from pathlib import Path
 
-import regex
+from common.run import UserError
 
-from run import UserError
+import regex
 
 MAX_VOCABULARY = 2**16  # tokens are stored as uint16
 UNKNOWN, END_OF_LINE, END_OF_TEXT = "<unk>", "<eos>", "<|endoftext|>"

@@ -8,8 +8,8 @@
     python nanogpt/train.py --overfit --iters 200                  # overfit one batch: a healthy model can
     torchrun --nproc-per-node=8 nanogpt/train.py --recipe gpt2 --data openwebtext
 
-The validation loss is the mean over the whole validation text; best.pt is the checkpoint with the lowest one. Flags
-override the values of the recipe.
+The validation loss is the mean over the whole validation text; best.pt is the checkpoint with the lowest one. --bs is
+the number of sequences in one optimizer step, over all processes. A recipe sets whatever the flags leave open.
 """
 
 import argparse
@@ -17,38 +17,48 @@ import math
 import time
 from contextlib import nullcontext
 
+from common import ddp, run
+
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import data
-import run
-from checkpoint import build, config_of, count_parameters, save_weights
+from checkpoint import build, config_of, count_parameters, parse_config, save_weights
 from diagnostics import check_start, draw_layers, gradient_norms, update_ratios
 from generate import generate
 from optim import make_optimizers
 
-GPT = dict(kind="gpt", block_size=64, n_layer=4, n_head=4, n_embd=128, dropout=0.0, bias=False, tied=True)
-GPT |= dict(rotary=False, norm="layer", mlp="gelu", qk_norm=False)
+GPT = dict(kind="gpt", block_size=64, n_layer=4, n_head=4, n_embd=128, dropout=0.0, bias=False, tied=True,
+           rotary=False, norm="layer", mlp="gelu", qk_norm=False)  # fmt: skip
 MODERN = GPT | dict(rotary=True, mlp="relu2", qk_norm=True)
-# lr: the peak learning rate of AdamW; muon: that of Muon for the matrices of the blocks, in multiples of lr (0: AdamW
-# for all). After `warmup` steps the learning rate is constant, and decays to final_lr * lr in the last `cooldown` of
-# the run. accumulate: micro-batches of one step, shared among the processes. evals: evaluations in a run.
-ADAMW = dict(lr=1e-3, muon=0.0, ns_steps=5, beta2=0.99, weight_decay=0.1, clip=1.0, warmup=100, decay="cosine")
-ADAMW |= dict(cooldown=1.0, final_lr=0.1, accumulate=1, evals=10, compile=False)
+ADAMW = dict(
+    lr=1e-3,  # the peak learning rate of AdamW
+    muon=0.0,  # the learning rate of Muon, for the matrices of the blocks, in multiples of lr; 0: AdamW for all weights
+    ns_steps=5,  # iterations of Newton-Schulz in Muon
+    beta2=0.99,
+    weight_decay=0.1,
+    clip=1.0,  # the largest norm of the gradients; 0: no clipping
+    warmup=100,  # steps; then the learning rate is constant
+    decay="cosine",  # or "linear", down to final_lr times lr
+    cooldown=1.0,  # in the last `cooldown` of the run
+    final_lr=0.1,
+    micro_batch=None,  # sequences of one forward pass in each process; None: its whole share of the batch
+    evals=10,  # evaluations in a run
+    compile=False,
+)
 WORDS = ADAMW | dict(tokens="word", bs=16, lr=3e-3, warmup=50, final_lr=0.0)
-FAST = ADAMW | dict(tokens="char", bs=16, lr=3e-3, muon=5.0, beta2=0.95, weight_decay=0.0, clip=0.0, warmup=10)
-FAST |= dict(decay="linear", cooldown=0.5, final_lr=0.0)
+FAST = ADAMW | dict(tokens="char", bs=16, lr=3e-3, muon=5.0, beta2=0.95, weight_decay=0.0, clip=0.0, warmup=10,
+                    decay="linear", cooldown=0.5, final_lr=0.0)  # fmt: skip
 GPU = GPT | dict(block_size=256, n_layer=6, n_head=6, n_embd=384, dropout=0.2)
 GPT2 = GPT | dict(block_size=1024, n_layer=12, n_head=12, n_embd=768)
-GPT2_STEPS = dict(iters=600_000, bs=12, accumulate=40, lr=6e-4, beta2=0.95, warmup=2000, evals=600)
+GPT2_STEPS = dict(iters=600_000, bs=480, micro_batch=12, lr=6e-4, beta2=0.95, warmup=2000, evals=600)
 TINY = GPT | dict(block_size=16, n_layer=2, n_head=2, n_embd=32)
 RECIPES = {
     "tiny": ADAMW | dict(tokens="char", iters=60, bs=12, lr=1e-2, warmup=5, evals=3, model=TINY),  # a second, for tests
     "cpu": ADAMW | dict(tokens="char", iters=2000, bs=12, model=GPT),
     "fast": FAST | dict(iters=400, evals=4, model=MODERN | dict(n_layer=3, n_head=3, n_embd=144)),
+    "muon": FAST | dict(iters=500, evals=5, model=GPT),  # the base of sweep.py --study options
     "best": FAST | dict(iters=1800, evals=9, model=MODERN | dict(block_size=128, n_embd=192)),
     "gpu": ADAMW | dict(tokens="char", iters=5000, bs=64, evals=20, compile=True, model=GPU),
     "gpt2": ADAMW | GPT2_STEPS | dict(tokens="gpt2", compile=True, model=GPT2),
@@ -74,15 +84,15 @@ def loss_of(model, x, y, r):
     """The mean cross-entropy, in nats per token, of predicting y from x; int64 (B, T) each."""
     with r.autocast():
         logits = model(x)  # (B, T) -> (B, T, V)
-    return F.cross_entropy(logits.float().flatten(0, 1) if r.precision == "bf16" else logits.flatten(0, 1), y.flatten())
+    logits = logits.float() if r.precision == "bf16" else logits
+    return F.cross_entropy(logits.flatten(0, 1), y.flatten())
 
 
-def backward(model, x, y, micro_batch, r):
-    """Add the gradients of the loss on x and y, taken `micro_batch` sequences at a time. Returns the loss."""
+def backward(model, x, y, micro_batch, no_sync, r):
+    """Compute the gradients of the loss on x and y, `micro_batch` sequences at a time. Returns the loss."""
     total, parts = torch.zeros((), device=r.device), list(zip(x.split(micro_batch), y.split(micro_batch)))
-    for i, part in enumerate(parts):
-        last = i + 1 == len(parts)  # all-reduce gradients only in the last micro-batch
-        with nullcontext() if last or r.world == 1 else model.no_sync():
+    for i, part in enumerate(parts, 1):
+        with nullcontext() if i == len(parts) else no_sync():  # all-reduce gradients only in the last micro-batch
             loss = loss_of(model, *part, r) / len(parts)
             loss.backward()
         total += loss.detach()
@@ -104,94 +114,69 @@ def train(args, r, text):
     """Train a model; r.folder then holds last.pt, best.pt (of the lowest validation loss), metrics.csv, layers.png."""
     model = build(args.model | {"vocab_size": text.tokenizer.vocab_size}).to(r.device)
     optimizers = make_optimizers(model, args, r.device)
-    per_process = args.bs * max(1, args.accumulate // r.world)  # sequences of one step
-    batch_size = per_process * r.world
-    r.note(parameters=count_parameters(model), tokens_per_step=batch_size * model.block_size)
-    r.say(
-        f"{args.recipe}: {args.model['kind']}, {count_parameters(model):,} parameters; {text.name}, {text.level} "
-        f"tokens: {len(text.train):,} for training, {len(text.val):,} for validation, vocabulary {model.vocab_size:,}; "
-        f"{batch_size * model.block_size:,} tokens per step\n{r.hardware}"
-    )
+    parameters, tokens = count_parameters(model), args.bs * model.block_size
+    r.note(f"{args.recipe}: {args.model['kind']}, {parameters:,} parameters; {text.name}, {text.level} tokens: "
+           f"{len(text.train):,} for training, {len(text.val):,} for validation, vocabulary {model.vocab_size:,}; "
+           f"{tokens:,} tokens per step", dataset=text.facts(), parameters=parameters,
+           tokens_per_step=tokens)  # fmt: skip
+    share, micro_batch = args.bs // r.world, ddp.micro_batch_size(args.bs, args.micro_batch)
     step, losses, best, seconds = 0, torch.zeros(0), math.inf, 0.0
-    if state := r.load():
-        run.restore(model, state["model"], r.folder / "last.pt")
-        for optimizer, saved in zip(optimizers, state["optimizer"]):
-            optimizer.load_state_dict(saved)
+    if state := r.load(model=model, optimizer=optimizers):
         step, losses, best, seconds = (state[k] for k in ("step", "losses", "best", "seconds"))
     else:
-        x, y = data.batch(text.train, model.block_size, args.bs, args.seed, 0, r.device)
+        x, y = data.batch(text.train, model.block_size, micro_batch, args.seed, 0, r.device)
         with r.autocast():
-            r.note(first_loss=check_start(model, x, y))
-        r.say(
-            f"first loss {r.record['first_loss']:.3f}, ln {model.vocab_size} = {math.log(model.vocab_size):.3f}; causal"
-        )
+            first_loss = check_start(model, x, y)
+        r.note(first_loss=first_loss)
+        r.print(f"first loss {first_loss:.3f}, ln {model.vocab_size} = {math.log(model.vocab_size):.3f}; causal")
         torch.manual_seed(args.seed + r.rank)  # different dropout in every process
-    losses = list(losses.to(r.device))  # of the steps since the last evaluation
-    ddp_model = DistributedDataParallel(model) if r.world > 1 else model
+    losses = list((torch.zeros_like(losses) if r.rank else losses).to(r.device))  # since the last evaluation
+    ddp_model, no_sync = r.wrap(model)
     ddp_model = torch.compile(ddp_model) if args.compile else ddp_model
-    eval_every, start = max(1, args.iters // args.evals), time.monotonic() - seconds
+    eval_every, began = max(1, args.iters // args.evals), time.monotonic() - seconds
+    constants = {"config": config_of(model), "tokenizer": text.tokenizer.state()}
 
-    def save(name, **state):
-        weights = {"model": model.state_dict(), "config": config_of(model), "tokenizer": text.tokenizer.state()}
-        r.save(weights | {"step": step, **state}, name)
+    def save():
+        summed = r.all_reduce(torch.stack(losses)) if losses else torch.zeros(0)  # over processes
+        r.save(model=model, optimizer=optimizers, step=step, losses=summed, best=best,
+               seconds=time.monotonic() - began, **constants)  # fmt: skip
 
-    def save_last():
-        recent = torch.stack(losses) if losses else torch.zeros(0)
-        progress = {"losses": recent, "best": best, "seconds": time.monotonic() - start}
-        save("last.pt", optimizer=[o.state_dict() for o in optimizers], **progress)
-
-    bar = tqdm(total=args.iters, initial=step, leave=False, disable=None if r.rank == 0 else True)
+    bar = tqdm(total=args.iters, initial=step, leave=False, disable=True if r.rank else None)
     while step < args.iters:
         model.train()
-        x, y = data.batch(text.train, model.block_size, batch_size, args.seed, 0 if args.overfit else step)
-        x, y = (
-            t.split(per_process)[r.rank].to(r.device, non_blocking=True) for t in (x, y)
-        )  # the share of this process
-        losses.append(backward(ddp_model, x, y, args.bs, r))
+        x, y = data.batch(text.train, model.block_size, args.bs, args.seed, 0 if args.overfit else step)  # (bs, T) each
+        x, y = (tokens.split(share)[r.rank].to(r.device, non_blocking=True) for tokens in (x, y))
+        losses.append(backward(ddp_model, x, y, micro_batch, no_sync, r))
         evaluating = (step + 1) % eval_every == 0 or step + 1 == args.iters
-        if evaluating:  # the gradient norms before clipping, which would hide large ones
+        if evaluating:  # norms before clipping, which would hide large gradients
             gradients, before = gradient_norms(model), [p.detach().clone() for p in model.parameters()]
         update(model, optimizers, args, step)
         step += 1
         bar.update()
+
         if step % 50 == 0 or evaluating:  # reading the loss at every step would stall a GPU
-            r.check_finite(mean_over_processes(torch.stack(losses), r), step - len(losses))
-            bar.set_postfix(loss=f"{losses[-1].item():.3f}")
+            means = r.all_reduce(torch.stack(losses)) / r.world
+            r.check_finite(means, step - len(losses))
+            bar.set_postfix(loss=f"{means[-1].item():.3f}")
         if evaluating:
-            train_loss = mean_over_processes(torch.stack(losses), r).mean().item()
-            val_loss = evaluate(model, text.val, args.bs, r)
+            train_loss, val_loss = means.mean().item(), evaluate(model, text.val, micro_batch, r)
             r.check_finite(torch.tensor([val_loss]), step)
-            elapsed = round(time.monotonic() - start, 2)
-            row = {
-                "iter": step,
-                "train_loss": train_loss,
-                "val_loss": val_loss,
-                "lr": optimizers[0].param_groups[0]["lr"],
-            }
-            r.log(row | {"seconds": elapsed} | gradients | update_ratios(model, before))
-            r.say(
-                f"iter {step:>6,}/{args.iters:,}   loss {train_loss:.4f} train {val_loss:.4f} val   {elapsed:.0f} s\n"
-                f"{sample(model, text, args.seed, step, r)}"
-            )
+            elapsed, lr = time.monotonic() - began, optimizers[0].param_groups[0]["lr"]
+            r.log({"iter": step, "train_loss": train_loss, "val_loss": val_loss, "lr": lr, "seconds": round(elapsed, 2),
+                   **gradients, **update_ratios(model, before)})  # fmt: skip
+            r.print(f"iter {step:>6,}/{args.iters:,}   loss {train_loss:.4f} train {val_loss:.4f} val   "
+                    f"{elapsed:.0f} s\n{sample(model, text, args.seed, step, r)}")  # fmt: skip
             losses = []
             if val_loss < best:
                 best = val_loss
-                save("best.pt", val_loss=best)
-            save_last()
-        if r.stopping:
-            save_last()
+                r.save_best(model=model, step=step, val_loss=best, **constants)
+            save()
+        if r.should_stop():
+            save()
             r.stop()
     bar.close()
-    if r.rank == 0:
-        draw_layers(r.rows, r.folder / "layers.png")
+    r.figure("layers.png", draw_layers(r.rows))
     return model
-
-
-def mean_over_processes(values, r):
-    """The mean of a tensor over all processes."""
-    if r.world > 1:
-        dist.all_reduce(values)
-    return values / r.world
 
 
 @torch.no_grad()
@@ -202,8 +187,8 @@ def evaluate(model, tokens, batch_size, r) -> float:
     for x, y in data.blocks(tokens, model.block_size, max(batch_size, 4096 // model.block_size), r.device):
         total += loss_of(model, x, y, r).item() * y.numel()
         count += y.numel()
-    loss = torch.tensor(total / count, dtype=torch.float64)
-    return mean_over_processes(loss, r).item()  # the same value in every process, bit for bit
+    loss = r.all_reduce(torch.tensor(total / count, dtype=torch.float64)) / r.world
+    return loss.item()  # the same value in every process, bit for bit
 
 
 @torch.no_grad()
@@ -215,6 +200,10 @@ def estimate(model, tokens, batch_size, seed, r) -> float | None:
     x, y = data.batch(tokens, model.block_size, ESTIMATE_BATCHES * batch_size, seed, 0, r.device)
     losses = [loss_of(model, *part, r).item() for part in zip(x.split(batch_size), y.split(batch_size))]
     return sum(losses) / ESTIMATE_BATCHES
+
+
+def perplexity(loss: float) -> float:
+    return math.exp(min(loss, 700.0))  # beyond that a float overflows
 
 
 def sample(model, text, seed, step, r) -> str:
@@ -229,8 +218,9 @@ def sample(model, text, seed, step, r) -> str:
 
 def parser():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--recipe", choices=list(RECIPES), default="cpu", help="(default: %(default)s)")
-    run.add_flags(p, "data_dir", "out", "resume", data=dict(type=data.dataset_arg, default="auto", help=data.DATA_HELP))
+    run.add_flags(p, recipe=dict(choices=list(RECIPES), default="cpu"))
+    run.add_flags(p, "set", "data_dir", "out", "resume",
+                  data=dict(type=data.dataset_arg, default="auto", help=data.DATA_HELP))  # fmt: skip
     p.add_argument("--tokens", choices=data.TOKENS, help="what a token is")
     limit = dict(help="only the first N tokens of each part, for a quick look")
     run.add_flags(p, "iters", "bs", "lr", "seed", "device", "precision", limit=limit)
@@ -244,27 +234,39 @@ def parser():
     return p
 
 
+def check(args):
+    """Raise UserError where a value of the recipe, or a combination of values, makes no sense."""
+    bounds = {"muon": 0, "ns_steps": 1, "weight_decay": 0, "clip": 0, "warmup": 0, "final_lr": 0, "evals": 1}
+    for name, low in bounds.items():
+        if getattr(args, name) < low:
+            raise run.UserError(f"--set {name}={getattr(args, name)}: must be at least {low}")
+    if not 0 <= args.beta2 < 1 or not 0 <= args.cooldown <= 1:
+        raise run.UserError("--set beta2, cooldown: must be between 0 and 1")
+    if args.decay not in ("cosine", "linear"):
+        raise run.UserError(f"--set decay={args.decay}: must be cosine or linear")
+    if args.micro_batch is not None and (type(args.micro_batch) is not int or args.micro_batch < 1):
+        raise run.UserError(f"--set micro_batch={args.micro_batch}: must be a positive whole number")
+    ddp.micro_batch_size(args.bs, args.micro_batch)
+    parse_config(args.model | {"vocab_size": 1})
+
+
 def parse(argv=None):
-    args = run.parse(parser(), argv)
-    if not args.resume:
-        for name, value in RECIPES[args.recipe].items():
-            if getattr(args, name, None) is None:
-                setattr(args, name, value)
-    return args
+    return run.parse(__file__, parser(), argv, lambda args: RECIPES[args.recipe], check)
 
 
 def main(argv=None):
     args = parse(argv)
     text = data.load(args.data, args.data_dir, args.limit, args.tokens)
     args.data = text.name if args.data == "auto" else args.data
-    with run.Run(args, __file__, f"{text.name}-{args.recipe}", AUTO_PRECISION) as r:
-        r.note(dataset=text.facts())
+    name, micro_batch = f"{text.name}-{args.recipe}", ddp.micro_batch_size(args.bs, args.micro_batch)
+    with ddp.Run(args, __file__, name, auto_precision=AUTO_PRECISION, stop_within_epoch=True) as r:
         model = train(args, r, text)
-        best = run.read_checkpoint(r.folder / "best.pt", r.device)
-        run.restore(model, best["model"], r.folder / "best.pt")
-        final = {"best_iter": best["step"], "val_loss": best["val_loss"], "val_perplexity": math.exp(best["val_loss"])}
-        final |= {"sampled_loss": estimate(model, text.val, args.bs, args.seed, r), "seconds": r.rows[-1]["seconds"]}
-        final["train_loss"] = next(row["train_loss"] for row in r.rows if row["iter"] == best["step"])
+        best = r.load_best(model=model)
+        final = {"best_iter": best["step"], "val_loss": best["val_loss"],
+                 "val_perplexity": perplexity(best["val_loss"]),
+                 "sampled_loss": estimate(model, text.val, micro_batch, args.seed, r),
+                 "train_loss": next(row["train_loss"] for row in r.rows if row["iter"] == best["step"]),
+                 "seconds": r.rows[-1]["seconds"]}  # fmt: skip
         results = [f"validation loss {best['val_loss']:.4f} at iter {best['step']:,}"]
         if final["sampled_loss"] is not None:
             results.append(f"{final['sampled_loss']:.4f} as nanoGPT estimates it")
@@ -273,13 +275,12 @@ def main(argv=None):
         if text.test is None:
             results.append("selected on: the corpus has no test part")
         else:
-            final["test_loss"] = evaluate(model, text.test, args.bs, r)
-            final["test_perplexity"] = math.exp(final["test_loss"])
+            final["test_loss"] = evaluate(model, text.test, micro_batch, r)
+            final["test_perplexity"] = perplexity(final["test_loss"])
             results.append(f"test loss {final['test_loss']:.4f}, perplexity {final['test_perplexity']:.1f}")
         if r.rank == 0:
             save_weights(r.folder / "best.safetensors", model, text.tokenizer.state())
-        r.finish(**final)
-        r.say(f"{'; '.join(results)}; {final['seconds']:.0f} s; {run.shown(r.folder)}")
+        r.finish("; ".join(results), **final)
     return r.record
 
 

@@ -6,6 +6,8 @@ import csv
 import json
 import math
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 import types
@@ -323,17 +325,61 @@ def test_a_diverged_run_is_recorded(tmp_path):
     assert code == 1 and "diverged" in message and record["state"] == "diverged"
 
 
-def test_micro_batches_make_one_batch(tmp_path, monkeypatch):
+def test_micro_batches_make_one_batch(tmp_path):
     weights = []
-    for name, bs, accumulate in (("whole", 6, 1), ("parts", 2, 3)):
-        monkeypatch.setitem(train.RECIPES["tiny"], "accumulate", accumulate)
+    for name in ("whole", "parts"):
         torch.set_default_dtype(torch.float64)
         try:
-            fit(tmp_path / name, "--bs", str(bs), "--iters", "8")
+            fit(tmp_path / name, "--bs", "6", "--iters", "8", *(["--set", "micro_batch=2"] if name == "parts" else []))
         finally:
             torch.set_default_dtype(torch.float32)
         weights.append(torch.load(tmp_path / name / "last.pt", weights_only=True)["model"])
     assert all(torch.allclose(weights[0][k], weights[1][k], rtol=1e-9, atol=1e-12) for k in weights[0])
+
+
+def test_a_batch_size_that_does_not_divide_is_refused(monkeypatch, capsys):
+    assert failure(train.parse, ["--recipe", "tiny", "--set", "micro_batch=5"])[0] == 2
+    assert "--bs 12" in capsys.readouterr().err.splitlines()[-1]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert failure(train.parse, ["--recipe", "tiny", "--bs", "7"])[0] == 2
+    assert "2 processes" in capsys.readouterr().err.splitlines()[-1]
+    assert train.parse(["--recipe", "gpt2"]).bs == 480
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["evals=0", "decay=step", "beta2=1", "cooldown=2", "muon=-1", "micro_batch=0", "micro_batch=many", "model.n_head=3",
+     "model.mlp=tanh", "model.kind=gpt3"],
+)  # fmt: skip
+def test_a_recipe_that_makes_no_sense_is_refused(setting, capsys):
+    assert failure(train.parse, ["--recipe", "tiny", "--set", setting])[0] == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "error:" in last and setting.partition("=")[0].split(".")[-1] in last
+
+
+def test_nested_keys_of_a_recipe_can_be_set(tmp_path):
+    record = fit(tmp_path / "a", "--iters", "2", "--set", "model.n_layer=1", "--set", "model.mlp=relu2")
+    assert record["args"]["model"]["n_layer"] == 1
+    net, _ = checkpoint.load_checkpoint(tmp_path / "a" / "best.safetensors")
+    assert len(net.blocks) == 1 and net.config.mlp == "relu2"
+
+
+def test_a_run_that_is_stopped_between_evaluations_ends_the_same(tmp_path, monkeypatch):
+    """Stopped after 27 and after 50 of 60 steps, with dropout: the same weights and metrics, bit for bit."""
+    dropout = ["--set", "model.dropout=0.1"]
+    fit(tmp_path / "whole", *dropout)
+    steps = iter(range(1, 99))
+    monkeypatch.setattr(train.ddp.Run, "should_stop", lambda self: next(steps) in (27, 50))
+    command = [*dropout, "--resume", "auto"]
+    for code in (130, 130, None):
+        if code:
+            assert failure(fit, tmp_path / "parts", *command)[0] == code
+        else:
+            fit(tmp_path / "parts", *command)
+    rows = [[row | {"seconds": 0} for row in metrics(tmp_path / name)] for name in ("whole", "parts")]
+    assert rows[0] == rows[1] and len(rows[0]) == 3
+    whole, parts = (torch.load(tmp_path / name / "last.pt", weights_only=True)["model"] for name in ("whole", "parts"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
 FLOAT64 = """
@@ -354,19 +400,19 @@ def test_two_processes_equal_one(tmp_path):
     flags = ["--recipe", "tiny", "--data", "builtin", "--limit", "3000", "--iters", "30"]
     flags += ["--device", "cpu", "--precision", "fp32"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    for words, bs in ((torchrun, 4), ([sys.executable], 8)):
-        command = [*words, str(script), *flags, "--bs", str(bs), "--out", str(tmp_path / str(bs))]
+    for name, words in {"two": torchrun, "one": [sys.executable]}.items():
+        command = [*words, str(script), *flags, "--bs", "8", "--out", str(tmp_path / name)]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-    two, one = (torch.load(tmp_path / name / "last.pt", weights_only=True)["model"] for name in ("4", "8"))
+    two, one = (torch.load(tmp_path / name / "last.pt", weights_only=True)["model"] for name in ("two", "one"))
     for name, weights in one.items():
         assert (two[name] - weights).norm() < 1e-12 * weights.norm(), name
-    two, one = (metrics(tmp_path / name) for name in ("4", "8"))
+    two, one = (metrics(tmp_path / name) for name in ("two", "one"))
     assert len(two) == len(one) == 3
     for ours, theirs in zip(two, one):
         for name in ("train_loss", "val_loss"):
             assert ours[name] == pytest.approx(theirs[name], rel=1e-12)
-    two, one = (json.loads((tmp_path / name / "run.json").read_text()) for name in ("4", "8"))
+    two, one = (json.loads((tmp_path / name / "run.json").read_text()) for name in ("two", "one"))
     assert (two["processes"], one["processes"]) == (2, 1)
     assert two["tokens_per_step"] == one["tokens_per_step"] == 128
 
@@ -387,30 +433,33 @@ def test_the_bench_measures_everything(tmp_path, monkeypatch):
     assert failure(bench.main, ["--whole", "--limit", "5"])[0] == 2
 
 
-def test_a_sweep_continues_where_it_stopped(tmp_path, capsys, monkeypatch):
+def test_the_commands_of_the_studies(capsys, tmp_path):
+    sweep = load("nanogpt", "sweep")
+    sweep.main(["--list", "--seeds", "1", "--data", "builtin", "--out", str(tmp_path)])
+    commands = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(commands) == sum(map(len, sweep.STUDIES.values())) and not list(tmp_path.iterdir())
+    args = [train.parse(words[2:]) for words in commands]
+    assert all(words[0] == "python" and words[1].endswith("train.py") for words in commands)
+    options = [one for one in args if one.recipe == "muon"]
+    assert [one.muon for one in options] == [0.0] + [5.0] * 7
+    changed = [{k for k, v in one.model.items() if v != train.GPT[k]} for one in options]
+    assert changed == [set(), set(), {"rotary"}, {"norm"}, {"mlp"}, {"mlp"}, {"qk_norm"}, {"rotary", "qk_norm", "mlp"}]
+
+
+@pytest.mark.slow
+def test_a_sweep_continues_where_it_stopped(tmp_path, capsys):
     sweep = load("nanogpt", "sweep")
     argv = ["--study", "words", "--seeds", "1", "--data", "builtin", "--limit", "600", "--iters", "10"]
     argv += ["--out", str(tmp_path)]
     sweep.main(argv)
     first = {file: file.read_bytes() for file in tmp_path.glob("*/run.json")}
-    sweep.main(argv)
-    assert len(first) == 3 and all(file.read_bytes() == content for file, content in first.items())
     record = json.loads((tmp_path / "words.json").read_text())
     assert [len(row["curve"]) for row in record["rows"]] == [10, 10, 10] and (tmp_path / "words.png").exists()
     assert "word-gpt" in capsys.readouterr().out
-    for file in tmp_path.glob("words-0-s0/run.json"):  # like a run that was stopped before its first checkpoint
-        file.write_text(json.dumps(json.loads(file.read_text()) | {"state": "interrupted"}))
-        (file.parent / "last.pt").unlink()
-    monkeypatch.setattr(sweep.data, "choose", lambda name, *_: "builtin")  # what auto stands for
-    sweep.main([{"builtin": "auto"}.get(word, word) for word in argv])
-    assert {json.loads(file.read_text())["state"] for file in first} == {"done"}
+    shutil.rmtree(tmp_path / "words-0-s0")
+    sweep.main(argv)
+    again = {file: file.read_bytes() for file in tmp_path.glob("*/run.json")}
+    assert len(first) == len(again) == 3
+    assert [file.parent.name for file in first if first[file] != again[file]] == ["words-0-s0"]
     code, message = failure(sweep.main, [*argv, "--iters", "20"])
     assert code == 1 and "--iters" in message, "a quick look is not taken for the study"
-
-
-def test_every_study_consists_of_recipes():
-    sweep = load("nanogpt", "sweep")
-    for study in sweep.STUDIES.values():
-        for recipe in study.values():
-            assert recipe.keys() == train.RECIPES["gpu"].keys()
-            checkpoint.build(recipe["model"] | {"vocab_size": 65})

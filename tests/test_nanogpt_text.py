@@ -6,6 +6,7 @@ import collections
 import io
 import json
 import math
+import shlex
 import struct
 import sys
 
@@ -14,7 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from conftest import ROOT, failure, load
+from conftest import ROOT, failure, load, one_line
 
 sample = load("nanogpt", "sample")
 data, run = sample.data, sample.run
@@ -23,6 +24,7 @@ attention, baselines, checkpoint, generate = (
     load("nanogpt", name) for name in ("attention", "baselines", "checkpoint", "generate")
 )
 model, stages, tokenizer = (load("nanogpt", name) for name in ("model", "stages", "tokenizer"))
+stage = stages.stage
 MODERN = dict(rotary=True, norm="rms", mlp="relu2", qk_norm=True)
 
 PROSE = """Call me Ishmael. Some years ago -- never mind how long precisely -- having little or no money in my purse,
@@ -30,10 +32,6 @@ and nothing particular to interest me on shore, I thought I'd sail about a littl
 It's a way I have of driving off the spleen; they're 12,000 miles, we'll say, and you've  two   spaces.\t\tTabs\n\n\n
 """
 SIGNS = "naïve café — 你好，世界 👩‍👩‍👧 ½²Ⅷ ٣ \x1c\x85\u2028 \u00a0x don't DON'T 'tis 3.14159 <|endoftext|> \ufeff"
-
-
-def one_line(message):
-    return message.startswith("error: ") and "\n" not in message.strip()
 
 
 @pytest.fixture(scope="module")
@@ -227,11 +225,11 @@ def test_a_folder_without_text(tmp_path):
         data.dataset_arg("nowhere")
 
 
-def test_a_vocabulary_too_large_for_uint16(tmp_path):
-    (tmp_path / "many.txt").write_text(" ".join(f"word{i} word{i}" for i in range(90_000)))
-    code, message = failure(data.load, str(tmp_path / "many.txt"), None, None, "word")
-    assert code == 1 and one_line(message) and "uint16" in message
-    assert len(data.load(str(tmp_path / "many.txt"), tokens="bpe").train) > 90_000
+def test_a_vocabulary_too_large_for_uint16():
+    words = [str(i) for i in range(2**16)]
+    assert tokenizer.Words(words).vocab_size == 2**16
+    code, message = failure(tokenizer.Words, [*words, "one more"])
+    assert code == 1 and one_line(message) and "uint16" in message and "--tokens word" in message
 
 
 # ------------------------------------------------------------------------------------------------------------- batches
@@ -457,12 +455,35 @@ def test_a_character_not_in_the_vocabulary_is_named(weights, tmp_path, capsys):
 
 
 def test_sample_without_a_model(tmp_path):
-    for source in ("nothing-there", str(tmp_path)):
-        code, message = failure(sample.main, [source])
-        assert code == 1 and one_line(message) and source in message
+    for name in ("nothing-there", str(tmp_path)):
+        code, message = failure(sample.main, [name])
+        assert code == 1 and one_line(message) and name in message
     (tmp_path / "best.pt").write_bytes(b"damaged")
-    assert "best.pt" in failure(sample.main, [str(tmp_path)])[1]
+    assert "best.pt" in failure(sample.main, ["--out_dir", str(tmp_path)])[1]
     assert failure(sample.main, ["x", "--prompt", "a", "--prompt-file", "b"])[0] == 2
+    assert "one model" in failure(sample.main, ["x", "--out_dir", "y"])[1]
+
+
+def test_sample_takes_the_newest_run_or_the_committed_model(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    sample.main(["--length", "5", "--device", "cpu"])
+    assert "using cpu" in capsys.readouterr().err and (tmp_path / "generated_nanogpt.txt").exists()
+    train = load("nanogpt")
+    train.main(["--recipe", "tiny", "--data", "builtin", "--limit", "300", "--iters", "2", "--device", "cpu"])
+    sample.main(["--length", "5", "--device", "cpu"])
+    folder = tmp_path / "out" / "nanogpt" / "builtin-tiny-s0-1"
+    assert f"using {folder.relative_to(tmp_path)}" in capsys.readouterr().err
+    text = (folder / "generated_nanogpt.txt").read_text()
+    sample.main(["--out_dir", str(folder), "--length", "5", "--device", "cpu", "--out", "."])
+    assert (tmp_path / "generated_nanogpt.txt").read_text() == text
+
+
+@pytest.mark.parametrize("name", sample.COMMITTED)
+def test_committed_models_generate(name, tmp_path):
+    assert sample.COMMITTED[name].stat().st_size < 3_000_000
+    sample.main([name, "--length", "20", "--out", str(tmp_path), "--device", "cpu"])
+    assert len((tmp_path / "generated_nanogpt.txt").read_text(encoding="utf-8")) > 20
 
 
 @pytest.mark.parametrize("stop", ["END", "EEND", "aab"])
@@ -488,7 +509,7 @@ def test_attention_maps_are_drawn(weights, tmp_path):
     attention.main([str(weights), "--out", str(tmp_path), "--prompt", "def f(x):\n    x"])
     png = (tmp_path / "attention.png").read_bytes()
     assert png.startswith(b"\x89PNG") and len(png) > 5000
-    assert "at most 32" in failure(attention.main, [str(weights), "--prompt", "a" * 33])[1]
+    assert "at most 32" in failure(attention.main, [str(weights), "--prompt", "a" * 33, "--out", str(tmp_path)])[1]
 
 
 # ----------------------------------------------------------------------------------------- stages and the walkthrough
@@ -496,52 +517,74 @@ def test_attention_maps_are_drawn(weights, tmp_path):
 
 @pytest.fixture(scope="module")
 def nets(builtin):
-    return {
-        (study, name): stages.STUDIES[study][name](builtin.tokenizer.vocab_size)
-        for study in stages.STUDIES
-        for name in stages.STUDIES[study]
-    }
+    torch.manual_seed(0)
+    return {name: stage.build(name, builtin.tokenizer.vocab_size) for name in stage.RECIPES}
 
 
 def test_stages_are_causal_and_some_mistakes_are_not(nets):
     leaky = {"no mask", "mask after the softmax", "softmax over the wrong dimension"}
-    for (study, name), net in nets.items():
-        assert (stages.leak(net) > 1e-4) == (study == "mistakes" and name in leaky), name
+    for name, net in nets.items():
+        assert (stage.leak(net) > 1e-4) == (name in leaky), name
 
 
 def test_stages_start_at_the_loss_of_a_uniform_prediction(nets, builtin):
     uniform = math.log(builtin.tokenizer.vocab_size)
-    for (_, name), net in nets.items():
-        loss = stages.evaluate(net, builtin.val[:1000])
+    for name, net in nets.items():
+        loss = stage.evaluate(net, builtin.val[:1000])
         assert (abs(loss - uniform) < 0.6) == (name != "head tied to embeddings of deviation 1"), (name, loss)
 
 
 def test_attention_of_the_stages_equals_fused_attention():
     torch.manual_seed(0)
-    layer, x = stages.Attention(n_head=4), torch.randn(2, 9, stages.WIDTH)
+    layer, x = stage.Attention(64, n_head=4), torch.randn(2, 9, 64)
     q, k, v = (f(x).unflatten(2, (4, -1)).transpose(1, 2) for f in (layer.query, layer.key, layer.value))
     fused = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
     assert torch.allclose(layer(x), layer.out(fused), atol=1e-6)
-    mean = stages.Average()(x)
+    mean = stage.Average()(x)
     assert torch.allclose(mean[:, 4], x[:, :5].mean(1), atol=1e-6)
 
 
-def test_the_stages_run(tmp_path, capsys, monkeypatch):
-    again = ["--data", "builtin", "--iters", "3", "--limit", "700", "--seeds", "1", "--out", str(tmp_path)]
+def test_a_stage_is_trained_and_measured(tmp_path):
+    flags = ["--data", "builtin", "--iters", "20", "--limit", "2000"]
+    record = stage.main(["--recipe", "one head", *flags, "--out", str(tmp_path / "a")])
+    final = record["final"]
+    assert final["val_loss"] < record["initial_loss"] - 0.3 and final["leak"] < 1e-5 and len(record["sample"]) > 50
+    assert final["val_bits_per_character"] == pytest.approx(final["val_loss"] / math.log(2))
+    counted = stage.main(["--recipe", "bigram, counted", *flags, "--out", str(tmp_path / "b")])["final"]
+    text = data.load("builtin", limit=2000)
+    table = stage.count_pairs(text.train, text.tokenizer.vocab_size)
+    expected = F.cross_entropy(table[text.val[:-1].long()], text.val[1:].long()).item()
+    assert counted["val_loss"] == pytest.approx(expected)
+    code, message = failure(stage.main, ["--recipe", "one head", *flags, "--lr", "1e30", "--out", str(tmp_path / "c")])
+    assert code == 1 and "diverged" in message
+    for wrong in ("model.mistake=none", "model.n_head=3", "model.width=0", "device=cuda"):
+        assert failure(stage.parse, ["--recipe", "one head", "--set", wrong])[0] == 2
+
+
+def test_the_commands_of_the_stages(capsys, tmp_path):
+    stages.main(["--list", "--seeds", "2", "--iters", "7", "--data", "builtin", "--out", str(tmp_path)])
+    args = [stage.parse(shlex.split(line)[2:]) for line in capsys.readouterr().out.splitlines()]
+    assert [one.recipe for one in args] == 2 * [*stages.STUDIES["stages"], *stages.STUDIES["mistakes"]]
+    assert {(one.iters, one.data) for one in args} == {(7, "builtin")} and len({one.out for one in args}) == len(args)
+
+
+@pytest.mark.slow
+def test_the_stages_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "STUDIES", {"stages": ["bigram, counted", "with residuals"], "mistakes": ["no mask"]})
+    again = ["--data", "builtin", "--iters", "10", "--limit", "700", "--seeds", "1", "--out", str(tmp_path)]
     stages.main(again)
-    for study in stages.STUDIES:
-        rows = json.loads((tmp_path / f"{study}.json").read_text())["rows"]
-        assert [row["setting"] for row in rows] == list(stages.STUDIES[study])
-        assert all(row["dataset"]["builtin"] and row["final"]["val_loss"] > 0 for row in rows)
-        assert (tmp_path / f"{study}.png").stat().st_size > 5000
-    assert all("test_loss" in row["final"] for row in json.loads((tmp_path / "stages.json").read_text())["rows"])
+    for name in stages.STUDIES:
+        rows = json.loads((tmp_path / f"{name}.json").read_text())["rows"]
+        assert [row["setting"] for row in rows] == stages.STUDIES[name]
+        assert all(row["dataset"]["builtin"] and row["final"]["test_loss"] > 0 for row in rows)
+        assert rows[-1]["curve"][-1] == [10, pytest.approx(rows[-1]["final"]["val_loss"], abs=1e-4)]
+        assert (tmp_path / f"{name}.png").stat().st_size > 5000
+        assert rows[-1]["sample"] in (tmp_path / f"{name}-samples.txt").read_text(encoding="utf-8")
     before = (tmp_path / "stages.json").read_text()
-    monkeypatch.setattr(stages, "one_run", None)  # training again would fail
     stages.main(again)
-    assert (tmp_path / "stages.json").read_text() == before
+    assert (tmp_path / "stages.json").read_text() == before, "a stage was trained again"
     code, message = failure(stages.main, [*again, "--iters", "2"])
     assert code == 1 and one_line(message) and "another --out" in message
-    assert (tmp_path / "stages.json").read_text() == before, "a quick look does not replace the study"
 
 
 @pytest.mark.slow
@@ -563,5 +606,5 @@ def test_the_walkthrough_runs(monkeypatch):
                 del sys.modules[name]
         sys.modules.update(modules)
     losses = space["losses"]
-    assert list(losses) == list(stages.STUDIES["stages"]) and all(0 < loss < 5 for loss in losses.values())
+    assert list(losses) == stages.STUDIES["stages"] and all(0 < loss < 5 for loss in losses.values())
     assert losses["with residuals"] < losses["averaging"]
