@@ -11,6 +11,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from common import images as image_data
+from common import run
+
 import numpy as np
 import torch
 from PIL import Image
@@ -18,10 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from run import UserError, seed_at
-
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, in units of 255, as published weights expect
-ENDINGS = {".jpeg", ".jpg", ".png", ".webp", ".bmp"}
 SIZE, RESIZE = 224, 256  # pixels of the center crop, and of the shorter side before it
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # PIL raises all of these
 
@@ -35,18 +35,14 @@ class LazyImageFolder:
 
     eval_batch_size = 100
 
-    def __init__(self, sources, names, labels, classes, name, digest, size=SIZE):
+    def __init__(self, sources: list, names: list[str], labels: Tensor, classes: list[str], size: int = SIZE):
         self.sources, self.names, self.labels, self.classes = sources, names, labels, classes
-        self.name, self.digest, self.size, self.undecodable = name, digest, size, set()
+        self.size, self.undecodable = size, set()
         self.mean, self.std = (255 * torch.tensor(v).view(1, 3, 1, 1) for v in (MEAN, STD))
         self.device, self._loaders = torch.device("cpu"), {}
 
     def __len__(self):
         return len(self.labels)
-
-    def facts(self) -> dict:
-        """What a record says of the dataset."""
-        return {"name": self.name, "digest": self.digest, "builtin": self.name == "builtin"}
 
     def to(self, device) -> "LazyImageFolder":
         """Batches go to `device` from now on; images are decoded on the CPU."""
@@ -74,7 +70,7 @@ class LazyImageFolder:
             batches = [[(i, None) for i in part.tolist()] for part in torch.arange(n)[rank::world].split(batch_size)]
         else:
             seed, epoch = shuffle
-            order = torch.randperm(n, generator=torch.Generator().manual_seed(seed_at(seed, epoch))).tolist()
+            order = torch.randperm(n, generator=torch.Generator().manual_seed(run.seed_at(seed, epoch))).tolist()
             batches, share = [], examples_per_step(n, batch_size, world)
             for step in range(skip, max(1, n // batch_size)):
                 positions = range(*(step * batch_size + share * k // world for k in (rank, rank + 1)))
@@ -148,7 +144,7 @@ class Decoder(torch.utils.data.Dataset):
                 undecodable.append(self.names[i])
             if not self.training:
                 return torch.zeros(self.size, self.size, 3, dtype=torch.uint8), -1, undecodable
-        raise UserError(f"{self.names[first]}: neither this image nor any other one can be decoded")
+        raise run.UserError(f"{self.names[first]}: neither this image nor any other one can be decoded")
 
 
 def decode(source: Path | bytes) -> Image.Image:
@@ -198,64 +194,69 @@ def random_crop(image: Image.Image, size: int, augment: str, seed: tuple[int, in
 # -------------------------------------------------------------------------------------------------------------- reading
 
 
-def load(name: str, folder: Path, limit: int | None = None) -> tuple[LazyImageFolder, LazyImageFolder, None]:
-    """(train, validation, None) from folder/train and folder/val, or from folder/imagenet/train and .../val.
+def load(name: str, folder: Path, limit: int | None = None) -> tuple[LazyImageFolder, LazyImageFolder, None, dict]:
+    """(train, validation, None, facts for the record) from folder/train and folder/val, or those in folder/imagenet.
 
     limit: only the first so many images of each part. Raises UserError.
     """
     roots = [Path(folder), Path(folder) / "imagenet"]
     root = next((root for root in roots if (root / "train").is_dir()), None)
     if root is None:
-        raise UserError(
+        raise run.UserError(
             f"{folder}: has no train/ and val/ with one folder of images a class (ImageNet must be downloaded by hand "
             "from image-net.org: then name its folder with --data-dir)"
         )
-    classes = sorted(d.name for d in (root / "train").iterdir() if d.is_dir())
-    parts = [list_images(root, part, classes) for part in ("train", "val")]
-    digest = hashlib.blake2b("\n".join(line for _, _, lines in parts for line in lines).encode(), digest_size=16)
-    datasets = [
-        LazyImageFolder(
-            files[:limit],
-            [str(f.relative_to(root)) for f in files[:limit]],
-            torch.tensor(labels[:limit]),
-            classes,
-            Path(name).name,
-            digest.hexdigest(),
-        )
-        for files, labels, _ in parts
-    ]
-    return *datasets, None
+    try:
+        classes = sorted(d.name for d in (root / "train").iterdir() if d.is_dir())
+    except OSError as error:
+        raise run.UserError(f"{root / 'train'}: cannot be read ({error.strerror})") from error
+    datasets, lines = [], []
+    for part in ("train", "val"):
+        files, labels, sizes = list_images(root, part, classes)
+        lines += [f"{file} {size}" for file, size in zip(files, sizes)]
+        sources, names = [root / file for file in files[:limit]], [str(Path(file)) for file in files[:limit]]
+        datasets.append(LazyImageFolder(sources, names, torch.tensor(labels[:limit]), classes))
+    digest = hashlib.blake2b("\n".join(lines).encode(), digest_size=16)
+    return *datasets, None, facts(Path(name).name, digest, *datasets)
 
 
-def list_images(root: Path, part: str, classes: list[str]) -> tuple[list[Path], list[int], list[str]]:
-    """(files, labels, name and size of each as text), sorted by the digest of the names."""
+def list_images(root: Path, part: str, classes: list[str]) -> tuple[list[str], list[int], list[int]]:
+    """(files as part/class/file, labels, sizes in bytes), sorted by the digest of the names. Raises UserError."""
     found = []
     for label, name in enumerate(classes):
-        folder = root / part / name
-        if not folder.is_dir():
-            raise UserError(f"{folder}: is missing, but train/ has that class")
-        with os.scandir(folder) as entries:
-            found += [
-                (f"{part}/{name}/{e.name}", label, e.stat().st_size)
-                for e in entries
-                if Path(e.name).suffix.lower() in ENDINGS and not e.name.startswith(".")
-            ]
+        try:
+            with os.scandir(root / part / name) as entries:
+                found += [(f"{part}/{name}/{e.name}", label, e.stat().st_size) for e in entries if is_image(e.name)]
+        except OSError as error:
+            raise run.UserError(f"{root / part / name}: cannot be read ({error.strerror})") from error
     if len(classes) < 2 or not found:
-        raise UserError(f"{root / part}: needs at least two folders of images, one for each class")
+        raise run.UserError(f"{root / part}: needs at least two folders of images, one for each class")
     found.sort(key=lambda entry: hashlib.blake2b(entry[0].encode(), digest_size=16).digest())
-    return [root / path for path, _, _ in found], [label for _, label, _ in found], [f"{p} {s}" for p, _, s in found]
+    return tuple(map(list, zip(*found)))
 
 
-def encode(parts: list, classes: list[str], size: int) -> tuple[LazyImageFolder, LazyImageFolder, None]:
-    """(train, validation, None) from arrays [(uint8 (N, 3, H, W), labels), ...], as JPEGs of many sizes, in memory."""
-    rng, datasets = np.random.default_rng(0), []
-    for part, (images, labels) in zip(("train", "val"), parts):
-        sources = []
-        for image in images:
-            file, shape = io.BytesIO(), rng.integers(size + 6, image.shape[-1] + 1, 2).tolist()
+def is_image(name: str) -> bool:
+    return Path(name).suffix.lower() in image_data.ENDINGS and not name.startswith(".")
+
+
+def facts(name, digest, train_set, val_set) -> dict:
+    """What a record says of the dataset."""
+    counts = {"train": len(train_set), "val": len(val_set)}
+    return {"name": name, "digest": digest.hexdigest(), "builtin": name == "builtin"} | counts
+
+
+def builtin(limit: int | None = None, size: int = 64) -> tuple[LazyImageFolder, LazyImageFolder, None, dict]:
+    """(train, validation, None, facts for the record): 600 + 100 of the built-in images as JPEGs of different sizes, in
+    memory. size: side of the crops in pixels."""
+    arrays, classes = image_data.draw_builtin()
+    rng, datasets, digest = np.random.default_rng(0), [], hashlib.blake2b(digest_size=16)
+    for part, n, (images, labels) in zip(("train", "val"), (600, 100), arrays):
+        sources, n = [], min(n, limit or n)
+        for image in images[:n]:
+            file, shape = io.BytesIO(), rng.integers(size * 9 // 8, size * 3 // 2, 2, endpoint=True).tolist()
             Image.fromarray(image.transpose(1, 2, 0)).resize(shape).save(file, "jpeg", quality=90)
             sources.append(file.getvalue())
-        names = [f"{part}/{i}.jpeg" for i in range(len(sources))]
-        digest = hashlib.blake2b(b"".join(sources), digest_size=16).hexdigest()
-        datasets.append(LazyImageFolder(sources, names, torch.tensor(labels), classes, "builtin", digest, size))
-    return *datasets, None
+            digest.update(sources[-1])
+        names = [f"{part}/{i}.jpeg" for i in range(n)]
+        datasets.append(LazyImageFolder(sources, names, torch.from_numpy(labels[:n]), classes, size))
+    return *datasets, None, facts("builtin", digest, *datasets)

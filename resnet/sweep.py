@@ -3,48 +3,43 @@
     python resnet/sweep.py --study augment decay lr weight-decay     # on CIFAR-10, short recipes
     python resnet/sweep.py --study shortcut                          # 20 and 56 layers, with and without
     python resnet/sweep.py --study gradients                         # the same before the first step, in seconds
-    python resnet/sweep.py --study fast --seeds 3                    # the fast recipe over seeds
+    python resnet/sweep.py --study fast --seeds 3 --jobs 1           # the fast recipe over seeds
+    python resnet/sweep.py --study lr --list                         # only print the commands, for another engine
 
-One process a core, with one thread each; --jobs 1, one after the other, where seconds are to mean something. Given
-again, it continues where it stopped. Under --out: a run folder for every setting and seed, and for every study its
-record STUDY.json and its figure STUDY.png.
+One process a core, with one thread each; use --jobs 1 where the seconds matter. Given again, the command continues
+where it stopped. Under --out: a run folder for every setting and seed, results.txt with a line for each, and for every
+study its record STUDY.json and its figure STUDY.png.
 """
 
 import argparse
-import contextlib
-import csv
 import json
-import multiprocessing
-import os
-import signal
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+
+from common import images as image_data
+from common import run, study
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from tqdm import tqdm
 
 import data
 import model
-import run
 import train
 
-SHORT = dict(recipe="paper", epochs=4, decay="onecycle")  # short enough for many, long enough to tell them apart
+SHORT = dict(recipe="paper", epochs=4, decay="onecycle")  # long enough to tell settings apart
 STUDIES = {  # study: {setting: arguments of train.py}
     "augment": {name: SHORT | dict(epochs=8, augment=name) for name in ("none", "flip", "crop", "crop+flip")},
     "decay": {name: SHORT | dict(decay=name) for name in ("none", "step", "cosine", "onecycle")},
     "lr": {f"{lr:g}": SHORT | dict(lr=lr) for lr in (0.01, 0.03, 0.1, 0.3, 1.0)},
-    "weight-decay": {f"{x:g}": SHORT | {"weight-decay": x} for x in (0.0, 1e-4, 5e-4, 2e-3)},
+    "weight-decay": {f"{x:g}": SHORT | dict(weight_decay=x) for x in (0.0, 1e-4, 5e-4, 2e-3)},
     "shortcut": {
         f"{depth} layers, {name}": SHORT | dict(model=f"resnet{depth}", shortcut=shortcut)
         for depth in (20, 56)
         for shortcut, name in (("A", "with shortcuts"), ("none", "without"))
     },
-    "gradients": {},  # of the same networks as they are initialized: nothing is trained
+    "gradients": {},  # of the same networks before the first step: nothing is trained
     "options": {f"option {option}": SHORT | dict(shortcut=option) for option in "AB"},
     "parts": {name: dict(recipe=name, epochs=8) for name in train.RECIPES if name.startswith("fast")},
     "fast": {"ResNet-20, fast": dict(recipe="fast")},
@@ -54,72 +49,51 @@ STUDIES = {  # study: {setting: arguments of train.py}
         "ResNet-20, fast, half as long": dict(recipe="fast", epochs=20),
         "ResNet-20, paper": dict(recipe="paper"),
     },
-    "mnist": {"small ResNet": dict(recipe="mnist", data="mnist")},
+    "mnist": {"small ResNet": dict(recipe="mnist", model="mnist")},
 }
-BAR = "sweep {percentage:3.0f}%|{bar}| {elapsed} so far, {remaining} left"
-
-
-def arguments(setting):
-    """{"bs": 16, "lr": 0.1} -> ["--bs", "16", "--lr", "0.1"]"""
-    return [word for name, value in setting.items() for word in (f"--{name}", str(value))]
 
 
 def folder_name(setting, seed):
-    """The same for the same arguments, whichever study asks for them; what the recipe says anyway is left out."""
+    """The same name for the same arguments, whichever study wants them; values of the recipe are left out."""
     recipe = train.RECIPES[setting["recipe"]]
-    told = [
-        str(v) if k in ("recipe", "model", "data") else f"{k}{v}"
+    words = [
+        str(v) if k in ("recipe", "model") else f"{k.replace('_', '-')}{v}"
         for k, v in setting.items()
-        if recipe.get(k.replace("-", "_")) != v and (k, v) not in {("shortcut", "A"), ("model", "resnet20")}
+        if recipe.get(k) != v and (k, v) not in {("shortcut", "A"), ("model", "resnet20"), ("model", "mnist")}
     ]
-    return "-".join([*told, f"s{seed}"])
+    return "-".join([*words, f"s{seed}"])
 
 
-def one_run(folder, told, data_dir):
-    """Train one setting with one seed in `folder`, or continue it. Returns (folder, what went wrong or None)."""
-    flags = arguments(told) + (["--data-dir", data_dir] if data_dir else [])
-    where = ["--resume" if (folder / "run.json").exists() else "--out", str(folder)]
-    try:
-        with open(os.devnull, "w") as null, contextlib.redirect_stdout(null), contextlib.redirect_stderr(null):
-            train.main([*flags, *where])
-    except run.Diverged:
-        pass  # a result like any other: run.json has it
-    except SystemExit as error:
-        if isinstance(error.code, int) and error.code >= 128:
-            os._exit(error.code)  # told to stop, and the run is saved: take no other
-        return folder, f"{folder.name}: {str(error).removeprefix('error: ')}"
-    return folder, None
+def jobs_of(args, out):
+    """Every run that the studies need, once. Seed by seed: a sweep stopped early has all settings with fewer seeds."""
+    changes = {name: getattr(args, name) for name in ("limit", "epochs") if getattr(args, name) is not None}
+    where, p, jobs = ["--data-dir", args.data_dir] if args.data_dir else [], train.parser(), {}
+    for seed in range(args.seeds):
+        for name in args.study:
+            for setting in STUDIES[name].values():
+                values = setting | dict(data=dataset_of(args, name), seed=seed) | changes
+                epochs = (train.RECIPES[setting["recipe"]] | values)["epochs"]
+                cost = epochs * model.CIFAR_DEPTHS.get(setting.get("model"), 20)
+                folder = out / folder_name(setting, seed)
+                jobs[folder] = study.Job(folder, run.to_argv(p, values) + where, cost)
+    return list(jobs.values())
 
 
-def start_worker(threads):
-    torch.set_num_threads(threads)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: the first one ends the others in order
+def dataset_of(args, name):
+    """The dataset of the study `name`. With --data auto it is the built-in one if the real one cannot be had."""
+    if args.data != "auto":
+        return args.data
+    dataset = "mnist" if name == "mnist" else "cifar10"
+    return dataset if args.list else image_data.choose("auto", run.data_dir(args.data_dir), dataset)
 
 
-def row_of(study, setting, seed, folder):
-    """What the study's record keeps of one run."""
-    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    row = {"study": study, "setting": setting, "seed": seed, "folder": folder.name}
-    for key in (
-        "state",
-        "args",
-        "final",
-        "diverged_at_step",
-        "wall_s",
-        "parameters",
-        "precision",
-        "device",
-        "dataset",
-        "git",
-        "versions",
-    ):
-        row[key] = record.get(key)
-    if (folder / "metrics.csv").exists():
-        with open(folder / "metrics.csv", newline="", encoding="utf-8") as file:
-            lines = list(csv.DictReader(file))
-        row["train_accuracy"] = float(lines[-1]["train_accuracy"])  # of the last epoch, while the weights changed
-        row["val_accuracy"] = [round(float(line["val_accuracy"]), 4) for line in lines]
-        row["seconds"] = [round(s, 1) for s in np.cumsum([float(line["seconds"]) for line in lines]).tolist()]
+def row_of(name, setting, seed, folder):
+    """What the record of a study keeps of one run."""
+    columns = dict(train_accuracy="train_accuracy", val_accuracy="val_accuracy", seconds="seconds")
+    row = study.row(name, setting, seed, folder, **columns)
+    if "seconds" in row:
+        row["train_accuracy"] = row["train_accuracy"][-1]  # of the last epoch, while the weights changed
+        row["seconds"] = [round(s, 1) for s in np.cumsum(row["seconds"]).tolist()]
         row["seconds_to_90"] = next((s for s, a in zip(row["seconds"], row["val_accuracy"]) if a >= 0.9), None)
     return row
 
@@ -128,8 +102,10 @@ def row_of(study, setting, seed, folder):
 
 
 def gradient_norms(name, shortcut, images, labels):
-    """The norm of the loss's gradient at every 3 x 3 convolution in turn, relative to the norm of its weights, for a
-    network as it is initialized: one pass over `images` (N, 3, 32, 32), float32, training's batch statistics."""
+    """The gradient norm of each 3 x 3 convolution in turn, relative to the norm of its weights, before the first step.
+
+    One forward and backward pass over `images` (N, 3, 32, 32) in float32, with batch statistics.
+    """
     torch.manual_seed(0)
     net = model.build(name, 10, shortcut).train()
     F.cross_entropy(net(images), labels).backward()
@@ -137,23 +113,17 @@ def gradient_norms(name, shortcut, images, labels):
     return [(w.grad.norm() / w.norm()).item() for w in weights]
 
 
-def gradient_rows(train_set):
-    """A row for each network of the study "shortcut" with its gradient norms, for the first 256 training pictures."""
+def gradient_rows(args):
+    """A row for each network of the study "shortcut" with its gradient norms, for the first 256 training images."""
+    train_set, _, _, facts = data.load(dataset_of(args, "shortcut"), args.data_dir, args.limit)
     images, labels = next(train_set.batches(256, shuffle=(0, 0)))
     rows = []
-    for setting, told in STUDIES["shortcut"].items():
-        norms = gradient_norms(told["model"], told["shortcut"], images, labels)
-        rows.append(
-            {
-                "study": "gradients",
-                "setting": setting,
-                "gradient_norms": [float(f"{n:.4g}") for n in norms],
-                "final": {"first": norms[0], "last": norms[-1], "spread": max(norms) / min(norms)},
-                "git": run.git_state(Path(__file__).parent),
-                "dataset": train_set.facts(),
-                "versions": run.versions(),
-            }
-        )
+    for setting, values in STUDIES["shortcut"].items():
+        norms = gradient_norms(values["model"], values["shortcut"], images, labels)
+        final = {"first": norms[0], "last": norms[-1], "spread": max(norms) / min(norms)}
+        norms = [float(f"{norm:.4g}") for norm in norms]
+        row = {"study": "gradients", "setting": setting, "gradient_norms": norms, "final": final, "dataset": facts}
+        rows.append(row | run.environment(torch.device("cpu"), __file__))
     return rows
 
 
@@ -161,24 +131,21 @@ def draw_gradients(axes, rows):
     for row in rows:
         x = np.linspace(0, 1, len(row["gradient_norms"]))
         axes.plot(x, row["gradient_norms"], marker=".", label=row["setting"])
-    axes.set(
-        xlabel="place in the network, from the first layer to the last",
-        yscale="log",
-        ylabel="gradient norm over weight norm, at the start",
-    )
+    axes.set(xlabel="place in the network, from the first layer to the last", yscale="log",
+             ylabel="gradient norm over weight norm, at the start")  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------------------ figures
 
 
-def done(rows, setting):
+def finished(rows, setting):
     return [row for row in rows if row["setting"] == setting and row["state"] == "done"]
 
 
 def draw_epochs(axes, rows):
-    """Validation accuracy against epochs: a line for the mean over seeds, a band from the least to the most."""
+    """Validation accuracy against epochs: a line for the mean over seeds, a band from the lowest to the highest."""
     for setting in dict.fromkeys(row["setting"] for row in rows):
-        curves = [row["val_accuracy"] for row in done(rows, setting)]
+        curves = [row["val_accuracy"] for row in finished(rows, setting)]
         if curves:
             x = range(1, len(curves[0]) + 1)
             (line,) = axes.plot(x, np.mean(curves, 0), label=setting)
@@ -189,64 +156,52 @@ def draw_epochs(axes, rows):
 
 def draw_clock(axes, rows):
     """Validation accuracy against the seconds of training, a line a run; the paper's recipe the usual way as well."""
-    bench = run.ROOT / "resnet" / "results" / "bench.json"
+    bench = Path(__file__).parent / "results" / "bench.json"
     for row in (row for row in rows if row["state"] == "done"):
         label = f"{row['setting']}, seed {row['seed']}"
         (line,) = axes.plot(row["seconds"], row["val_accuracy"], label=label)
-        if "paper" in row["setting"] and bench.exists():  # the same epochs, each as much longer as bench.py measured
-            times = next(r["times_usual"] for r in json.loads(bench.read_text())["rows"] if r["way"] == "ours")
-            axes.plot(
-                np.array(row["seconds"]) * times,
-                row["val_accuracy"],
-                ":",
-                color=line.get_color(),
-                label=f"{label}, at the usual way's speed",
-            )
+        if "paper" in row["setting"] and bench.exists():  # the same epochs, slower by the factor that bench.py measured
+            factor = next(r["times_usual"] for r in json.loads(bench.read_text())["rows"] if r["way"] == "ours")
+            axes.plot(np.array(row["seconds"]) * factor, row["val_accuracy"], ":", color=line.get_color(),
+                      label=f"{label}, at the usual way's speed")  # fmt: skip
     axes.set(xlabel="seconds of training", ylabel="validation accuracy")
     if rows[0]["study"] != "mnist":
         axes.set(xscale="log" if rows[0]["study"] == "clock" else "linear", ylim=(0.6, 0.95))
         axes.axhline(0.9, color="gray", linewidth=0.8)
 
 
-def draw_rates(axes, rows):
-    """The best epoch's validation accuracy, every seed, against what was varied; diverged ones at chance."""
+def draw_best(axes, rows):
+    """The best epoch's validation accuracy of each run against what varies; a cross at chance if it diverged."""
     key = "lr" if rows[0]["study"] == "lr" else "weight_decay"
     for row in rows:
-        right = row["final"]["val_accuracy"] if row["state"] == "done" else 0.1
-        axes.plot(max(row["args"][key], 1e-5), right, "o" if row["state"] == "done" else "rx", color="tab:blue")
+        done = row["state"] == "done"
+        accuracy = row["final"]["val_accuracy"] if done else 0.1
+        axes.plot(max(row["args"][key], 1e-5), accuracy, "o" if done else "rx", color="tab:blue")
     axes.set(xscale="log", xlabel=key.replace("_", " "), ylabel="validation accuracy of the best epoch")
 
 
-def report(study, rows, out, train_set):
+DRAW = {"lr": draw_best, "weight-decay": draw_best, "gradients": draw_gradients}
+DRAW |= dict.fromkeys(("fast", "paper", "clock", "mnist"), draw_clock)
+
+
+def report(name, rows, gradients, out):
     """Write STUDY.json and STUDY.png, and print the table."""
-    gradients = gradient_rows(train_set) if study in ("shortcut", "gradients") else []
-    figure = Figure(figsize=(11 if study == "shortcut" else 6.5, 4), layout="constrained")
-    axes = figure.subplots(1, 2 if study == "shortcut" else 1)
-    if study == "shortcut":
-        draw_epochs(axes[0], rows)
+    run.write_json(out / f"{name}.json", {"study": name, "rows": rows + gradients})
+    figure = Figure(figsize=(11 if name == "shortcut" else 6.5, 4), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(1, 2 if name == "shortcut" else 1))
+    DRAW.get(name, draw_epochs)(axes[0], rows or gradients)
+    if name == "shortcut":
         draw_gradients(axes[1], gradients)
-    elif study == "gradients":
-        draw_gradients(axes, gradients)
-    else:
-        {
-            "lr": draw_rates,
-            "weight-decay": draw_rates,
-            "fast": draw_clock,
-            "paper": draw_clock,
-            "clock": draw_clock,
-            "mnist": draw_clock,
-        }.get(study, draw_epochs)(axes, rows)
-    for part in np.atleast_1d(axes):
-        part.grid(alpha=0.3)
-        if part.get_legend_handles_labels()[0]:
-            part.legend(fontsize=8)
-    run.write_figure(out / f"{study}.png", figure)
-    run.write_json(out / f"{study}.json", {"study": study, "rows": rows + gradients})
-    print(f"\n{study}")
+    for panel in axes:
+        panel.grid(alpha=0.3)
+        if panel.get_legend_handles_labels()[0]:
+            panel.legend(fontsize=8)
+    run.write_figure(out / f"{name}.png", figure)
+    print(f"\n{name}")
     for row in gradients:
         print(f"  {row['setting']:40} largest gradient over smallest {row['final']['spread']:.3g}")
     for setting in dict.fromkeys(row["setting"] for row in rows):
-        values = [row["final"].get("test_accuracy", row["final"]["val_accuracy"]) for row in done(rows, setting)]
+        values = [row["final"]["test_accuracy"] for row in finished(rows, setting)]
         diverged = len([r for r in rows if r["setting"] == setting and r["state"] == "diverged"])
         result = f"{np.mean(values):.2%} +- {np.std(values, ddof=1) if len(values) > 1 else 0:.2%}" if values else ""
         print(f"  {setting:40} test {result}" + (f" ({diverged} diverged)" if diverged else ""))
@@ -257,23 +212,10 @@ def report(study, rows, out, train_set):
 
 def parser():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--study", nargs="+", choices=list(STUDIES), default=list(STUDIES), help="(default: all of them)")
-    p.add_argument("--seeds", type=run.positive_int, default=3, metavar="N", help="seeds 0 to N - 1 (default: 3)")
-    p.add_argument(
-        "--jobs",
-        type=run.positive_int,
-        metavar="N",
-        default=os.cpu_count(),
-        help="processes, which share the cores (default: one a core); 1 for seconds that mean something",
-    )
-    run.add_flags(
-        p,
-        "data_dir",
-        "limit",
-        out=dict(default=str(run.ROOT / "out" / "resnet" / "sweep"), help="where to"),
-        data=dict(type=data.dataset_arg, default="auto", help="instead of what the study is about"),
-        epochs=dict(help="instead of each setting's own, for a quick look"),
-    )
+    study.add_flags(p, STUDIES)
+    run.add_flags(p, "data_dir", "limit", out=dict(default=str(run.ROOT / "out" / "resnet" / "sweep"), help="folder of "
+                  "the studies"), data=dict(type=data.dataset_arg, default="auto", help="instead of the study's own"),
+                  epochs=dict(help="instead of each setting's own, for a quick look"))  # fmt: skip
     return p
 
 
@@ -284,57 +226,14 @@ def main(argv=None):
         p.error(f"--data {args.data}: the studies are of CIFAR-10 and MNIST")
     if args.data in ("mnist", "cifar10") and (args.data == "mnist") != (set(args.study) == {"mnist"}):
         p.error(f"--data {args.data}: not all of these studies are of it")
-    out = run.make_folder(args.out)
-    common = {name: value for name, value in (("limit", args.limit), ("epochs", args.epochs)) if value is not None}
-    chosen = args.data
-    if chosen == "auto":
-        chosen = "cifar10" if data.reachable(run.data_dir(args.data_dir)) else "builtin"
-    settings = {}  # study: {setting: what train.py is told}
-    for study in args.study:
-        settings[study] = {}
-        for name, setting in STUDIES[study].items():
-            which = "mnist" if study == "mnist" and chosen != "builtin" else chosen
-            extra = {"model": "mnist"} if study == "mnist" else {}
-            settings[study][name] = setting | extra | {"data": which} | common
-    jobs = {
-        out / folder_name(STUDIES[study][name], seed): told | {"seed": seed}  # seed by seed: stopped early,
-        for seed in range(args.seeds)
-        for study in args.study  # every setting has as many
-        for name, told in settings[study].items()
-    }
-    todo = {folder: told for folder, told in jobs.items() if not run.ended(folder, train.parse(arguments(told)))}
-    lock = run.hold(out)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    bar = tqdm(total=len(jobs), initial=len(jobs) - len(todo), bar_format=BAR)
-    threads = max(1, (os.cpu_count() or 1) // args.jobs)
-    with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn"), start_worker, (threads,)) as pool:
-        pending = {pool.submit(one_run, folder, told, args.data_dir) for folder, told in todo.items()}
-        try:
-            while pending:  # waking up now and then: a signal that another thread took is seen only then
-                finished, pending = wait(pending, timeout=1, return_when=FIRST_COMPLETED)
-                for _, error in (future.result() for future in finished):
-                    if error:
-                        raise run.UserError(error)
-                    bar.update(1)
-        except BaseException as error:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for child in multiprocessing.active_children():
-                child.terminate()  # whose runs then end in order
-            if isinstance(error, KeyboardInterrupt | BrokenProcessPool):
-                raise run.UserError("the sweep was stopped; the same command continues where it was") from None
-            raise
-    bar.close()
-    train_set = None
-    if {"shortcut", "gradients"} & set(args.study):
-        train_set = data.load(chosen, args.data_dir, args.limit)[0]
-    for study, named in settings.items():
-        rows = [
-            row_of(study, name, seed, out / folder_name(STUDIES[study][name], seed))
-            for name in named
-            for seed in range(args.seeds)
-        ]
-        report(study, rows, out, train_set)
-    lock.close()
+    out = Path(args.out) if args.list else run.make_folder(args.out)
+    jobs = jobs_of(args, out)  # none for the study "gradients"
+    if study.run_jobs(train, jobs, args) if jobs else not args.list:
+        gradients = gradient_rows(args) if {"shortcut", "gradients"} & set(args.study) else []
+        for name in args.study:
+            rows = [row_of(name, setting, seed, out / folder_name(values, seed))
+                    for setting, values in STUDIES[name].items() for seed in range(args.seeds)]  # fmt: skip
+            report(name, rows, gradients if name in ("shortcut", "gradients") else [], out)
 
 
 if __name__ == "__main__":

@@ -12,19 +12,18 @@ all processes, so a run on eight GPUs takes the same steps as on one. A recipe s
 
 import argparse
 import contextlib
-import os
 import time
+
+from common import ddp, run
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-import collectives
 import data
 import model
 import optim
-import run
 
 PAPER = dict(  # He et al. 2015, section 4.2: 64,000 steps; the learning rate is divided by 10 at 32,000 and 48,000
     epochs=182,
@@ -34,22 +33,24 @@ PAPER = dict(  # He et al. 2015, section 4.2: 64,000 steps; the learning rate is
     warmup=0.0,  # share of the run
     weight_decay=1e-4,
     augment="crop+flip",
-    accumulate=1,
+    micro_batch=None,  # images of one forward pass in each process; None: its whole share of the batch
     optimizer="sgd",
+    muon_decay=0.02,  # weight decay of Muon
     nesterov=False,
     label_smoothing=0.0,
-    ema=0.0,  # of the average of weights; 0: none
+    ema=0.0,  # decay of the average of weights; 0: no average
     whiten=False,  # the first convolution
     sizes=[[0.0, None]],  # [share of the run from which on, side of the training images in pixels], None: as they are
-    compile=False,
+    compile=None,  # the type of device on which the network is compiled
 )
 FAST = dict(epochs=40, lr=0.2, decay="onecycle", weight_decay=5e-4, nesterov=True, label_smoothing=0.1)
 RECIPES = {
     "paper": PAPER,
-    "fast": PAPER | FAST | dict(optimizer="muon", muon_decay=0.02, sizes=[[0.0, 24], [0.5, 32]]),
+    "fast": PAPER | FAST | dict(optimizer="muon", sizes=[[0.0, 24], [0.5, 32]]),
     "mnist": PAPER | FAST | dict(epochs=5, augment="affine", compile="cuda"),
     "imagenet": PAPER
     | dict(epochs=90, bs=256, decay="cosine", warmup=5 / 90, nesterov=True, label_smoothing=0.1, ema=0.9999),
+    "tiny": PAPER | dict(epochs=2, bs=20, lr=0.02, decay="none", limit=400),  # a second, for tests
 }
 VARIANTS = {  # of the fast recipe, each with one change: sweep.py --study parts measures what it is worth
     "sgd": dict(optimizer="sgd", lr=0.4),
@@ -64,47 +65,25 @@ AUTO_PRECISION = "bf16"  # bench.py: 1.4 times as fast as fp32 where the hardwar
 SAVE_EVERY = 1000  # steps between checkpoints within an epoch
 
 
-def train(args, r, train_set, val_set):
+def train(args, r, net, train_set, val_set):
     """Train. Writes metrics.csv, last.pt and best.pt, the epoch of the highest validation accuracy."""
-    net = build_model(args, train_set).to(r.device, memory_format=torch.channels_last)
-    net = nn.SyncBatchNorm.convert_sync_batchnorm(net) if args.sync_bn else net
     optimizers = optim.build_optimizers(net, args)
     n, steps = data.examples_per_step(len(train_set), args.bs, r.world), data.steps_per_epoch(len(train_set), args.bs)
     average = optim.build_average(net, args.ema, args.epochs * steps) if args.ema else None
     eval_model = average.module if average else net  # what is validated, and saved as best.pt
-    parameters = model.num_parameters(net)
-    r.note(parameters=parameters)
-    r.say(
-        f"{args.model}, {parameters:,} parameters, on {train_set.name}: {len(train_set):,} training and "
-        f"{len(val_set):,} validation images\n{r.hardware}" + f", {r.world} processes" * (r.world > 1)
-    )
-
+    parts = {"model": net, "optimizers": optimizers} | ({"average": average} if average else {})
     first_epoch, step, best, totals = 0, 0, -1.0, torch.zeros(steps, 2)
-    if state := r.load():
-        run.restore(net, state["model"], r.folder / "last.pt")
-        if average:
-            run.restore(average, state["average"], r.folder / "last.pt")
-        for optimizer, saved in zip(optimizers, state["optimizers"]):
-            optimizer.load_state_dict(saved)
+    if state := r.load(**parts):
         first_epoch, step, best = (state[k] for k in ("epoch", "step", "best"))
         totals = totals if r.rank else state["totals"]  # which are summed over ranks
     totals = totals.to(r.device)  # summed loss and correct predictions of each step, in this process
-    ddp_model, no_sync = collectives.wrap(net, r)
-    if args.compile is True or args.compile == r.device.type:
+    micro_batch = ddp.micro_batch_size(args.bs, args.micro_batch)
+    ddp_model, no_sync = r.wrap(net)
+    if args.compile == r.device.type:
         ddp_model = torch.compile(ddp_model, mode="reduce-overhead")
 
     def checkpoint(epoch, step):
-        r.save(
-            {
-                "model": net.state_dict(),
-                "average": average.state_dict() if average else {},
-                "optimizers": [o.state_dict() for o in optimizers],
-                "epoch": epoch,
-                "step": step,
-                "totals": collectives.all_reduce(totals.clone(), r),
-                "best": best,
-            }
-        )
+        r.save(**parts, epoch=epoch, step=step, best=best, totals=r.all_reduce(totals.clone()))
 
     for epoch in range(first_epoch, args.epochs):
         net.train()
@@ -118,7 +97,7 @@ def train(args, r, train_set, val_set):
             optim.set_lr(optimizers, optim.lr_factor(args.decay, progress, args.warmup))
             for optimizer in optimizers:
                 optimizer.zero_grad()
-            micro_batches = list(zip(images.chunk(args.accumulate), labels.chunk(args.accumulate)))
+            micro_batches = list(zip(images.split(micro_batch), labels.split(micro_batch)))
             for k, (x, y) in enumerate(micro_batches, 1):
                 # all-reduce gradients only in the last micro-batch
                 with contextlib.nullcontext() if k == len(micro_batches) else no_sync():
@@ -136,7 +115,7 @@ def train(args, r, train_set, val_set):
             if step % 50 == 0:  # reading the loss at each step would stall a GPU
                 loss, accuracy = means(totals[:step], n, epoch * steps, r)
                 bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{accuracy:.1%}")
-            stopping = r.stopping
+            stopping = r.should_stop()
             if stopping or step % SAVE_EVERY == 0:
                 checkpoint(epoch, step)
             if stopping:
@@ -144,28 +123,19 @@ def train(args, r, train_set, val_set):
 
         train_loss, train_accuracy = means(totals, n, epoch * steps, r)
         seconds = time.monotonic() - began
-        collectives.broadcast_buffers(eval_model, r)
+        r.broadcast_buffers(eval_model)
         val_loss, val_accuracy = evaluate(eval_model, val_set, r)
         r.check_finite(torch.tensor([val_loss]), (epoch + 1) * steps)
-        r.log(
-            {
-                "epoch": epoch + 1,
-                "train_loss": train_loss,
-                "val_loss": val_loss,
-                "train_accuracy": train_accuracy,
-                "val_accuracy": val_accuracy,
-                "lr": optimizers[0].param_groups[0]["lr"],
-                "seconds": round(seconds, 2),
-            }
-        )
-        r.say(
-            f"epoch {epoch + 1:>3}/{args.epochs}   loss {train_loss:.3f} train {val_loss:.3f} val   accuracy "
-            f"{train_accuracy:.1%} train {val_accuracy:.2%} val   {(steps - first_step) * n / seconds:,.0f} images/s"
-        )
+        r.log({"epoch": epoch + 1, "train_loss": train_loss, "val_loss": val_loss, "train_accuracy": train_accuracy,
+               "val_accuracy": val_accuracy, "lr": optimizers[0].param_groups[0]["lr"],
+               "seconds": round(seconds, 2)})  # fmt: skip
+        r.print(f"epoch {epoch + 1:>3}/{args.epochs}   loss {train_loss:.3f} train {val_loss:.3f} val   accuracy "
+                f"{train_accuracy:.1%} train {val_accuracy:.2%} val   "
+                f"{(steps - first_step) * n / seconds:,.0f} images/s")  # fmt: skip
         if val_accuracy > best:
             best = val_accuracy
-            facts = {"classes": list(train_set.classes), "mean": train_set.mean, "std": train_set.std}
-            r.save({"model": eval_model.state_dict(), "epoch": epoch + 1} | facts, "best.pt")
+            r.save_best(model=eval_model, epoch=epoch + 1, classes=list(train_set.classes), mean=train_set.mean,
+                        std=train_set.std)  # fmt: skip
         step = 0
         totals.zero_()
         checkpoint(epoch + 1, step)
@@ -173,11 +143,11 @@ def train(args, r, train_set, val_set):
 
 
 def build_model(args, train_set):
-    """The network of `args`. Its weights are drawn from torch's generator, which run.Run has seeded."""
+    """The network of `args`. Its weights are drawn from torch's generator, which the run has seeded."""
     net = model.build(args.model, len(train_set.classes), args.shortcut)
     if args.whiten:
         model.whiten(net.conv1, train_set.normalize(train_set.images[:5000]).cpu())
-    return net
+    return nn.SyncBatchNorm.convert_sync_batchnorm(net) if args.sync_bn else net
 
 
 def size_at(sizes, progress):
@@ -188,7 +158,7 @@ def size_at(sizes, progress):
 def means(totals, n, first_step, r):
     """(loss, accuracy) of the steps from `first_step` on, of n images each; totals: (steps, 2) of each process. Raises
     Diverged."""
-    totals = collectives.all_reduce(totals.clone(), r)
+    totals = r.all_reduce(totals.clone())
     r.check_finite(totals[:, 0], first_step)
     return (totals.sum(0) / (len(totals) * n)).tolist()
 
@@ -205,7 +175,7 @@ def evaluate(net, dataset, r):
         loss = F.cross_entropy(logits, labels, reduction="sum", ignore_index=-1)
         correct = ((logits.argmax(1) == labels) & (labels >= 0)).sum()
         totals += torch.stack([loss, correct, (labels >= 0).sum()]).cpu()
-    loss, correct, count = collectives.all_reduce(totals, r).tolist()
+    loss, correct, count = r.all_reduce(totals).tolist()
     return loss / max(count, 1), correct / max(count, 1)
 
 
@@ -213,16 +183,14 @@ def parser():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [*model.CIFAR_DEPTHS, "mnist", *model.IMAGENET_DEPTHS]
     p.add_argument("--model", choices=names, help="(default: resnet20, mnist or resnet50, by the data)")
-    p.add_argument("--recipe", choices=list(RECIPES), help="(default: fast, mnist or imagenet, by the data)")
-    run.add_flags(p, "data_dir", "out", "resume", data=dict(type=data.dataset_arg, default="auto", help=data.DATA_HELP))
-    run.add_flags(p, "epochs", "bs", "lr", "seed", "device", "precision", "limit")
+    run.add_flags(p, recipe=dict(choices=list(RECIPES), help="(default: fast, mnist or imagenet, by the data)"))
+    run.add_flags(p, "set", "data_dir", "out", "resume",
+                  data=dict(type=data.dataset_arg, default="auto", help=data.DATA_HELP))  # fmt: skip
+    run.add_flags(p, "epochs", "bs", "lr", "weight_decay", "seed", "device", "precision", "limit")
     p.add_argument("--decay", choices=["none", "step", "cosine", "onecycle"], help="schedule of the learning rate")
-    p.add_argument("--weight-decay", type=run.nonnegative_float, metavar="X", help="strength of the L2 penalty")
     p.add_argument("--augment", choices=data.AUGMENT, help="augmentation of the training images")
     p.add_argument("--shortcut", choices=model.SHORTCUTS, help="option A or B of the paper, or none (CIFAR networks)")
-    p.add_argument("--accumulate", type=run.positive_int, metavar="N", help="micro-batches of a step in each process")
     p.add_argument("--sync-bn", action="store_true", help="batch statistics over all processes (GPU)")
-    p.add_argument("--compile", action=argparse.BooleanOptionalAction, help="torch.compile the network")
     p.epilog = "recipes, as they differ from that of the paper:\n" + "\n".join(
         f"  {name}: " + ", ".join(f"{k} {v}" for k, v in values.items() if name == "paper" or PAPER.get(k) != v)
         for name, values in RECIPES.items()
@@ -230,71 +198,68 @@ def parser():
     return p
 
 
-def parse(argv=None):
-    p = parser()
-    args = run.parse(
-        p,
-        argv,
-        extendable=lambda saved: (
-            saved["decay"] == "none" and not saved["warmup"] and not saved["ema"] and len(saved["sizes"]) == 1
-        ),
-    )
-    if args.resume:
-        return args
-    family = data.family_of_data(args.data) or (data.family_of_model(args.model) if args.model else "cifar")
+def recipe(args):
+    """The recipe. Model and recipe, where no flag names them, are those of the data. Raises UserError."""
+    family = data.family_of_data(args.data)
+    if family is None:  # the built-in data resemble what the network takes
+        by_recipe = "mnist" if args.recipe in ("mnist", "tiny") else "cifar"
+        family = data.family_of_model(args.model) if args.model else by_recipe
     default_model, default_recipe = DEFAULTS[family]
     args.model, args.recipe = args.model or default_model, args.recipe or default_recipe
     if data.family_of_model(args.model) != family:
-        p.error(f"--model {args.model}: does not take the images of --data {args.data}")
+        raise run.UserError(f"--model {args.model}: does not take the images of --data {args.data}")
+    if args.recipe.split("-")[0] not in ("paper", "tiny", default_recipe):
+        raise run.UserError(f"--recipe {args.recipe}: is not for {args.model}")
     if args.shortcut and family != "cifar":
-        p.error(f"--shortcut {args.shortcut}: {args.model} has no such option")
-    if args.recipe != "paper" and args.recipe.split("-")[0] != default_recipe:
-        p.error(f"--recipe {args.recipe}: is not for {args.model}")
-    if args.augment == "affine" and family == "imagenet":
-        p.error("--augment affine: is for images in memory; use crop, flip or crop+flip")
+        raise run.UserError(f"--shortcut {args.shortcut}: {args.model} has no such option")
+    return RECIPES[args.recipe] | ({"shortcut": "A"} if family == "cifar" else {})
+
+
+def check(args):
+    """Raise UserError where arguments do not fit together."""
+    if data.family_of_model(args.model) == "imagenet" and (args.augment == "affine" or args.whiten):
+        raise run.UserError("--augment affine and --set whiten=true: are only for images in memory")
     if args.sync_bn and not torch.cuda.is_available():
-        p.error("--sync-bn: needs a GPU")
-    args.shortcut = args.shortcut or "A"
-    for name, value in RECIPES[args.recipe].items():
-        if getattr(args, name, None) is None:
-            setattr(args, name, value)
-    parts = int(os.environ.get("WORLD_SIZE", 1)) * args.accumulate
-    if args.bs % parts:
-        p.error(f"--bs {args.bs}: does not divide by {parts}, the processes times --accumulate")
-    return args
+        raise run.UserError("--sync-bn: needs a GPU")
+    if args.optimizer not in ("sgd", "muon"):
+        raise run.UserError(f"--set optimizer={args.optimizer}: is neither sgd nor muon")
+    if type(args.micro_batch) not in (int, type(None)):
+        raise run.UserError(f"--set micro_batch={args.micro_batch}: is no whole number")
+    ddp.micro_batch_size(args.bs, args.micro_batch)
+
+
+def parse(argv=None):
+    def extendable(args):  # no schedule depends on the number of epochs
+        return args.decay == "none" and not args.warmup and not args.ema and len(args.sizes) == 1
+
+    return run.parse(__file__, parser(), argv, recipe, check, extendable)
 
 
 def main(argv=None):
     args = parse(argv)
-    family = data.family_of_model(args.model)
-    parts = data.load(args.data, args.data_dir, args.limit, family)
-    args.data = parts[0].name if args.data == "auto" else args.data
-    with run.Run(args, __file__, f"{parts[0].name}-{args.model}", AUTO_PRECISION) as r:
-        counts = {name: len(part) for name, part in zip(("train", "val", "test"), parts) if part}
-        r.note(dataset=parts[0].facts() | counts)
-        train_set, val_set, test_set = (part.to(r.device) if part else None for part in parts)
-        net = train(args, r, train_set, val_set)
+    *parts, facts = data.load(args.data, args.data_dir, args.limit, data.family_of_model(args.model))
+    args.data = facts["name"] if args.data == "auto" else args.data
+    name = f"{facts['name']}-{args.model}"
+    with ddp.Run(args, __file__, name, auto_precision=AUTO_PRECISION, stop_within_epoch=True) as r:
+        train_set, val_set, test_set = (part and part.to(r.device) for part in parts)
+        net = build_model(args, train_set).to(r.device, memory_format=torch.channels_last)
+        parameters = model.num_parameters(net)
+        r.note(f"{args.model}, {parameters:,} parameters, on {facts['name']}: {len(train_set):,} training images, "
+               f"{len(val_set):,} validation images", dataset=facts, parameters=parameters)  # fmt: skip
+        net = train(args, r, net, train_set, val_set)
 
-        final = {}
-        if test_set:
-            final["last_test_accuracy"] = evaluate(net, test_set, r)[1]
-        final["last_val_accuracy"] = evaluate(net, val_set, r)[1]
-        best = run.read_checkpoint(r.folder / "best.pt", r.device)
-        run.restore(net, best["model"], r.folder / "best.pt")
-        final |= dict(zip(("best_epoch", "val_loss", "val_accuracy"), (best["epoch"], *evaluate(net, val_set, r))))
-        if test_set:
-            final |= dict(zip(("test_loss", "test_accuracy"), evaluate(net, test_set, r)))
-        if family == "imagenet":
-            final["undecodable"] = sorted(
-                set().union(*collectives.gather(train_set.undecodable | val_set.undecodable, r))
-            )
-        r.finish(**final)
-        which = "test" if test_set else "val"
-        r.say(
-            f"{which} accuracy {final[f'{which}_accuracy']:.2%} with the weights of epoch {best['epoch']}, which "
-            f"validation chose ({final['val_accuracy']:.2%}); {final[f'last_{which}_accuracy']:.2%} with the last; "
-            f"{r.record.get('wall_s', 0):.0f} s; {run.shown(r.folder)}"
-        )
+        evaluated = {"val": val_set, "test": test_set} if test_set else {"val": val_set}
+        final = {f"last_{name}_accuracy": evaluate(net, part, r)[1] for name, part in evaluated.items()}
+        best = r.load_best(model=net)
+        final["best_epoch"] = best["epoch"]
+        for name, part in evaluated.items():
+            loss, accuracy = evaluate(net, part, r)
+            final |= {f"{name}_loss": loss, f"{name}_accuracy": accuracy}
+        if not test_set:  # a folder of images
+            final["undecodable"] = sorted(set().union(*r.gather(train_set.undecodable | val_set.undecodable)))
+        r.finish(f"{name} accuracy {accuracy:.2%} with the weights of epoch {best['epoch']} (validation "
+                 f"{final['val_accuracy']:.2%}), {final[f'last_{name}_accuracy']:.2%} with the last weights",
+                 **final)  # fmt: skip
     return r.record
 
 
