@@ -60,7 +60,7 @@ class Way:
         fused = channels_last and device.type in ("cpu", "cuda")
         self.optimizer = torch.optim.SGD(self.net.parameters(), 0.1, momentum=0.9, weight_decay=1e-4, fused=fused)
 
-    def rate(self, epoch, max_steps=None):
+    def images_per_second(self, epoch, max_steps=None):
         """Images per second of an epoch, or of its first `max_steps` steps."""
         images_seen, began = 0, time.perf_counter()
         for step, (images, labels) in enumerate(self.batches(epoch)):
@@ -83,9 +83,9 @@ def build_ways(dataset, batch_size, device):
     resident, usual = dataset.to(device), PILImages(dataset)
 
     def loader(workers):
-        made = DataLoader(usual, batch_size, shuffle=True, drop_last=True, num_workers=workers,
+        batches = DataLoader(usual, batch_size, shuffle=True, drop_last=True, num_workers=workers,
                           persistent_workers=workers > 0)  # fmt: skip
-        return lambda epoch: made
+        return lambda epoch: batches
 
     def tensors(epoch):
         return resident.batches(batch_size, shuffle=(0, epoch), augment="crop+flip")
@@ -123,7 +123,7 @@ def shares(way, steps=5):
     """The share of each kind of operation in the time of `steps` steps, measured by torch's profiler."""
     gpu = way.device.type == "cuda"
     with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * gpu) as profiler:
-        way.rate(0, steps)
+        way.images_per_second(0, steps)
     times = dict.fromkeys([*OPERATIONS, "all else"], 0.0)
     for event in profiler.key_averages():
         name = event.key.lower()
@@ -162,13 +162,13 @@ def main(argv=None):
     ways = build_ways(dataset, args.bs, device)
     flops = count_flops(next(ways["batches of tensors"].batches(0)))
     for way in ways.values():
-        way.rate(0, max_steps=3)  # a loader's workers start, the allocator grows
+        way.images_per_second(0, max_steps=3)  # a loader's workers start, the allocator grows
 
     def peak(precision):
         return lambda epoch: timing.matmul_peak(device, precision)
 
     peaks = {way.precision: peak(way.precision) for way in ways.values()}
-    measured = timing.turns({name: way.rate for name, way in ways.items()} | peaks, args.rounds, warmup=0)
+    measured = timing.turns({name: way.images_per_second for name, way in ways.items()} | peaks, args.rounds, warmup=0)
     usual, rows = [max(pair) for pair in zip(*list(measured.values())[:2])], []
     for name, way in ways.items():
         values, precision = measured[name], str(way.precision).removeprefix("torch.")

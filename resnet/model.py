@@ -26,7 +26,7 @@ def conv(c_in: int, c_out: int, size: int, stride: int = 1) -> nn.Conv2d:
 
 def mean_over_pixels(x: Tensor) -> Tensor:
     """(N, C, H, W) -> (N, C). The gradient of pooling is channels last in memory, like x. That of `x.mean((2, 3))`, or
-    of `x[:, :, ::2, ::2]`, is not, and the backward pass of the next ReLU then takes up to twenty times as long."""
+    of `x[:, :, ::2, ::2]`, is not, and the backward pass of the next ReLU then takes many times as long."""
     return F.avg_pool2d(x, x.shape[2:]).flatten(1)
 
 

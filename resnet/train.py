@@ -2,7 +2,7 @@
 
     python resnet/train.py                                   # ResNet-20 on CIFAR-10, the fast recipe
     python resnet/train.py --recipe paper                    # as He et al. 2015 did
-    python resnet/train.py --data mnist                      # 99.5 % in seconds
+    python resnet/train.py --data mnist                      # 99.6 % in 39 seconds on two cores
     python resnet/train.py --data builtin --epochs 3         # a look without any download
     torchrun --nproc-per-node=8 resnet/train.py --data imagenet --data-dir DIR --bs 2048 --lr 0.8
 
@@ -50,7 +50,7 @@ RECIPES = {
     "mnist": PAPER | FAST | dict(epochs=5, augment="affine", compile="cuda"),
     "imagenet": PAPER
     | dict(epochs=90, bs=256, decay="cosine", warmup=5 / 90, nesterov=True, label_smoothing=0.1, ema=0.9999),
-    "tiny": PAPER | dict(epochs=2, bs=20, lr=0.02, decay="none", limit=400),  # a second, for tests
+    "tiny": PAPER | dict(epochs=2, bs=50, lr=0.02, decay="none", limit=400),  # a second, for tests
 }
 VARIANTS = {  # of the fast recipe, each with one change: sweep.py --study parts measures what it is worth
     "sgd": dict(optimizer="sgd", lr=0.4),
@@ -216,16 +216,30 @@ def recipe(args):
 
 
 def check(args):
-    """Raise UserError where arguments do not fit together."""
+    """Raise UserError for arguments that do not fit together, and for values of --set that are out of range."""
     if data.family_of_model(args.model) == "imagenet" and (args.augment == "affine" or args.whiten):
         raise run.UserError("--augment affine and --set whiten=true: are only for images in memory")
     if args.sync_bn and not torch.cuda.is_available():
         raise run.UserError("--sync-bn: needs a GPU")
-    if args.optimizer not in ("sgd", "muon"):
-        raise run.UserError(f"--set optimizer={args.optimizer}: is neither sgd nor muon")
-    if type(args.micro_batch) not in (int, type(None)):
-        raise run.UserError(f"--set micro_batch={args.micro_batch}: is no whole number")
+    for name, choices in {"optimizer": ("sgd", "muon"), "compile": (None, "cpu", "cuda", "mps")}.items():
+        if getattr(args, name) not in choices:
+            raise run.UserError(f"--set {name}={getattr(args, name)}: must be one of {choices}")
+    for name in ("warmup", "label_smoothing", "ema", "muon_decay"):
+        if not 0 <= getattr(args, name) < 1:
+            raise run.UserError(f"--set {name}={getattr(args, name)}: must be at least 0 and below 1")
+    if not is_schedule(args.sizes):
+        raise run.UserError(f"--set sizes={args.sizes}: must be [[0.0, PIXELS], [share of the run, PIXELS], ...]")
+    if not (args.micro_batch is None or type(args.micro_batch) is int and args.micro_batch > 0):
+        raise run.UserError(f"--set micro_batch={args.micro_batch}: must be a whole number above 0")
     ddp.micro_batch_size(args.bs, args.micro_batch)
+
+
+def is_schedule(sizes):
+    """Is `sizes` a list of [share of the run from which on, pixels or None] that begins at 0?"""
+    try:
+        return sizes[0][0] == 0 and all(0 <= since < 1 and (pixels or 32) in range(8, 2000) for since, pixels in sizes)
+    except (IndexError, TypeError, ValueError):
+        return False
 
 
 def parse(argv=None):
