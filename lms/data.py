@@ -1,63 +1,67 @@
-"""Two regression problems with known answers, and any CSV of numbers.
+"""Two regression problems with known answers, and a reader for a CSV of numbers.
 
     python lms/data.py                                          # describe the plane
     python lms/data.py --data fir                               # the unknown filter
-    python lms/data.py --data houses.csv --target price         # numbers of your own
+    python lms/data.py --data houses.csv --target price         # a CSV of your own
 
-builtin is a plane over two correlated features, small enough to be seen in three dimensions. fir is what adaptive
-filters are bought for: an unknown system is heard only through a coloured input and a noisy output.
+builtin is a plane over two correlated features, small enough to draw in three dimensions. fir is system identification,
+the classic use of adaptive filters: an unknown filter, a coloured input, and its noisy output.
 """
 
 import argparse
 import csv
 import hashlib
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
+from common import run
+from common.run import UserError
 
-import run
-from run import UserError
+import numpy as np
 
 PLANE = np.array([2.0, -3.0, 1.0])  # the true weights of x1, x2 and the bias
 TAPS = 16
-RESPONSE = np.exp(-np.arange(TAPS) / 4) * np.cos(0.9 * np.arange(TAPS))  # of the unknown filter: a damped ringing
+RESPONSE = np.exp(-np.arange(TAPS) / 4) * np.cos(0.9 * np.arange(TAPS))  # the unknown filter: a decaying cosine
 
 
 @dataclass
 class Regression:
-    """Rows of inputs and what they should give: target = inputs @ weights + noise."""
+    """A linear regression problem: target = inputs @ weights + noise."""
 
     name: str
-    columns: list[str]  # a name for each of the M inputs
-    inputs: np.ndarray  # (N, M) float64, to adapt on
+    columns: list[str]  # the names of the M inputs
+    inputs: np.ndarray  # (N, M) float64, for training
     targets: np.ndarray  # (N,)
-    val_inputs: np.ndarray  # (N_val, M), a fifth of the rows, never adapted on
+    val_inputs: np.ndarray  # (N_val, M), a fifth of the rows, for validation
     val_targets: np.ndarray  # (N_val,)
     true_weights: np.ndarray | None = None  # (M,), where they are known
 
     @property
-    def digest(self):
-        whole = hashlib.blake2b(digest_size=16)
+    def digest(self) -> str:
+        """A hash of all inputs and targets."""
+        digest = hashlib.blake2b(digest_size=16)
         for array in (self.inputs, self.targets, self.val_inputs, self.val_targets):
-            whole.update(np.ascontiguousarray(array))
-        return whole.hexdigest()
+            digest.update(np.ascontiguousarray(array))
+        return digest.hexdigest()
 
 
-def training_rows(n):
-    """All but the last fifth, which validates."""
+def training_rows(n: int) -> int:
+    """The number of training rows among n; the last fifth is for validation."""
     return n - max(1, n // 5)
 
 
-def split(name, columns, inputs, targets, true_weights=None):
-    """A Regression whose last rows validate: inputs (N, features), targets (N,)."""
+def split(
+    name: str, columns: list[str], inputs: np.ndarray, targets: np.ndarray, true_weights: np.ndarray | None = None
+) -> Regression:
+    """A Regression from inputs (N, M) and targets (N,), whose last fifth is for validation."""
     n = training_rows(len(targets))
     return Regression(name, columns, inputs[:n], targets[:n], inputs[n:], targets[n:], true_weights)
 
 
 def plane(seed: int = 0, n: int = 2500) -> Regression:
-    """targets = 2 x1 - 3 x2 + 1 + noise of deviation 0.5; x1, x2 standard normal with correlation 0.5."""
+    """targets = 2 x1 - 3 x2 + 1 + noise of standard deviation 0.5; x1, x2 standard normal with correlation 0.5."""
     rng = np.random.default_rng(seed)
     x1, x2, noise = rng.normal(size=(3, n))
     inputs = np.stack([x1, 0.5 * x1 + math.sqrt(0.75) * x2, np.ones(n)], 1)  # (n, 3)
@@ -65,124 +69,113 @@ def plane(seed: int = 0, n: int = 2500) -> Regression:
 
 
 def fir(seed: int = 0, n: int = 2500, response: np.ndarray = RESPONSE) -> Regression:
-    """targets[k] = sum_i response[i] u[k - i] + noise of deviation 0.1, for u[k] = 0.8 u[k - 1] + white noise.
+    """targets[k] = sum_i response[i] u[k - i] + noise of standard deviation 0.1, u[k] = 0.8 u[k - 1] + white noise.
 
-    u has variance 1; neighbouring samples resemble each other, so that the eigenvalues of its correlation matrix
-    spread sixty-fold: this is what makes LMS slow. Rows are in the order of time: row k is u[k], u[k - 1], ...
+    u has variance 1 and is correlated in time: the eigenvalues of its correlation matrix differ by a factor of 60,
+    which makes LMS slow. Rows are in the order of time: row k is u[k], u[k - 1], ...
     """
     rng = np.random.default_rng(seed)
     taps = len(response)
     white, u = rng.normal(size=n + taps - 1), np.empty(n + taps - 1)
     u[0] = white[0]
     for k in range(1, len(u)):
-        u[k] = 0.8 * u[k - 1] + 0.6 * white[k]  # 0.8^2 + 0.6^2 = 1 keeps the variance
+        u[k] = 0.8 * u[k - 1] + 0.6 * white[k]  # 0.8^2 + 0.6^2 = 1: the variance stays 1
     inputs = np.lib.stride_tricks.sliding_window_view(u, taps)[:, ::-1].copy()  # (n, taps)
     columns = [f"u[k-{i}]" for i in range(taps)]
     return split("fir", columns, inputs, inputs @ response + 0.1 * rng.normal(size=n), response)
 
 
-def read_csv(path, target):
-    """(names, values float64 (N, columns)) of a CSV with a line of names above numbers. Raises UserError."""
+def read_csv(path: str | Path, target: str) -> tuple[list[str], np.ndarray]:
+    """(names, values float64 (N, columns)) of a CSV with a line of names above lines of numbers. Raises UserError."""
+    file_name, rows = run.display_path(path), []
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             lines = csv.reader(file)
             names = [name.strip() for name in next(lines, [])]
             if target not in names:
-                said = " ".join(", ".join(names).split())[:300] or "none"
-                raise UserError(f"{path}: has no column {target!r}; its first line names {said}")
+                found = " ".join(", ".join(names).split())[:300] or "nothing"
+                raise UserError(f"{file_name}: has no column {target!r}; its first line has {found}")
             if len(set(names)) < len(names) or len(names) < 2:
-                raise UserError(f"{path}: wants two columns or more, each with a name of its own, in its first line")
-            rows = []
+                raise UserError(f"{file_name}: needs at least two columns with different names in its first line")
             for cells in lines:
-                if cells:  # blank lines are no rows
-                    if len(cells) != len(names):
-                        raise UserError(f"{path}, line {lines.line_num}: {len(cells)} cells for {len(names)} columns")
-                    rows.append(
-                        [
-                            number(cell, f"{path}, line {lines.line_num}, column {name!r}")
-                            for cell, name in zip(cells, names)
-                        ]
-                    )
+                line = f"{file_name}, line {lines.line_num}"
+                if cells and len(cells) != len(names):  # a blank line has none, and is skipped
+                    raise UserError(f"{line}: has {len(cells)} cells for {len(names)} columns")
+                if cells:
+                    rows.append([number(cell, f"{line}, column {name!r}") for cell, name in zip(cells, names)])
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        raise UserError(f"{file_name}: cannot be read ({error.strerror})") from error
     except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: is no CSV text ({error})") from None
+        raise UserError(f"{file_name}: is not a CSV text file ({error})") from error
     return names, np.array(rows, dtype=np.float64).reshape(-1, len(names))
 
 
-def number(cell, where):
-    """The float in a cell of a CSV; `where` it is names it in the UserError."""
+def number(cell: str, place: str) -> float:
+    """The float in a cell of a CSV. Raises UserError, which begins with `place`."""
     try:
         value = float(cell)
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        said = f"{cell.strip()[:40]!r} is no number" if cell.strip() else "the cell is empty"
-        raise UserError(f"{where}: {said}; fill it or leave the row out")
+        problem = f"{cell.strip()[:40]!r} is not a number" if cell.strip() else "the cell is empty"
+        raise UserError(f"{place}: {problem}; correct it or remove the row")
     return value
 
 
-def from_csv(path, target) -> Regression:
-    """The columns of a CSV but `target`, each brought to mean 0 and deviation 1 over the training rows, and a bias.
+def from_csv(path: str | Path, target: str) -> Regression:
+    """The inputs are all columns of a CSV but `target`, with mean 0 and standard deviation 1 over the training rows,
+    and a bias.
 
-    Without that the largest column alone would dictate the step size. Rows are put in a random order that is always
-    the same, then the last fifth validates. Raises UserError.
+    Without this scaling, the column with the largest numbers would limit the step size. Rows are shuffled, always in
+    the same order. Raises UserError.
     """
     names, values = read_csv(path, target)
     values = values[np.random.default_rng(0).permutation(len(values))]
-    at = names.index(target)
-    features, targets = np.delete(values, at, axis=1), values[:, at]
+    column, file_name = names.index(target), run.display_path(path)
+    features, targets = np.delete(values, column, axis=1), values[:, column]
     n = training_rows(len(targets))
-    if n < len(names):  # as many weights as columns: a bias stands where the target stood
-        raise UserError(
-            f"{path}: {len(targets)} rows, {max(n, 0)} of them to adapt on, cannot fix {len(names)} "
-            "weights; it wants more rows or fewer columns"
-        )
-    with np.errstate(over="ignore", invalid="ignore"):
-        mean, std = features[:n].mean(0), features[:n].std(0)
-        inputs = np.c_[(features - mean) / np.where(std > 0, std, 1.0), np.ones(len(targets))]
-        if not (np.isfinite(inputs).all() and np.isfinite(std).all() and np.isfinite(targets @ targets)):
-            raise UserError(f"{path}: numbers so large that their squares overflow; scale the columns down")
-        if targets[:n] @ targets[:n] == 0:
-            raise UserError(f"{path}: column {target!r} is zero, or its squares are: there is nothing to predict")
-    return split(Path(path).stem, [*np.delete(names, at).tolist(), "bias"], inputs, targets)
+    if n < len(names):  # one weight for each feature and one for the bias
+        raise UserError(f"{file_name}: has {len(targets)} rows, of which {max(n, 0)} are for training: too few for "
+                        f"{len(names)} weights; add rows or remove columns")  # fmt: skip
+    if np.abs(values).max() > 1e100:
+        raise UserError(f"{file_name}: has numbers above 1e100, whose squares may overflow; scale the columns down")
+    if targets[:n] @ targets[:n] == 0:
+        raise UserError(f"{file_name}: column {target!r} is zero, or its squares are: there is nothing to predict")
+    mean, std = features[:n].mean(0), features[:n].std(0)
+    inputs = np.c_[(features - mean) / np.where(std > 0, std, 1.0), np.ones(len(targets))]
+    return split(Path(path).stem, [*np.delete(names, column).tolist(), "bias"], inputs, targets)
 
 
 BUILT_IN = {"builtin": plane, "fir": fir}
-DATA_HELP = "builtin, a plane over two features; fir, an unknown filter; or a CSV with a line of names above numbers"
+DATA_HELP = "builtin: a plane over two features; fir: an unknown filter; or a CSV with a line of names above numbers"
 
 
-def known(name):
-    """The argparse type of --data."""
-    if name in BUILT_IN or Path(name).is_file():
-        return name
-    raise argparse.ArgumentTypeError(f"{name} is neither {', '.join(BUILT_IN)} nor a file")
+def dataset_arg(text: str) -> str:
+    """The argparse type of --data: a built-in problem, or the absolute path of a file."""
+    if text in BUILT_IN:
+        return text
+    if os.path.isfile(text):
+        return os.path.abspath(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is neither {', '.join(BUILT_IN)} nor a file")
 
 
-def add_data_flags(parser):
-    """--data and --target, the same in every script."""
-    run.add_flags(parser, data=dict(type=known, default="builtin", help=DATA_HELP))
-    parser.add_argument("--target", metavar="COLUMN", help="the column of the CSV that is to be predicted")
+def add_data_flags(parser, default: str | None = "builtin") -> None:
+    """Add --data and --target, which are the same in every script."""
+    run.add_flags(parser, data=dict(type=dataset_arg, default=default, help=DATA_HELP))
+    parser.add_argument("--target", metavar="COLUMN", help="column of the CSV to predict")
 
 
-def parse(parser, argv, namespace=None):
-    """Parse `argv`; --target without a CSV, or a CSV without it, is an error."""
-    args = parser.parse_args(argv, namespace)
-    if (args.data in BUILT_IN) == (args.target is not None):
-        parser.error(
-            f"--data {args.data} "
-            + (
-                "has its own target; leave --target out"
-                if args.target is not None
-                else "wants --target COLUMN, the column to predict"
-            )
-        )
-    return args
+def check_target(args) -> None:
+    """Raise UserError if --target is given without a CSV, or a CSV without --target."""
+    if args.data in BUILT_IN and args.target is not None:
+        raise UserError(f"--target: --data {args.data} has its own target")
+    if args.data not in BUILT_IN and args.target is None:
+        raise UserError(f"--data {run.display_path(args.data)}: needs --target COLUMN, the column to predict")
 
 
-def load(args) -> Regression:
-    """The problem that --data and --target name. Raises UserError."""
-    return BUILT_IN[args.data]() if args.data in BUILT_IN else from_csv(args.data, args.target)
+def load(data: str, target: str | None = None) -> Regression:
+    """The built-in problem `data`, or the CSV at the path `data` with the column `target`. Raises UserError."""
+    return BUILT_IN[data]() if data in BUILT_IN else from_csv(data, target)
 
 
 def parser():
@@ -192,15 +185,14 @@ def parser():
 
 
 def main(argv=None):
-    problem = load(parse(parser(), argv))
-    print(
-        f"{problem.name}: {len(problem.targets):,} rows to adapt on, {len(problem.val_targets):,} to validate, "
-        f"digest {problem.digest}"
-    )
+    args = run.parse(__file__, parser(), argv, check=check_target)
+    problem = load(args.data, args.target)
+    print(f"{problem.name}: {len(problem.targets):,} training rows, {len(problem.val_targets):,} validation rows, "
+          f"digest {problem.digest}")  # fmt: skip
     for i, name in enumerate(problem.columns):
         truth = "" if problem.true_weights is None else f"   true weight {problem.true_weights[i]:7.4f}"
         column = problem.inputs[:, i]
-        print(f"{name:>12}: mean {column.mean():7.4f}   deviation {column.std():7.4f}{truth}")
+        print(f"{name:>12}: mean {column.mean():7.4f}   standard deviation {column.std():7.4f}{truth}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Adaptive linear filters: predict targets[k] by inputs[k] @ w, and mend w after every sample.
+"""Adaptive linear filters: predict d[k] by X[k] @ w, then correct w, one sample after the other.
 
-Throughout, inputs X are (N, M) float64, targets d (N,), the step size r > 0, and the error of sample k is
-e[k] = d[k] - X[k] @ w[k], before the weights have learned from it (the a-priori error). Every filter returns
-(weights (N + 1, M), errors (N,)): weights[k] is what predicted sample k, weights[N] what is left at the end.
+In all of them the inputs X are (N, M) float64, the targets d are (N,), and the step size is r > 0. The error of sample
+k, e[k] = d[k] - X[k] @ w[k], is a priori: it is computed before the update on that sample. Every filter returns
+(weights (N + 1, M), errors (N,)), where weights[k] predicts sample k and weights[N] are the final weights.
 """
 
 from typing import NamedTuple
@@ -18,17 +18,17 @@ Trajectory = tuple[Array, Array]
 
 
 class Wiener(NamedTuple):
-    """The best that any fixed weights can do."""
+    """The fixed weights with the smallest mean squared error."""
 
     weights: Array  # (M,)
-    mse: float  # mean of squared errors, in squared units of the target: the floor for every filter
-    rank: int  # below M: the inputs are linearly dependent, and these are the weights of least norm
+    mse: float  # their mean squared error, in squared units of the target: the minimum for any fixed weights
+    rank: int  # of X; below M, the inputs are linearly dependent and `weights` is the solution of least norm
 
 
 def wiener_solution(X: Array, d: Array) -> Wiener:
-    """The weights of least mean squared error, R w = p with R = X'X / N, p = X'd / N (Haykin 2002, section 2.4).
+    """The solution of R w = p with R = X'X / N and p = X'd / N (Haykin 2002, section 2.4).
 
-    Solved through the singular values of X: forming R would square its condition number. Where R is singular, this is
+    It comes from the singular values of X, since R has the square of the condition number of X. If R is singular, it is
     the solution of least norm.
     """
     weights, _, rank, _ = np.linalg.lstsq(X, d, rcond=None)
@@ -39,11 +39,12 @@ def wiener_solution(X: Array, d: Array) -> Wiener:
 
 
 def lms(X: Array, d: Array, r: float, w: Array | None = None) -> Trajectory:
-    """Least mean squares (Widrow and Hoff 1960): a step down the gradient of one sample's squared error.
+    """Least mean squares (Widrow and Hoff 1960): a gradient step on the squared error of each sample.
 
-    The gradient of e^2 / 2 with respect to w is -e x, so w moves by r e x. Starts at `w` (zeros if None).
+    The gradient of e^2 / 2 with respect to w is -e x, so the update is w <- w + r e x. `w` are the initial weights
+    (zeros if None).
     """
-    weights, errors, w = start(X, w)
+    weights, errors, w = initialize(X, w)
     for k, x in enumerate(X):
         errors[k] = e = d[k] - x @ w
         weights[k + 1] = w = w + r * e * x
@@ -51,9 +52,11 @@ def lms(X: Array, d: Array, r: float, w: Array | None = None) -> Trajectory:
 
 
 def nlms(X: Array, d: Array, r: float, w: Array | None = None, eps: float = 1e-3) -> Trajectory:
-    """Normalized LMS: the step is divided by the power of the input, which makes 0 < r < 2 stable for inputs of any
-    scale (Haykin 2002, section 6.1). `eps` keeps silence from dividing by zero."""
-    weights, errors, w = start(X, w)
+    """Normalized LMS: the step is divided by the power of the input (Haykin 2002, section 6.1).
+
+    Therefore 0 < r < 2 is stable for inputs of any scale. eps: avoids a division by zero where the input is zero.
+    """
+    weights, errors, w = initialize(X, w)
     for k, x in enumerate(X):
         errors[k] = e = d[k] - x @ w
         weights[k + 1] = w = w + r / (eps + x @ x) * e * x
@@ -61,50 +64,50 @@ def nlms(X: Array, d: Array, r: float, w: Array | None = None, eps: float = 1e-3
 
 
 def rls(X: Array, d: Array, forgetting: float = 1.0, delta: float = 1e-7, w: Array | None = None) -> Trajectory:
-    """Recursive least squares (Haykin 2002, section 9.3): after every sample the exact least-squares solution so far.
+    """Recursive least squares (Haykin 2002, section 9.3): the exact least-squares solution after every sample.
 
-    P is the inverse of sum_j forgetting^(k-j) x_j x_j' + forgetting^k delta I, kept up to date by the matrix inversion
-    lemma: M^2 operations a sample instead of M for LMS. With forgetting 1 and a small delta it ends at Wiener's
-    weights; below 1 it remembers some 1 / (1 - forgetting) samples, and so follows a system that changes.
+    P is the inverse of sum_j forgetting^(k-j) x_j x_j' + forgetting^k delta I, updated by the matrix inversion lemma:
+    M^2 operations per sample, where LMS needs M. With forgetting 1 and a small delta, the final weights are the Wiener
+    solution. Below 1, it remembers about 1 / (1 - forgetting) samples, so it can track a system that changes.
     """
-    weights, errors, w = start(X, w)
+    weights, errors, w = initialize(X, w)
     P = np.eye(X.shape[1]) / delta
     for k, x in enumerate(X):
         Px = P @ x
         power = forgetting + x @ Px
         errors[k] = e = d[k] - x @ w
         weights[k + 1] = w = w + e / power * Px
-        P = (P - np.outer(Px, Px) / power) / forgetting  # outer(Px / power, Px) would not be symmetric to the last bit,
-        # and the difference grows as forgetting^-k until the filter explodes
+        # outer(Px / power, Px) is not exactly symmetric, and the difference grows as forgetting^-k until RLS diverges
+        P = (P - np.outer(Px, Px) / power) / forgetting
     return weights, errors
 
 
-def start(X, w):
-    """Room for weights (N + 1, taps), the first of them w or zero, and errors (N,); and that first one."""
+def initialize(X: Array, w: Array | None) -> tuple[Array, Array, Array]:
+    """Empty arrays for the weights (N + 1, M) and errors (N,), and the initial weights (M,): `w`, or zeros if None."""
     weights = np.empty((len(X) + 1, X.shape[1]))
     weights[0] = 0.0 if w is None else w
     return weights, np.empty(len(X)), weights[0]
 
 
-# -------------------------------------------------------------------------------------- the same LMS, only faster
+# -------------------------------------------------------------------------------------- the same LMS, but faster
 
 
 def lms_blocks(X: Array, d: Array, r: float, w: Array | None = None, block: int | None = None) -> Trajectory:
-    """LMS again, exactly, `block` samples at a time.
+    """The same as `lms`, computed for `block` samples at a time.
 
-    In a block that starts with weights w, e[k] = d[k] - x_k'(w + r sum_{j<k} e[j] x_j). So the errors solve a
-    triangular system, (I + L) e = d - X w, where L holds r x_k'x_j below the diagonal; and the weights are running sums
-    of r e x. Four BLAS calls take the place of `block` turns of a Python loop. The two forms agree but for rounding,
-    some 1e-13; where a run overflows, all weights of that block are lost, not only those from there on.
+    In a block that starts with weights w, e[k] = d[k] - x_k'(w + r sum_{j<k} e[j] x_j). Thus the errors solve a
+    triangular system, (I + L) e = d - X w, where L has r x_k'x_j below the diagonal. The weights are cumulative sums of
+    r e x. Four BLAS calls replace `block` iterations of a Python loop. Both forms agree up to rounding, about 1e-13.
+    When a run overflows, all weights of that block are invalid, not only those after the overflow.
     """
-    if block is None:  # bench.py: as large as goes without BLAS starting threads, which cost more than they bring
+    if block is None:  # bench.py: for larger blocks BLAS starts threads, which cost more than they gain
         block = 64 if X.shape[1] <= 64 else 32
-    weights, errors, w = start(X, w)
-    below = np.tril(np.ones((block, block)))  # below @ steps: running sums, faster than cumsum
+    weights, errors, w = initialize(X, w)
+    below = np.tril(np.ones((block, block)))  # below @ steps: cumulative sums, faster than cumsum
     for first in range(0, len(X), block):
         x = X[first : first + block]  # (B, M)
-        system = blas.dgemm(r, x.T, x.T, trans_a=True)  # r x x', (B, B); dtrsv reads it below the diagonal only
-        e = blas.dtrsv(system, d[first : first + block] - x @ w, lower=True, diag=True)  # diag: ones
+        system = blas.dgemm(r, x.T, x.T, trans_a=True)  # r x x', (B, B); dtrsv reads only below the diagonal
+        e = blas.dtrsv(system, d[first : first + block] - x @ w, lower=True, diag=True)  # diag: ones on the diagonal
         steps = (r * e)[:, None] * x
         steps[0] += w
         w = np.dot(below[: len(x), : len(x)], steps, out=weights[first + 1 : first + 1 + len(x)])[-1]
@@ -113,10 +116,10 @@ def lms_blocks(X: Array, d: Array, r: float, w: Array | None = None, block: int 
 
 
 def lms_runs(X: Array, d: Array, r: Array, w: Array) -> tuple[Array, Array]:
-    """Many LMS filters side by side, one matrix operation a sample: what a sweep needs.
+    """Many runs of LMS at once, with one array operation per sample for all of them.
 
-    X (..., N, M), d (..., N), r (...) and w (..., M) broadcast against each other over the runs (...).
-    Returns (last weights (..., M), errors (..., N)). A run that diverges overflows, in silence, without harm to others.
+    X (..., N, M), d (..., N), r (...) and w (..., M) broadcast over the runs (...). Returns (final weights (..., M),
+    errors (..., N)). A run that diverges overflows without a warning and does not affect the others.
     """
     errors = []
     with np.errstate(over="ignore", invalid="ignore"):
@@ -129,9 +132,9 @@ def lms_runs(X: Array, d: Array, r: Array, w: Array) -> tuple[Array, Array]:
 
 
 def diverged_at(errors: Array) -> int | None:
-    """The first sample whose error is beyond 1e150, or no number; None if there is none. errors: (N,).
+    """The first sample of errors (N,) whose error is above 1e150 or NaN; None if there is none.
 
-    Squares overflow at 1e154: what is found not to have diverged can be squared and summed.
+    Squares overflow at 1e154. The errors of a run that has not diverged can therefore be squared and summed.
     """
     bad = np.flatnonzero(~(np.abs(errors) < 1e150))
     return int(bad[0]) if len(bad) else None
@@ -141,28 +144,29 @@ def diverged_at(errors: Array) -> int | None:
 
 
 class Stability(NamedTuple):
-    """Upper bounds of the step size r for inputs X: the README derives them."""
+    """Upper bounds of the step size r for given inputs; STUDIES.md derives them."""
 
-    mean: float  # 2 / lambda_max: below it the expected weights converge
-    trace: float  # 2 / trace(R): stricter, and known without eigenvalues
-    mean_square: float | None  # the exact limit of a bounded variance; None for more than MAX_EXACT weights
-
-
-MAX_EXACT = 32  # the exact theory takes matrices of M^2 x M^2
+    mean: float  # 2 / lambda_max: below it, the expected weights converge
+    trace: float  # 2 / trace(R): stricter, but needs no eigenvalues
+    mean_square: float | None  # below it, the variance of the weights is bounded; None for more than MAX_EXACT weights
 
 
-def moments(X):
-    """(lambda (m,), a (m^2,), K (m^2, m^2)): second and fourth moments of the inputs, in R's own axes.
+MAX_EXACT = 32  # the exact theory needs matrices of M^2 x M^2
 
-    One LMS step turns the covariance S of the weights' error into E[(I - r xx') S (I - r xx')] + r^2 J R. Along the
-    eigenvectors of R = E[xx'] this is, on vec S, the matrix I - r diag(a) + r^2 K with a_ij = lambda_i + lambda_j
-    and K = E[vec(xx') vec(xx')']. Directions in which the inputs have no power never move, and are left out.
+
+def moments(X: Array) -> tuple[Array, Array, Array]:
+    """(lambda (m,), a (m^2,), K (m^2, m^2)): second and fourth moments of inputs X (N, M), in the eigenvectors of R.
+
+    One LMS step maps the covariance S of the weight error to E[(I - r xx') S (I - r xx')] + r^2 J R, where J is the
+    Wiener MSE. In the eigenvectors of R = E[xx'], it multiplies vec S by the matrix I - r diag(a) + r^2 K, where
+    a_ij = lambda_i + lambda_j and K = E[vec(xx') vec(xx')']. Directions without input power are left out, since LMS
+    never changes the weights along them.
     """
     eigenvalues, axes = np.linalg.eigh(X.T @ X / len(X))
-    kept = eigenvalues > 1e-12 * eigenvalues[-1]
-    eigenvalues, Z = eigenvalues[kept], X @ axes[:, kept]  # (m,), (N, m)
+    nonzero = eigenvalues > 1e-12 * eigenvalues[-1]
+    eigenvalues, Z = eigenvalues[nonzero], X @ axes[:, nonzero]  # (m,), (N, m)
     m, K = len(eigenvalues), 0.0
-    for first in range(0, len(Z), 4096):  # in pieces: vec(xx') of all samples would be large
+    for first in range(0, len(Z), 4096):  # in chunks: vec(xx') of all samples would need too much memory
         z = Z[first : first + 4096]
         squares = (z[:, :, None] * z[:, None, :]).reshape(-1, m * m)  # (4096, m) -> (4096, m^2)
         K = K + squares.T @ squares / len(X)
@@ -170,7 +174,7 @@ def moments(X):
 
 
 def stability(X: Array) -> Stability:
-    """The bounds of r for LMS with inputs drawn independently from the rows of X, (N, M)."""
+    """The bounds of r for LMS on inputs drawn independently from the rows of X (N, M)."""
     eigenvalues = np.linalg.eigvalsh(X.T @ X / len(X))
     mean_square = None
     if X.shape[1] <= MAX_EXACT:
@@ -180,13 +184,14 @@ def stability(X: Array) -> Stability:
 
 
 def misadjustment(X: Array, r: float) -> tuple[float | None, float | None]:
-    """The share by which LMS with step r stays above the Wiener MSE in the long run: (textbook, exact).
+    """(textbook, exact) predictions of the misadjustment of LMS with step size r on inputs X (N, M).
 
+    The misadjustment is the steady-state excess MSE divided by the Wiener MSE.
     textbook: r trace(R) / (2 - r trace(R)) (Sayed 2003, chapter 6); to first order r trace(R) / 2, the mu trace(R) of
-    Widrow and Stearns 1985, chapter 6, whose 2 mu is our r.
-    exact: r vec(R)' (diag(a) - r K)^-1 vec(R), from the fixed point of the step in `moments`; for rows drawn
-    independently, and noise independent of them.
-    None where r is beyond the bound that goes with it, and exact also for more than MAX_EXACT weights.
+    Widrow and Stearns 1985, chapter 6, where 2 mu is our r.
+    exact: r vec(R)' (diag(a) - r K)^-1 vec(R), the fixed point of the map in `moments`; it assumes independent rows and
+    noise that is independent of them.
+    Each is None if r is above its bound; exact is also None for more than MAX_EXACT weights.
     """
     bounds = stability(X)
     textbook = exact = None

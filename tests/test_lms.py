@@ -1,19 +1,25 @@
-"""lms/ against outside truth: padasip step for step, lstsq, autograd, finite differences; its theory against runs."""
+"""lms/: the filters against padasip, lstsq and autograd; the theory against simulations; what users get wrong.
+
+What all folders owe is in test_contract.py.
+"""
 
 import json
+import random
+import shlex
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from conftest import failure, load
+from conftest import failure, load, one_line, run
 
 model, data, ladder = load("lms", "model"), load("lms", "data"), load("lms", "ladder")
 sweep, train = load("lms", "sweep"), load("lms")
 
 
 def problem(taps=5, n=700, seed=0):
-    """A filter of `taps` coloured inputs, with noise: (X, d)."""
+    """(X, d): the noisy output of a filter with `taps` correlated inputs."""
     rng = np.random.default_rng(seed)
     X = rng.normal(size=(n, taps)) @ rng.normal(size=(taps, taps)) / taps
     return X, X @ rng.normal(size=taps) + 0.1 * rng.normal(size=n)
@@ -24,7 +30,7 @@ def write(path, text):
     return str(path)
 
 
-# ------------------------------------------------------------------------------------------------ the filters, outside
+# ---------------------------------------------------------------------------------------- the filters, against outside
 
 
 @pytest.mark.parametrize("taps", [1, 2, 16, 70])
@@ -45,7 +51,7 @@ def test_filters_agree_with_padasip_step_for_step(taps):
 
 
 def test_an_lms_step_is_a_gradient_step():
-    """w moves by r times the negative gradient of e^2 / 2, which autograd finds."""
+    """The update of w is -r times the gradient of e^2 / 2, as autograd computes it."""
     X, d = problem()
     weights, errors = model.lms(X, d, 0.05)
     for k in (0, 1, 333, 699):
@@ -56,16 +62,16 @@ def test_an_lms_step_is_a_gradient_step():
         assert errors[k] == pytest.approx(e.item(), abs=1e-14)
 
 
-def test_wiener_is_least_squares():
+def test_the_wiener_solution_is_that_of_least_squares():
     X, d = problem(16)
     wiener = model.wiener_solution(X, d)
     by_torch = torch.linalg.lstsq(torch.from_numpy(X), torch.from_numpy(d)[:, None]).solution[:, 0].numpy()
     assert np.allclose(wiener.weights, by_torch, rtol=0, atol=1e-10)
-    assert np.abs(X.T @ (d - X @ wiener.weights)).max() < 1e-10  # the orthogonality principle
+    assert np.abs(X.T @ (d - X @ wiener.weights)).max() < 1e-10  # the error is orthogonal to the inputs
     assert wiener.rank == 16 and wiener.mse == pytest.approx(np.mean((d - X @ by_torch) ** 2))
 
 
-def test_wiener_of_a_singular_design_has_the_least_norm():
+def test_the_wiener_solution_of_dependent_inputs_has_the_least_norm():
     X, d = problem(4)
     X = np.c_[X, X[:, 0] + X[:, 1]]
     wiener = model.wiener_solution(X, d)
@@ -73,30 +79,30 @@ def test_wiener_of_a_singular_design_has_the_least_norm():
 
 
 @pytest.mark.parametrize("name", ["builtin", "fir"])
-def test_rls_that_forgets_nothing_is_wiener(name):
+def test_rls_without_forgetting_ends_at_the_wiener_solution(name):
     X, d = data.BUILT_IN[name]().inputs, data.BUILT_IN[name]().targets
     assert np.abs(model.rls(X, d)[0][-1] - model.wiener_solution(X, d).weights).max() < 1e-8
 
 
-def test_rls_that_forgets_is_weighted_least_squares():
+def test_rls_with_forgetting_is_weighted_least_squares():
     X, d = problem(6)
     root = np.sqrt(0.98 ** np.arange(len(d))[::-1])
     weighted = np.linalg.lstsq(X * root[:, None], d * root, rcond=None)[0]
     assert np.abs(model.rls(X, d, forgetting=0.98)[0][-1] - weighted).max() < 1e-8
 
 
-def test_rls_stays_finite_where_rounding_would_blow_it_up():
-    """0.99^-20000 is 1e87: what is not symmetric in P to the last bit grows by as much."""
+def test_rls_is_stable_over_many_samples():
+    """An asymmetric rounding error in P would grow by a factor of 0.99^-20000 = 1e87."""
     problem = data.fir(n=25_000)
     weights, _ = model.rls(problem.inputs, problem.targets, forgetting=0.99)
     assert np.linalg.norm(weights[-1] - problem.true_weights) < 0.2
 
 
-# ------------------------------------------------------------------------------------------- the fast forms, the theory
+# -------------------------------------------------------------------------------------- the fast forms, and the theory
 
 
 @pytest.mark.parametrize("block", [1, 7, 32, 64, 1000, None])
-def test_blocks_are_exact(block):
+def test_lms_in_blocks_is_lms(block):
     for taps in (1, 2, 32, 100):
         X, d = problem(taps, 333)
         w0 = np.random.default_rng(1).normal(size=taps)
@@ -104,14 +110,14 @@ def test_blocks_are_exact(block):
             assert np.abs(fast - slow).max() < 1e-12
 
 
-def test_blocks_diverge_at_the_same_step():
+def test_lms_in_blocks_diverges_at_the_same_step():
     plane = data.plane()
     with np.errstate(over="ignore", invalid="ignore"):
         steps = [model.diverged_at(f(plane.inputs, plane.targets, 1.0)[1]) for f in (model.lms, model.lms_blocks)]
     assert steps[0] == steps[1] and 100 < steps[0] < 2000
 
 
-def test_runs_side_by_side_are_the_runs_one_by_one():
+def test_many_runs_at_once_equal_single_runs():
     (X0, d0), (X1, d1) = problem(3, 200, seed=0), problem(3, 200, seed=1)
     rates = np.array([0.01, 0.2])
     w, errors = model.lms_runs(np.stack([X0, X1])[:, None], np.stack([d0, d1])[:, None], rates, np.zeros((2, 2, 3)))
@@ -121,18 +127,18 @@ def test_runs_side_by_side_are_the_runs_one_by_one():
             assert np.abs(errors[i, j] - e).max() < 1e-13 and np.abs(w[i, j] - weights[-1]).max() < 1e-13
 
 
-def test_a_diverging_run_leaves_the_others_alone(recwarn):
+def test_a_diverging_run_does_not_affect_the_others(recwarn):
     X, d = problem(3, 300)
     X = X / np.abs(X).max()
     w, errors = model.lms_runs(X, d, np.array([0.1, 1e3]), np.zeros((2, 3)))
     assert model.diverged_at(errors[0]) is None and np.abs(w[0] - model.lms(X, d, 0.1)[0][-1]).max() < 1e-13
     at = model.diverged_at(errors[1])
     assert 0 < at < 300 and np.isfinite(np.sum(errors[1, :at] ** 2))
-    assert not recwarn.list, "overflow is a result here, not a warning"
+    assert not recwarn.list, "the overflow is expected"
 
 
-def test_bounds_of_gaussian_inputs_are_the_known_ones():
-    """For one Gaussian weight of power s, E[x^4] = 3 s^2: the mean square converges below 2 / (3 s)."""
+def test_the_bounds_for_one_gaussian_input():
+    """For an input of variance s, E[x^4] = 3 s^2. The mean square therefore converges below 2 / (3 s)."""
     X = 2 * np.random.default_rng(0).normal(size=(400_000, 1))
     bounds = model.stability(X)
     assert bounds.mean == pytest.approx(2 / 4, rel=0.01) and bounds.trace == pytest.approx(bounds.mean)
@@ -141,30 +147,32 @@ def test_bounds_of_gaussian_inputs_are_the_known_ones():
     assert exact == pytest.approx(0.05 * 4 / (2 - 3 * 0.05 * 4), rel=0.02)
 
 
-def test_bounds_come_in_order_and_survive_a_singular_design():
+def test_an_input_that_is_zero_changes_no_bound():
     X, _ = problem(4)
     bounds = model.stability(X)
     assert bounds.mean_square < bounds.trace < bounds.mean
-    turned = np.c_[X, np.zeros(len(X))]
-    assert np.allclose(model.stability(turned), bounds) and np.allclose(
-        model.misadjustment(turned, 0.1), model.misadjustment(X, 0.1)
-    )
+    wider = np.c_[X, np.zeros(len(X))]
+    assert np.allclose(model.stability(wider), bounds)
+    assert np.allclose(model.misadjustment(wider, 0.1), model.misadjustment(X, 0.1))
+
+
+def test_the_exact_bound_is_not_computed_for_many_weights():
     assert model.stability(np.ones((5, model.MAX_EXACT + 1))).mean_square is None
 
 
 @pytest.mark.parametrize("r", [0.05, 0.1, 0.2])
-def test_exact_misadjustment_is_that_of_independent_draws(r):
+def test_the_exact_misadjustment_is_that_of_independent_samples(r):
     plane, rng = data.plane(), np.random.default_rng(0)
     X, d = plane.inputs, plane.targets
-    rows = rng.integers(len(d), size=(400, 1500))  # 400 runs of independent draws
+    rows = rng.integers(len(d), size=(400, 1500))  # 400 runs of 1,500 samples
     _, errors = model.lms_runs(X[rows], d[rows], np.full(400, r), np.zeros((400, 3)))
     measured = np.mean(errors[:, 300:] ** 2) / model.wiener_solution(X, d).mse - 1
     textbook, exact = model.misadjustment(X, r)
     assert measured == pytest.approx(exact, rel=0.05)
-    assert r < 0.2 or measured > 1.2 * textbook  # the textbook's formula is for small steps
+    assert r < 0.2 or measured > 1.2 * textbook, "the textbook formula is for small steps"
 
 
-def test_beyond_the_exact_bound_there_is_no_misadjustment():
+def test_above_a_bound_no_misadjustment_is_predicted():
     X = data.plane().inputs
     bounds = model.stability(X)
     assert model.misadjustment(X, 0.99 * bounds.mean_square)[1] > 10
@@ -172,114 +180,181 @@ def test_beyond_the_exact_bound_there_is_no_misadjustment():
     assert model.misadjustment(X, 1.01 * bounds.trace) == (None, None)
 
 
-# -------------------------------------------------------------------------------------------------------------- scripts
+# ----------------------------------------------------------------------------------------------------------- a training
 
 
-def test_lms_lands_within_the_predicted_misadjustment(tmp_path):
-    final = train.main(["--out", str(tmp_path / "run")])["final"]
-    floor, predicted = final["wiener_mse"], final["misadjustment_exact"]
-    assert floor < final["train_mse"] and floor < final["apriori_mse_late"]
-    assert final["misadjustment"] == pytest.approx(predicted, rel=0.35)  # epochs are shuffles, not independent draws
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """(run folder, record) of the default run."""
+    out = tmp_path_factory.mktemp("lms") / "run"
+    return out, train.main(["--out", str(out)])
+
+
+def test_a_training_ends_with_the_predicted_misadjustment(trained):
+    out, record = trained
+    final = record["final"]
+    assert final["wiener_mse"] < final["train_mse"] and final["wiener_mse"] < final["apriori_mse_late"]
+    # the tolerance is wide because theory assumes independent samples, while an epoch has every row once
+    assert final["misadjustment"] == pytest.approx(final["misadjustment_exact"], rel=0.35)
     assert np.allclose(final["weights"], data.PLANE, atol=0.1)
-    assert {"learning.png", "planes.png"} <= {f.name for f in (tmp_path / "run").iterdir()}
+    assert {"learning.png", "planes.png"} <= {file.name for file in out.iterdir()}
 
 
-def test_over_many_runs_the_weights_stay_within_the_predicted_misadjustment():
+def test_final_weights_stay_within_the_predicted_misadjustment():
+    """The mean over 100 runs of one epoch."""
     plane = data.plane()
-    X, d, floor = plane.inputs, plane.targets, model.wiener_solution(plane.inputs, plane.targets).mse
+    X, d, wiener_mse = plane.inputs, plane.targets, model.wiener_solution(plane.inputs, plane.targets).mse
     rows = np.stack([np.random.default_rng(seed).permutation(len(d)) for seed in range(100)])
     w = np.zeros((100, 3))
-    for r in (0.05, 0.005):  # a fast start, then the step in question
+    for r in (0.05, 0.005):  # a fast start, then the step size to be tested
         w, _ = model.lms_runs(X[rows], d[rows], np.full(100, r), w)
-    excess = np.mean([train.mse(X, d, one) for one in w]) / floor - 1
+    excess = np.mean([train.mse(X, d, one) for one in w]) / wiener_mse - 1
     assert 0.3 * model.misadjustment(X, 0.005)[1] < excess < model.misadjustment(X, 0.005)[1]
+
+
+def test_a_run_of_more_epochs_continues_a_finished_one(trained, tmp_path):
+    """Everything is as in one run: weights, metrics, final metrics, and the curves of learning.png."""
+    out, whole = trained
+    train.main(["--epochs", "7", "--out", str(tmp_path)])
+    record = train.main(["--resume", str(tmp_path), "--epochs", "20"])
+    assert record["final"] == whole["final"] and record["args"] == whole["args"] and record["resumed"] == 1
+    assert (tmp_path / "metrics.csv").read_bytes() == (out / "metrics.csv").read_bytes()
+    ours, theirs = (torch.load(folder / "last.pt", weights_only=True) for folder in (tmp_path, out))
+    assert torch.equal(ours["model"]["w"], theirs["model"]["w"]) and len(ours["distances"]) > 1000
+    for name in ("apriori_mse", "train_mse", "distances"):
+        assert ours[name] == theirs[name], name
+    assert (tmp_path / "learning.png").read_bytes() == (out / "learning.png").read_bytes()
+
+
+def test_learning_png_has_the_distances_before_every_plotted_sample(trained):
+    """The first one is the length of the Wiener solution, since LMS begins at zero."""
+    out, record = trained
+    distances = torch.load(out / "last.pt", weights_only=True)["distances"]
+    plane, wiener = data.plane(), np.array(record["final"]["wiener_weights"])
+    order = np.random.default_rng((0, 0)).permutation(2000)
+    weights, _ = model.lms(plane.inputs[order], plane.targets[order], 0.005)
+    assert distances[0] == pytest.approx(np.linalg.norm(wiener))
+    for i in (10, 100, 500):
+        sample = train.PLOTTED[i]  # counted from 1
+        assert distances[i] == pytest.approx(np.linalg.norm(weights[sample - 1] - wiener), rel=1e-12)
+    assert train.PLOTTED[len(distances) - 1] <= 40_000 < train.PLOTTED[len(distances)]
 
 
 def test_a_diverged_run_says_where(tmp_path):
     code, message = failure(train.main, ["--lr", "1", "--out", str(tmp_path / "run")])
     record = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert code == 1 and record["state"] == "diverged" and f"step {record['diverged_at_step']}" in message
+    assert code == 1 and record["state"] == "diverged" and f"step {record['diverged_at_step']};" in message
+
+
+# ---------------------------------------------------------------------------------------------------------- the sweep
 
 
 def test_a_row_of_the_sweep_is_a_run_of_train(tmp_path):
-    """Also where a run diverges after its first epoch."""
-    rates = ["0.02", "0.75"]
-    sweep.main(["--study", "rates", "--seeds", "2", "--epochs", "6", "--lr", *rates, "--out", str(tmp_path / "sweep")])
+    """Also when a run diverges after its first epoch."""
+    lrs = ["0.02", "0.75"]
+    sweep.main(["--study", "rates", "--seeds", "2", "--epochs", "6", "--lr", *lrs, "--out", str(tmp_path / "sweep")])
     rows = json.loads((tmp_path / "sweep" / "rates.json").read_text())["rows"]
-    final = train.main(["--lr", rates[0], "--seed", "1", "--epochs", "6", "--out", str(tmp_path / "run")])["final"]
+    final = train.main(["--lr", lrs[0], "--seed", "1", "--epochs", "6", "--out", str(tmp_path / "run")])["final"]
     (row,) = [row for row in rows if row["lr"] == 0.02 and row["seed"] == 1]
     assert row["final"]["misadjustment"] == pytest.approx(final["misadjustment"], rel=1e-9)
     assert row["final"]["train_mse"] == pytest.approx(final["train_mse"], rel=1e-9)
     (row,) = [row for row in rows if row["lr"] == 0.75 and row["seed"] == 1]
     assert row["diverged_at_step"] > 2000
-    failure(train.main, ["--lr", rates[1], "--seed", "1", "--epochs", "6", "--out", str(tmp_path / "lost")])
-    assert json.loads((tmp_path / "lost" / "run.json").read_text())["diverged_at_step"] == row["diverged_at_step"]
+    failure(train.main, ["--lr", lrs[1], "--seed", "1", "--epochs", "6", "--out", str(tmp_path / "diverged")])
+    record = json.loads((tmp_path / "diverged" / "run.json").read_text())
+    assert record["diverged_at_step"] == row["diverged_at_step"]
 
 
-def test_the_sweep_is_silent_and_says_what_diverged(tmp_path, capsys, recwarn):
-    sweep.main(["--seeds", "2", "--epochs", "4", "--out", str(tmp_path)])
+def test_the_study_rates_agrees_with_theory(tmp_path, capsys, recwarn):
+    sweep.main(["--study", "rates", "--seeds", "2", "--epochs", "4", "--out", str(tmp_path)])
     rows = json.loads((tmp_path / "rates.json").read_text())["rows"]
     states = {row["lr"]: row["state"] for row in rows}
     assert states[1.0] == "diverged" and all(states[lr] == "done" for lr in (0.005, 0.01, 0.05, 0.1))
-    for row in rows:
-        if row["lr"] == 0.1:
-            assert row["final"]["misadjustment"] == pytest.approx(row["final"]["misadjustment_exact"], rel=0.25)
-    by_filter = {}
-    for row in json.loads((tmp_path / "filters.json").read_text())["rows"]:
-        by_filter.setdefault(row["setting"], []).append(row["misalignment_db"]["after"])
-    ends = {name: np.mean(values) for name, values in by_filter.items()}
-    assert ends.pop("RLS, forgetting 1") > -10 and max(ends.values()) < -20
-    assert "diverged, at step" in capsys.readouterr().out
+    same = [row["final"] for row in rows if row["lr"] == 0.1]
+    assert len(same) == 2
+    for final in same:
+        assert final["misadjustment"] == pytest.approx(final["misadjustment_exact"], rel=0.25)
+    assert "2 of 2 diverged, at step" in capsys.readouterr().out
+    assert (tmp_path / "rates.png").exists() and not (tmp_path / "filters.json").exists()
     assert not [w for w in recwarn.list if issubclass(w.category, RuntimeWarning)]
+
+
+def test_after_the_change_only_rls_without_forgetting_is_lost(tmp_path, recwarn):
+    sweep.main(["--study", "filters", "--seeds", "1", "--out", str(tmp_path)])
+    rows = json.loads((tmp_path / "filters.json").read_text())["rows"]
+    before, after = ({row["setting"]: row["misalignment_db"][k] for row in rows} for k in ("before", "after"))
+    assert len(rows) == 4 and min(before, key=before.get) == "RLS, forgetting 1"
+    assert after.pop("RLS, forgetting 1") > -10 and max(after.values()) < -20
+    assert not [w for w in recwarn.list if issubclass(w.category, RuntimeWarning)]
+
+
+@pytest.mark.parametrize(
+    "flag, values", [("--data", ["fir"]), ("--target", ["y"]), ("--epochs", ["20"]), ("--lr", ["0.1"])]
+)
+def test_a_flag_that_no_chosen_study_reads_is_an_error(flag, values, tmp_path, capsys):
+    argv = ["--study", "filters", flag, *values, "--out", str(tmp_path / "sweep")]
+    assert failure(sweep.main, argv)[0] == 2 and not (tmp_path / "sweep").exists()
+    assert f"error: {flag}: only the study rates reads it" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_list_prints_one_command_per_study(tmp_path, capsys):
+    argv = ["--lr", "0.1", "0.2", "--seeds", "3", "--out", str(tmp_path / "sweep")]
+    sweep.main([*argv, "--list"])
+    lines = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(lines) == 2 and not (tmp_path / "sweep").exists()
+    recipe, check = sweep.recipe, sweep.check
+    whole = vars(run.parse(sweep.__file__, sweep.parser(), argv, recipe, check))
+    for words, study in zip(lines, ("rates", "filters")):
+        assert words[0] == "python" and Path(words[1]).resolve() == Path(sweep.__file__).resolve()
+        args = vars(run.parse(sweep.__file__, sweep.parser(), words[2:], recipe, check))
+        assert args.pop("study") == [study] and Path(args.pop("out")).resolve() == tmp_path / "sweep"
+        assert all(value == whole[name] for name, value in args.items() if study == "rates" or name == "seeds")
 
 
 # ----------------------------------------------------------------------------------------------------------- the ladder
 
 
-def options(*argv):
-    return ladder.parser().parse_args(list(argv))
-
-
 @pytest.mark.parametrize("layers", [1, 3])
-def test_gradients_by_hand(layers):
+def test_gradients_by_hand_are_those_of_autograd_and_finite_differences(layers):
     steps = []
     for step, params, by_hand, loss in ladder.gradient_cases(np.random.default_rng(5), layers):
         leaves = [p.clone().requires_grad_() for p in params]
         value = loss(leaves)
-        found, gradients = by_hand(params)
-        assert float(found) == pytest.approx(value.item(), rel=1e-12)
-        for mine, autograd in zip(gradients, torch.autograd.grad(value, leaves)):
-            assert np.shape(mine) == autograd.shape
-            assert ladder.relative_error([mine], [autograd]) < 1e-6
+        loss_by_hand, gradients = by_hand(params)
+        assert float(loss_by_hand) == pytest.approx(value.item(), rel=1e-12)
+        for ours, autograd in zip(gradients, torch.autograd.grad(value, leaves), strict=True):
+            assert np.shape(ours) == autograd.shape
+            assert ladder.relative_error([ours], [autograd]) < 1e-6
         assert ladder.relative_error(gradients, ladder.finite_differences(by_hand, params)) < 1e-6
         steps.append(step)
     assert steps == [1, 3, 4, 5]
 
 
-def test_the_check_flag_finds_a_wrong_gradient(monkeypatch, capsys):
+def test_check_finds_a_wrong_gradient(monkeypatch, capsys):
     ladder.main(["--check", "--iters", "20"])
     assert capsys.readouterr().out.count("relative error") == 10
-    right = ladder.gradients_classes
+    correct = ladder.gradients_classes
 
     def wrong(*args):
-        loss, (dW, db) = right(*args)
+        loss, (dW, db) = correct(*args)
         return loss, (2 * dW, db)
 
     monkeypatch.setattr(ladder, "gradients_classes", wrong)
     code, message = failure(ladder.main, ["--check", "--iters", "20"])
-    assert code == 1 and "step 4 against autograd" in message and "step 3" not in message
+    assert code == 1 and "step 4 against autograd" in message and "step 4 against finite differences" in message
+    assert not any(f"step {i}" in message for i in (1, 2, 3, 5, 6))
 
 
 @pytest.mark.parametrize("a, b", [(1, 2), (5, 6)])
-def test_steps_that_should_coincide_do(a, b):
-    args = options("--iters", "150", "--seed", "3", "--layers", "3")
+def test_steps_that_compute_the_same_agree(a, b):
+    args = ladder.parser().parse_args(["--iters", "150", "--seed", "3", "--layers", "3"])
     (losses_a, found_a, _), (losses_b, found_b, _) = ladder.STEPS[a](args), ladder.STEPS[b](args)
     assert len(losses_a) == 150 and np.allclose(losses_a, losses_b, rtol=1e-10, atol=0)
     for name in found_a:
         assert np.allclose(found_a[name], found_b[name], rtol=1e-10)
 
 
-def test_log_likelihood_of_enormous_logits_is_finite(recwarn):
+def test_the_log_likelihood_of_large_logits_is_finite(recwarn):
     X, labels = np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([0, 0])
     W = np.array([[5000.0, 0.0, -5000.0], [0.0, 1000.0, 0.0]])
     loss, (dW, _) = ladder.gradients_classes(W, np.zeros(3), X, labels)
@@ -293,50 +368,114 @@ def test_the_ladder_recovers_the_truth(step, tolerance, tmp_path):
     assert row["final"]["largest_error"] < tolerance and (tmp_path / f"step{step}.png").exists()
 
 
-# ------------------------------------------------------------------------------------------------------------ bad input
+def test_a_step_that_diverges_says_where(tmp_path):
+    code, message = failure(ladder.main, ["--step", "1", "--lr", "10", "--out", str(tmp_path)])
+    assert code == 1 and "not finite at step" in message and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "argv, flag", [(["--step", "3", "--layers", "2"], "--layers"), (["--check", "--out", "DIR"], "--out")]
+)
+def test_a_flag_that_the_chosen_step_does_not_read_is_an_error(argv, flag, capsys):
+    assert failure(ladder.main, argv)[0] == 2
+    assert f"error: {flag}: " in capsys.readouterr().err.splitlines()[-1]
+
+
+# ----------------------------------------------------------------------------------------------------------- the bench
+
+
+def test_the_bench_compares_every_filter_with_padasip(tmp_path, monkeypatch):
+    pytest.importorskip("padasip", reason="padasip is not installed: pip install padasip")
+    bench = load("lms", "bench")
+    for name, result in bench.contestants(*bench.problem(4, 300)).items():
+        weights, errors = result()
+        assert len(errors) == 300 and len(weights) in (300, 301), name
+    monkeypatch.setattr(bench, "SAMPLES", {4: 300})
+    seconds = {"padasip LMS": [4.0, 4.0, 9.0], "lms": [2.0, 2.0, 3.0], "padasip RLS": [1.0] * 3, "rls": [3.0, 2.0, 2.0]}
+    monkeypatch.setattr(bench, "measure", lambda functions, rounds: seconds)
+    rows = {row["filter"]: row["final"] for row in bench.main(["--out", str(tmp_path)])}
+    assert rows["lms"] == {"samples_per_s": 150, "times_padasip": 2.0}
+    assert rows["rls"] == {"samples_per_s": 150, "times_padasip": 0.5}
+    assert len(json.loads((tmp_path / "bench.json").read_text())["rows"]) == 4
+
+
+def test_the_bench_takes_turns():
+    calls = []
+    ways = {name: lambda name=name: calls.append(name) for name in "ab"}
+    seconds = load("lms", "bench").measure(ways, 3)
+    assert calls == list("abababab") and [len(values) for values in seconds.values()] == [3, 3]
+
+
+# -------------------------------------------------------------------------------------------------------- your own CSV
 
 GOOD = "a,b,y\n" + "".join(f"{i % 7},{i * i % 11},{i % 5}\n" for i in range(60))
 
 
 @pytest.mark.parametrize(
-    "text, said",
+    "text, expected",
     [
         (GOOD + "1,,3\n", "line 62, column 'b': the cell is empty"),
-        (GOOD + "1,two,3\n", "line 62, column 'b': 'two' is no number"),
-        (GOOD + "nan,2,3\n", "line 62, column 'a': 'nan' is no number"),
-        (GOOD + "1,2,inf\n", "line 62, column 'y': 'inf' is no number"),
-        (GOOD + "1,2\n", "line 62: 2 cells for 3 columns"),
-        ("a,b,y\n1,2,3\n4,5,7\n", "2 rows"),
-        ("a,b,y\n", "0 rows"),
-        ("", "names none"),
+        (GOOD + "1,two,3\n", "line 62, column 'b': 'two' is not a number"),
+        (GOOD + "nan,2,3\n", "line 62, column 'a': 'nan' is not a number"),
+        (GOOD + "1,2,inf\n", "line 62, column 'y': 'inf' is not a number"),
+        (GOOD + "1,2\n", "line 62: has 2 cells for 3 columns"),
+        ("a,b,y\n1,2,3\n4,5,7\n", "has 2 rows"),
+        ("a,b,y\n", "has 0 rows"),
+        ("", "its first line has nothing"),
         ("a;b;y\n1;2;3\n", "no column 'y'"),
-        ("y\n" + "1\n" * 30, "two columns or more"),
-        ("a,a,y\n" + "1,2,3\n" * 30, "a name of its own"),
-        (GOOD + "1e200,2,1e200\n", "overflow"),
+        ("y\n" + "1\n" * 30, "at least two columns"),
+        ("a,a,y\n" + "1,2,3\n" * 30, "different names"),
+        ("a,y\n" + "1,0\n" * 30, "nothing to predict"),
+        (GOOD + "1e200,2,1e200\n", "above 1e100"),
     ],
 )
-def test_a_bad_csv_is_one_clear_line(text, said, tmp_path):
+def test_a_bad_csv_is_one_line(text, expected, tmp_path):
     path = write(tmp_path / "t.csv", text)
     code, message = failure(train.main, ["--data", path, "--target", "y", "--out", str(tmp_path / "run")])
-    assert code == 1 and message.startswith("error: ") and "t.csv" in message and said in message
-    assert "\n" not in message and not (tmp_path / "run").exists()
+    assert code == 1 and one_line(message) and "t.csv" in message and expected in message
+    assert not (tmp_path / "run").exists()
 
 
-def test_a_csv_that_is_no_text(tmp_path):
-    for content in (bytes(range(256)), b"\x89PNG\r\n\x1a\n" + b"\0" * 99):
-        (tmp_path / "t.csv").write_bytes(content)
-        code, message = failure(train.main, ["--data", str(tmp_path / "t.csv"), "--target", "y"])
-        assert code == 1 and "t.csv" in message and "\n" not in message
+@pytest.mark.parametrize("content", [bytes(range(256)), b"\x89PNG\r\n\x1a\n" + b"\0" * 99])
+def test_a_file_that_is_not_text(content, tmp_path):
+    (tmp_path / "t.csv").write_bytes(content)
+    code, message = failure(train.main, ["--data", str(tmp_path / "t.csv"), "--target", "y"])
+    assert code == 1 and one_line(message) and "t.csv: is not a CSV text file" in message
 
 
-def test_a_singular_design_is_said_and_fitted_by_least_norm(tmp_path, capsys, recwarn):
+@pytest.mark.slow
+def test_a_damaged_csv_trains_or_ends_in_one_line(tmp_path, capsys):
+    """Truncations, flipped bits and other bytes in a good file. Every tenth is trained on, the others are only read."""
+    file, rng, whole, results = tmp_path / "t.csv", random.Random(0), GOOD.encode(), []
+    for i in range(400):
+        content, at = bytearray(whole), rng.randrange(len(whole))
+        change = rng.randrange(4)
+        if change == 0:
+            del content[at:]
+        elif change == 1:
+            content[at] ^= 1 << rng.randrange(8)
+        elif change == 2:
+            content[at : at + rng.randrange(9)] = rng.choice([b"\0", b"e99", b"-", b"\xff", b"\n", b'"', b",", b"$"])
+        else:
+            content[at : at + rng.randrange(40)] = rng.randbytes(rng.randrange(40))
+        file.write_bytes(content)
+        argv = ["--recipe", "tiny", "--data", str(file), "--target", "y", "--out", str(tmp_path / f"run{i}")]
+        try:
+            results.append(train.main(argv)["state"] if i % 10 == 0 else data.from_csv(file, "y").name)
+        except run.UserError as error:
+            assert one_line(f"error: {error}") and ("t.csv" in str(error) or isinstance(error, run.Diverged))
+        assert file.read_bytes() == content
+        capsys.readouterr()
+    assert 5 < results.count("done") < 35 and 50 < results.count("t") < 350
+
+
+def test_dependent_inputs_are_reported_and_fitted_with_the_least_norm(tmp_path, capsys, recwarn):
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(2, 200))
     table = np.c_[a, b, a + b, np.full(200, 3.0), 2 * a - b + 0.1 * rng.normal(size=200)]
     text = "a,b,sum,constant,y\n" + "".join(",".join(map(repr, row.tolist())) + "\n" for row in table)
     record = train.main(["--data", write(tmp_path / "t.csv", text), "--target", "y", "--out", str(tmp_path / "run")])
-    said = capsys.readouterr().err.strip().splitlines()
-    assert any("linearly dependent (rank 3 of 5 columns)" in line for line in said)
+    assert "linearly dependent (rank 3 of 5 columns)" in capsys.readouterr().err
     X = data.from_csv(tmp_path / "t.csv", "y").inputs
     assert np.linalg.matrix_rank(X) == 3
     assert np.allclose(record["final"]["weights"], record["final"]["wiener_weights"], atol=0.03)
@@ -350,25 +489,55 @@ def test_a_csv_without_noise_has_no_misadjustment(tmp_path, recwarn):
     assert record["final"]["misadjustment"] is None and not recwarn.list
 
 
-def test_a_csv_is_found_from_any_directory_and_read_as_spreadsheets_write_it(tmp_path, monkeypatch):
+@pytest.mark.parametrize("columns, figure", [(2, "planes.png"), (4, "weights.png")])
+def test_column_names_are_not_read_as_mathematics(columns, figure, tmp_path):
+    names = [r"$\frac{$", "$x_1", "a^{b", "$$"][:columns]
+    rows = np.random.default_rng(0).integers(9, size=(40, columns + 1)).tolist()
+    text = ",".join([*names, "y"]) + "\n" + "".join(",".join(map(str, row)) + "\n" for row in rows)
+    path = write(tmp_path / "t.csv", text)
+    record = train.main(["--recipe", "tiny", "--data", path, "--target", "y", "--out", str(tmp_path / "run")])
+    assert record["state"] == "done" and (tmp_path / "run" / figure).exists()
+
+
+def test_a_csv_is_found_again_from_another_directory(tmp_path, monkeypatch):
+    write(tmp_path / "t.csv", GOOD)
+    (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path)
+    train.main(["--recipe", "tiny", "--data", "t.csv", "--target", "y", "--out", "run"])
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    record = train.main(["--resume", "../run", "--epochs", "4"])
+    assert record["dataset"]["name"] == "t" and record["args"]["epochs"] == 4
+    (tmp_path / "t.csv").rename(tmp_path / "moved.csv")
+    assert failure(train.main, ["--resume", "../run"])[0] == 2
+
+
+def test_a_csv_as_spreadsheets_write_it(tmp_path):
+    """With a byte order mark, CRLF, and an empty line at the end."""
     (tmp_path / "t.csv").write_bytes(b"\xef\xbb\xbf" + GOOD.replace("\n", "\r\n").encode() + b"\r\n")
-    problem = data.from_csv("t.csv", "y")
+    problem = data.from_csv(tmp_path / "t.csv", "y")
     assert problem.columns == ["a", "b", "bias"] and len(problem.targets) == 48 and len(problem.val_targets) == 12
     assert np.allclose(problem.inputs.mean(0), [0, 0, 1]) and np.allclose(problem.inputs[:, :2].std(0), 1)
 
 
+@pytest.mark.parametrize("script", [train, sweep, data])
 @pytest.mark.parametrize("argv", [["--data", "builtin", "--target", "y"], ["--data", "TABLE"]])
-def test_target_belongs_to_a_csv(argv, tmp_path, capsys):
+def test_target_goes_with_a_csv(script, argv, tmp_path, capsys):
     path = write(tmp_path / "t.csv", GOOD)
-    code, _ = failure(train.main, [path if word == "TABLE" else word for word in argv])
+    code, _ = failure(script.main, [path if word == "TABLE" else word for word in argv])
     assert code == 2 and "--target" in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_the_fir_input_is_what_it_says():
+@pytest.mark.parametrize("path", ["", "DIR", "DIR/missing.csv", "x" * 400])
+def test_data_is_a_built_in_name_or_a_file(path, tmp_path, capsys):
+    argv = ["--data", path.replace("DIR", str(tmp_path)), "--target", "y"]
+    assert failure(train.main, argv)[0] == 2
+    assert "is neither builtin, fir nor a file" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_the_input_of_fir_is_a_coloured_signal_in_a_delay_line():
     problem = data.fir()
     X = np.r_[problem.inputs, problem.val_inputs]
-    assert np.array_equal(X[1:, 1:], X[:-1, :-1])  # the delay line
+    assert np.array_equal(X[1:, 1:], X[:-1, :-1])
     u = X[:, 0]
     assert u.var() == pytest.approx(1, rel=0.2) and np.mean(u[1:] * u[:-1]) == pytest.approx(0.8 * u.var(), rel=0.05)
     noise = problem.targets - problem.inputs @ problem.true_weights
