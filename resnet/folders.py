@@ -11,8 +11,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from common import images as image_data
-from common import run
+from common import image_files, run, shapes
 
 import numpy as np
 import torch
@@ -23,7 +22,6 @@ from tqdm import tqdm
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, in units of 255, as published weights expect
 SIZE, RESIZE = 224, 256  # pixels of the center crop, and of the shorter side before it
-UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # PIL raises all of these
 
 
 class LazyImageFolder:
@@ -140,7 +138,7 @@ class Decoder(torch.utils.data.Dataset):
                 image = decode(self.sources[i])
                 image = random_crop(image, self.size, self.augment, seed) if seed else center_crop(image, self.size)
                 return torch.from_numpy(np.array(image)), int(self.labels[i]), undecodable
-            except UNREADABLE:
+            except image_files.UNREADABLE:
                 undecodable.append(self.names[i])
             if not self.training:
                 return torch.zeros(self.size, self.size, 3, dtype=torch.uint8), -1, undecodable
@@ -148,7 +146,7 @@ class Decoder(torch.utils.data.Dataset):
 
 
 def decode(source: Path | bytes) -> Image.Image:
-    """The RGB image in a file or in bytes. Raises UNREADABLE."""
+    """The RGB image in a file or in bytes. Raises image_files.UNREADABLE."""
     with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
         return image.convert("RGB")
 
@@ -236,7 +234,7 @@ def list_images(root: Path, part: str, classes: list[str]) -> tuple[list[str], l
 
 
 def is_image(name: str) -> bool:
-    return Path(name).suffix.lower() in image_data.ENDINGS and not name.startswith(".")
+    return Path(name).suffix.lower() in image_files.ENDINGS and not name.startswith(".")
 
 
 def facts(name, digest, train_set, val_set) -> dict:
@@ -248,7 +246,7 @@ def facts(name, digest, train_set, val_set) -> dict:
 def builtin(limit: int | None = None, size: int = 64) -> tuple[LazyImageFolder, LazyImageFolder, None, dict]:
     """(train, validation, None, facts for the record): 600 + 100 of the built-in images as JPEGs of different sizes, in
     memory. size: side of the crops in pixels."""
-    arrays, classes = image_data.draw_builtin()
+    arrays, classes = shapes.draw_builtin()
     rng, datasets, digest = np.random.default_rng(0), [], hashlib.blake2b(digest_size=16)
     for part, n, (images, labels) in zip(("train", "val"), (600, 100), arrays):
         sources, n = [], min(n, limit or n)

@@ -14,7 +14,7 @@ import csv
 import io
 from pathlib import Path
 
-from common import run
+from common import image_files, run
 
 import numpy as np
 import torch
@@ -58,7 +58,7 @@ def read_images(folder, family, classes):
     for file in files:
         try:
             images.append(resize(folders.decode(file), family))
-        except folders.UNREADABLE:
+        except image_files.UNREADABLE:
             undecodable.append(str(file.relative_to(folder)))
             continue
         ids.append(file.relative_to(folder).as_posix())
