@@ -29,6 +29,8 @@ def write(path: Path, content: bytes | str):
 def append(path: Path, text: str):
     """Append `text` to a UTF-8 file. Raises UserError."""
     try:
+        if path.exists() and not path.is_file():  # a FIFO would wait for ever
+            raise OSError(0, "not a regular file")
         with open(path, "a", encoding="utf-8", errors="backslashreplace", newline="") as file:
             file.write(text)
     except OSError as error:

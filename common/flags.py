@@ -12,19 +12,27 @@ from common.terminal import UserError
 ROOT = Path(__file__).resolve().parent.parent  # the repository, or an exported folder
 
 
+def short(text):
+    """`text` for a message: the beginning of it, where it is long."""
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
 def number(kind, low, inclusive):
     """An argparse type: a finite float, or an int below 2**31, of at least `low` or above it."""
     word, high = ("whole number", 2**31 - 1) if kind is int else ("number", sys.float_info.max)
 
     def parse(text):
-        value = kind(text)
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{short(text)!r} is no {word}") from None
+        text = short(text)
         if not (value >= low if inclusive else value > low):
             raise argparse.ArgumentTypeError(f"{text} is not {'at least' if inclusive else 'above'} {low}")
         if value > high:
             raise argparse.ArgumentTypeError(f"{text} is above the maximum, {high}")
         return value
 
-    parse.__name__ = word  # argparse: invalid whole number value: 'x'
     return parse
 
 
@@ -48,7 +56,7 @@ def dataset_arg(*names, files=False):
         if text.strip() and (os.path.isdir(text) or files and os.path.exists(text)):
             return os.path.abspath(text)
         kinds = "a file or folder" if files else "a folder"
-        raise argparse.ArgumentTypeError(f"{text!r} is neither {', '.join(names)} nor {kinds}")
+        raise argparse.ArgumentTypeError(f"{short(text)!r} is neither {', '.join(names)} nor {kinds}")
 
     return parse
 
@@ -153,7 +161,7 @@ class Completion:
             group = look_up(values, outer)
             if not equals or not isinstance(group, dict) or key not in group:
                 known = ", ".join(sorted(group if isinstance(group, dict) else values))
-                self.parser.error(f"--set {text}: must be NAME=VALUE with NAME one of {known}")
+                self.parser.error(f"--set {short(text)}: must be NAME=VALUE with NAME one of {known}")
             try:
                 value = json.loads(word)
             except (ValueError, RecursionError):
@@ -162,7 +170,7 @@ class Completion:
             value = float(value) if isinstance(old, float) and type(value) is int else value
             finite = not isinstance(value, float) or abs(value) <= sys.float_info.max
             if not finite or None not in (old, value) and type(value) is not type(old):
-                self.parser.error(f"--set {text}: the value must be of the kind of {json.dumps(old)}")
+                self.parser.error(f"--set {short(text)}: the value must be of the kind of {json.dumps(old)}")
             yield name, value
 
     def resumed(self, folder, experiment, given):

@@ -20,7 +20,6 @@ from common.terminal import UserError
 import numpy as np
 from PIL import Image
 
-ENDINGS, draw_builtin = image_files.ENDINGS, shapes.draw_builtin
 HUB = "https://huggingface.co/datasets/uoft-cs"
 CIFAR = {
     "cifar10": dict(

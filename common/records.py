@@ -12,6 +12,8 @@ FORMAT = 2  # of run folders; older ones cannot be resumed
 def read_json(path: Path) -> dict:
     """The object in a JSON file. Raises UserError."""
     try:
+        if path.exists() and not path.is_file():  # a FIFO would wait for ever
+            raise OSError(0, "not a regular file")
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not JSON'})") from error

@@ -104,16 +104,19 @@ class Checkpoint(dict):
 
 def read_checkpoint(path: Path, device="cpu") -> Checkpoint:
     """The checkpoint at `path`, with its tensors on `device`. Raises UserError."""
+    if not path.is_file():
+        raise UserError(f"{path}: is {'not a regular file' if path.exists() else 'missing'}")
     try:
         state = torch.load(path, map_location=device, weights_only=True)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: is missing") from error
     except Exception as error:  # torch raises half a dozen kinds
         whole = path.is_file() and zipfile.is_zipfile(path)
         reason = "holds more than tensors, numbers and strings, or is damaged" if whole else "is damaged or cut short"
         raise UserError(f"{path}: is no readable checkpoint: it {reason}") from error
     if not isinstance(state, dict):
         raise UserError(f"{path}: is no checkpoint of a run (it holds a {type(state).__name__})")
+    counts = [key for key in ("rows", "epoch", "step") if type(state.get(key, 0)) is not int or state.get(key, 0) < 0]
+    if counts or not isinstance(state.get("best", 0), int | float) or not isinstance(state.get("random", []), list):
+        raise UserError(f"{path}: is no checkpoint of a run (its {', '.join(counts) or 'state'} cannot be right)")
     state = Checkpoint(state)
     state.path = path
     return state
@@ -355,6 +358,8 @@ class Run:
         if not file.exists():
             return
         try:
+            if not file.is_file():
+                raise ValueError("not a regular file")
             with open(file, newline="", encoding="utf-8") as lines:
                 header, *values = [*csv.reader(lines)][: rows + 1 if rows else 0] or [[]]
             self.rows = [{k: float(v) for k, v in zip(header, row, strict=True)} for row in values]

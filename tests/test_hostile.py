@@ -44,7 +44,7 @@ def copied(finished, tmp_path):
 
 def refused(folder, out, capsys):
     """Resume must fail with one line that names the run folder; returns the line."""
-    before = {file.name: file.read_bytes() for file in out.glob("*.pt")}
+    before = {file.name: file.read_bytes() for file in out.glob("*.pt") if file.is_file()}
     capsys.readouterr()
     code, message = failure(train, folder, "--resume", str(out))
     if code == 2:
@@ -52,7 +52,7 @@ def refused(folder, out, capsys):
         assert lines[0].startswith("usage:") and sum("error:" in line for line in lines) == 1
         message = "error: " + lines[-1].partition("error: ")[2]
     assert one_line(message) and out.name in message, message
-    assert before == {file.name: file.read_bytes() for file in out.glob("*.pt")}
+    assert before == {file.name: file.read_bytes() for file in out.glob("*.pt") if file.is_file()}
     return message
 
 
@@ -106,20 +106,26 @@ def test_a_record_that_is_none(folder, content, copied, capsys):
 
 
 @each_folder
-@pytest.mark.parametrize("content", ["empty", "cut", "state dict", "list", "tensor", "no epoch", "random state", "zip"])
+@pytest.mark.parametrize("content", ["empty", "cut", "state dict", "list", "tensor", "no epoch", "random state", "zip",
+                                     "rows", "step", "random", "folder"])  # fmt: skip
 def test_a_damaged_last_checkpoint(folder, content, copied, capsys):
     out = copied(folder)
     file, whole = out / "last.pt", (out / "last.pt").read_bytes()
     state = torch.load(file, weights_only=True)
     if content in ("empty", "cut"):
         file.write_bytes(b"" if content == "empty" else whole[: len(whole) // 2])
+    elif content == "folder":
+        file.unlink()
+        file.mkdir()
     elif content == "zip":
         with zipfile.ZipFile(file, "w") as archive:
             archive.writestr("hello", "world")
     else:
         other = {"state dict": state["model"], "list": [1, 2], "tensor": torch.ones(3),
                  "no epoch": {k: v for k, v in state.items() if k in ("model", "random", "rows")},
-                 "random state": state | {"random": [{"cpu": torch.zeros(7, dtype=torch.uint8)}]}}  # fmt: skip
+                 "random state": state | {"random": [{"cpu": torch.zeros(7, dtype=torch.uint8)}]},
+                 "rows": state | {"rows": "many"}, "step": state | {"epoch": -1, "step": "x"},
+                 "random": state | {"random": 5}}  # fmt: skip
         torch.save(other[content], file)
     message = refused(folder, out, capsys)
     assert "last.pt" in message and "(101)" not in message and "PyTorch 2.6" not in message
@@ -140,6 +146,19 @@ def test_damaged_metrics(folder, content, copied, capsys):
     out = copied(folder)
     (out / "metrics.csv").write_bytes(content)
     assert "metrics.csv" in refused(folder, out, capsys)
+
+
+@posix
+@each_folder
+@pytest.mark.parametrize("name", ["run.json", "local.json", "metrics.csv", "train.log", "last.pt", "best.pt"])
+def test_a_fifo_in_a_run_folder_does_not_hang(folder, name, copied, capsys):
+    out = copied(folder)
+    if not (out / name).exists():
+        pytest.skip(f"{folder}/ keeps no {name}")
+    (out / name).unlink()
+    os.mkfifo(out / name)
+    message = failure(train, folder, "--resume", str(out))[1] or capsys.readouterr().err
+    assert name in message and ("not a regular file" in message or "is damaged" in message)
 
 
 # ------------------------------------------------------------------------------------------------------- the terminal
