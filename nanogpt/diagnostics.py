@@ -7,7 +7,6 @@ from common.run import UserError
 
 import torch
 import torch.nn.functional as F
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 
@@ -65,15 +64,17 @@ def update_ratios(model: nn.Module, before: list[Tensor]) -> dict[str, float]:
     return {f"update_{layer}": updates[layer] / weights[layer] for layer in updates}
 
 
-def draw_layers(rows: list[dict]) -> Figure:
-    """The gradient norms and update-to-weight ratios in the metrics `rows` against the iteration."""
+def draw_layers(rows: list[dict]):
+    """A matplotlib figure of the gradient norms and update-to-weight ratios in the metrics `rows`."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     titles = {"grad_": "gradient norm", "update_": "update-to-weight ratio of one step"}
     for axes, (prefix, title) in zip(figure.subplots(1, 2), titles.items()):
-        for column in rows[0]:
-            if column.startswith(prefix):
-                axes.plot([row["iter"] for row in rows], [row[column] for row in rows], label=column[len(prefix) :])
+        for column in [name for name in rows[-1] if name.startswith(prefix)] if rows else []:
+            points = [(row["iter"], row[column]) for row in rows if {"iter", column} <= row.keys()]
+            axes.plot(*zip(*points), label=column.removeprefix(prefix))
+            axes.legend(fontsize=7, ncols=2)
         axes.set(xlabel="iteration", title=title, yscale="log")
         axes.grid(alpha=0.3)
-    axes.legend(fontsize=7, ncols=2)
     return figure

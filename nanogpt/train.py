@@ -53,9 +53,9 @@ FAST = ADAMW | dict(tokens="char", bs=16, lr=3e-3, muon=5.0, beta2=0.95, weight_
 GPU = GPT | dict(block_size=256, n_layer=6, n_head=6, n_embd=384, dropout=0.2)
 GPT2 = GPT | dict(block_size=1024, n_layer=12, n_head=12, n_embd=768)
 GPT2_STEPS = dict(iters=600_000, bs=480, micro_batch=12, lr=6e-4, beta2=0.95, warmup=2000, evals=600)
-TINY = GPT | dict(block_size=16, n_layer=2, n_head=2, n_embd=32)
+TINY = GPT | dict(block_size=16, n_layer=1, n_head=2, n_embd=32)
 RECIPES = {
-    "tiny": ADAMW | dict(tokens="char", iters=60, bs=12, lr=1e-2, warmup=5, evals=3, model=TINY),  # a second, for tests
+    "tiny": ADAMW | dict(tokens="char", iters=60, bs=12, lr=1e-2, warmup=5, model=TINY),  # for tests
     "cpu": ADAMW | dict(tokens="char", iters=2000, bs=12, model=GPT),
     "fast": FAST | dict(iters=400, evals=4, model=MODERN | dict(n_layer=3, n_head=3, n_embd=144)),
     "muon": FAST | dict(iters=500, evals=5, model=GPT),  # the base of sweep.py --study options
@@ -111,7 +111,7 @@ def update(model, optimizers, args, step):
 
 
 def train(args, r, text):
-    """Train a model; r.folder then holds last.pt, best.pt (of the lowest validation loss), metrics.csv, layers.png."""
+    """Train. Writes metrics.csv, layers.png, last.pt and best.pt (lowest validation loss). Returns (model, seconds)."""
     model = build(args.model | {"vocab_size": text.tokenizer.vocab_size}).to(r.device)
     optimizers = make_optimizers(model, args, r.device)
     parameters, tokens = count_parameters(model), args.bs * model.block_size
@@ -133,7 +133,7 @@ def train(args, r, text):
     losses = list((torch.zeros_like(losses) if r.rank else losses).to(r.device))  # since the last evaluation
     ddp_model, no_sync = r.wrap(model)
     ddp_model = torch.compile(ddp_model) if args.compile else ddp_model
-    eval_every, began = max(1, args.iters // args.evals), time.monotonic() - seconds
+    eval_every, began = max(1, args.iters // args.evals), time.monotonic() - seconds  # before an interruption
     constants = {"config": config_of(model), "tokenizer": text.tokenizer.state()}
 
     def save():
@@ -161,22 +161,22 @@ def train(args, r, text):
         if evaluating:
             train_loss, val_loss = means.mean().item(), evaluate(model, text.val, micro_batch, r)
             r.check_finite(torch.tensor([val_loss]), step)
-            elapsed, lr = time.monotonic() - began, optimizers[0].param_groups[0]["lr"]
-            r.log({"iter": step, "train_loss": train_loss, "val_loss": val_loss, "lr": lr, "seconds": round(elapsed, 2),
+            seconds, lr = round(time.monotonic() - began, 2), optimizers[0].param_groups[0]["lr"]
+            r.log({"iter": step, "train_loss": train_loss, "val_loss": val_loss, "lr": lr, "seconds": seconds,
                    **gradients, **update_ratios(model, before)})  # fmt: skip
             r.print(f"iter {step:>6,}/{args.iters:,}   loss {train_loss:.4f} train {val_loss:.4f} val   "
-                    f"{elapsed:.0f} s\n{sample(model, text, args.seed, step, r)}")  # fmt: skip
+                    f"{seconds:.0f} s\n{sample(model, text, args.seed, step, r)}")  # fmt: skip
             losses = []
             if val_loss < best:
                 best = val_loss
-                r.save_best(model=model, step=step, val_loss=best, **constants)
+                r.save_best(model=model, step=step, train_loss=train_loss, val_loss=best, **constants)
             save()
         if r.should_stop():
             save()
             r.stop()
     bar.close()
     r.figure("layers.png", draw_layers(r.rows))
-    return model
+    return model, seconds
 
 
 @torch.no_grad()
@@ -260,13 +260,12 @@ def main(argv=None):
     args.data = text.name if args.data == "auto" else args.data
     name, micro_batch = f"{text.name}-{args.recipe}", ddp.micro_batch_size(args.bs, args.micro_batch)
     with ddp.Run(args, __file__, name, auto_precision=AUTO_PRECISION, stop_within_epoch=True) as r:
-        model = train(args, r, text)
+        model, seconds = train(args, r, text)
         best = r.load_best(model=model)
         final = {"best_iter": best["step"], "val_loss": best["val_loss"],
                  "val_perplexity": perplexity(best["val_loss"]),
-                 "sampled_loss": estimate(model, text.val, micro_batch, args.seed, r),
-                 "train_loss": next(row["train_loss"] for row in r.rows if row["iter"] == best["step"]),
-                 "seconds": r.rows[-1]["seconds"]}  # fmt: skip
+                 "sampled_loss": estimate(model, text.val, micro_batch, args.seed, r), "seconds": seconds,
+                 "train_loss": best["train_loss"]}  # fmt: skip
         results = [f"validation loss {best['val_loss']:.4f} at iter {best['step']:,}"]
         if final["sampled_loss"] is not None:
             results.append(f"{final['sampled_loss']:.4f} as nanoGPT estimates it")

@@ -230,6 +230,7 @@ def test_schedules():
 
 def fit(folder, *argv):
     flags = ["--recipe", "tiny", "--data", "builtin", "--limit", "3000", "--device", "cpu", "--precision", "fp32"]
+    flags += ["--set", "evals=3"]
     return train.main([*flags, "--out", str(folder), *argv])
 
 
@@ -358,10 +359,10 @@ def test_a_recipe_that_makes_no_sense_is_refused(setting, capsys):
 
 
 def test_nested_keys_of_a_recipe_can_be_set(tmp_path):
-    record = fit(tmp_path / "a", "--iters", "2", "--set", "model.n_layer=1", "--set", "model.mlp=relu2")
-    assert record["args"]["model"]["n_layer"] == 1
+    record = fit(tmp_path / "a", "--iters", "2", "--set", "model.n_layer=2", "--set", "model.mlp=relu2")
+    assert record["args"]["model"]["n_layer"] == 2
     net, _ = checkpoint.load_checkpoint(tmp_path / "a" / "best.safetensors")
-    assert len(net.blocks) == 1 and net.config.mlp == "relu2"
+    assert len(net.blocks) == 2 and net.config.mlp == "relu2"
 
 
 def test_a_run_that_is_stopped_between_evaluations_ends_the_same(tmp_path, monkeypatch):
@@ -397,7 +398,7 @@ def test_two_processes_equal_one(tmp_path):
     """torchrun with gloo in float64: the same losses and weights to a relative 1e-12."""
     script = tmp_path / "wrapper.py"
     script.write_text(FLOAT64.format(folder=str(ROOT / "nanogpt")))
-    flags = ["--recipe", "tiny", "--data", "builtin", "--limit", "3000", "--iters", "30"]
+    flags = ["--recipe", "tiny", "--data", "builtin", "--limit", "3000", "--iters", "30", "--set", "evals=3"]
     flags += ["--device", "cpu", "--precision", "fp32"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     for name, words in {"two": torchrun, "one": [sys.executable]}.items():
