@@ -580,6 +580,7 @@ def test_resumed_within_an_epoch_it_is_as_if_nothing_happened(end, tmp_path, mon
 
 
 @slow
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM that a process could handle")
 def test_stopped_and_resumed_under_torchrun(tmp_path):
     """SIGTERM within an epoch, then resumed: the weights of a run that nobody stopped, bit for bit."""
     script = str(ROOT / "resnet" / "train.py")
