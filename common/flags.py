@@ -53,7 +53,7 @@ def dataset_arg(*names, files=False):
     def parse(text):
         if text in names:
             return text
-        if text.strip() and (os.path.isdir(text) or files and os.path.exists(text)):
+        if text.strip() and (os.path.isdir(text) or files and os.path.isfile(text)):
             return os.path.abspath(text)
         kinds = "a file or folder" if files else "a folder"
         raise argparse.ArgumentTypeError(f"{short(text)!r} is neither {', '.join(names)} nor {kinds}")
@@ -163,15 +163,27 @@ class Completion:
                 known = ", ".join(sorted(group if isinstance(group, dict) else values))
                 self.parser.error(f"--set {short(text)}: must be NAME=VALUE with NAME one of {known}")
             try:
-                value = json.loads(word)
-            except (ValueError, RecursionError):
-                value = word  # a string without quotes
-            old = group[key]
-            value = float(value) if isinstance(old, float) and type(value) is int else value
-            finite = not isinstance(value, float) or abs(value) <= sys.float_info.max
-            if not finite or None not in (old, value) and type(value) is not type(old):
-                self.parser.error(f"--set {short(text)}: the value must be of the kind of {json.dumps(old)}")
-            yield name, value
+                yield name, self.convert(name, word, group[key])
+            except (argparse.ArgumentTypeError, ValueError) as error:
+                self.parser.error(f"--set {short(text)}: {error}")
+
+    def convert(self, name, word, old):
+        """The value that `word` stands for: checked as that of the flag `name` is, or else of the type of `old`."""
+        try:
+            value = json.loads(word)
+        except (ValueError, RecursionError):
+            value = word  # a string without quotes
+        flag = next((action for action in self.parser._actions if action.dest == name and action.nargs != 0), None)
+        if flag and value is not None:
+            value = flag.type(word) if flag.type else value
+            if flag.choices and value not in flag.choices:
+                raise ValueError(f"must be one of {', '.join(flag.choices)}")
+            return value
+        value = float(value) if isinstance(old, float) and type(value) is int else value
+        finite = not isinstance(value, float) or abs(value) <= sys.float_info.max
+        if not finite or None not in (old, value) and type(value) is not type(old):
+            raise ValueError(f"must be of the kind of {json.dumps(old)}")
+        return value
 
     def resumed(self, folder, experiment, given):
         """The arguments of the run in `folder`, checked as if they came from a stranger. Raises UserError."""

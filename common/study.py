@@ -64,6 +64,8 @@ def run_jobs(train, jobs: list[Job], args) -> bool:
         for job in jobs:
             print("python " + shlex.join(command(script, job)))
         return False
+    if not jobs:
+        return True
     out = make_folder(jobs[0].folder.parent)
     todo = [job for job in jobs if not run.is_finished(job.folder, train.parse(job.argv))]
     if not todo:

@@ -155,7 +155,7 @@ def test_a_flag_has_the_last_word_then_set_then_the_recipe():
 
 
 @pytest.mark.parametrize("text", ["momentum", "momentum=", "speed=1", "model.depth=2", "momentum=NaN", "momentum=1e999",
-                                  "model.width=2.5", "model=3", "switch=1", "=3", "sizes=3"])  # fmt: skip
+                                  "model.width=2.5", "model=3", "switch=1", "=3", "sizes=3", "epochs=0", "epochs=2.5", "lr=-1", "lr=nan"])  # fmt: skip
 def test_a_wrong_setting_is_named(text, capsys):
     assert failure(parse, "--set", text)[0] == 2
     assert f"--set {text}" in capsys.readouterr().err.splitlines()[-1]
