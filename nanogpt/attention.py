@@ -1,4 +1,4 @@
-"""Attention maps of a prompt, all layers and heads, as a picture.
+"""Attention maps of a prompt, all layers and heads, as an image.
 
     python nanogpt/attention.py cpu                                              # the committed model
     python nanogpt/attention.py out/nanogpt/shakespeare-cpu-s0-1 --prompt "ROMEO: I love thee"

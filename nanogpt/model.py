@@ -18,7 +18,7 @@ FUSED_ABOVE = 256  # tokens; on a CPU `attend` is faster than PyTorch's fused at
 
 @dataclass
 class GPTConfig:
-    """The shape of a GPT. The defaults are GPT-2's architecture; the last four options go beyond it."""
+    """The shape of a GPT. The defaults are those of nanoGPT's laptop run; the last four options go beyond GPT-2."""
 
     vocab_size: int
     block_size: int = 64  # the longest sequence, in tokens

@@ -4,7 +4,6 @@ The files train.bin and val.bin have nanoGPT's format, uint16 tokens, each docum
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator
 from itertools import islice
@@ -68,7 +67,7 @@ def prepare(folder: Path, tokenizer: BytePairs, limit: int | None = None, stream
         return {}
     progress = {"documents": 0, "train": 0, "val": 0, "complete": False, "stream": None}
     if file.exists():
-        progress = json.loads(file.read_text(encoding="utf-8"))
+        progress = run.read_json(file)
     if progress["complete"] or (limit and progress["train"] >= limit):
         return progress
     lock = run.lock_folder(run.make_folder(folder))

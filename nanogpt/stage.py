@@ -31,7 +31,7 @@ FULL = DEEP | dict(residual=True, norm=True)
 BIGRAM = dict(kind="bigram", block_size=64)
 # lr: the best of those tried on the validation text. The networks are too small to gain from a GPU or from bfloat16.
 PLAIN = dict(iters=600, bs=12, lr=1e-2, count=False, device="cpu", precision="fp32")
-RECIPES = {
+RECIPES = {  # the names are those of the committed records
     "bigram, counted": PLAIN | dict(count=True, model=BIGRAM),
     "bigram": PLAIN | dict(lr=0.3, model=BIGRAM),  # a batch has few examples for each row of its table
     "averaging": PLAIN | dict(model=NETWORK),
