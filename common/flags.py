@@ -207,7 +207,7 @@ class Completion:
         try:
             words = to_argv(self.parser, saved | ({"data": where["data"]} if where["data"] else {}))
             args = self(self.parser.parse_args(words))
-            now = record_args(args) | {"data": saved.get("data")}
+            now = record_args(args) | ({"data": saved["data"]} if "data" in saved else {})  # it may have moved
             for name in sorted(now.keys() | saved.keys()):
                 if name not in saved or name not in now or now[name] != saved[name]:
                     refuse(f"holds no valid --{name.replace('_', '-')} ({str(saved.get(name)):.60})")
