@@ -135,7 +135,7 @@ def from_csv(path: str | Path, target: str) -> Regression:
     features, targets = np.delete(values, column, axis=1), values[:, column]
     n = training_rows(len(targets))
     if n < len(names):  # one weight for each feature and one for the bias
-        raise UserError(f"{file_name}: has {len(targets)} rows, of which {max(n, 0)} are for training: too few for "
+        raise UserError(f"{file_name}: has too few rows ({len(targets)}, of which {max(n, 0)} for training) for "
                         f"{len(names)} weights; add rows or remove columns")  # fmt: skip
     if np.abs(values).max() > 1e100:
         raise UserError(f"{file_name}: has numbers above 1e100, whose squares may overflow; scale the columns down")

@@ -23,6 +23,7 @@ from sweep import write_study
 
 WIDTH = 16  # units of a hidden layer in steps 5 and 6
 CLASSES = 3
+POINTS = np.linspace(-0.8, 0.8, 5)  # where the functions of steps 5 and 6 are compared with the true one
 
 
 # --------------------------------------------------------------------------------------------------------------- data
@@ -53,9 +54,9 @@ def classes(rng, n=4000):
 
 
 def wave(rng, n=1000):
-    """X (n, 1), Y (n, 1) = sin(4 x) + x + noise of standard deviation 0.05, and the truth at five points."""
-    X, at = rng.uniform(-1, 1, (n, 1)), np.linspace(-0.8, 0.8, 5)
-    return X, np.sin(4 * X) + X + 0.05 * rng.normal(size=(n, 1)), {"f": np.sin(4 * at) + at}
+    """X (n, 1), Y (n, 1) = sin(4 x) + x + noise of standard deviation 0.05, and the truth at POINTS."""
+    X = rng.uniform(-1, 1, (n, 1))
+    return X, np.sin(4 * X) + X + 0.05 * rng.normal(size=(n, 1)), {"f": np.sin(4 * POINTS) + POINTS}
 
 
 def minibatches(rng, n, bs, iters):
@@ -209,8 +210,7 @@ def step_5(args):
         for p, g in zip(params, gradients):
             p -= args.lr * g
         losses.append(loss.item())
-    at = torch.linspace(-0.8, 0.8, 5, dtype=torch.float64)[:, None]
-    return losses, {"f": forward(params, at)[-1][:, 0].numpy()}, truth
+    return losses, {"f": forward(params, torch.from_numpy(POINTS)[:, None])[-1][:, 0].numpy()}, truth
 
 
 def step_6(args):
@@ -232,11 +232,19 @@ def step_6(args):
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    at = torch.linspace(-0.8, 0.8, 5, dtype=torch.float64)[:, None]
-    return losses, {"f": model(at).detach()[:, 0].numpy()}, truth
+    return losses, {"f": model(torch.from_numpy(POINTS)[:, None]).detach()[:, 0].numpy()}, truth
 
 
 STEPS = {1: step_1, 2: step_2, 3: step_3, 4: step_4, 5: step_5, 6: step_6}
+
+
+def run_step(step, args):
+    """The result of a step. Raises run.Diverged."""
+    with np.errstate(over="ignore", invalid="ignore"):  # the next line checks for divergence
+        losses, found, truth = STEPS[step](args)
+    if len(bad := np.flatnonzero(~np.isfinite(losses))):
+        raise run.Diverged(int(bad[0]))
+    return losses, found, truth
 
 
 # ------------------------------------------------------------------------------------------------------------ checks
@@ -315,11 +323,10 @@ def check(args):
         numeric = finite_differences(by_hand, params)
         errors[f"step {step} against finite differences"] = relative_error(hand, numeric)
     for a, b in ((1, 2), (5, 6)):
-        errors[f"losses of step {a} against step {b}"] = relative_error(STEPS[a](args)[0], STEPS[b](args)[0])
+        errors[f"losses of step {a} against step {b}"] = relative_error(run_step(a, args)[0], run_step(b, args)[0])
     for name, error in errors.items():
         print(f"{name:38} relative error {error:.1e}")
-    wrong = [name for name, error in errors.items() if not error < 1e-6]
-    if wrong:
+    if wrong := [name for name, error in errors.items() if not error < 1e-6]:
         raise run.UserError("a relative error above 1e-6: " + "; ".join(wrong))
 
 
@@ -337,9 +344,7 @@ def draw(results):
         true, recovered = (np.concatenate([np.ravel(values[name]) for name in truth]) for values in (truth, found))
         lower.bar(np.arange(len(true)), true, 0.8, color="0.8", label="true")
         lower.plot(recovered, "x", color="tab:red", label="recovered")
-        names = [
-            f"{name}{i}" if np.size(truth[name]) > 1 else name for name in truth for i in range(np.size(truth[name]))
-        ]
+        names = [f"{k}{i}" if np.size(v) > 1 else k for k, v in truth.items() for i in range(np.size(v))]
         lower.set_xticks(np.arange(len(true)), names, fontsize=7)
     panels[0, 0].set(ylabel="loss")
     panels[1, 0].legend(fontsize=8)
@@ -373,11 +378,7 @@ def main(argv=None):
         return check(args)
     out, results, rows = run.make_folder(args.out), {}, []
     for step in [args.step] if args.step else STEPS:
-        with np.errstate(over="ignore", invalid="ignore"):  # the next line checks for divergence
-            losses, found, truth = STEPS[step](args)
-        if len(bad := np.flatnonzero(~np.isfinite(losses))):
-            raise run.Diverged(int(bad[0]))
-        results[step] = losses, found, truth
+        results[step] = losses, found, truth = run_step(step, args)
         loss = float(np.mean(losses[-100:]))
         print(f"step {step}: {STEPS[step].__doc__.splitlines()[0]}\n  loss {losses[0]:.4f} -> {loss:.4f}")
         for name in truth:

@@ -196,7 +196,7 @@ def misadjustment(X: Array, r: float) -> tuple[float | None, float | None]:
     bounds = stability(X)
     textbook = exact = None
     if r < bounds.trace:
-        textbook = 1 / (bounds.trace / r - 1)
+        textbook = r / (bounds.trace - r)
     if bounds.mean_square is not None and r < bounds.mean_square:
         eigenvalues, a, K = moments(X)
         R = np.diag(eigenvalues).reshape(-1)

@@ -119,7 +119,8 @@ def draw_rates(errors, rows, X, wiener_mse, bounds):
     left.axhline(wiener_mse, color="k", ls="--", lw=1, label="Wiener")
     left.set(xlabel="samples", ylabel="MSE, a priori (x: diverged)", xscale="log", yscale="log")
     left.set(ylim=(wiener_mse / 2, top))
-    step_sizes = np.geomspace(min(row["lr"] for row in rows) / 2, max(row["lr"] for row in rows) * 2, 200)
+    lrs = [bounds.trace, *(row["lr"] for row in rows)]  # with the bound, below which there is a prediction to draw
+    step_sizes = np.geomspace(min(lrs) / 2, max(lrs) * 2, 200)
     predicted = [model.misadjustment(X, r) for r in step_sizes]
     for k, (label, style) in enumerate((("textbook", "k:"), ("exact", "k-"))):
         points = [(r, both[k]) for r, both in zip(step_sizes, predicted) if both[k] is not None]

@@ -134,7 +134,7 @@ def test_a_diverging_run_does_not_affect_the_others(recwarn):
     assert model.diverged_at(errors[0]) is None and np.abs(w[0] - model.lms(X, d, 0.1)[0][-1]).max() < 1e-13
     at = model.diverged_at(errors[1])
     assert 0 < at < 300 and np.isfinite(np.sum(errors[1, :at] ** 2))
-    assert not recwarn.list, "the overflow is expected"
+    assert not recwarn.list, "an overflow is expected, and gives no warning"
 
 
 def test_the_bounds_for_one_gaussian_input():
@@ -172,6 +172,18 @@ def test_the_exact_misadjustment_is_that_of_independent_samples(r):
     assert r < 0.2 or measured > 1.2 * textbook, "the textbook formula is for small steps"
 
 
+def test_moments_give_the_map_of_the_covariance():
+    """E[(I - r xx') S (I - r xx')] over a few rows that are far from Gaussian, for any symmetric S."""
+    X, _ = problem(3, 20)
+    X, S, r = X**2, np.array([[2.0, 0.3, -0.5], [0.3, 1.0, 0.2], [-0.5, 0.2, 3.0]]), 0.7
+    steps = np.eye(3) - r * X[:, :, None] * X[:, None, :]  # (N, 3, 3)
+    expected = np.mean(steps @ S @ steps, 0)
+    _, axes = np.linalg.eigh(X.T @ X / len(X))
+    _, a, K = model.moments(X)
+    mapped = (np.eye(9) - r * np.diag(a) + r**2 * K) @ (axes.T @ S @ axes).reshape(-1)
+    assert np.allclose(axes @ mapped.reshape(3, 3) @ axes.T, expected, rtol=1e-10)
+
+
 def test_above_a_bound_no_misadjustment_is_predicted():
     X = data.plane().inputs
     bounds = model.stability(X)
@@ -185,9 +197,9 @@ def test_above_a_bound_no_misadjustment_is_predicted():
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """(run folder, record) of the default run."""
+    """(run folder, record) of the default run, for 10 epochs."""
     out = tmp_path_factory.mktemp("lms") / "run"
-    return out, train.main(["--out", str(out)])
+    return out, train.main(["--epochs", "10", "--out", str(out)])
 
 
 def test_a_training_ends_with_the_predicted_misadjustment(trained):
@@ -201,7 +213,7 @@ def test_a_training_ends_with_the_predicted_misadjustment(trained):
 
 
 def test_final_weights_stay_within_the_predicted_misadjustment():
-    """The mean over 100 runs of one epoch."""
+    """On average over 100 runs."""
     plane = data.plane()
     X, d, wiener_mse = plane.inputs, plane.targets, model.wiener_solution(plane.inputs, plane.targets).mse
     rows = np.stack([np.random.default_rng(seed).permutation(len(d)) for seed in range(100)])
@@ -215,12 +227,12 @@ def test_final_weights_stay_within_the_predicted_misadjustment():
 def test_a_run_of_more_epochs_continues_a_finished_one(trained, tmp_path):
     """Everything is as in one run: weights, metrics, final metrics, and the curves of learning.png."""
     out, whole = trained
-    train.main(["--epochs", "7", "--out", str(tmp_path)])
-    record = train.main(["--resume", str(tmp_path), "--epochs", "20"])
+    train.main(["--epochs", "4", "--out", str(tmp_path)])
+    record = train.main(["--resume", str(tmp_path), "--epochs", "10"])
     assert record["final"] == whole["final"] and record["args"] == whole["args"] and record["resumed"] == 1
     assert (tmp_path / "metrics.csv").read_bytes() == (out / "metrics.csv").read_bytes()
     ours, theirs = (torch.load(folder / "last.pt", weights_only=True) for folder in (tmp_path, out))
-    assert torch.equal(ours["model"]["w"], theirs["model"]["w"]) and len(ours["distances"]) > 1000
+    assert torch.equal(ours["model"]["w"], theirs["model"]["w"]) and len(ours["distances"]) > 900
     for name in ("apriori_mse", "train_mse", "distances"):
         assert ours[name] == theirs[name], name
     assert (tmp_path / "learning.png").read_bytes() == (out / "learning.png").read_bytes()
@@ -237,7 +249,7 @@ def test_learning_png_has_the_distances_before_every_plotted_sample(trained):
     for i in (10, 100, 500):
         sample = train.PLOTTED[i]  # counted from 1
         assert distances[i] == pytest.approx(np.linalg.norm(weights[sample - 1] - wiener), rel=1e-12)
-    assert train.PLOTTED[len(distances) - 1] <= 40_000 < train.PLOTTED[len(distances)]
+    assert train.PLOTTED[len(distances) - 1] <= 20_000 < train.PLOTTED[len(distances)]
 
 
 def test_a_diverged_run_says_where(tmp_path):
@@ -251,16 +263,16 @@ def test_a_diverged_run_says_where(tmp_path):
 
 def test_a_row_of_the_sweep_is_a_run_of_train(tmp_path):
     """Also when a run diverges after its first epoch."""
-    lrs = ["0.02", "0.75"]
-    sweep.main(["--study", "rates", "--seeds", "2", "--epochs", "6", "--lr", *lrs, "--out", str(tmp_path / "sweep")])
+    lrs, quick = ["0.02", "0.8"], ["--epochs", "2"]
+    sweep.main(["--study", "rates", "--seeds", "2", *quick, "--lr", *lrs, "--out", str(tmp_path / "sweep")])
     rows = json.loads((tmp_path / "sweep" / "rates.json").read_text())["rows"]
-    final = train.main(["--lr", lrs[0], "--seed", "1", "--epochs", "6", "--out", str(tmp_path / "run")])["final"]
+    final = train.main(["--lr", lrs[0], "--seed", "1", *quick, "--out", str(tmp_path / "run")])["final"]
     (row,) = [row for row in rows if row["lr"] == 0.02 and row["seed"] == 1]
     assert row["final"]["misadjustment"] == pytest.approx(final["misadjustment"], rel=1e-9)
     assert row["final"]["train_mse"] == pytest.approx(final["train_mse"], rel=1e-9)
-    (row,) = [row for row in rows if row["lr"] == 0.75 and row["seed"] == 1]
+    (row,) = [row for row in rows if row["lr"] == 0.8 and row["seed"] == 1]
     assert row["diverged_at_step"] > 2000
-    failure(train.main, ["--lr", lrs[1], "--seed", "1", "--epochs", "6", "--out", str(tmp_path / "diverged")])
+    failure(train.main, ["--lr", lrs[1], "--seed", "1", *quick, "--out", str(tmp_path / "diverged")])
     record = json.loads((tmp_path / "diverged" / "run.json").read_text())
     assert record["diverged_at_step"] == row["diverged_at_step"]
 
@@ -286,6 +298,12 @@ def test_after_the_change_only_rls_without_forgetting_is_lost(tmp_path, recwarn)
     assert len(rows) == 4 and min(before, key=before.get) == "RLS, forgetting 1"
     assert after.pop("RLS, forgetting 1") > -10 and max(after.values()) < -20
     assert not [w for w in recwarn.list if issubclass(w.category, RuntimeWarning)]
+
+
+def test_a_study_whose_runs_all_diverge_still_draws_the_theory(tmp_path):
+    sweep.main(["--study", "rates", "--lr", "1e9", "--seeds", "1", "--epochs", "1", "--out", str(tmp_path)])
+    (row,) = json.loads((tmp_path / "rates.json").read_text())["rows"]
+    assert row["state"] == "diverged" and (tmp_path / "rates.png").exists()
 
 
 @pytest.mark.parametrize(
@@ -368,9 +386,11 @@ def test_the_ladder_recovers_the_truth(step, tolerance, tmp_path):
     assert row["final"]["largest_error"] < tolerance and (tmp_path / f"step{step}.png").exists()
 
 
-def test_a_step_that_diverges_says_where(tmp_path):
-    code, message = failure(ladder.main, ["--step", "1", "--lr", "10", "--out", str(tmp_path)])
-    assert code == 1 and "not finite at step" in message and not list(tmp_path.iterdir())
+def test_a_step_that_diverges_says_where(tmp_path, recwarn):
+    for argv in (["--step", "1", "--out", str(tmp_path)], ["--check"]):
+        code, message = failure(ladder.main, [*argv, "--lr", "10"])
+        assert code == 1 and "not finite at step" in message and not list(tmp_path.iterdir())
+    assert not recwarn.list
 
 
 @pytest.mark.parametrize(
@@ -384,12 +404,14 @@ def test_a_flag_that_the_chosen_step_does_not_read_is_an_error(argv, flag, capsy
 # ----------------------------------------------------------------------------------------------------------- the bench
 
 
-def test_the_bench_compares_every_filter_with_padasip(tmp_path, monkeypatch):
+def test_the_bench_compares_every_filter_with_that_of_padasip(tmp_path, monkeypatch):
     pytest.importorskip("padasip", reason="padasip is not installed: pip install padasip")
     bench = load("lms", "bench")
     for name, result in bench.contestants(*bench.problem(4, 300)).items():
         weights, errors = result()
-        assert len(errors) == 300 and len(weights) in (300, 301), name
+        if name.startswith("padasip"):
+            reference = weights, errors
+        assert np.allclose(errors, reference[1], atol=1e-10) and np.allclose(weights[:300], reference[0], atol=1e-10)
     monkeypatch.setattr(bench, "SAMPLES", {4: 300})
     seconds = {"padasip LMS": [4.0, 4.0, 9.0], "lms": [2.0, 2.0, 3.0], "padasip RLS": [1.0] * 3, "rls": [3.0, 2.0, 2.0]}
     monkeypatch.setattr(bench, "measure", lambda functions, rounds: seconds)
@@ -419,8 +441,8 @@ GOOD = "a,b,y\n" + "".join(f"{i % 7},{i * i % 11},{i % 5}\n" for i in range(60))
         (GOOD + "nan,2,3\n", "line 62, column 'a': 'nan' is not a number"),
         (GOOD + "1,2,inf\n", "line 62, column 'y': 'inf' is not a number"),
         (GOOD + "1,2\n", "line 62: has 2 cells for 3 columns"),
-        ("a,b,y\n1,2,3\n4,5,7\n", "has 2 rows"),
-        ("a,b,y\n", "has 0 rows"),
+        ("a,b,y\n1,2,3\n4,5,7\n", "too few rows (2, of which 1 for training) for 3 weights"),
+        ("a,b,y\n", "too few rows (0"),
         ("", "its first line has nothing"),
         ("a;b;y\n1;2;3\n", "no column 'y'"),
         ("y\n" + "1\n" * 30, "at least two columns"),
@@ -485,30 +507,33 @@ def test_dependent_inputs_are_reported_and_fitted_with_the_least_norm(tmp_path, 
 def test_a_csv_without_noise_has_no_misadjustment(tmp_path, recwarn):
     rows = np.random.default_rng(0).normal(size=(100, 2))
     text = "a,b,y\n" + "".join(f"{a!r},{b!r},{a + b!r}\n" for a, b in rows.tolist())
-    record = train.main(["--data", write(tmp_path / "t.csv", text), "--target", "y", "--out", str(tmp_path / "run")])
+    path = write(tmp_path / "t.csv", text)
+    record = train.main(["--recipe", "tiny", "--data", path, "--target", "y", "--out", str(tmp_path / "run")])
     assert record["final"]["misadjustment"] is None and not recwarn.list
 
 
-@pytest.mark.parametrize("columns, figure", [(2, "planes.png"), (4, "weights.png")])
-def test_column_names_are_not_read_as_mathematics(columns, figure, tmp_path):
-    names = [r"$\frac{$", "$x_1", "a^{b", "$$"][:columns]
-    rows = np.random.default_rng(0).integers(9, size=(40, columns + 1)).tolist()
+@pytest.mark.parametrize(
+    "draw, names", [(train.draw_planes, [r"$\frac{$", "$x_1"]), (train.draw_weights, ["a^{b", "$$"])]
+)
+def test_column_names_are_not_read_as_mathematics(draw, names, tmp_path):
+    rows = np.random.default_rng(0).integers(9, size=(40, 3)).tolist()
     text = ",".join([*names, "y"]) + "\n" + "".join(",".join(map(str, row)) + "\n" for row in rows)
-    path = write(tmp_path / "t.csv", text)
-    record = train.main(["--recipe", "tiny", "--data", path, "--target", "y", "--out", str(tmp_path / "run")])
-    assert record["state"] == "done" and (tmp_path / "run" / figure).exists()
+    problem = data.from_csv(write(tmp_path / "t.csv", text), "y")
+    assert problem.columns[:2] == names
+    run.write_figure(tmp_path / "figure.png", draw(problem, {"LMS": np.ones(3), "Wiener": np.zeros(3)}))
 
 
-def test_a_csv_is_found_again_from_another_directory(tmp_path, monkeypatch):
+def test_a_csv_is_found_again_from_another_directory(tmp_path, monkeypatch, capsys):
     write(tmp_path / "t.csv", GOOD)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path)
-    train.main(["--recipe", "tiny", "--data", "t.csv", "--target", "y", "--out", "run"])
+    record = train.main(["--recipe", "tiny", "--data", "t.csv", "--target", "y", "--out", "run"])
     monkeypatch.chdir(tmp_path / "elsewhere")
-    record = train.main(["--resume", "../run", "--epochs", "4"])
-    assert record["dataset"]["name"] == "t" and record["args"]["epochs"] == 4
+    args = train.parse(["--resume", "../run"])
+    assert data.load(args.data, args.target).digest == record["dataset"]["digest"]
     (tmp_path / "t.csv").rename(tmp_path / "moved.csv")
-    assert failure(train.main, ["--resume", "../run"])[0] == 2
+    assert failure(train.parse, ["--resume", "../run"])[0] == 2
+    assert "its data is gone" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_csv_as_spreadsheets_write_it(tmp_path):
