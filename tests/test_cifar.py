@@ -177,6 +177,7 @@ def test_a_run_on_a_folder_of_ones_own_is_resumed(folder, tmp_path, monkeypatch,
     assert len(csv_rows(out)) == 3
 
 
+@pytest.mark.slow
 def test_resume_finds_its_datasets_again(data_dir, tmp_path, monkeypatch, capsys):
     """Without --data-dir, which the run was started with; if they are gone, one line names the flag."""
     (tmp_path / "sets").mkdir()
@@ -302,6 +303,7 @@ def test_flags_that_people_know():
     assert (args.model, args.lr, args.bs) == ("lenet5", 0.01, 16)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for another process")
 def test_ctrl_c_ends_a_run_at_once_and_at_most_one_epoch_is_repeated(tmp_path):
     arguments = ["--bs", "2", "--epochs", "3", "--augment", "--limit", "1000"]
@@ -327,6 +329,7 @@ def test_ctrl_c_ends_a_run_at_once_and_at_most_one_epoch_is_repeated(tmp_path):
 # ---------------------------------------------------------------------------------------------------- the other scripts
 
 
+@pytest.mark.slow
 def test_a_sweep_continues_and_shares_runs(tmp_path, capsys):
     sweep = load("cifar", "sweep")
     argv = ["--data", "builtin", "--limit", "100", "--epochs", "1", "--seeds", "1", "--out", str(tmp_path)]

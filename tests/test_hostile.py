@@ -164,6 +164,7 @@ def test_a_fifo_in_a_run_folder_does_not_hang(folder, name, copied, capsys):
 # ------------------------------------------------------------------------------------------------------- the terminal
 
 
+@pytest.mark.slow
 @posix
 @each_folder
 @pytest.mark.parametrize("how", ["> /dev/full", ">&- 2>&-"])
@@ -176,6 +177,7 @@ def test_a_run_whose_output_cannot_be_written(folder, how, tmp_path, finished):
     assert len(logs[0]) == len(logs[1]) and metrics(tmp_path / "run") == metrics(finished(folder))
 
 
+@pytest.mark.slow
 @posix
 @each_folder
 def test_names_that_are_not_utf8_in_a_terminal_that_knows_no_unicode(folder, tmp_path):
@@ -188,6 +190,7 @@ def test_names_that_are_not_utf8_in_a_terminal_that_knows_no_unicode(folder, tmp
     assert "r\\udcffn" in done.stdout
 
 
+@pytest.mark.slow
 @posix
 @each_folder
 def test_a_second_signal_always_ends_a_run(folder, tmp_path):
