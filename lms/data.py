@@ -159,13 +159,13 @@ def dataset_arg(text: str) -> str:
     raise argparse.ArgumentTypeError(f"{text!r} is neither {', '.join(BUILT_IN)} nor a file")
 
 
-def add_data_flags(parser, default: str | None = "builtin") -> None:
+def add_data_flags(parser: argparse._ActionsContainer, default: str | None = "builtin") -> None:
     """Add --data and --target, which are the same in every script."""
     run.add_flags(parser, data=dict(type=dataset_arg, default=default, help=DATA_HELP))
     parser.add_argument("--target", metavar="COLUMN", help="column of the CSV to predict")
 
 
-def check_target(args) -> None:
+def check_target(args: argparse.Namespace) -> None:
     """Raise UserError if --target is given without a CSV, or a CSV without --target."""
     if args.data in BUILT_IN and args.target is not None:
         raise UserError(f"--target: --data {args.data} has its own target")
