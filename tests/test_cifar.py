@@ -146,18 +146,25 @@ if __name__ == "__main__":
 @pytest.fixture
 def folder(tmp_path):
     """A folder of images of the user's own, of another size, one folder a class."""
+    return make_folder(tmp_path / "images", {"": 20})
+
+
+def make_folder(path, parts):
     rng = np.random.default_rng(0)
-    for name in ("cats", "dogs"):
-        (tmp_path / "images" / name).mkdir(parents=True)
-        for i in range(20):
-            pixels = rng.integers(0, 255, (40, 50, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "images" / name / f"{i}.png")
-    return tmp_path / "images"
+    for part, n in parts.items():
+        for name in ("cats", "dogs"):
+            (path / part / name).mkdir(parents=True)
+            for i in range(n):
+                pixels = rng.integers(0, 255, (40, 50, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(path / part / name / f"{i}.png")
+    return path
 
 
 @pytest.mark.parametrize("recipe", list(train.RECIPES))
 @pytest.mark.parametrize("name", list(train.DATASET))
-def test_every_recipe_trains_on_a_folder_of_ones_own(recipe, name, folder, tmp_path):
+@pytest.mark.parametrize("parts", [{"": 20}, {"train": 16, "val": 4, "test": 3}], ids=["plain", "parts"])
+def test_every_recipe_trains_on_a_folder_of_ones_own(recipe, name, parts, tmp_path):
+    folder = make_folder(tmp_path / "images", parts)
     argv = ["--model", name, "--recipe", recipe, "--epochs", "1", "--data", str(folder)]
     record = train.main([*argv, "--out", str(tmp_path / "run")])
     assert record["state"] == "done" and record["dataset"]["train"] == 32
