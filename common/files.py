@@ -21,8 +21,10 @@ def write(path: Path, content: bytes | str):
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
+    except BaseException as error:  # a signal raises KeyboardInterrupt
         temporary.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
         raise UserError(f"{path}: cannot be written ({error.strerror}); the earlier file is unharmed") from error
 
 

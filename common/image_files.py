@@ -8,7 +8,11 @@ Hidden files and files without the ending of an image are skipped and counted.
 """
 
 import gzip
+import io
+import os
+import struct
 import sys
+import warnings
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +22,11 @@ from common.terminal import UserError
 
 import numpy as np
 from PIL import Image, ImageOps
+from tqdm import tqdm
 
 ENDINGS = {".jpeg", ".jpg", ".png", ".webp", ".bmp"}
-UNREADABLE = (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError)  # what PIL raises
+UNREADABLE = (OSError, EOFError, ValueError, SyntaxError, LookupError, TypeError, ArithmeticError, MemoryError,
+              struct.error, zlib.error, Image.DecompressionBombError)  # fmt: skip  # what PIL raises
 DIGITS, LETTERS = "0123456789", "abcdefghijklmnopqrstuvwxyz"
 EMNIST_CLASSES = {  # by their number (Cohen et al. 2017)
     10: DIGITS,
@@ -41,18 +47,18 @@ class ImageFolder:
     test: list[tuple[Path, int]] | None
 
 
-def find(folder: Path, at_least: int = 3, classless: bool = False) -> ImageFolder:
+def find(
+    folder: Path, at_least: int = 3, classless: bool = False, parts: tuple = ("train", "val", "test")
+) -> ImageFolder:
     """The images below `folder`, in one of the layouts above; what is skipped is said in a line on standard error.
 
     at_least: how many training images a class needs. classless: images that lie in `folder` itself are one class.
-    Raises UserError.
+    parts: which of the parts are read, where they are there. Raises UserError.
     """
     try:
         train = folder / "train"
         split = train.is_dir() and (classless or any(entry.is_dir() for entry in train.iterdir()))
-        roots = {
-            part: folder / part if split else folder for part in (("train", "val", "test") if split else ("train",))
-        }
+        roots = {part: folder / part if split else folder for part in (parts if split else ("train",))}
         roots = {part: root for part, root in roots.items() if root.is_dir()}
         notes, found = Notes(folder), {}
         for part, root in roots.items():
@@ -94,10 +100,13 @@ class Notes:
     def images_in(self, folder):
         files = sorted(folder.iterdir())
         images = [f for f in files if f.suffix.lower() in ENDINGS and not f.name.startswith(".") and f.is_file()]
-        self.skipped += [f.name for f in files if f not in set(images) and not f.is_dir()]
+        chosen = set(images)
+        self.skipped += [f.name for f in files if f not in chosen and not f.is_dir()]
         return images
 
     def print(self):
+        if os.environ.get("RANK", "0") != "0":  # under torchrun, the first process says it
+            return
         said = {"files that are no images": self.skipped, "folders without images": self.empty,
                 "classes that only one part has": self.unknown}  # fmt: skip
         for what, names in said.items():
@@ -110,7 +119,7 @@ def read(folder: Path, channels: int, size: int) -> tuple[list, list[str]]:
     """All images below `folder`: ([train, val, test], class names), where a part is (uint8 (N, channels, size, size),
     labels int64 (N,)), or None if the folder does not have it. Images are cropped square and scaled. Raises UserError.
     """
-    if any(folder.glob("*images*idx3*")):
+    if holds_idx(folder):
         if (channels, size) != (1, 28):
             raise UserError(f"{folder}: its idx files hold grey images of 28 x 28, for networks that read MNIST")
         (train, test), classes = read_idx(folder, find_idx(folder))
@@ -121,17 +130,20 @@ def read(folder: Path, channels: int, size: int) -> tuple[list, list[str]]:
         if part is None:
             parts.append(None)
             continue
-        images = np.stack([read_image(file, channels, size) for file, _ in part])
+        bar = tqdm(part, f"reading {display_path(folder)}", leave=False, disable=None)
+        images = np.stack([read_image(file, channels, size) for file, _ in bar])
         parts.append((images, np.array([label for _, label in part], dtype=np.int64)))
     return parts, found.classes
 
 
-def open_image(file: Path) -> Image.Image:
-    """The image in a regular file, decoded, upright, as RGB. Raises one of UNREADABLE."""
-    if not file.is_file():  # a FIFO would wait for ever
+def open_image(source: Path | bytes) -> Image.Image:
+    """The image in a regular file or in bytes, decoded, upright, as RGB. Raises one of UNREADABLE."""
+    if not isinstance(source, bytes) and not source.is_file():  # a FIFO would wait for ever
         raise OSError("not a regular file")
-    with Image.open(file) as image:
-        return ImageOps.exif_transpose(image).convert("RGB")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of PIL, about odd headers and large images
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
 
 
 def read_image(file: Path, channels: int, size: int) -> np.ndarray:
@@ -139,13 +151,18 @@ def read_image(file: Path, channels: int, size: int) -> np.ndarray:
     try:
         image = ImageOps.fit(open_image(file), (size, size))
     except UNREADABLE as error:
-        raise UserError(f"{file}: is no readable image ({error or type(error).__name__})") from error
+        raise UserError(f"{file}: is no readable image ({error or type(error).__name__}); remove it") from error
     if channels == 1:
         return np.asarray(image.convert("L"))[None]
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
 
 # -------------------------------------------------------------------------------------------------------- idx files
+
+
+def holds_idx(folder: Path) -> bool:
+    """Does `folder` hold idx files of images?"""
+    return any(folder.glob("*images*idx3*"))
 
 
 def find_idx(folder):

@@ -38,7 +38,7 @@ def read_record(path: Path) -> dict:
         wrong.append("git")
     if "wall_s" not in wrong and not 0 <= record["wall_s"] < 1e12:
         wrong.append("wall_s")
-    if record.get("precision") not in ("fp32", "bf16"):
+    if record.get("precision") not in ("fp32", "bf16", "fp64"):
         wrong.append("precision")
     if not isinstance(record.get("dataset", {}), dict):
         wrong.append("dataset")

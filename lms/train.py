@@ -29,7 +29,7 @@ PLOTTED = np.unique((10 ** np.arange(0, 10, 1 / 400)).astype(int))  # sample cou
 class Args(argparse.Namespace):
     """Arguments with what run.Run needs and this folder has no flags for, since NumPy computes on the CPU."""
 
-    device, precision = "cpu", "fp32"  # class attributes, so the record does not list them as arguments
+    device, precision = "cpu", "fp64"  # class attributes, so the record does not list them as arguments
 
 
 def mse(inputs, targets, w):

@@ -291,6 +291,15 @@ def wait_for_rows(process, out, rows):
     pytest.fail(f"the run ended before it could be stopped: {process.communicate()}")
 
 
+def wait_for_resume(process, out, times):
+    """Until the record says that the run has been resumed so many times: the process then handles signals."""
+    while process.poll() is None:
+        if (out / "run.json").exists() and json.loads((out / "run.json").read_text())["resumed"] == times:
+            return
+        time.sleep(0.01)
+    pytest.fail(f"the run ended before it could be stopped: {process.communicate()}")
+
+
 ONCE, THRICE = [("SIGKILL", 2)], [("SIGKILL", 1), ("SIGKILL", 4), ("SIGTERM", 7)]
 
 
@@ -307,6 +316,7 @@ def test_killed_and_resumed_is_as_if_nothing_happened(folder, plan, tmp_path):
     for i, (name, rows) in enumerate(plan):
         number = getattr(signal, name)
         process = start(folder, *(["--resume", str(out)] if i else [*arguments, "--out", str(out)]))
+        wait_for_resume(process, out, i)
         wait_for_rows(process, out, rows)
         time.sleep(delay.random() * 0.1)
         process.send_signal(number)
