@@ -1,0 +1,87 @@
+"""The baseline to beat: TF-IDF with logistic regression, on the same split and tokens, in seconds.
+
+    python lstm_imdb/baseline.py                   # unigrams, then unigrams and bigrams, on IMDB
+    python lstm_imdb/baseline.py --data builtin    # word counts fail on the generated reviews
+
+Validation chooses the strength of the L2 penalty (C in scikit-learn); the test set is read once for each row. Writes
+baseline.json into --out.
+"""
+
+import argparse
+import time
+
+from common import run
+
+import torch
+
+import corpus
+import data
+import outcome
+
+ROWS = {"unigrams": (1, 1), "bigrams": (1, 2)}
+GRID = (1.0, 3.0, 10.0, 30.0, 100.0)
+
+
+def fit(loaded, tokens, ngrams):
+    """(final metrics, C, features) of one row; tokens: {part: tokenized reviews joined by spaces}."""
+    try:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.linear_model import LogisticRegression
+    except ImportError:
+        raise run.UserError("baseline.py needs scikit-learn: pip install -r requirements.txt") from None
+    vectorizer = TfidfVectorizer(tokenizer=str.split, token_pattern=None, lowercase=False, ngram_range=ngrams,
+                                 min_df=2, sublinear_tf=True)  # fmt: skip
+    x = {"train": vectorizer.fit_transform(tokens["train"])}
+    x |= {part: vectorizer.transform(tokens[part]) for part in ("val", "test")}
+    y = {part: getattr(loaded, part).labels.numpy() for part in tokens}
+    tried = []
+    for c in GRID:
+        classifier = LogisticRegression(C=c, max_iter=1000).fit(x["train"], y["train"])
+        tried.append((float((classifier.predict(x["val"]) == y["val"]).mean()), -c, classifier))
+    val_accuracy, c, classifier = max(tried, key=lambda entry: entry[:2])
+    predicted = classifier.predict(x["test"])
+    correct = predicted == y["test"]
+    counts = outcome.confusion(y["test"], predicted, len(loaded.corpus.classes))
+    final = {
+        "val_accuracy": val_accuracy,
+        "test_accuracy": float(correct.mean()),
+        "test_f1": outcome.f1_score(counts),
+        "confusion": counts.tolist(),
+        "test_correct": outcome.pack(correct),
+    }
+    return final, -c, x["train"].shape[1]
+
+
+def parser():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    run.add_flags(p, "data_dir", "limit", data=dict(type=data.dataset_arg, default="auto", help=data.DATA_HELP),
+                  out=dict(default=str(run.ROOT / "out/lstm_imdb/baseline"), help="folder of the record"))  # fmt: skip
+    p.add_argument("--split", choices=corpus.SPLITS, default="7:1:2", help="(default: %(default)s)")
+    return p
+
+
+def main(argv=None):
+    args = parser().parse_args(argv)
+    out = run.make_folder(args.out)
+    loaded = data.load(args.data, args.data_dir, args.limit, args.split)
+    tokens = {part: [" ".join(data.tokenize(loaded.corpus.texts[i])) for i in getattr(loaded, part).rows.tolist()]
+              for part in ("train", "val", "test")}  # fmt: skip
+    machine, rows = run.environment(torch.device("cpu"), __file__), []
+    import sklearn
+
+    machine["versions"]["scikit-learn"] = sklearn.__version__
+    for name, ngrams in ROWS.items():
+        began = time.monotonic()
+        final, c, features = fit(loaded, tokens, ngrams)
+        seconds = round(time.monotonic() - began, 1)
+        rows.append({"study": "baseline", "setting": f"TF-IDF {name}, logistic regression", "seed": 0, "state": "done",
+                     "args": {"recipe": f"TF-IDF {name}", "c": c, "split": args.split}, "parameters": features + 1,
+                     "final": final, "wall_s": seconds, "dataset": loaded.facts, **machine})  # fmt: skip
+        print(f"TF-IDF {name:8} {features:>9,} features  C {c:g}  validation {final['val_accuracy']:.2%}  "
+              f"test {final['test_accuracy']:.2%}  {seconds:.0f} s", flush=True)  # fmt: skip
+    run.write_json(out / "baseline.json", {"study": "baseline", "rows": rows})
+    return rows
+
+
+if __name__ == "__main__":
+    run.cli(main)

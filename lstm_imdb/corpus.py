@@ -1,0 +1,308 @@
+"""Reviews and their labels: where they come from, which are dropped, and how they are split.
+
+IMDB (Maas et al. 2011) is read from the folder aclImdb, its archive, the CSV file "IMDB Dataset.csv" or the Parquet
+files of the Hugging Face hub. A CSV file of one's own needs a text column (review or text) and a label column
+(sentiment or label). The split is a function of the texts alone: rows are sorted by the SHA-256 of their text.
+"""
+
+import csv
+import hashlib
+import io
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from common import fetch, run
+from common.terminal import UserError
+
+import generated
+
+SPLITS = ("7:1:2", "official")
+ARCHIVE, MD5 = "aclImdb_v1.tar.gz", "md5:7c2ac02c03563afcf9b574c7e56c153a"
+ORIGIN = f"https://ai.stanford.edu/~amaas/data/sentiment/{ARCHIVE}"
+HUB = "https://huggingface.co/datasets/stanfordnlp/imdb/resolve/main/plain_text/{}-00000-of-00001.parquet"
+ROWS, DISTINCT = 50_000, 49_582  # of IMDB: half of the rows are positive; 406 texts occur more than once
+DIGEST = "533fa91514e13569d23b394639f6f2cd"
+TEXT_COLUMNS, LABEL_COLUMNS = ("review", "text"), ("sentiment", "label")
+CLASSES = ["negative", "positive"]
+MIN_PER_CLASS = 10  # so that 7:1:2 leaves each class in every part
+
+
+@dataclass
+class Corpus:
+    """Labelled texts.
+
+    texts; labels: index into `classes`, 1 positive and 0 negative for IMDB; ratings: 1 to 10 stars, or None where the
+    source has none; official: "train" or "test" for each row, or None; dropped: {reason: rows that were left out}.
+    """
+
+    name: str
+    texts: list[str]
+    labels: list[int]
+    classes: list[str]
+    ratings: list[int] | None = None
+    official: list[str] | None = None
+    dropped: dict[str, int] | None = None
+
+
+def load(name: str, data_dir: str | None = None, split: str = "7:1:2") -> tuple[Corpus, dict[str, list[int]], dict]:
+    """(corpus, {"train", "val", "test": rows of the corpus}, facts for a record) of the dataset `name`.
+
+    name: imdb, builtin, the path of a CSV file or of a folder like aclImdb, or "auto": imdb if it is there or a mirror
+    delivers it, else builtin, with a loud line on standard error. Raises UserError.
+    """
+    corpus = read(name, run.data_dir(data_dir))
+    corpus.dropped = corpus.dropped or {}
+    rows = len(corpus.texts) + sum(corpus.dropped.values())
+    keys = [hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest() for text in corpus.texts]
+    labelled = "".join(sorted(f"{key} {label}\n" for key, label in zip(keys, corpus.labels)))
+    digest = hashlib.md5(labelled.encode()).hexdigest()
+    kept = distinct(corpus, keys)
+    if corpus.name == "imdb":
+        check_imdb(corpus, len(kept), digest)
+    if split == "official":
+        parts = split_official(corpus, keys)
+    else:
+        corpus.dropped["duplicate texts"] = len(keys) - len(kept)
+        parts = split_712(kept, keys, corpus)
+    facts = {
+        "name": corpus.name,
+        "digest": digest,
+        "builtin": corpus.name == "builtin",
+        "split": split,
+        "rows": rows,
+        "dropped": {reason: count for reason, count in corpus.dropped.items() if count},
+        "classes": corpus.classes,
+    }
+    return corpus, parts, facts | {part: len(index) for part, index in parts.items()}
+
+
+def distinct(corpus: Corpus, keys: list[str]) -> list[int]:
+    """The first row of each text. A text with two labels is left out altogether and counted in `corpus.dropped`."""
+    labels = {}
+    for key, label in zip(keys, corpus.labels):
+        labels.setdefault(key, set()).add(label)
+    first = {}
+    for i, key in enumerate(keys):
+        if len(labels[key]) == 1:
+            first.setdefault(key, i)
+    corpus.dropped["texts with two labels"] = sum(len(found) > 1 for found in labels.values())
+    return list(first.values())
+
+
+def check_imdb(corpus: Corpus, kept: int, digest: str):
+    """Raise UserError unless labels and counts are those of IMDB. Changed copies are in circulation: one with a single
+    label has given other projects an accuracy of 100%."""
+    positive = sum(corpus.labels)
+    if (len(corpus.texts), positive, kept) != (ROWS, ROWS // 2, DISTINCT):
+        raise UserError(
+            f"this is not IMDB: {len(corpus.texts):,} reviews, {positive:,} positive, {kept:,} different texts; "
+            f"expected {ROWS:,}, {ROWS // 2:,} and {DISTINCT:,}; remove the file to fetch it again"
+        )
+    if digest != DIGEST:
+        print(
+            f"*** the texts differ from those of the records here (digest {digest}, not {DIGEST}): so does the split",
+            file=sys.stderr,
+        )
+
+
+def split_712(rows: list[int], keys: list[str], corpus: Corpus) -> dict[str, list[int]]:
+    """Seven tenths of each class to train, one to validate, two to test, in the order of the texts' digests."""
+    parts = {"train": [], "val": [], "test": []}
+    for label, name in enumerate(corpus.classes):
+        mine = sorted((i for i in rows if corpus.labels[i] == label), key=keys.__getitem__)
+        if len(mine) < MIN_PER_CLASS:
+            raise UserError(f"{corpus.name}: only {len(mine)} different texts of {name!r}; {MIN_PER_CLASS} are needed")
+        a, b = round(0.7 * len(mine)), round(0.8 * len(mine))
+        for part, index in zip(parts.values(), (mine[:a], mine[a:b], mine[b:])):
+            part += index
+    return {name: sorted(index, key=keys.__getitem__) for name, index in parts.items()}
+
+
+def split_official(corpus: Corpus, keys: list[str]) -> dict[str, list[int]]:
+    """The published halves with all their rows; a tenth of the training half validates. Prints the overlap."""
+    if corpus.official is None:
+        raise UserError("--split official: this source does not say which reviews are the test set; aclImdb does")
+    half = {part: [i for i, where in enumerate(corpus.official) if where == part] for part in ("train", "test")}
+    train_texts = {keys[i] for i in half["train"]}
+    overlap = sum(keys[i] in train_texts for i in half["test"])
+    print(f"official split: {overlap} test reviews have a text that is also in the training half; all rows are kept")
+    parts = {"train": [], "val": [], "test": sorted(half["test"], key=keys.__getitem__)}
+    for label, name in enumerate(corpus.classes):
+        mine = sorted((i for i in half["train"] if corpus.labels[i] == label), key=keys.__getitem__)
+        if len(mine) < MIN_PER_CLASS:
+            raise UserError(f"{corpus.name}: only {len(mine)} training reviews of {name!r}; {MIN_PER_CLASS} are needed")
+        cut = round(0.9 * len(mine))
+        while 0 < cut < len(mine) and keys[mine[cut]] == keys[mine[cut - 1]]:  # copies of a text stay together
+            cut -= 1
+        parts["train"] += mine[:cut]
+        parts["val"] += mine[cut:]
+    return {name: sorted(index, key=keys.__getitem__) for name, index in parts.items()}
+
+
+# ------------------------------------------------------------------------------------------------------------- sources
+
+
+def read(name: str, folder: Path) -> Corpus:
+    """All rows of the dataset `name`; `folder` holds the datasets. Raises UserError."""
+    if name == "builtin":
+        texts, labels = generated.generate()
+        return Corpus("builtin", list(texts), list(labels), CLASSES)
+    if name in ("auto", "imdb"):
+        try:
+            path = prepare(folder, patient=name == "imdb")
+        except fetch.Unreachable as error:
+            if name == "imdb":
+                raise
+            print(
+                f"*** {error}\n*** TRAINING ON GENERATED REVIEWS INSTEAD: their numbers say nothing of imdb.\n"
+                "*** To wait for the slow original host: --data imdb",
+                file=sys.stderr,
+            )
+            return read("builtin", folder)
+        corpus = read_parquet(path) if path.suffix == ".parquet" else read_path(path)
+        corpus.name = "imdb"
+        return corpus
+    return read_path(Path(name))
+
+
+def read_path(path: Path) -> Corpus:
+    """A CSV file, or a folder like aclImdb. Raises UserError."""
+    return read_folder(path) if path.is_dir() else read_csv(path)
+
+
+def prepare(folder: Path, patient: bool = True) -> Path:
+    """The place of IMDB in the folder of datasets, fetched if it is not there: the hub's Parquet files first; the
+    original host, which is slow, only if `patient`. Raises fetch.Unreachable, UserError."""
+    extracted, parquet = folder / "aclImdb", folder / "imdb" / "train.parquet"
+    for there in (extracted, folder / "imdb" / "aclImdb"):
+        if there.is_dir():
+            return there
+    for archive in (folder / ARCHIVE, folder / "imdb" / ARCHIVE):
+        if archive.exists():
+            fetch.download([], archive, MD5)
+            return fetch.extract(archive, archive.with_name("aclImdb"))
+    for there in (folder / "imdb" / "IMDB Dataset.csv", folder / "IMDB Dataset.csv"):
+        if there.exists():
+            return there
+    if parquet.exists() and parquet.with_name("test.parquet").exists():
+        return parquet
+    reasons = [f"{run.display_path(folder)} has no aclImdb/, {ARCHIVE} or imdb/IMDB Dataset.csv"]
+    try:
+        for part in ("train", "test"):
+            fetch.download([HUB.format(part)], parquet.with_name(f"{part}.parquet"))
+        return parquet
+    except fetch.Unreachable as error:
+        reasons += error.reasons
+    if patient:
+        try:
+            return fetch.extract(fetch.download([ORIGIN], folder / ARCHIVE, MD5, 60, 0), extracted)
+        except fetch.Unreachable as error:
+            reasons += error.reasons
+    raise fetch.Unreachable("imdb", reasons)
+
+
+def read_folder(folder: Path) -> Corpus:
+    """A folder in the shape of aclImdb: train/pos, train/neg, test/pos and test/neg with files ID_RATING.txt."""
+    texts, labels, ratings, official = [], [], [], []
+    for part in ("train", "test"):
+        for label, kind in enumerate(("neg", "pos")):
+            files = sorted((folder / part / kind).glob("*.txt"))
+            if not files:
+                raise UserError(f"{folder}: is no folder like aclImdb ({part}/{kind}/ holds no .txt file)")
+            for file in files:
+                stars = file.stem.rpartition("_")[2]
+                texts.append(decode(file))
+                labels.append(label)
+                ratings.append(int(stars) if stars.isascii() and stars.isdigit() else 0)
+                official.append(part)
+    return Corpus(folder.name, texts, labels, CLASSES, ratings if all(ratings) else None, official)
+
+
+def read_parquet(train: Path) -> Corpus:
+    """The hub's train.parquet and test.parquet with the columns text and label. Raises UserError."""
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError:
+        raise UserError(f"{train}: needs pyarrow: pip install -r requirements.txt") from None
+    texts, labels, official = [], [], []
+    for part in ("train", "test"):
+        file = train.with_name(f"{part}.parquet")
+        try:
+            table = parquet.read_table(file, columns=["text", "label"]).to_pydict()
+        except (ArrowException, OSError, KeyError) as error:
+            raise UserError(f"{file}: is no Parquet file of reviews ({' '.join(str(error).split())[:80]})") from error
+        texts, labels = texts + table["text"], labels + table["label"]
+        official += [part] * len(table["text"])
+    if not all(isinstance(text, str) for text in texts) or not set(labels) <= {0, 1}:
+        raise UserError(f"{train}: is not the Parquet file of IMDB (its labels are not 0 and 1)")
+    return Corpus("imdb", texts, labels, CLASSES, official=official)
+
+
+def decode(path: Path) -> str:
+    """The text of a UTF-8 file. Raises UserError that names the line."""
+    try:
+        if not path.is_file():
+            raise OSError(0, "not a regular file")
+        content = path.read_bytes()
+        return content.decode("utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise UserError(f"{path}: line {line} is not UTF-8; save the file as UTF-8") from error
+
+
+def read_csv(path: Path) -> Corpus:
+    """A CSV file with a header: a text column (review or text) and a label column (sentiment or label).
+
+    Rows without a label or without text are dropped and counted. Classes are the labels in the order of their names,
+    or of their values where all are numbers. Raises UserError.
+    """
+    limit = csv.field_size_limit(2**31 - 1)  # the csv module's own limit is 131,072 characters
+    try:
+        return parse_csv(path, csv.reader(io.StringIO(decode(path), newline=""), strict=True))
+    except csv.Error as error:
+        raise UserError(f"{path}: is no valid CSV file ({error})") from error
+    finally:
+        csv.field_size_limit(limit)
+
+
+def parse_csv(path, rows):
+    header = [name.strip().lower() for name in next(rows, [])]
+    columns = []
+    for kind, names in (("text", TEXT_COLUMNS), ("label", LABEL_COLUMNS)):
+        found = [name for name in names if name in header]
+        if not found:
+            columns_there = ", ".join(header)[:80] or "none"
+            raise UserError(f"{path}: has no {kind} column ({' or '.join(names)}); its columns: {columns_there}")
+        columns.append(header.index(found[0]))
+    texts, names, dropped = [], [], Counter()
+    for row in rows:
+        if len(row) > len(header):
+            raise UserError(f"{path}: line {rows.line_num} has {len(row)} fields, the header {len(header)}; quote text "
+                            "that contains commas")  # fmt: skip
+        text, label = (row[i].strip() if i < len(row) else "" for i in columns)
+        if not row:
+            continue  # a blank line
+        if not text or not label:
+            dropped["rows without a label" if text else "rows without text"] += 1
+            continue
+        texts.append(row[columns[0]])
+        names.append(label)
+    classes = sorted(set(names), key=class_order(names))
+    if len(classes) < 2:
+        found = f"only the label {classes[0]!r}" if classes else "no labelled text"
+        raise UserError(f"{path}: holds {found}; two classes or more are needed")
+    index = {name: i for i, name in enumerate(classes)}
+    return Corpus(path.stem, texts, [index[name] for name in names], classes, dropped=dict(dropped))
+
+
+def class_order(names):
+    """The key by which labels are sorted: their values where all are numbers, else their names."""
+    try:
+        numbers = {name: float(name) for name in set(names)}
+    except ValueError:
+        return str
+    return lambda name: (numbers[name], name)

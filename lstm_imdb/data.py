@@ -1,0 +1,201 @@
+"""IMDB reviews as sequences of word indices, in batches of similar length.
+
+    python lstm_imdb/data.py --data imdb             # prepare it, print the counts
+    python lstm_imdb/data.py --data my-reviews.csv   # a CSV file of your own
+
+Where the texts come from and how they are split is in corpus.py.
+"""
+
+import argparse
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from common import run
+from common.terminal import UserError
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import corpus
+
+PAD, UNK = 0, 1
+DATA_HELP = "imdb, builtin, auto, a CSV file with text and label columns, or a folder like aclImdb"
+dataset_arg = run.dataset_arg("auto", "builtin", "imdb", files=True)
+TOKEN = re.compile(r"[^\W_]+?(?=n't\b)|n't\b|'(?:s|re|ve|ll|d|m)\b|[^\W_]+|[!?]")
+
+
+def tokenize(text: str) -> list[str]:
+    """Lower-case words, contractions in two ("do n't", "it 's"), and the marks ! and ?. All else separates words.
+
+    >>> tokenize("It's good.<br />Don't miss it!")
+    ['it', "'s", 'good', 'do', "n't", 'miss', 'it', '!']
+    """
+    return TOKEN.findall(text.lower().replace("<br />", " ").replace("’", "'"))
+
+
+def stop_words() -> frozenset[str]:
+    """scikit-learn's English stop words; "not" and "no" are among them. Raises UserError if it is not installed."""
+    try:
+        from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+    except ImportError:
+        raise UserError("--stop-words: needs scikit-learn: pip install -r requirements.txt") from None
+    return ENGLISH_STOP_WORDS | {"n't", "'s", "'re", "'ve", "'ll", "'d", "'m"}
+
+
+class Vocabulary:
+    """The words of the training reviews, the commonest first, after <pad> (0) and <unk> (1).
+
+    max_words: how many words at most; min_count: how often a word has to occur.
+    """
+
+    def __init__(self, words: list[str], ignored: frozenset[str] = frozenset()):
+        self.words, self.ignored = ["<pad>", "<unk>", *words], ignored
+        self.index = {word: i for i, word in enumerate(self.words)}
+
+    @classmethod
+    def count(cls, texts: list[list[str]], max_words: int, min_count: int, ignored=frozenset()) -> "Vocabulary":
+        """The vocabulary of tokenized texts, without the words `ignored`. Equal counts are in alphabetical order."""
+        counts = Counter(word for text in texts for word in text if word not in ignored)
+        words = sorted((word for word, n in counts.items() if n >= min_count), key=lambda word: (-counts[word], word))
+        return cls(words[:max_words], ignored)
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def encode(self, tokens: list[str]) -> list[int]:
+        """Indices of tokens; ignored ones are left out, and a text of nothing else is one <unk>."""
+        return [self.index.get(token, UNK) for token in tokens if token not in self.ignored] or [UNK]
+
+
+@dataclass
+class Reviews(torch.utils.data.Dataset):
+    """Labelled reviews as word indices, all in memory, truncated to `max_len` when they are read.
+
+    tokens: int32 (all words of all reviews,); starts: int64 (N + 1,), where each review begins; labels: int64 (N,);
+    keep: "start" or "end", the part of a long review that is kept; rows: int64 (N,), rows of the corpus. Indexing gives
+    one example padded to `max_len`, (int64 (max_len,), int), for use with a DataLoader; `batches` is the fast way.
+    """
+
+    tokens: Tensor
+    starts: Tensor
+    labels: Tensor
+    rows: Tensor
+    max_len: int = 400
+    keep: str = "start"
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def lengths(self) -> Tensor:
+        """int64 (N,): words of each review, after truncation."""
+        return self.starts.diff().clamp(max=self.max_len)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+        tokens, _ = self.collate(torch.tensor([range(len(self))[i]]), self.max_len)
+        return tokens[0], int(self.labels[i])
+
+    def collate(self, index: Tensor, width: int | None = None) -> tuple[Tensor, Tensor]:
+        """(tokens int64 (B, T), lengths (B,)) of the reviews `index` (B,), padded to `width` or else to the longest."""
+        lengths = self.lengths[index]
+        first = self.starts[index] if self.keep == "start" else self.starts[index + 1] - lengths
+        position = torch.arange(width or int(lengths.max()))  # (T,)
+        inside = position < lengths[:, None]  # (B, T)
+        places = (first[:, None] + position).clamp(max=len(self.tokens) - 1)
+        return torch.where(inside, self.tokens[places], PAD).long(), lengths
+
+    def order(self, batch_size: int, shuffle: tuple[int, int] | None = None) -> list[Tensor]:
+        """The indices of every batch. Without `shuffle` sorted by length. With (seed, epoch): a random permutation is
+        cut into chunks of 50 batches, each is sorted by length, and the batches come in random order. So every review
+        is seen once an epoch, beside others of its length, which differ from epoch to epoch."""
+        if shuffle is None:
+            return list(self.lengths.argsort(stable=True).split(batch_size))
+        generator = torch.Generator().manual_seed(run.seed_at(*shuffle))
+        chunks = torch.randperm(len(self), generator=generator).split(50 * batch_size)
+        batches = [b for chunk in chunks for b in chunk[self.lengths[chunk].argsort(stable=True)].split(batch_size)]
+        return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+
+    def batches(
+        self, batch_size: int, shuffle: tuple[int, int] | None = None, start: int = 0, device="cpu"
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Yield (tokens int64 (B, T), lengths (B,), labels (B,), index (B,)); T is the longest review of the batch.
+
+        shuffle: see `order`; start: how many batches of the epoch to skip.
+        """
+        for index in self.order(batch_size, shuffle)[start:]:
+            tokens, lengths = self.collate(index)
+            yield tokens.to(device), lengths.to(device), self.labels[index].to(device), index
+
+
+def build(rows, tokenized, labels, vocabulary, max_len, keep) -> Reviews:
+    """Reviews of the corpus rows `rows`; tokenized: {row: tokens}; labels of all rows."""
+    encoded = [vocabulary.encode(tokenized[i]) for i in rows]
+    starts = np.cumsum([0, *map(len, encoded)])
+    flat = np.fromiter((i for review in encoded for i in review), np.int32, starts[-1])
+    labels = torch.tensor([labels[i] for i in rows])
+    return Reviews(torch.from_numpy(flat), torch.from_numpy(starts), labels, torch.tensor(rows), max_len, keep)
+
+
+@dataclass
+class Data:
+    """What `load` returns: the three parts, the vocabulary, the corpus (texts, classes) and facts for a record."""
+
+    train: Reviews
+    val: Reviews
+    test: Reviews
+    vocabulary: Vocabulary
+    corpus: corpus.Corpus
+    facts: dict
+
+
+def load(name: str, data_dir: str | None = None, limit: int | None = None, split: str = "7:1:2",
+         max_words: int = 20_000, min_count: int = 2, filter_stop_words: bool = False, max_len: int = 400,
+         keep: str = "start") -> Data:  # fmt: skip
+    """The dataset `name` (see corpus.load), tokenized and indexed by the vocabulary of its training reviews.
+
+    limit: only the first so many reviews of each part. Raises UserError.
+    """
+    texts, parts, facts = corpus.load(name, data_dir, split)
+    parts = {part: rows[:limit] for part, rows in parts.items()}
+    tokenized = {i: tokenize(texts.texts[i]) for rows in parts.values() for i in rows}
+    ignored = stop_words() if filter_stop_words else frozenset()
+    vocabulary = Vocabulary.count([tokenized[i] for i in parts["train"]], max_words, min_count, ignored)
+    reviews = [build(rows, tokenized, texts.labels, vocabulary, max_len, keep) for rows in parts.values()]
+    facts |= {part: len(rows) for part, rows in parts.items()} | {"vocabulary": len(vocabulary)}
+    return Data(*reviews, vocabulary, texts, facts)
+
+
+def parser():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    run.add_flags(p, "data_dir", "limit", data=dict(type=dataset_arg, default="imdb", help=DATA_HELP))
+    p.add_argument("--split", choices=corpus.SPLITS, default="7:1:2", help="(default: %(default)s)")
+    return p
+
+
+def main(argv=None):
+    args = parser().parse_args(argv)
+    loaded = load(args.data, args.data_dir, args.limit, args.split)
+    print_counts(loaded)
+
+
+def print_counts(loaded: Data):
+    """Print what was read, dropped and split."""
+    facts = loaded.facts
+    print(f"{facts['name']}: {facts['rows']:,} rows")
+    for reason, count in facts["dropped"].items():
+        print(f"  dropped: {count:,} {reason}")
+    for part in ("train", "val", "test"):
+        reviews = getattr(loaded, part)
+        counts = torch.bincount(reviews.labels, minlength=len(facts["classes"])).tolist()
+        classes = ", ".join(f"{n:,} {name}" for name, n in zip(facts["classes"], counts))
+        unknown = (reviews.tokens == UNK).float().mean().item()
+        length = reviews.starts.diff().float().mean().item()
+        print(f"  {part:5} {len(reviews):>7,}: {classes}; {length:.0f} words on average, {unknown:.1%} unknown")
+    print(f"  vocabulary {facts['vocabulary']:,}")
+
+
+if __name__ == "__main__":
+    run.cli(main)
