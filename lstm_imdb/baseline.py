@@ -19,7 +19,7 @@ import data
 import outcome
 
 ROWS = {"unigrams": (1, 1), "bigrams": (1, 2)}
-GRID = (1.0, 3.0, 10.0, 30.0, 100.0)
+GRID = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 
 
 def fit(loaded, tokens, ngrams):

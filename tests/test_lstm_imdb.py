@@ -1,0 +1,455 @@
+"""lstm_imdb/: the readers and the split, padding, the LSTM cell against torch's, and training."""
+
+import csv
+import io
+import random
+import time
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from conftest import failure, load, one_line, run
+
+train, model = load("lstm_imdb"), load("lstm_imdb", "model")
+data, corpus, outcome, pretrained = train.data, train.corpus, train.outcome, train.pretrained
+TINY = ["--recipe", "tiny", "--data", "builtin", "--device", "cpu", "--limit", "200", "--precision", "fp32"]
+
+
+def write_csv(path, rows, header=("review", "sentiment")):
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([header, *rows])
+    path.write_text(text.getvalue(), encoding="utf-8", newline="")
+    return path
+
+
+def own_reviews(n=40):
+    return [(f"number {i} is {'fine' if i % 2 else 'poor'}", ("negative", "positive")[i % 2]) for i in range(n)]
+
+
+# ----------------------------------------------------------------------------------------------------------- the words
+
+
+def test_tokens():
+    assert data.tokenize("It's GOOD.<br /><br />Don't miss it! Can’t wait... 10/10, snow-white_x") == (
+        "it 's good do n't miss it ! ca n't wait 10 10 snow white x".split()
+    )
+    assert data.tokenize("") == [] and data.tokenize("<br /> ... ,,, ") == []
+    assert data.tokenize("n'they o'clock's") == ["n", "they", "o", "clock", "'s"]
+
+
+def test_a_review_of_100000_words_and_a_word_of_100000_letters():
+    began = time.monotonic()
+    assert len(data.tokenize("good " * 100_000)) == 100_000 and len(data.tokenize("x" * 100_000)) == 1
+    assert time.monotonic() - began < 3
+
+
+def test_vocabulary_from_the_training_split_alone(tmp_path):
+    texts = [data.tokenize(text) for text in ("a b b c c c", "c d")]
+    vocabulary = data.Vocabulary.count(texts, max_words=2, min_count=1)
+    assert vocabulary.words == ["<pad>", "<unk>", "c", "b"]
+    assert vocabulary.encode(["b", "zebra", "c"]) == [3, 1, 2] and vocabulary.encode([]) == [1]
+    assert data.Vocabulary.count(texts, 9, min_count=2).words[2:] == ["c", "b"]
+    loaded = data.load(str(write_csv(tmp_path / "own.csv", own_reviews())), max_words=1000, min_count=1)
+    known = {w for i in loaded.train.rows.tolist() for w in data.tokenize(loaded.corpus.texts[i])}
+    assert set(loaded.vocabulary.words[2:]) == known
+    assert (loaded.train.tokens != data.UNK).all() and (loaded.test.tokens == data.UNK).any()
+
+
+def test_stop_words_are_left_out_and_not_is_one():
+    pytest.importorskip("sklearn")
+    ignored = data.stop_words()
+    vocabulary = data.Vocabulary.count([["not", "good"], ["the", "film"]], 10, 1, ignored)
+    assert "not" in ignored and vocabulary.words[2:] == ["film", "good"]
+    assert vocabulary.encode(["not", "good"]) == [3] and vocabulary.encode(["the"]) == [1]
+
+
+# ------------------------------------------------------------------------------------------------- examples and batches
+
+
+@pytest.fixture(scope="module")
+def builtin():
+    return data.load("builtin", limit=700, max_len=16)
+
+
+def test_an_example_is_padded_or_truncated(builtin):
+    lengths = builtin.train.starts.diff()
+    short, long = int(lengths.argmin()), int(lengths.argmax())
+    assert lengths[short] < 16 < lengths[long]
+    tokens, label = builtin.train[short]
+    assert tokens.shape == (16,) and tokens.dtype == torch.int64 and label in (0, 1)
+    assert (tokens == data.PAD).sum() == 16 - lengths[short] and (tokens[: lengths[short]] != data.PAD).all()
+    whole = builtin.train.tokens[builtin.train.starts[long] : builtin.train.starts[long + 1]]
+    assert torch.equal(builtin.train[long][0], whole[:16].long())
+    builtin.train.keep = "end"
+    assert torch.equal(builtin.train[long][0], whole[-16:].long())
+    builtin.train.keep = "start"
+    batch, labels = next(iter(torch.utils.data.DataLoader(builtin.train, 4)))
+    assert batch.shape == (4, 16) and torch.equal(labels, builtin.train.labels[:4])
+
+
+def test_batches_by_length_see_every_review_once_in_an_order_of_seed_and_epoch(builtin):
+    reviews = builtin.train
+    epochs = [reviews.order(32, (0, epoch)) for epoch in range(2)]
+    for order in (*epochs, reviews.order(32)):
+        assert torch.equal(torch.cat(order).sort().values, torch.arange(len(reviews)))
+    assert all(torch.equal(a, b) for a, b in zip(epochs[0], reviews.order(32, (0, 0))))
+    assert not torch.equal(torch.cat(epochs[0]), torch.cat(epochs[1]))
+    assert not torch.equal(torch.cat(epochs[0]), torch.cat(reviews.order(32, (1, 0))))
+    together = [{tuple(b.sort().values.tolist()) for b in order} for order in epochs]
+    assert len(together[0] & together[1]) < len(together[0]) / 2, "batches differ from epoch to epoch"
+    first = [float(reviews.lengths[b].float().mean()) for epoch in range(40) for b in reviews.order(32, (0, epoch))[:1]]
+    assert abs(np.mean(first) - float(reviews.lengths.float().mean())) < 1, "short reviews do not come first"
+    resumed = [index for *_, index in reviews.batches(32, (0, 0), start=5)]
+    assert all(torch.equal(a, b) for a, b in zip(resumed, epochs[0][5:], strict=True))
+
+
+def test_bucketing_leaves_little_padding(builtin):
+    tokens, padded = 0, 0
+    for batch, lengths, labels, index in builtin.train.batches(32, (0, 0)):
+        assert batch.shape[1] == lengths.max() and torch.equal(labels, builtin.train.labels[index])
+        tokens, padded = tokens + int(lengths.sum()), padded + batch.numel()
+    assert padded < 1.1 * tokens
+
+
+# -------------------------------------------------------------------------------------------------------- the network
+
+
+def network(**changes):
+    torch.manual_seed(0)
+    return model.SentimentLSTM(50, 3, **(dict(embed=6, hidden=5, dropout=0.0) | changes)).eval()
+
+
+@pytest.mark.parametrize("pool", model.POOLS)
+@pytest.mark.parametrize("cell", model.CELLS)
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_padding_never_changes_the_logits(pool, cell, bidirectional):
+    net = network(pool=pool, cell=cell, bidirectional=bidirectional, layers=2)
+    with torch.no_grad():
+        net.embedding.weight[0] = 7.0  # padding that would be noticed
+    lengths = torch.tensor([7, 1, 4])
+    tokens = torch.randint(2, 50, (3, 7)) * (torch.arange(7) < lengths[:, None])
+    logits = net(tokens, lengths)
+    padded = net(torch.nn.functional.pad(tokens, (0, 9)), lengths)
+    alone = torch.cat([net(row[None, :n], n[None]) for row, n in zip(tokens, lengths)])
+    torch.testing.assert_close(padded, logits, rtol=0, atol=1e-6)
+    torch.testing.assert_close(alone, logits, rtol=0, atol=1e-6)
+    assert (logits[0] - logits[1]).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("cell", model.CELLS)
+def test_two_directions_and_layers_are_those_of_torch_with_packing(cell):
+    """The golden test: nn.LSTM(bidirectional=True) on packed sequences, which never reads padding."""
+    net = network(cell=cell, bidirectional=True, layers=2)
+    reference = torch.nn.LSTM(6, 5, num_layers=2, bidirectional=True, batch_first=True)
+    for layer, directions in enumerate(net.layers):
+        for direction, lstm in enumerate(directions):
+            for name, value in lstm.named_parameters():
+                suffix = f"{layer}{'_reverse' * direction}"
+                getattr(reference, name.replace("_l0", f"_l{suffix}")).data.copy_(value.data)
+    lengths = torch.tensor([3, 8, 5])
+    x = torch.randn(3, 8, 6)
+    packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+    expected, _ = pad_packed_sequence(reference(packed)[0], batch_first=True)
+    ours = torch.cat(net.states(x, lengths), 2)
+    for row, n in enumerate(lengths):
+        torch.testing.assert_close(ours[row, :n], expected[row, :n], rtol=0, atol=1e-6)
+
+
+def test_the_cell_written_out_is_nn_lstm():
+    """Outputs to 1e-5 and gradients to a relative 1e-4, with the same names of parameters."""
+    torch.manual_seed(0)
+    ours, theirs = model.CustomLSTM(12, 16), torch.nn.LSTM(12, 16, batch_first=True)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(5, 40, 12)
+    outputs, grads = [], []
+    for lstm in (ours, theirs):
+        y, (h, c) = lstm(x)
+        (y.square().sum() + (h * c).sum()).backward()
+        outputs.append((y, h, c))
+        grads.append({name: p.grad for name, p in lstm.named_parameters()})
+    for a, b in zip(*outputs):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+    for name, grad in grads[0].items():
+        assert (grad - grads[1][name]).norm() < 1e-4 * grads[1][name].norm(), name
+
+
+def test_pooling_by_hand():
+    states = [torch.tensor([[[1.0, -5.0], [3.0, -2.0], [9.0, 9.0]]]), torch.tensor([[[0.5], [0.25], [7.0]]])]
+    lengths = torch.tensor([2])
+    pooled = {pool: network(pool=pool, bidirectional=True).pooled(states, lengths).tolist() for pool in model.POOLS}
+    assert pooled == {"last": [[3.0, -2.0, 0.5]], "mean": [[2.0, -3.5, 0.375]], "max": [[3.0, -2.0, 0.5]]}
+
+
+def test_word_dropout_acts_in_training_alone():
+    net = network(word_dropout=0.5)
+    tokens, lengths = torch.randint(2, 50, (4, 9)), torch.full((4,), 9)
+    assert torch.equal(net(tokens, lengths), net(tokens, lengths))
+    net.train()
+    assert not torch.equal(net(tokens, lengths), net(tokens, lengths))
+
+
+# ------------------------------------------------------------------------------------------------------------- sources
+
+
+def test_imdb_counts_split_and_labels(data_dir):
+    """50,000 rows; 406 texts occur more than once, 418 surplus rows are dropped; 7:1:2 of what remains."""
+    folder = data_dir("imdb")
+    texts, parts, facts = corpus.load("imdb", str(folder))
+    assert facts["rows"] == 50_000 and facts["dropped"] == {"duplicate texts": 418}
+    assert [facts[part] for part in ("train", "val", "test")] == [34_708, 4_957, 9_917]
+    assert facts["digest"] == corpus.DIGEST
+    rows = [i for index in parts.values() for i in index]
+    assert len(set(rows)) == len({texts.texts[i] for i in rows}) == 49_582
+    for index in parts.values():
+        assert abs(np.mean([texts.labels[i] for i in index]) - 24_884 / 49_582) < 1e-3
+    assert sum(texts.texts.count(texts.texts[i]) > 1 for i in random.Random(0).sample(rows, 20)) <= 2
+
+
+def test_a_changed_copy_of_imdb_is_refused(tmp_path):
+    (tmp_path / "imdb").mkdir()
+    write_csv(tmp_path / "imdb" / "IMDB Dataset.csv", own_reviews())
+    code, message = failure(corpus.load, "imdb", str(tmp_path))
+    assert code == 1 and one_line(message) and "this is not IMDB: 40 reviews" in message
+
+
+def test_the_split_is_a_function_of_the_texts(tmp_path):
+    rows = own_reviews(100)
+    parts = []
+    for seed in range(2):
+        random.Random(seed).shuffle(rows)
+        texts, index, facts = corpus.load(str(write_csv(tmp_path / f"{seed}.csv", rows)))
+        parts.append({part: [texts.texts[i] for i in chosen] for part, chosen in index.items()})
+        assert [facts[part] for part in ("train", "val", "test")] == [70, 10, 20]
+        assert all(np.mean([texts.labels[i] for i in chosen]) == 0.5 for chosen in index.values())
+    assert parts[0] == parts[1]
+
+
+def make_aclimdb(folder, n=12):
+    for part in ("train", "test"):
+        for kind, stars in (("neg", 2), ("pos", 9)):
+            (folder / part / kind).mkdir(parents=True)
+            for i in range(n):
+                text = "in both halves" + kind if i == 0 else f"{part} {kind} {i}"
+                (folder / part / kind / f"{i}_{stars + i % 2}.txt").write_text(text, encoding="utf-8")
+    return folder
+
+
+def test_a_folder_like_aclimdb(tmp_path, capsys):
+    folder = make_aclimdb(tmp_path / "aclImdb")
+    texts, parts, facts = corpus.load(str(folder))
+    assert facts["rows"] == 48 and facts["dropped"] == {"duplicate texts": 2} and facts["classes"][1] == "positive"
+    assert set(texts.ratings) == {2, 3, 9, 10}
+    assert all((texts.ratings[i] > 5) == texts.labels[i] for i in range(48))
+    _, parts, facts = corpus.load(str(folder), split="official")
+    assert "2 test reviews" in capsys.readouterr().out and not facts["dropped"]
+    assert [facts[part] for part in ("train", "val", "test")] == [22, 2, 24]
+    assert all(texts.official[i] == "test" for i in parts["test"])
+    assert all(texts.official[i] == "train" for i in parts["train"] + parts["val"])
+
+
+def test_the_official_split_needs_a_source_that_knows_it(tmp_path):
+    path = write_csv(tmp_path / "own.csv", own_reviews())
+    assert "aclImdb does" in failure(corpus.load, str(path), None, "official")[1]
+
+
+def test_parquet_files_of_the_hub(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    for part in ("train", "test"):
+        table = {"text": [f"{part} {i}" for i in range(30)], "label": [i % 2 for i in range(30)]}
+        parquet.write_table(pyarrow.table(table), tmp_path / f"{part}.parquet")
+    texts = corpus.read_parquet(tmp_path / "train.parquet")
+    assert len(texts.texts) == 60 and texts.labels[1] == 1 and texts.official[0] == "train"
+    (tmp_path / "test.parquet").write_bytes(b"PAR1 nothing")
+    assert one_line(failure(corpus.read_parquet, tmp_path / "train.parquet")[1])
+
+
+def test_a_csv_of_ones_own_with_three_classes(tmp_path):
+    rows = [(str(i % 3 - 1), f"text, with\ncommas and a line break {i}") for i in range(45)]
+    rows += [("", "no label"), ("1", "  "), ("-1", rows[0][1] + "!"), ("1", rows[0][1] + "!"), ("0", rows[1][1])]
+    texts, parts, facts = corpus.load(str(write_csv(tmp_path / "three.csv", rows, ("Label", "TEXT"))))
+    assert facts["classes"] == ["-1", "0", "1"] and facts["rows"] == 50
+    assert facts["dropped"] == {"rows without a label": 1, "rows without text": 1, "texts with two labels": 1,
+                                "duplicate texts": 3}  # fmt: skip
+    assert sum(map(len, parts.values())) == 45
+
+
+BAD_FILES = {
+    "columns": ("title,score\na,1\n", "has no text column"),
+    "label column": ("review,score\na,1\n", "has no label column"),
+    "nothing": ("", "has no text column"),
+    "header alone": ("review,sentiment\n", "holds no labelled text"),
+    "one class": ("review,sentiment\n" + "".join(f"text {i},good\n" for i in range(30)), "only the label 'good'"),
+    "few rows": ("review,sentiment\na,1\nb,0\n", "only 1 different texts"),
+    "bytes": (b"review,sentiment\na,1\nb\xff,0\n", "line 3 is not UTF-8"),
+    "commas": ("review,sentiment\ngood, really,1\n", "line 2 has 3 fields"),
+    "quote": ('review,sentiment\n"never closed,1\n', "is no valid CSV file"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_a_bad_csv_file_is_one_line(name, tmp_path):
+    content, expected = BAD_FILES[name]
+    path = tmp_path / "bad.csv"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    code, message = failure(train.main, [*TINY[:2], "--data", str(path), "--out", str(tmp_path / "run")])
+    assert code == 1 and one_line(message) and expected in message and "bad" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_odd_reviews_are_read(tmp_path):
+    rows = own_reviews() + [("word " * 100_000, "positive"), ("....", "negative"), ("zebra", "positive")]
+    loaded = data.load(str(write_csv(tmp_path / "odd.csv", rows)), max_len=50)
+    assert sum(len(part) for part in (loaded.train, loaded.val, loaded.test)) == 43
+    assert max(int(part.lengths.max()) for part in (loaded.train, loaded.val, loaded.test)) == 50
+    assert min(int(part.lengths.min()) for part in (loaded.train, loaded.val, loaded.test)) >= 1
+
+
+@pytest.mark.slow
+def test_fuzzed_csv_files(tmp_path):
+    rng, path = random.Random(0), write_csv(tmp_path / "fuzz.csv", own_reviews())
+    whole, ends = path.read_bytes(), {"read": 0, "refused": 0}
+    for _ in range(400):
+        content = bytearray(whole)
+        for _ in range(rng.randrange(1, 6)):
+            at = rng.randrange(len(content))
+            if rng.random() < 0.5:
+                content[at] = rng.randrange(256) if rng.random() < 0.3 else rng.choice(b'",\n\r a')
+            else:
+                del content[at : at + rng.randrange(30)]
+        path.write_bytes(content)
+        try:
+            _, parts, facts = corpus.load(str(path))
+            assert facts["rows"] == sum(map(len, parts.values())) + sum(facts["dropped"].values()) or (
+                "texts with two labels" in facts["dropped"]
+            )
+            ends["read"] += 1
+        except run.UserError as error:
+            assert "\n" not in str(error).strip()
+            ends["refused"] += 1
+    assert min(ends.values()) > 10, ends
+
+
+# ------------------------------------------------------------------------------------------------------------ training
+
+
+@pytest.mark.slow
+def test_word_counts_fail_on_the_generated_reviews_and_the_lstm_does_not(tmp_path):
+    pytest.importorskip("sklearn")
+    unigrams, _ = load("lstm_imdb", "baseline").main(["--data", "builtin", "--out", str(tmp_path)])
+    assert abs(unigrams["final"]["test_accuracy"] - 0.5) < 0.05
+    record = train.main(["--data", "builtin", "--device", "cpu", "--epochs", "4", "--out", str(tmp_path / "run")])
+    assert record["final"]["test_accuracy"] > 0.95
+
+
+def test_bag_of_words_says_nothing_of_the_generated_reviews(builtin):
+    """Every word is as frequent in positive as in negative reviews, but for chance."""
+    whole = data.load("builtin")
+    present = torch.zeros(len(whole.train), len(whole.vocabulary))
+    for i in range(len(whole.train)):
+        present[i, whole.train.tokens[whole.train.starts[i] : whole.train.starts[i + 1]].long()] = 1
+    shares = [present[whole.train.labels == label].mean(0) for label in (0, 1)]
+    assert (shares[0] - shares[1]).abs().max() < 0.06
+
+
+def test_one_batch_is_overfitted(builtin):
+    torch.manual_seed(0)
+    net = model.SentimentLSTM(len(builtin.vocabulary), 2, embed=16, hidden=16, dropout=0.0)
+    optimizer = torch.optim.Adam(net.parameters(), 0.02)
+    tokens, lengths, labels, _ = next(builtin.train.batches(32, (0, 0)))
+    for _ in range(60):
+        loss = torch.nn.functional.cross_entropy(net(tokens, lengths), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.05
+
+
+def test_stopped_within_an_epoch_and_resumed_bit_for_bit(tmp_path, monkeypatch):
+    """A signal in the middle of an epoch, with dropout and word dropout: the same weights in the end."""
+    argv = [*TINY, "--set", "word_dropout=0.2", "--bidirectional", "--pool", "max"]
+    train.main([*argv, "--out", str(tmp_path / "whole")])
+    steps = 0
+
+    def should_stop(self):
+        nonlocal steps
+        steps += 0.5  # it is asked twice a step
+        return steps in (13.5, 14)
+
+    monkeypatch.setattr(run.Run, "should_stop", should_stop)
+    assert failure(train.main, [*argv, "--out", str(tmp_path / "broken")])[0] == 130
+    state = run.read_checkpoint(tmp_path / "broken" / "last.pt")
+    assert (state["epoch"], state["step"]) == (1, 4)
+    monkeypatch.undo()
+    train.main(["--resume", str(tmp_path / "broken")])
+    whole, broken = (run.read_checkpoint(tmp_path / name / "last.pt")["model"] for name in ("whole", "broken"))
+    assert all(torch.equal(whole[name], broken[name]) for name in whole)
+    rows = [(tmp_path / name / "metrics.csv").read_text().splitlines() for name in ("whole", "broken")]
+    assert [row.rpartition(",")[0] for row in rows[0]] == [row.rpartition(",")[0] for row in rows[1]]
+
+
+def test_a_checkpoint_within_the_epoch_is_written_in_time(tmp_path, monkeypatch):
+    saved, save = [], run.Run.save
+
+    def record_save(self, file="last.pt", **state):
+        saved.append((file, state.get("step")))
+        save(self, file, **state)
+
+    monkeypatch.setattr(train, "SAVE_EVERY", 0)
+    monkeypatch.setattr(run.Run, "save", record_save)
+    train.main([*TINY, "--epochs", "1", "--out", str(tmp_path / "run")])
+    assert saved == [*(("last.pt", step) for step in range(1, 11)), ("best.pt", None), ("last.pt", 0)]
+
+
+@pytest.mark.parametrize("words", [["--set", "keep=middle"], ["--set", "dropout=1.0"], ["--set", "clip=0.0"],
+                                   ["--set", "word_dropout=-0.1"], ["--set", "embed=0"], ["--set", "decay=x"],
+                                   ["--pool", "min"], ["--cell", "gru"], ["--max-len", "0"]])  # fmt: skip
+def test_values_that_make_no_sense(words, capsys):
+    assert failure(train.parse, [*TINY, *words])[0] == 2
+    assert words[-1].split("=")[0] in capsys.readouterr().err
+
+
+# --------------------------------------------------------------------------------------------------------- the outcome
+
+
+def test_f1_and_the_interval_by_hand():
+    counts = outcome.confusion([1, 1, 1, 0, 0], [1, 1, 0, 1, 0], 2)
+    assert counts.tolist() == [[1, 1], [1, 2]] and outcome.f1_score(counts) == pytest.approx(2 / 3)
+    assert outcome.f1_score(np.diag([2, 3, 4])) == 1 and outcome.f1_score(np.array([[3, 0], [2, 0]])) == 0
+    correct = np.array([1, 0, 1, 1, 0, 1, 1, 0, 1], dtype=bool)
+    assert (outcome.unpack(outcome.pack(correct), 9) == correct).all()
+    ours, theirs = np.array([1, 1, 1, 0]), np.array([1, 0, 1, 0])
+    difference, half = outcome.paired_difference(ours, theirs)
+    assert difference == 0.25 and half == pytest.approx(1.96 * 0.5 / 2)
+
+
+def test_a_run_lists_predictions_and_the_most_confident_mistakes(tmp_path):
+    record = train.main([*TINY, "--out", str(tmp_path / "run")])
+    with open(tmp_path / "run" / "predictions.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    right = [row["label"] == row["predicted"] for row in rows]
+    assert len(rows) == 200 and np.mean(right) == record["final"]["test_accuracy"]
+    assert (outcome.unpack(record["final"]["test_correct"], 200) == right).all()
+    assert np.trace(record["final"]["confusion"]) == sum(right)
+    text = (tmp_path / "run" / "mistakes.txt").read_text(encoding="utf-8")
+    assert f"{200 - sum(right)} of 200 test reviews are wrong" in text and text.count("\nrow ") == 20
+
+
+# ---------------------------------------------------------------------------------------------------- pretrained parts
+
+
+def test_word_vectors(tmp_path, capsys):
+    lines = ["400000 3", "good 1 2 3", "bad 4 5 6", "good 7 8 9", "at name@domain.com 1 2 3", "the x y z",
+             "film nan 1 2", "", "zebra 1 1 1", "\xa0 1 2 3"]  # fmt: skip
+    path = tmp_path / "vectors.txt"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    rows, counts = pretrained.read_vectors(path, {"good", "bad", "the", "film"}, 3)
+    assert {word: row.tolist() for word, row in rows.items()} == {"good": [1, 2, 3], "bad": [4, 5, 6]}
+    assert counts == {"lines": 10, "skipped": 5}
+    for bad in (tmp_path / "none.txt", tmp_path, path):
+        assert one_line(failure(pretrained.read_vectors, bad, {"cat"}, 3)[1])
+    record = train.main([*TINY, "--set", "embed=3", "--vectors", str(path), "--out", str(tmp_path / "run")])
+    assert record["vectors"]["covered"] == 2 and "vectors for 2 of" in capsys.readouterr().out
