@@ -133,9 +133,10 @@ def draw_predictions(dataset, logits, rows=3, columns=8):
 def parser():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--model", choices=list(DATASET), default="lenet5", help="(default: %(default)s)")
-    help = data.DATA_HELP + "; auto is cifar100 for lenet5, cifar10 for simplenn"
-    run.add_flags(p, recipe=dict(choices=list(RECIPES), default="plain"))
-    run.add_flags(p, "set", "data_dir", "out", "resume", data=dict(type=data.dataset_arg, default="auto", help=help))
+    help = f"{data.DATA_HELP}; auto is cifar100 for lenet5, cifar10 for simplenn"
+    run.add_flags(p, "set", "tensorboard", "data_dir", "out", "resume",
+                  recipe=dict(choices=list(RECIPES), default="plain"),
+                  data=dict(type=data.dataset_arg, default="auto", help=help))  # fmt: skip
     run.add_flags(p, "epochs", "bs", "lr", "seed", "device", "precision", "limit")
     p.add_argument("--decay", choices=["none", "step", "cosine", "onecycle"], help="schedule of the learning rate")
     p.add_argument("--augment", choices=data.AUGMENT, nargs="?", const="crop+flip", help="alone: crop+flip")

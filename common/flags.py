@@ -79,6 +79,7 @@ FLAGS = {
     "seed": dict(type=nonnegative_int, metavar="N", default=0, help="initial weights, data order, augmentation"),
     "device": dict(choices=["auto", "cpu", "cuda", "mps"], default="auto", help="auto: cuda, else mps, else cpu"),
     "precision": dict(choices=["auto", "fp32", "bf16"], default="auto", help="auto: bf16 where it is known to gain"),
+    "tensorboard": dict(action="store_true", help="write the metrics as event files too, for tensorboard --logdir out"),
     "limit": dict(type=positive_int, metavar="N", help="only the first N examples of each part, for a quick look"),
 }
 

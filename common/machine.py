@@ -29,10 +29,24 @@ def seed_at(seed: int, place: int) -> int:
     return ((seed << 24) + (seed >> 8) * 2_654_435_761 + place) % 2**32
 
 
+CPU_LIMITS = {  # environment variables that keep libraries from instructions that the CPU has, and what allows bfloat16
+    "ATEN_CPU_CAPABILITY": r"avx512.*|amx.*",
+    "ONEDNN_MAX_CPU_ISA": r"avx512_core_(bf16|fp16|amx).*|avx10.*|all|default",
+    "MKL_ENABLE_INSTRUCTIONS": r"avx512.*|avx10.*",
+}
+
+
+def cpu_limits() -> dict:
+    """The environment variables of CPU_LIMITS that are set."""
+    return {name: os.environ[name] for name in CPU_LIMITS if os.environ.get(name)}
+
+
 def native_bf16(device: torch.device) -> bool:
-    """Does the hardware multiply bfloat16 itself?"""
+    """Does the hardware multiply bfloat16 itself, and no environment variable forbid it?"""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device)[0] >= 8
+    if any(not re.fullmatch(CPU_LIMITS[name], value.lower()) for name, value in cpu_limits().items()):
+        return False
     checks = (getattr(torch.cpu, f"_is_{kind}_supported", lambda: False) for kind in ("amx_tile", "avx512_bf16"))
     return device.type == "cpu" and any(check() for check in checks)
 
@@ -48,6 +62,7 @@ def environment(device: torch.device, script: str, git: dict | None = None) -> d
         facts["name"] = next(iter(re.findall(r"model name\s*: (.*)", cpuinfo.read_text())), facts["name"])
         facts["memory_gb"] = round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
     facts |= {"cores": os.cpu_count(), "threads": torch.get_num_threads(), "native_bf16": native_bf16(device)}
+    facts |= {"limits": cpu_limits()} if cpu_limits() else {}
     return {
         "git": git_state(Path(script).resolve().parent, git),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},

@@ -155,6 +155,7 @@ class Run:
         auto = "bf16" if auto_precision == "bf16" and native_bf16(self.device) else "fp32"
         self.precision = old.get("precision", auto) if args.precision == "auto" else args.precision
         self.rows, self._signal, self._drawn, self._began = [], None, 0.0, time.monotonic()
+        self._events, self._summary_writer = None, summary_writer() if getattr(args, "tensorboard", False) else None
         self._before = old.get("wall_s", 0.0)
         self.record = old | {
             "experiment": self.script.parent.name,
@@ -251,6 +252,8 @@ class Run:
             if state == "done":
                 raise
         finally:
+            if self._events:
+                self._events.close()
             if self._lock:
                 self._lock.release()
 
@@ -298,6 +301,17 @@ class Run:
             if time.monotonic() - self._drawn > 10:
                 draw_curves(self.rows, self.folder / "curves.png")
                 self._drawn = time.monotonic()
+
+        if self.rank == 0 and self._summary_writer:
+            x, step = next(iter(row.items()))
+            if self._events is None:  # what an earlier process wrote from this step on is hidden
+                self._events = self._summary_writer(str(self.folder), purge_step=step)
+            for name, value in row.items():
+                part, _, quantity = name.partition("_")
+                tag = f"{quantity}/{part}" if part in ("train", "val") else name
+                if name != x:
+                    self._events.add_scalar(tag, value, step)
+            self._events.flush()
 
     def check_finite(self, losses: torch.Tensor, first_step: int):
         """Raise Diverged at the first loss that is not finite; losses[0] is that of step `first_step`."""
@@ -375,6 +389,15 @@ class Run:
         self.record |= {"state": "done", "final": final}
         self._write_record()
         self.print(f"{text}; {self.record.get('wall_s', 0):.0f} s; {display_path(self.folder)}")
+
+
+def summary_writer():
+    """TensorBoard's writer of event files. Raises UserError where it is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UserError("--tensorboard: is not installed; pip install tensorboard") from error
+    return SummaryWriter
 
 
 def draw_curves(rows, path):

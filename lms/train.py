@@ -137,7 +137,8 @@ def draw_weights(problem, fits):
 def parser():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     data.add_data_flags(p)
-    run.add_flags(p, "set", "out", "resume", "epochs", recipe=dict(choices=list(RECIPES), default="plain"),
+    run.add_flags(p, "set", "tensorboard", "out", "resume", "epochs",
+                  recipe=dict(choices=list(RECIPES), default="plain"),
                   seed=dict(help="order of the rows"), lr=dict(help="step size r: w <- w + r e x"))  # fmt: skip
     p.epilog = "recipes: " + "; ".join(
         f"{name}: " + ", ".join(f"{k} {v}" for k, v in values.items()) for name, values in RECIPES.items()

@@ -219,7 +219,7 @@ def sample(model, text, seed, step, r) -> str:
 def parser():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     run.add_flags(p, recipe=dict(choices=list(RECIPES), default="cpu"))
-    run.add_flags(p, "set", "data_dir", "out", "resume",
+    run.add_flags(p, "set", "tensorboard", "data_dir", "out", "resume",
                   data=dict(type=data.dataset_arg, default="auto", help=data.DATA_HELP))  # fmt: skip
     p.add_argument("--tokens", choices=data.TOKENS, help="what a token is")
     limit = dict(help="only the first N tokens of each part, for a quick look")

@@ -209,6 +209,25 @@ def test_dirty_means_that_the_folder_or_common_differs(edited, tmp_path, monkeyp
     assert resumed == began | {"dirty": edited != "other"}, "a resumed run keeps the commit at which it began"
 
 
+LIMITS = {"ATEN_CPU_CAPABILITY": {"avx2": False, "default": False, "avx512": True},
+          "ONEDNN_MAX_CPU_ISA": {"AVX2": False, "AVX512_CORE": False, "AVX512_CORE_BF16": True,
+                                 "AVX512_CORE_AMX": True},
+          "MKL_ENABLE_INSTRUCTIONS": {"AVX2": False, "AVX512": True}}  # fmt: skip
+
+
+@pytest.mark.parametrize("name, value", [(name, value) for name, values in LIMITS.items() for value in values])
+def test_native_bf16_respects_what_forbids_the_instructions(name, value, monkeypatch):
+    for variable in LIMITS:
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
+    assert run.native_bf16(torch.device("cpu"))
+    assert "limits" not in run.environment(torch.device("cpu"), __file__)["device"]
+    monkeypatch.setenv(name, value)
+    assert run.native_bf16(torch.device("cpu")) is LIMITS[name][value]
+    facts = run.environment(torch.device("cpu"), __file__)["device"]
+    assert facts["limits"] == {name: value} and facts["native_bf16"] is LIMITS[name][value]
+
+
 # ------------------------------------------------------------------------------------------------------ checkpoints
 
 

@@ -344,6 +344,27 @@ def test_resume_auto_starts_or_continues(folder, tmp_path, finished, capsys):
 
 
 @each_folder
+def test_tensorboard_shows_the_metrics_once(folder, tmp_path, monkeypatch):
+    """The event files hold every row of metrics.csv, and after a resume no step stands twice."""
+    if not offers(folder, "tensorboard"):
+        pytest.fail(f"{folder}/train.py does not offer --tensorboard")
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    out = tmp_path / "run"
+    train(folder, *quick(folder), "--tensorboard", "--out", str(out))
+    (out / "last.pt").unlink()  # as if it had been killed before its first checkpoint
+    train(folder, "--resume", str(out))
+    assert len(list(out.glob("events.out.tfevents.*"))) == 2
+    events = accumulator.EventAccumulator(str(out)).Reload()
+    rows = metrics(out)
+    x, loss = list(rows[0])[0], next(name for name in rows[0] if name.startswith("train_"))
+    points = [(event.step, event.value) for event in events.Scalars(f"{loss.removeprefix('train_')}/train")]
+    assert points == [(int(row[x]), pytest.approx(float(row[loss]), rel=1e-5)) for row in rows]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    code, message = failure(train, folder, *quick(folder), "--tensorboard", "--out", str(tmp_path / "other"))
+    assert code == 1 and one_line(message) and "pip install tensorboard" in message
+
+
+@each_folder
 def test_resume_with_another_flag_names_it(folder, copied, capsys):
     code, _ = failure(train, folder, "--resume", str(copied(folder)), "--seed", "99")
     assert code == 2 and "--seed 99" in capsys.readouterr().err

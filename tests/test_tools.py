@@ -23,7 +23,7 @@ def load_tool(name):
     return module
 
 
-ledger, export, overview = map(load_tool, ("ledger", "export", "overview"))
+ledger, export, overview, runs = map(load_tool, ("ledger", "export", "overview", "runs"))
 by_path = dict(ids=lambda path: path.relative_to(ROOT).as_posix())
 
 # ----------------------------------------------------------------------------------------------------- ledger.py
@@ -256,3 +256,35 @@ def test_pre_commit_has_the_pinned_ruff():
     config = (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
     (pin,) = re.findall(r"^ruff==.+", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
     assert set(re.findall(r"ruff==[\d.]+", config)) == {pin}
+
+
+# ------------------------------------------------------------------------------------------------------- runs.py
+
+
+def make_run(folder, state="done", rows=3, **changes):
+    folder.mkdir(parents=True)
+    record = {"experiment": "cifar", "format": 2, "args": {"model": "lenet5", "epochs": rows}, "state": state,
+              "device": {"threads": 1}, "wall_s": 12.3, "resumed": 0, "precision": "fp32", "started": folder.name,
+              "git": {"commit": "a" * 40, "dirty": True}, "dataset": {"name": "builtin"},
+              "final": {"val_loss": 1.5, "val_accuracy": 0.25, "test_loss": 2.0}}  # fmt: skip
+    (folder / "run.json").write_text(json.dumps(record | changes))
+    lines = ["epoch,train_loss,val_loss", *(f"{i},1.0,{1 / i}" for i in range(1, rows + 1))]
+    (folder / "metrics.csv").write_text("\n".join(lines))
+
+
+def test_runs_are_listed_and_drawn(tmp_path, capsys):
+    for name in ("a", "b"):
+        make_run(
+            tmp_path / "out" / "cifar" / name, final={} if name == "b" else {"val_accuracy": 0.25, "test_loss": 2.0}
+        )
+    make_run(tmp_path / "out" / "c", format=1)
+    (tmp_path / "out" / "c" / "run.json").write_text("{")
+    runs.main([str(tmp_path / "out"), "--draw", "a", "--png", str(tmp_path / "runs.png")])
+    printed = capsys.readouterr()
+    header, first, second, drawn = printed.out.splitlines()
+    assert header.split() == list(runs.COLUMNS) and drawn.startswith("1 runs")
+    words = ["cifar/a", "cifar", "builtin", "lenet5", "done", "3", "epochs", "accuracy", "0.2500", "loss", "2.0000"]
+    assert first.split() == [*words, "12", "aaaaaaa*"] and second.split()[0] == "cifar/b"
+    assert "skipped" in printed.err and Image.open(tmp_path / "runs.png").size[0] > 400
+    with pytest.raises(runs.UserError, match="holds no run"):
+        runs.main([str(tmp_path / "nothing")])
