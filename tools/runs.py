@@ -107,7 +107,7 @@ def main(argv=None):
         raise UserError(f"{args.folder}: holds no run that can be read")
     print_table([line(folder, record, args.folder) for folder, record in runs])
     if args.draw is not None:
-        chosen = [(f, r) for f, r in runs if not args.draw or any(word in str(f) for word in args.draw)]
+        chosen = [(f, r) for f, r in runs if not args.draw or any(word in f.name for word in args.draw)]
         draw(chosen, args.png)
         print(f"{len(chosen)} runs -> {args.png}")
 
