@@ -1,6 +1,6 @@
 PYTEST = python -m pytest -n auto --dist loadgroup
 
-.PHONY: test test-all tables format
+.PHONY: test test-all tables format reproduce
 test:
 	$(PYTEST) -m "not slow"
 test-all:
@@ -10,3 +10,5 @@ tables:
 format:
 	ruff check --fix
 	ruff format
+reproduce:  # make reproduce R=cifar/results/command.json
+	python tools/reproduce.py $(R)

@@ -23,7 +23,7 @@ def load_tool(name):
     return module
 
 
-ledger, export, overview, runs = map(load_tool, ("ledger", "export", "overview", "runs"))
+ledger, export, overview, runs, reproduce = map(load_tool, ("ledger", "export", "overview", "runs", "reproduce"))
 by_path = dict(ids=lambda path: path.relative_to(ROOT).as_posix())
 
 # ----------------------------------------------------------------------------------------------------- ledger.py
@@ -288,3 +288,62 @@ def test_runs_are_listed_and_drawn(tmp_path, capsys):
     assert "skipped" in printed.err and Image.open(tmp_path / "runs.png").size[0] > 400
     with pytest.raises(runs.UserError, match="holds no run"):
         runs.main([str(tmp_path / "nothing")])
+
+
+# -------------------------------------------------------------------------------------------------- reproduce.py
+
+
+@pytest.fixture(scope="module")
+def lms_record(tmp_path_factory):
+    """The record of a run of lms/ with today's code, where a committed one would lie."""
+    folder = tmp_path_factory.mktemp("record") / "lms" / "results"
+    folder.mkdir(parents=True)
+    words = [sys.executable, str(ROOT / "lms" / "train.py"), "--data", "fir", "--epochs", "3", "--lr", "0.01"]
+    subprocess.run([*words, "--out", str(folder / "run")], check=True, capture_output=True)
+    shutil.copy(folder / "run" / "run.json", folder / "new.json")
+    return folder / "new.json"
+
+
+def test_the_command_of_a_record_is_the_shortest_that_gives_its_arguments(lms_record, capsys):
+    reproduce.main([str(lms_record), "--head"])
+    assert capsys.readouterr().out == "the run: python lms/train.py --data fir --epochs 3 --lr 0.01\n"
+
+
+@pytest.mark.slow
+def test_a_record_is_run_again_and_judged(lms_record, capsys):
+    reproduce.main([str(lms_record), "--head", "--run"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 8 and all(line.endswith("equal") for line in lines[2:])
+    record = json.loads(lms_record.read_text())
+    record["final"]["val_mse"] *= 1.01
+    lms_record.with_name("other.json").write_text(json.dumps(record))
+    with pytest.raises(runs.UserError, match="not those on record"):
+        reproduce.main([str(lms_record.with_name("other.json")), "--head", "--run"])
+    assert "val_mse" in next(line for line in capsys.readouterr().out.splitlines() if "DIFFERENT" in line)
+    worktrees = subprocess.run(["git", "worktree", "list"], cwd=ROOT, capture_output=True, text=True).stdout
+    assert len(worktrees.splitlines()) == 1, "the worktree is removed again"
+
+
+def test_metrics_of_another_machine_are_judged_by_the_recorded_seeds(capsys):
+    low, high = reproduce.prediction_interval([0.1, 0.2, 0.3])
+    assert (low + high) / 2 == pytest.approx(0.2) and high - low == pytest.approx(
+        2 * 9.9248 * 0.1 * (4 / 3) ** 0.5, rel=1e-4
+    )
+    seeds = [{"final": {"val_accuracy": value, "seconds": 1.0}} for value in (0.1, 0.2, 0.3)]
+    assert reproduce.judge(seeds[0], {"final": {"val_accuracy": 0.9, "seconds": 99.0}}, seeds)
+    assert not reproduce.judge(seeds[0], {"final": {"val_accuracy": 2.0}}, seeds)
+    assert reproduce.judge(seeds[0], {"final": {"val_accuracy": 2.0}}, seeds[:2]), "two seeds say nothing"
+    assert capsys.readouterr().out.count("val_accuracy") == 3
+
+
+def test_a_record_without_a_command_or_commit_says_so(tmp_path, capsys):
+    folder = tmp_path / "lms" / "results"
+    folder.mkdir(parents=True)
+    (folder / "bench.json").write_text(json.dumps({"bench": "lms", "git": {"commit": "0" * 40}, "rows": [{"taps": 2}]}))
+    reproduce.main([str(folder / "bench.json")])
+    assert "no command on record" in capsys.readouterr().out
+    (folder / "run.json").write_text(json.dumps({"args": {"data": "fir"}, "git": {"commit": "0" * 40}}))
+    with pytest.raises(runs.UserError, match="is not in this clone"):
+        reproduce.main([str(folder / "run.json")])
+    with pytest.raises(runs.UserError, match="no such run"):
+        reproduce.main([str(folder / "run.json"), "--setting", "x"])

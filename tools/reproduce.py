@@ -1,0 +1,227 @@
+"""Print the commands behind a committed record; with --run, run them again and judge the result.
+
+    python tools/reproduce.py cifar/results/command.json                       # one run
+    python tools/reproduce.py cifar/results/lenet.json                         # every run of a study
+    python tools/reproduce.py cifar/results/lenet.json --setting defaults --seed 1 --run
+    python tools/reproduce.py resnet/results/mnist.json --row 0 --run --head   # with today's code
+
+--run trains in a worktree of the record's commit, or of HEAD with --head. Where versions, threads, device name and
+native_bf16 are those of the record, all metrics must be equal. Else, where the setting has three seeds or more, each
+metric must lie in the 99% prediction interval of the recorded seeds (Student's t). Else the difference is printed.
+Seconds are not judged.
+"""
+
+import argparse
+import json
+import math
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from common.records import read_json, recorded_args  # noqa: E402
+from common.terminal import UserError, cli  # noqa: E402
+
+# This runs in the tree whose code is asked. It finds the shortest command line of FOLDER/train.py that gives the
+# arguments on standard input, and prints {"argv": [...], "differ": {name: [recorded, parsed]}}.
+PROBE = """
+import contextlib, io, json, sys
+sys.path.insert(0, sys.argv[1])
+import train
+
+wanted, flags, groups = json.load(sys.stdin), {}, []
+for action in train.parser()._actions:
+    flags.setdefault(action.dest, action)
+for name in sorted(wanted, key=lambda name: name not in ("model", "recipe", "data")):
+    action, value = flags.get(name), wanted[name]
+    if action is None:
+        pairs = {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
+        groups += [["--set", f"{k}={json.dumps(v)}"] for k, v in pairs.items()]
+    elif action.nargs == 0 and isinstance(value, bool):
+        groups += [[word] for word in action.option_strings if word.startswith("--no-") != bool(value)]
+    elif action.nargs != 0 and value is not None:
+        groups.append([action.option_strings[0], *map(str, value if isinstance(value, list) else [value])])
+
+def differ(groups):
+    # {name: [recorded, parsed]}, or None for words that this version does not take
+    argv = [word for group in groups for word in group]
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            args = train.parse(argv) if hasattr(train, "parse") else train.parser().parse_args(argv)
+    except SystemExit:
+        return None
+    values = json.loads(json.dumps(vars(args)))
+    return {k: [v, values.get(k)] for k, v in wanted.items() if values.get(k) != v and not same(k, v, values.get(k))}
+
+def same(name, before, now):
+    # off is off; what computes in float64 on the CPU has no flags for device and precision
+    return all(v is None or v is False for v in (before, now)) or name in ("device", "precision") and name not in flags
+
+kept = []
+for group in [*groups, *groups]:  # twice: some fit only beside others
+    if group not in kept and differ([*kept, group]) is not None:
+        kept.append(group)
+for group in list(kept):
+    if differ([other for other in kept if other is not group]) == differ(kept):
+        kept.remove(group)
+print(json.dumps({"argv": [word for group in kept for word in group], "differ": differ(kept)}))
+"""
+
+
+def read_rows(path: Path) -> list[dict]:
+    """The runs in a record: itself, or the rows of a study."""
+    record = read_json(path)
+    common = {key: value for key, value in record.items() if key != "rows"}
+    return [common | row for row in record.get("rows", [{}])]
+
+
+def command(tree: Path, folder: str, args: dict) -> tuple[list[str], dict]:
+    """The command line of FOLDER/train.py in `tree` that gives `args`; {name: [recorded, parsed]} of what differs."""
+    words = [sys.executable, "-c", PROBE, str(tree / folder)]
+    done = subprocess.run(words, input=json.dumps(args), capture_output=True, text=True, cwd=tree)
+    if done.returncode:
+        why = (done.stderr.strip() or "it ended").splitlines()[-1]
+        raise UserError(f"{folder}/train.py of that commit cannot be asked for its command ({why})")
+    answer = json.loads(done.stdout.splitlines()[-1])
+    return answer["argv"], answer["differ"]
+
+
+def title(row: dict) -> str:
+    return f"{row['setting']}, seed {row.get('seed', 0)}" if "setting" in row else "the run"
+
+
+def commit_of(row: dict) -> str | None:
+    return (row.get("git") or {}).get("commit")
+
+
+def worktree(commit: str, folder: Path) -> Path:
+    """A worktree of `commit` in `folder`. Raises UserError where the clone does not have it."""
+    words = ["git", "-C", str(ROOT), "worktree", "add", "--detach", "--force", str(folder), commit]
+    done = subprocess.run(words, capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"commit {commit[:12]} is not in this clone; fetch the whole history, or use --head")
+    return folder
+
+
+def run_again(row: dict, folder: str, tree: Path, argv: list[str], out: Path, data_dir: str | None) -> dict:
+    """Train with `argv` in `tree` and return the new record."""
+    data = data_dir or os.environ.get("DATA_DIR") or str(ROOT / "data")
+    threads = (row.get("device") or {}).get("threads", 1)  # the studies train one run a core
+    words = [sys.executable, str(tree / folder / "train.py"), *argv, "--out", str(out)]
+    environment = os.environ | {"DATA_DIR": str(Path(data).resolve()), "OMP_NUM_THREADS": str(threads)}
+    if subprocess.run(words, env=environment, stdout=subprocess.DEVNULL).returncode:
+        raise UserError(f"the command failed: {shlex.join(words)}")
+    return read_json(out / "run.json")
+
+
+def scores(row: dict) -> dict:
+    """The final metrics that are numbers, without seconds."""
+    final = row.get("final") or {}
+    return {k: v for k, v in final.items() if isinstance(v, int | float) and "second" not in k}
+
+
+def same_machine(row: dict, new: dict) -> bool:
+    """Do both records name the same versions, threads, device and native bfloat16?"""
+
+    def facts(record):
+        device = record.get("device") or {}
+        return [record.get("versions"), *(device.get(name) for name in ("name", "threads", "native_bf16"))]
+
+    return None not in facts(row) and facts(row) == facts(new)
+
+
+def judge(row: dict, new: dict, seeds: list[dict]) -> bool:
+    """Compare the metrics of the recorded run, the new one and the recorded seeds of the setting; print each. Returns
+    whether all agree."""
+    exact, agree, after = same_machine(row, new), True, scores(new)
+    for name, before in scores(row).items():
+        if name not in after:
+            continue
+        values = [scores(seed)[name] for seed in seeds if name in scores(seed)]
+        if exact:
+            verdict = "equal" if after[name] == before else "DIFFERENT on the same machine and versions"
+        elif len(values) >= 3:
+            low, high = prediction_interval(values)
+            verdict = f"{'inside' if low <= after[name] <= high else 'OUTSIDE'} [{low:.4g}, {high:.4g}]"
+        else:
+            verdict = f"difference {after[name] - before:+.3g}"
+        agree &= not verdict.startswith(("DIFFERENT", "OUTSIDE"))
+        print(f"  {name:24} recorded {before:<12.6g} now {after[name]:<12.6g} {verdict}")
+    return agree
+
+
+def prediction_interval(values: list[float], level: float = 0.99) -> tuple[float, float]:
+    """The interval in which one more value of the same normal distribution lies with probability `level`."""
+    from scipy.stats import t
+
+    n = len(values)
+    half = t.ppf((1 + level) / 2, n - 1) * statistics.stdev(values) * math.sqrt(1 + 1 / n)
+    return statistics.mean(values) - half, statistics.mean(values) + half
+
+
+def parser():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("record", type=Path, help="FOLDER/results/NAME.json")
+    p.add_argument("--row", type=int, metavar="N", help="the run number N of a study, from 0")
+    p.add_argument("--setting", metavar="NAME", help="the runs of this setting of a study")
+    p.add_argument("--seed", type=int, metavar="N", help="the runs with this seed")
+    p.add_argument("--run", action="store_true", help="run the commands and judge the results")
+    p.add_argument("--head", action="store_true", help="use today's code, not that of the record's commit")
+    p.add_argument("--data-dir", metavar="DIR", help="folder of the datasets (default: $DATA_DIR, else data/)")
+    return p
+
+
+def chosen(rows, args):
+    if args.row is not None and not 0 <= args.row < len(rows):
+        raise UserError(f"{args.record}: has rows 0 to {len(rows) - 1}, not {args.row}")
+    rows = rows if args.row is None else [rows[args.row]]
+    rows = [row for row in rows if args.setting in (None, row.get("setting"))]
+    rows = [row for row in rows if args.seed in (None, row.get("seed", (row.get("args") or {}).get("seed")))]
+    if not rows:
+        raise UserError(f"{args.record}: has no such run")
+    return rows
+
+
+def main(argv=None):
+    args = parser().parse_args(argv)
+    every, folder, agree = read_rows(args.record), args.record.resolve().parent.parent.name, True
+    rows = chosen(every, args)
+    if args.run:
+        print(f"{len(rows)} runs; they took {sum(row.get('wall_s') or 0 for row in rows) / 60:.0f} minutes on record")
+    with tempfile.TemporaryDirectory() as scratch:
+        trees = {"HEAD": ROOT} if args.head and not args.run else {}
+        try:
+            for i, row in enumerate(rows):
+                if row.get("command"):
+                    print(f"{title(row)}: python {shlex.join(row['command'])}")
+                    continue
+                commit = "HEAD" if args.head else commit_of(row)
+                if "args" not in row or not commit:
+                    print(f"{title(row)}: has no command on record")
+                    continue
+                if commit not in trees:
+                    trees[commit] = worktree(commit, Path(scratch) / f"tree{len(trees)}")
+                wanted = recorded_args(row["args"]) if args.head else row["args"]
+                words, differ = command(trees[commit], folder, wanted)
+                print(f"{title(row)}: python {folder}/train.py {shlex.join(words)}")
+                for name, (then, now) in differ.items():
+                    print(f"  cannot be set: {name} was {then!r} and is {now!r}")
+                if args.run:
+                    new = run_again(row, folder, trees[commit], words, Path(scratch) / f"run{i}", args.data_dir)
+                    seeds = [other for other in every if other.get("setting") == row.get("setting")]
+                    agree &= judge(row, new, seeds)
+        finally:
+            for tree in trees.values():
+                if tree != ROOT:
+                    subprocess.run(["git", "-C", str(ROOT), "worktree", "remove", "--force", str(tree)], check=False)
+    if not agree:
+        raise UserError("some results are not those on record")
+
+
+if __name__ == "__main__":
+    cli(main)
