@@ -150,7 +150,7 @@ def parser():
 def main(argv=None):
     p = parser()
     args = p.parse_args(argv)
-    if (data.family_of_data(args.data) or "cifar") != "cifar":
+    if args.data not in ("auto", "cifar10", "builtin"):
         p.error(f"--data {args.data}: the comparison is on CIFAR-10's images")
     device, out = run.pick_device(args.device), run.make_folder(args.out)
     dataset, _, _, facts = data.load(args.data, args.data_dir, args.limit)

@@ -1,4 +1,5 @@
-"""CIFAR-10 and MNIST, whole in memory, augmented a batch at a time. Folders of images, as ImageNet, are in folders.py.
+"""CIFAR-10, MNIST and small images of one's own, whole in memory, augmented a batch at a time. ImageNet and other large
+images are in folders.py.
 
     python resnet/data.py --data cifar10        # prepare it, print the counts
 
@@ -7,9 +8,10 @@ A dataset is one uint8 tensor. Fetching, verifying and splitting it is in common
 
 import argparse
 from collections.abc import Iterator
+from pathlib import Path
 
+from common import image_files, run
 from common import images as image_data
-from common import run
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +22,10 @@ import model
 from folders import examples_per_step
 
 AUGMENT = ("none", "flip", "crop", "crop+flip", "affine")
-DATA_HELP = "cifar10, mnist, imagenet, builtin, auto (cifar10), or a folder with train/ and val/ as ImageNet has"
+DATA_HELP = (
+    "cifar10, mnist, imagenet, builtin, auto (cifar10), or a folder: with one folder of images a class, or with these "
+    "in train/ and where they are there val/ and test/, or with idx files as MNIST's"
+)
 dataset_arg = run.dataset_arg("auto", "builtin", "cifar10", "mnist", "imagenet")
 
 
@@ -40,6 +45,11 @@ class Images:
     def __len__(self):
         return len(self.labels)
 
+    @property
+    def size(self) -> int:
+        """The side of the images in pixels."""
+        return self.images.shape[-1]
+
     def to(self, device) -> "Images":
         images, labels, mean, std = (t.to(device) for t in (self.images, self.labels, self.mean, self.std))
         return Images(images, labels, self.classes, mean, std)
@@ -53,7 +63,7 @@ class Images:
         result for the latest size is cached."""
         if size not in self._padded:
             images = self.images
-            if size != images.shape[-1]:
+            if size != self.size:
                 scaled = [
                     F.interpolate(part.float(), (size, size), mode="bilinear", antialias=True).round_()
                     for part in images.split(5000)
@@ -107,7 +117,7 @@ class Images:
         # Each image is flipped in every second epoch, half of the images in the even ones (Jordan 2024, section 3.6).
         even = torch.rand(n, generator=torch.Generator().manual_seed(seed)) < 0.5
         flip = (even[order] ^ bool(epoch % 2)) & ("flip" in augment)
-        size = size or self.images.shape[-1]
+        size = size or self.size
         margin = size // 8
         shift = (draws[:, :2] * (2 * margin + 1)).long() if "crop" in augment else torch.full((n, 2), margin)
         order, draws, shift, flip = (t.to(device) for t in (order, draws, shift, flip))
@@ -142,10 +152,10 @@ def distort(images: Tensor, draws: Tensor, angle=0.2, scale=0.12, shear=0.2, shi
 
 
 def family_of_data(name: str) -> str | None:
-    """The family of networks for the data `name`: "cifar", "mnist" or "imagenet"; None for builtin, which has all."""
-    if name == "builtin":
-        return None
-    return {"auto": "cifar", "cifar10": "cifar", "mnist": "mnist"}.get(name, "imagenet")
+    """The family of networks for the data `name`: "cifar", "mnist" or "imagenet"; None for builtin and for a folder of
+    images, which all of them take."""
+    known = {"auto": "cifar", "cifar10": "cifar", "mnist": "mnist", "imagenet": "imagenet", "builtin": None}
+    return known[name] if name in known else "mnist" if image_files.holds_idx(Path(name)) else None
 
 
 def family_of_model(name: str) -> str:
@@ -154,16 +164,17 @@ def family_of_model(name: str) -> str:
 
 
 def load(name: str, data_dir: str | None = None, limit: int | None = None, family: str = "cifar") -> tuple:
-    """(train, validation, test, what a record says of the dataset). Folders of images have no test set: it is None.
+    """(train, validation, test, what a record says of the dataset). imagenet has no test set: it is None.
 
-    name: cifar10, mnist, imagenet, builtin, the path of a folder with train/ and val/ and one folder of images for each
-    class in both; or "auto": CIFAR-10 if its files are there or a mirror delivers them, else builtin, with a loud line
-    on standard error. family: which of them builtin resembles. limit: only the first so many images of each part.
-    Raises UserError.
+    name: cifar10, mnist, imagenet, builtin, the path of a folder in one of the layouts of common/image_files.py; or
+    "auto": CIFAR-10 if its files are there or a mirror delivers them, else builtin, with a loud line on standard error.
+    family: of the networks that are to take the images of builtin or of a folder: it determines their size, 32 x 32
+    ("cifar"), grey 28 x 28 ("mnist") or large, decoded as they are needed ("imagenet"). limit: only the first so many
+    images of each part. Raises UserError.
     """
     if name == "builtin" and family == "imagenet":
         return folders.builtin(limit)
-    if family_of_data(name) == "imagenet":
+    if "imagenet" in (name, family):
         return folders.load(name, run.data_dir(data_dir) if name == "imagenet" else name, limit)
     arrays = image_data.load(name, data_dir, limit, shape=(1, 28) if family == "mnist" else (3, 32))
     mean, std = (torch.from_numpy(value).view(1, -1, 1, 1) for value in (arrays.mean, arrays.std))
@@ -182,7 +193,7 @@ def parser():
 
 def main(argv=None):
     args = parser().parse_args(argv)
-    *parts, facts = load(args.data, args.data_dir, args.limit)
+    *parts, facts = load(args.data, args.data_dir, args.limit, family_of_data(args.data) or "cifar")
     print(f"{facts['name']}: {len(parts[0].classes)} classes, digest {facts['digest']}")
     for name, part in zip(("train", "validation", "test"), parts):
         if part is not None:

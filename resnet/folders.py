@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from common import image_files, run, shapes
+from common import images as image_data
 
 import numpy as np
 import torch
@@ -28,7 +29,8 @@ class LazyImageFolder:
     """Labelled images of any size, decoded when they are needed.
 
     sources: paths, or encoded images as bytes; names: one for each source; labels: int64 (N,); classes: names.
-    size: side of the crops in pixels. `undecodable` collects the names of images that could not be decoded.
+    size: side of the crops in pixels. `undecodable` collects the names of images that could not be decoded. Raises
+    UserError where none can.
     """
 
     eval_batch_size = 100
@@ -38,6 +40,9 @@ class LazyImageFolder:
         self.size, self.undecodable = size, set()
         self.mean, self.std = (255 * torch.tensor(v).view(1, 3, 1, 1) for v in (MEAN, STD))
         self.device, self._loaders = torch.device("cpu"), {}
+        if not any(map(is_decodable, sources)):
+            raise run.UserError(f"{sources[0]}: cannot be decoded, nor can any other of the {len(sources):,} images of "
+                                "its part; replace them")  # fmt: skip
 
     def __len__(self):
         return len(self.labels)
@@ -135,20 +140,23 @@ class Decoder(torch.utils.data.Dataset):
         for k in range(n):
             i = (first + k) % n
             try:
-                image = decode(self.sources[i])
+                image = image_files.open_image(self.sources[i])
                 image = random_crop(image, self.size, self.augment, seed) if seed else center_crop(image, self.size)
                 return torch.from_numpy(np.array(image)), int(self.labels[i]), undecodable
             except image_files.UNREADABLE:
                 undecodable.append(self.names[i])
             if not self.training:
                 return torch.zeros(self.size, self.size, 3, dtype=torch.uint8), -1, undecodable
-        raise run.UserError(f"{self.names[first]}: neither this image nor any other one can be decoded")
+        name = self.sources[first]
+        raise run.UserError(f"{name}: cannot be decoded any more, nor can any other image; are the files still there?")
 
 
-def decode(source: Path | bytes) -> Image.Image:
-    """The RGB image in a file or in bytes. Raises image_files.UNREADABLE."""
-    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-        return image.convert("RGB")
+def is_decodable(source: Path | bytes) -> bool:
+    """Can the image in a file or in bytes be decoded?"""
+    try:
+        return bool(image_files.open_image(source))
+    except image_files.UNREADABLE:
+        return False
 
 
 def collate(examples: list) -> tuple[Tensor, Tensor, list[str]]:
@@ -158,8 +166,16 @@ def collate(examples: list) -> tuple[Tensor, Tensor, list[str]]:
 
 
 def center_crop(image: Image.Image, size: int = SIZE) -> Image.Image:
-    """The usual evaluation: scale the shorter side to 8/7 of `size` pixels, then take the square in the middle."""
+    """The usual evaluation: scale the shorter side to 8/7 of `size` pixels, then take the square in the middle.
+
+    The far ends of a very long image are cropped first: scaled as a whole, 20,000 x 2 pixels would take gigabytes.
+    """
     short, (width, height) = size * RESIZE // SIZE, image.size
+    longest = 4 * min(width, height)
+    if max(width, height) > longest:
+        left, top = max(0, (width - longest) // 2), max(0, (height - longest) // 2)
+        width, height = min(width, longest), min(height, longest)
+        image = image.crop((left, top, left + width, top + height))
     wide, high = (short, int(short * height / width)) if width < height else (int(short * width / height), short)
     image = image.resize((wide, high), Image.BILINEAR)
     left, top = round((wide - size) / 2), round((high - size) / 2)
@@ -192,55 +208,63 @@ def random_crop(image: Image.Image, size: int, augment: str, seed: tuple[int, in
 # -------------------------------------------------------------------------------------------------------------- reading
 
 
-def load(name: str, folder: Path, limit: int | None = None) -> tuple[LazyImageFolder, LazyImageFolder, None, dict]:
-    """(train, validation, None, facts for the record) from folder/train and folder/val, or those in folder/imagenet.
+def load(name: str, folder: Path, limit: int | None = None) -> tuple:
+    """(train, validation, test, facts for the record) of a folder in one of the layouts of common/image_files.py.
 
-    limit: only the first so many images of each part. Raises UserError.
+    A missing validation or test part is a tenth of the training images of each class. "imagenet" has no test part: it
+    is folder/train and folder/val, or those in folder/imagenet. limit: only the first so many images of each part.
+    Raises UserError.
     """
-    roots = [Path(folder), Path(folder) / "imagenet"]
-    root = next((root for root in roots if (root / "train").is_dir()), None)
-    if root is None:
-        raise run.UserError(
-            f"{folder}: has no train/ and val/ with one folder of images a class (ImageNet must be downloaded by hand "
-            "from image-net.org: then name its folder with --data-dir)"
-        )
+    if name == "imagenet":
+        root = imagenet_root(Path(folder))
+        found = image_files.find(root, parts=("train", "val"))
+    else:
+        root = Path(folder)
+        found = image_files.find(root)
+    hashed, parts = hashlib.blake2b(digest_size=16), (found.train, found.val, found.test)
+    train, val, test = (in_order(part, root, hashed) if part else None for part in parts)
+    if test is None and name != "imagenet":
+        train, test = image_data.cut(train, 0.1)
+    if val is None:
+        train, val = image_data.cut(train, 0.1)
+    datasets = []
+    for files, labels in (part for part in (train, val, test) if part):
+        files, labels = files[:limit].tolist(), torch.from_numpy(labels[:limit])
+        names = [str(file.relative_to(root)) for file in files]
+        datasets.append(LazyImageFolder(files, names, labels, found.classes))
+    record = facts(Path(name).name, hashed, *datasets)
+    return *datasets[:2], datasets[2] if test else None, record
+
+
+def imagenet_root(folder: Path) -> Path:
+    """`folder` or folder/imagenet, whichever has train/ and val/. Raises UserError."""
+    for root in (folder, folder / "imagenet"):
+        if (root / "train").is_dir() and (root / "val").is_dir():
+            return root
+    raise run.UserError(
+        f"{folder}: has no train/ and val/ with one folder of images a class (ImageNet must be downloaded by hand from "
+        "image-net.org: then name its folder with --data-dir)"
+    )
+
+
+def in_order(part: list[tuple[Path, int]], root: Path, hashed) -> tuple[np.ndarray, np.ndarray]:
+    """(files, labels) sorted by the digest of the names, so that a split is the same for everyone. Names and sizes go
+    into `hashed`. Raises UserError."""
     try:
-        classes = sorted(d.name for d in (root / "train").iterdir() if d.is_dir())
+        entries = [(os.fsencode(file.relative_to(root).as_posix()), file.stat().st_size) for file, _ in part]
     except OSError as error:
-        raise run.UserError(f"{root / 'train'}: cannot be read ({error.strerror})") from error
-    datasets, lines = [], []
-    for part in ("train", "val"):
-        files, labels, sizes = list_images(root, part, classes)
-        lines += [f"{file} {size}" for file, size in zip(files, sizes)]
-        sources, names = [root / file for file in files[:limit]], [str(Path(file)) for file in files[:limit]]
-        datasets.append(LazyImageFolder(sources, names, torch.tensor(labels[:limit]), classes))
-    digest = hashlib.blake2b("\n".join(lines).encode(), digest_size=16)
-    return *datasets, None, facts(Path(name).name, digest, *datasets)
+        raise run.UserError(f"{error.filename}: cannot be read ({error.strerror})") from error
+    digests = [hashlib.blake2b(name, digest_size=16).digest() for name, _ in entries]
+    order = sorted(range(len(part)), key=digests.__getitem__)
+    for i in order:
+        hashed.update(b"%s %d\n" % entries[i])
+    return np.array([part[i][0] for i in order], object), np.array([part[i][1] for i in order], np.int64)
 
 
-def list_images(root: Path, part: str, classes: list[str]) -> tuple[list[str], list[int], list[int]]:
-    """(files as part/class/file, labels, sizes in bytes), sorted by the digest of the names. Raises UserError."""
-    found = []
-    for label, name in enumerate(classes):
-        try:
-            with os.scandir(root / part / name) as entries:
-                found += [(f"{part}/{name}/{e.name}", label, e.stat().st_size) for e in entries if is_image(e.name)]
-        except OSError as error:
-            raise run.UserError(f"{root / part / name}: cannot be read ({error.strerror})") from error
-    if len(classes) < 2 or not found:
-        raise run.UserError(f"{root / part}: needs at least two folders of images, one for each class")
-    found.sort(key=lambda entry: hashlib.blake2b(entry[0].encode(), digest_size=16).digest())
-    return tuple(map(list, zip(*found)))
-
-
-def is_image(name: str) -> bool:
-    return Path(name).suffix.lower() in image_files.ENDINGS and not name.startswith(".")
-
-
-def facts(name, digest, train_set, val_set) -> dict:
+def facts(name, hashed, *datasets) -> dict:
     """What a record says of the dataset."""
-    counts = {"train": len(train_set), "val": len(val_set)}
-    return {"name": name, "digest": digest.hexdigest(), "builtin": name == "builtin"} | counts
+    counts = {part: len(dataset) for part, dataset in zip(("train", "val", "test"), datasets)}
+    return {"name": name, "digest": hashed.hexdigest(), "builtin": name == "builtin"} | counts
 
 
 def builtin(limit: int | None = None, size: int = 64) -> tuple[LazyImageFolder, LazyImageFolder, None, dict]:

@@ -16,6 +16,7 @@ IMAGENET_DEPTHS = {
     "resnet101": (3, 4, 23, 3),
     "resnet152": (3, 8, 36, 3),
 }
+NAMES = (*CIFAR_DEPTHS, "mnist", *IMAGENET_DEPTHS)
 SHORTCUTS = ("A", "B", "none")
 
 

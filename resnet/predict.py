@@ -4,14 +4,16 @@
     python resnet/predict.py --run out/resnet/cifar10-resnet20-s0-1               # of this run
     python resnet/predict.py --run out/resnet/cifar10-resnet20-s0-1 --data DIR    # images in DIR, of any size
 
-If DIR has a folder for each class, the labels are known; images directly in DIR have none. Writes into --out:
+An image in a folder named like a class has this label; images elsewhere in DIR have none. Writes into --out:
 predictions.csv (id, predicted label, its name and probability), and where labels are known confusion.png and
 mistakes.png, the most confident mistakes. The id is the name of the file, or the index in the test set.
 """
 
 import argparse
+import contextlib
 import csv
 import io
+import os
 from pathlib import Path
 
 from common import image_files, run
@@ -20,6 +22,8 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from PIL import ImageOps
+from torch import Tensor
+from tqdm import tqdm
 
 import data
 import folders
@@ -46,26 +50,50 @@ def load_run(folder, device):
     if record["experiment"] != EXPERIMENT:
         raise run.UserError(f"{folder}: holds a run of {record['experiment']}/")
     args, best = record["args"], run.read_checkpoint(folder / "best.pt", device)
+    valid = [args.get("model") in model.NAMES, args.get("shortcut", "?") in (*model.SHORTCUTS, None), "data" in args,
+             isinstance(args.get("limit"), int | None)]  # fmt: skip
+    if not all(valid):
+        raise run.UserError(f"{folder / 'run.json'}: its arguments are not those of a run of {EXPERIMENT}/")
+    if not isinstance(best["classes"], list) or not all(isinstance(best[name], Tensor) for name in ("mean", "std")):
+        raise run.UserError(f"{best.path}: is no checkpoint of such a run (its classes, mean or std)")
     net = model.build(args["model"], len(best["classes"]), args["shortcut"]).to(device)
     best.load_into(model=net)
     return net.eval(), best, args
 
 
-def read_images(folder, family, classes):
-    """(ids, images uint8 (N, C, S, S), labels int64 (N,), -1 where unknown, names of undecodable files) of a folder."""
-    files = sorted(f for f in folder.rglob("*") if folders.is_image(f.name))
-    ids, images, labels, undecodable = [], [], [], []
-    for file in files:
-        try:
-            images.append(resize(folders.decode(file), family))
-        except image_files.UNREADABLE:
-            undecodable.append(str(file.relative_to(folder)))
-            continue
-        ids.append(file.relative_to(folder).as_posix())
-        labels.append(classes.index(file.parent.name) if file.parent.name in classes else -1)
-    if not images:
-        raise run.UserError(f"{folder}: holds no image that can be decoded")
-    return ids, torch.from_numpy(np.stack(images)), torch.tensor(labels), undecodable
+def list_images(folder, classes):
+    """(ids, files, labels int64 (N,), -1 where unknown) of the images in a folder and its sub-folders."""
+    notes, files = image_files.Notes(folder), []
+    try:
+        for place, below, _ in os.walk(folder):
+            below[:] = [name for name in below if not name.startswith(".")]
+            files += notes.images_in(Path(place))
+    except OSError as error:
+        raise run.UserError(f"{error.filename}: cannot be read ({error.strerror})") from error
+    notes.print()
+    if not files:
+        raise run.UserError(f"{folder}: holds no image ({', '.join(sorted(image_files.ENDINGS))})")
+    files.sort()
+    labels = [classes.index(file.parent.name) if file.parent.name in classes else -1 for file in files]
+    return [file.relative_to(folder).as_posix() for file in files], files, torch.tensor(labels)
+
+
+def test_images(folder, args, data_dir, family):
+    """(ids, sources, labels int64 (N,)) of the test set of the run in `folder`. Raises UserError."""
+    file, name = folder / "local.json", str(args["data"])  # where the run found its data
+    local = run.read_json(file) if file.exists() else {}
+    data_dir = data_dir or local.get("data_dir")
+    if name.startswith("./"):  # a folder of the user's own
+        name = str(local.get("data") or run.ROOT / name)
+    if (os.path.isabs(name) and not os.path.isdir(name)) or not (data_dir is None or os.path.isdir(str(data_dir))):
+        gone = name if os.path.isabs(name) else data_dir
+        raise run.UserError(f"{folder}: its data is gone from {gone}; name a folder of images with --data")
+    test_set = data.load(name, data_dir, args.get("limit"), family)[2]
+    if test_set is None:
+        raise run.UserError(f"--run {folder}: that data has no test set; name a folder of images with --data")
+    if family == "imagenet":
+        return test_set.names, test_set.sources, test_set.labels
+    return range(len(test_set)), test_set.images, test_set.labels
 
 
 def resize(image, family):
@@ -76,11 +104,28 @@ def resize(image, family):
     return np.asarray(image).transpose(2, 0, 1)
 
 
+def pixels(source, family):
+    """uint8 (C, S, S): an image of the test set, or one from a file. Raises image_files.UNREADABLE."""
+    return source if isinstance(source, Tensor) else torch.tensor(resize(image_files.open_image(source), family))
+
+
 @torch.no_grad()
-def probabilities(net, images, mean, std):
-    """uint8 (N, C, S, S) -> softmax of the logits, float32 (N, classes)"""
-    device = mean.device
-    return torch.cat([net((part.to(device).float() - mean) / std).softmax(1).cpu() for part in images.split(256)])
+def predict(net, sources, family, mean, std):
+    """(rows of the images that can be decoded, softmax of their logits as float32 (rows, classes)). Raises UserError
+    where none can."""
+    rows, probabilities = [], []
+    for part in tqdm(torch.arange(len(sources)).split(256), "predicting", leave=False, disable=None):
+        images = {}
+        for i in part.tolist():
+            with contextlib.suppress(*image_files.UNREADABLE):
+                images[i] = pixels(sources[i], family)
+        if images:
+            batch = torch.stack(list(images.values())).to(mean.device).float()
+            probabilities.append(net((batch - mean) / std).softmax(1).cpu())
+            rows += images
+    if not rows:
+        raise run.UserError(f"{sources[0]}: cannot be decoded, nor can any other of the {len(sources):,} images")
+    return torch.tensor(rows), torch.cat(probabilities)
 
 
 def write_predictions(path, ids, predicted, classes, probability):
@@ -110,14 +155,14 @@ def draw_confusion(path, predicted, labels, classes):
     run.write_figure(path, figure)
 
 
-def draw_mistakes(path, images, predicted, probability, labels, classes, rows=3, columns=8):
-    """The wrong predictions of the highest probability."""
+def draw_mistakes(path, image, predicted, probability, labels, classes, rows=3, columns=8):
+    """The wrong predictions of the highest probability. image(i): the pixels of row i, uint8 (C, S, S)."""
     wrong = (predicted != labels).nonzero().flatten()
     worst = wrong[probability[wrong].argsort(descending=True)][: rows * columns].tolist()
     names = [run.plain_text(name) for name in classes]
     figure = Figure(figsize=(1.15 * columns, 1.5 * rows), layout="constrained")
     for i, axes in zip(worst, figure.subplots(rows, columns).flat):
-        axes.imshow(images[i].permute(1, 2, 0).numpy().squeeze(), cmap="gray", interpolation="nearest")
+        axes.imshow(image(i).permute(1, 2, 0).numpy().squeeze(), cmap="gray", interpolation="nearest")
         axes.set_title(f"{names[predicted[i]]} {probability[i]:.0%}\n(is {names[labels[i]]})", fontsize=7)
     for axes in figure.axes:
         axes.axis("off")
@@ -141,30 +186,28 @@ def main(argv=None):
     args = parser().parse_args(argv)
     folder, device = find_run(args.run), run.pick_device(args.device)
     net, best, trained = load_run(folder, device)
-    family, classes, undecodable = data.family_of_model(trained["model"]), best["classes"], []
+    family, classes = data.family_of_model(trained["model"]), best["classes"]
     if args.data:
         if not Path(args.data).is_dir():
             raise run.UserError(f"{args.data}: is no folder of images")
-        ids, images, labels, undecodable = read_images(Path(args.data), family, classes)
-    elif family == "imagenet":
-        raise run.UserError(f"--run {folder}: that data has no test set; name a folder of images with --data")
+        ids, sources, labels = list_images(Path(args.data), classes)
     else:
-        local = folder / "local.json"  # where the run found its data
-        data_dir = args.data_dir or (run.read_json(local).get("data_dir") if local.exists() else None)
-        test_set = data.load(trained["data"], data_dir, trained["limit"], family)[2]
-        ids, images, labels = range(len(test_set)), test_set.images, test_set.labels
+        ids, sources, labels = test_images(folder, trained, args.data_dir, family)
     out = run.make_folder(args.out or folder)
-    probability, predicted = probabilities(net, images, best["mean"], best["std"]).max(1)
-    write_predictions(out / "predictions.csv", ids, predicted, classes, probability)
-    for name in undecodable:
-        print(f"cannot be decoded: {name}")
+    rows, probability = predict(net, sources, family, best["mean"], best["std"])
+    (probability, predicted), labels = probability.max(1), labels[rows]
+    write_predictions(out / "predictions.csv", [ids[i] for i in rows], predicted, classes, probability)
+    undecodable = sorted(set(range(len(sources))) - set(rows.tolist()))
+    for i in undecodable:
+        print(f"cannot be decoded: {ids[i]}")
     known, accuracy = labels >= 0, None
-    text = f"{len(images):,} images" + (f", {len(undecodable)} more not decodable" if undecodable else "")
+    text = f"{len(rows):,} images" + (f", {len(undecodable)} more not decodable" if undecodable else "")
     if known.any():
         accuracy = (predicted == labels)[known].float().mean().item()
         text += f", accuracy {accuracy:.2%} of {int(known.sum()):,} labelled"
         draw_confusion(out / "confusion.png", predicted[known], labels[known], classes)
-        draw_mistakes(out / "mistakes.png", images[known], predicted[known], probability[known], labels[known], classes)
+        draw_mistakes(out / "mistakes.png", lambda i: pixels(sources[rows[known][i]], family), predicted[known],
+                      probability[known], labels[known], classes)  # fmt: skip
     print(f"{text}; {run.display_path(out / 'predictions.csv')}")
     return accuracy
 

@@ -222,9 +222,10 @@ def parser():
 def main(argv=None):
     p = parser()
     args = p.parse_args(argv)
-    if data.family_of_data(args.data) == "imagenet":
-        p.error(f"--data {args.data}: the studies are of CIFAR-10 and MNIST")
-    if args.data in ("mnist", "cifar10") and (args.data == "mnist") != (set(args.study) == {"mnist"}):
+    family = data.family_of_data(args.data)
+    if family == "imagenet":
+        p.error(f"--data {args.data}: the studies are of CIFAR-10 and MNIST, or of a folder of images")
+    if family and args.data != "auto" and (family == "mnist") != (set(args.study) == {"mnist"}):
         p.error(f"--data {args.data}: not all of these studies are of it")
     out = Path(args.out) if args.list else run.make_folder(args.out)
     jobs = jobs_of(args, out)  # none for the study "gradients"

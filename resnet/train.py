@@ -1,9 +1,11 @@
-"""Train a residual network on CIFAR-10, MNIST or ImageNet.
+"""Train a residual network on CIFAR-10, MNIST, ImageNet or images of your own.
 
     python resnet/train.py                                   # ResNet-20 on CIFAR-10, the fast recipe
     python resnet/train.py --recipe paper                    # as He et al. 2015 did
     python resnet/train.py --data mnist                      # 99.6 % in 39 seconds on two cores
     python resnet/train.py --data builtin --epochs 3         # a look without any download
+    python resnet/train.py --data FOLDER                     # ResNet-20 on your images, scaled to 32 x 32
+    python resnet/train.py --data FOLDER --model resnet18    # the same images at 224 x 224
     torchrun --nproc-per-node=8 resnet/train.py --data imagenet --data-dir DIR --bs 2048 --lr 0.8
 
 Validation chooses the epoch; that checkpoint is tested once, at the end. --bs is the batch of one optimizer step over
@@ -166,7 +168,7 @@ def means(totals, n, first_step, r):
 @torch.no_grad()
 def evaluate(net, dataset, r):
     """(mean cross-entropy, accuracy) over a dataset. Each process evaluates its share of the images. An image that
-    could not be decoded, with the label -1, does not count."""
+    could not be decoded, with the label -1, does not count. Raises UserError where none could."""
     net.eval()
     totals = torch.zeros(3, dtype=torch.float64)
     for images, labels in dataset.batches(dataset.eval_batch_size, shard=(r.rank, r.world)):
@@ -176,13 +178,16 @@ def evaluate(net, dataset, r):
         correct = ((logits.argmax(1) == labels) & (labels >= 0)).sum()
         totals += torch.stack([loss, correct, (labels >= 0).sum()]).cpu()
     loss, correct, count = r.all_reduce(totals).tolist()
-    return loss / max(count, 1), correct / max(count, 1)
+    if not count:
+        raise run.UserError(f"none of {len(dataset):,} images can be decoded any more; are the files still there?")
+    return loss / count, correct / count
 
 
 def parser():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = [*model.CIFAR_DEPTHS, "mnist", *model.IMAGENET_DEPTHS]
-    p.add_argument("--model", choices=names, help="(default: resnet20, mnist or resnet50, by the data)")
+    p.add_argument("--model", choices=model.NAMES, help="those for CIFAR-10 take images cropped and scaled to 32 x 32, "
+                   "mnist grey ones of 28 x 28, resnet18 and larger 224 x 224 (default: resnet20; mnist for MNIST and "
+                   "other idx files; resnet50 for imagenet)")  # fmt: skip
     run.add_flags(p, recipe=dict(choices=list(RECIPES), help="(default: fast, mnist or imagenet, by the data)"))
     run.add_flags(p, "set", "data_dir", "out", "resume",
                   data=dict(type=data.dataset_arg, default="auto", help=data.DATA_HELP))  # fmt: skip
@@ -201,8 +206,9 @@ def parser():
 def recipe(args):
     """The recipe. Model and recipe, where no flag names them, are those of the data. Raises UserError."""
     family = data.family_of_data(args.data)
-    if family is None:  # the built-in data resemble what the network takes
-        by_recipe = "mnist" if args.recipe in ("mnist", "tiny") else "cifar"
+    if family is None:  # the images are scaled to what the network takes
+        quick = "mnist" if args.data == "builtin" else "cifar"
+        by_recipe = {"mnist": "mnist", "imagenet": "imagenet", "tiny": quick}.get(args.recipe, "cifar")
         family = data.family_of_model(args.model) if args.model else by_recipe
     default_model, default_recipe = DEFAULTS[family]
     args.model, args.recipe = args.model or default_model, args.recipe or default_recipe
@@ -258,19 +264,21 @@ def main(argv=None):
         train_set, val_set, test_set = (part and part.to(r.device) for part in parts)
         net = build_model(args, train_set).to(r.device, memory_format=torch.channels_last)
         parameters = model.num_parameters(net)
-        r.note(f"{args.model}, {parameters:,} parameters, on {facts['name']}: {len(train_set):,} training images, "
-               f"{len(val_set):,} validation images", dataset=facts, parameters=parameters)  # fmt: skip
+        side = f"{train_set.size} x {train_set.size} pixels"
+        r.note(f"{args.model}, {parameters:,} parameters, on {facts['name']} at {side}: {len(train_set):,} training "
+               f"images, {len(val_set):,} validation images", dataset=facts, parameters=parameters)  # fmt: skip
         net = train(args, r, net, train_set, val_set)
 
-        evaluated = {"val": val_set, "test": test_set} if test_set else {"val": val_set}
+        evaluated = {"val": val_set} | ({"test": test_set} if test_set else {})
         final = {f"last_{name}_accuracy": evaluate(net, part, r)[1] for name, part in evaluated.items()}
         best = r.load_best(model=net)
         final["best_epoch"] = best["epoch"]
         for name, part in evaluated.items():
             loss, accuracy = evaluate(net, part, r)
             final |= {f"{name}_loss": loss, f"{name}_accuracy": accuracy}
-        if not test_set:  # a folder of images
-            final["undecodable"] = sorted(set().union(*r.gather(train_set.undecodable | val_set.undecodable)))
+        if isinstance(train_set, data.folders.LazyImageFolder):
+            names = set().union(*(part.undecodable for part in (train_set, *evaluated.values())))
+            final["undecodable"] = sorted(set().union(*r.gather(names)))
         r.finish(f"{name} accuracy {accuracy:.2%} with the weights of epoch {best['epoch']} (validation "
                  f"{final['val_accuracy']:.2%}), {final[f'last_{name}_accuracy']:.2%} with the last weights",
                  **final)  # fmt: skip

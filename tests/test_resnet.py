@@ -3,28 +3,36 @@ two processes against that of one. What all folders owe is in test_contract.py, 
 
 import csv
 import gzip
+import importlib
+import io
 import json
 import os
 import shlex
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
 import types
+import zlib
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from conftest import ROOT, failure, load, one_line
+from test_common import make_images, write_drop_in
 
 train = load("resnet")
 data, model, optim, run, folders = train.data, train.model, train.optim, train.run, train.data.folders
+terminal = importlib.import_module("common.terminal")
 slow = pytest.mark.slow
 
 
@@ -300,7 +308,7 @@ def tree(tmp_path):
 def test_center_crops_are_torchvisions():
     transforms = pytest.importorskip("torchvision.transforms")
     theirs, rng = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224)]), np.random.default_rng(0)
-    for shape in ((300, 401, 3), (517, 260, 3), (224, 224, 3), (30, 45, 3)):
+    for shape in ((300, 401, 3), (517, 260, 3), (224, 224, 3), (30, 45, 3), (80, 320, 3)):
         image = Image.fromarray(rng.integers(0, 255, shape, dtype=np.uint8))
         assert np.array_equal(np.asarray(folders.center_crop(image)), np.asarray(theirs(image))), shape
 
@@ -324,7 +332,7 @@ sys.path.insert(0, {folder!r})
 import folders, torch
 def batches(workers):
     folders.num_workers = lambda n: workers
-    dataset = folders.load("own", {tree!r})[0]
+    dataset = folders.load("imagenet", {tree!r})[0]
     epochs = [list(dataset.batches(4, shuffle=(0, epoch), augment="crop+flip", size=32)) for epoch in (0, 1)]
     return [torch.cat([images for images, _ in epoch]) for epoch in epochs], dataset.undecodable
 if __name__ == "__main__":
@@ -342,7 +350,7 @@ def test_workers_change_nothing(tree, tmp_path):
 
 
 def test_an_undecodable_image_is_named_and_counted(tree, capsys):
-    train_set, val_set, test_set, facts = folders.load("own", tree)
+    train_set, val_set, test_set, facts = folders.load("imagenet", tree)
     assert test_set is None and [len(train_set), len(val_set)] == [25, 11] == [facts["train"], facts["val"]]
     labels = torch.cat([y for _, y in train_set.batches(5, shuffle=(0, 0), augment="crop+flip", size=32)])
     assert len(labels) == 25 and (labels >= 0).all(), "the next one that can be decoded takes its place"
@@ -352,30 +360,229 @@ def test_an_undecodable_image_is_named_and_counted(tree, capsys):
     assert capsys.readouterr().out.count("bad.jpg") == 2
 
 
-def test_an_undecodable_image_does_not_count_in_evaluation(tree):
-    class Constant(nn.Module):
-        def forward(self, x):
-            return torch.tensor([[1.0, 0.0]]).expand(len(x), 2)
+ALONE = types.SimpleNamespace(  # what `evaluate` needs of a run
+    world=1, rank=0, autocast=lambda: torch.autocast("cpu", enabled=False), all_reduce=lambda tensor: tensor
+)
 
-    val_set = folders.load("own", tree)[1]
-    r = types.SimpleNamespace(
-        world=1, rank=0, autocast=lambda: torch.autocast("cpu", enabled=False), all_reduce=lambda tensor: tensor
-    )
-    loss, accuracy = train.evaluate(Constant(), val_set, r)
+
+class Constant(nn.Module):
+    def forward(self, x):
+        return torch.tensor([[1.0, 0.0]]).expand(len(x), 2)
+
+
+def test_an_undecodable_image_does_not_count_in_evaluation(tree):
+    val_set = folders.load("imagenet", tree)[1]
+    loss, accuracy = train.evaluate(Constant(), val_set, ALONE)
     expected = F.cross_entropy(torch.tensor([[1.0, 0.0]]).expand(10, 2), torch.tensor([0] * 5 + [1] * 5)).item()
     assert accuracy == 0.5 and loss == pytest.approx(expected, rel=1e-6)
 
 
-def test_a_folder_of_images_from_end_to_end(tree, tmp_path):
-    words = ["--data", str(tree), "--model", "resnet18", "--epochs", "1", "--bs", "8", "--set", "sizes=[[0.0, 64]]"]
-    record = train.main([*words, "--precision", "fp32", "--out", str(tmp_path / "a")])
-    assert record["final"]["undecodable"] == [os.path.join(p, "dogs", "bad.jpg") for p in ("train", "val")]
-    assert "test_accuracy" not in record["final"] and record["args"]["data"].startswith("./")
-    (tree / "val" / "dogs").rename(tree / "val" / "wolves")
-    code, message = failure(folders.load, "own", tree)
-    assert code == 1 and one_line(message) and "dogs" in message
-    code, message = failure(data.load, "imagenet", tmp_path / "nowhere")
-    assert code == 1 and one_line(message) and "nowhere" in message
+def test_imagenet_has_no_test_part(tree, tmp_path):
+    """Its validation images are the ones that papers report on; a test/ without labels is not read."""
+    (tree / "test").mkdir()
+    Image.new("RGB", (20, 20)).save(tree / "test" / "1.png")
+    train_set, val_set, test_set, facts = data.load("imagenet", tree)
+    assert test_set is None and [len(train_set), len(val_set)] == [25, 11] and facts["name"] == "imagenet"
+    shutil.rmtree(tree / "val")
+    for folder in (tree, tmp_path / "nowhere"):
+        code, message = failure(data.load, "imagenet", folder)
+        assert code == 1 and one_line(message) and str(folder) in message and "image-net.org" in message
+
+
+# -------------------------------------------------------------------------------------------------- images of one's own
+
+
+@pytest.mark.parametrize("parts, counts", [({"": 20}, [32, 4, 4]), ({"train": 20, "test": 5}, [36, 4, 10]),
+                                           ({"train": 20, "val": 5}, [36, 10, 4]),
+                                           ({"train": 20, "val": 5, "test": 3}, [40, 10, 6])])  # fmt: skip
+def test_every_layout_of_a_folder_has_a_test_set(parts, counts, tmp_path):
+    """The split is a function of the names, and each class has its share of every part."""
+    make_images(tmp_path / "a", parts)
+    *sets, facts = data.load(str(tmp_path / "a"), family="imagenet")
+    assert [len(part) for part in sets] == counts == [facts[name] for name in ("train", "val", "test")]
+    assert len(set().union(*(part.names for part in sets))) == sum(counts), "no image is in two parts"
+    assert all(part.labels.bincount(minlength=2).tolist() == [len(part) // 2] * 2 for part in sets)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    again = data.load(str(tmp_path / "b"), family="imagenet")
+    assert [part.names for part in again[:3]] == [part.names for part in sets]
+    assert again[3]["digest"] == facts["digest"] and (again[3]["name"], facts["name"]) == ("b", "a")
+    assert [len(part) for part in data.load(str(tmp_path / "a"), limit=3, family="imagenet")[:3]] == [3, 3, 3]
+
+
+@pytest.mark.parametrize("words, chosen", [("", ("resnet20", "fast")), ("--recipe paper", ("resnet20", "paper")),
+                                           ("--recipe mnist", ("mnist", "mnist")),
+                                           ("--recipe imagenet", ("resnet50", "imagenet")),
+                                           ("--recipe tiny", ("resnet20", "tiny")),
+                                           ("--model mnist", ("mnist", "mnist")),
+                                           ("--model resnet56", ("resnet56", "fast")),
+                                           ("--model resnet18", ("resnet18", "imagenet"))])  # fmt: skip
+def test_the_network_for_a_folder_of_images(words, chosen, tmp_path):
+    args = train.parse(["--data", str(tmp_path), *words.split()])
+    assert (args.model, args.recipe) == chosen
+
+
+def test_the_network_for_idx_files(tmp_path, capsys):
+    words = ["--data", str(write_drop_in(tmp_path / "letters", "letters"))]
+    assert (train.parse(words).model, train.parse(words).recipe) == ("mnist", "mnist")
+    assert failure(train.parse, [*words, "--model", "resnet20"])[0] == 2
+    assert "--model resnet20" in capsys.readouterr().err.splitlines()[-1]
+    assert "default: resnet20; mnist for MNIST" in " ".join(train.parser().format_help().split())
+
+
+FORMS = {"plain": {"": 8}, "train+test": {"train": 6, "test": 3}, "train+val+test": {"train": 5, "val": 3, "test": 3}}
+OWN = [("fast", "resnet20", "plain"), ("paper", "resnet20", "train+test"), ("tiny", "resnet20", "train+val+test"),
+       ("mnist", "mnist", "train+val+test"), ("mnist", "mnist", "idx"), ("tiny", "mnist", "letters")]  # fmt: skip
+HEAVY = [(recipe, "resnet20", "plain") for recipe in train.RECIPES if recipe.startswith("fast-")]
+HEAVY += [("imagenet", "resnet18", form) for form in FORMS] + [
+    ("paper", "mnist", "balanced"),
+    ("mnist", "mnist", "plain"),
+]
+HEAVY += [("paper", "resnet18", "train+test"), ("tiny", "resnet18", "plain"), ("fast", "resnet20", "train+val+test")]
+
+
+@pytest.mark.parametrize("recipe, name, form", [*OWN, *(pytest.param(*case, marks=slow) for case in HEAVY)])
+def test_every_recipe_trains_on_images_of_ones_own(recipe, name, form, tmp_path):
+    if form in FORMS:
+        own = make_images(tmp_path / "own", FORMS[form], size=(20, 30))
+    else:
+        own = write_drop_in(tmp_path / "own", "mnist" if form == "idx" else form, count=94)
+    words = ["--data", str(own), "--model", name, "--recipe", recipe, "--epochs", "1", "--bs", "8", "--device", "cpu"]
+    record = train.main([*words, "--out", str(tmp_path / "run")])
+    assert record["state"] == "done" and 0 <= record["final"]["test_accuracy"] <= 1
+    assert record["dataset"]["name"] == "own" and record["args"]["data"].startswith("./")
+
+
+def test_every_recipe_is_among_those():
+    assert {recipe for recipe, _, _ in OWN + HEAVY} == set(train.RECIPES)
+
+
+def test_the_test_set_of_ones_own_folder_is_predicted(tmp_path, monkeypatch):
+    """From any directory; a run whose data is gone says so."""
+    own, out, predict = make_images(tmp_path / "own", {"": 10}), tmp_path / "run", load("resnet", "predict")
+    words = ["--data", str(own), "--recipe", "tiny", "--epochs", "1", "--bs", "8", "--precision", "fp32"]
+    record = train.main([*words, "--device", "cpu", "--out", str(out)])
+    monkeypatch.chdir(tmp_path)
+    assert predict.main(["--run", "run", "--device", "cpu"]) == pytest.approx(record["final"]["test_accuracy"])
+    assert len((out / "predictions.csv").read_text().splitlines()) == 1 + 2, "a tenth of ten in each of two classes"
+    own.rename(tmp_path / "moved")
+    code, message = failure(predict.main, ["--run", "run"])
+    assert code == 1 and one_line(message) and str(own) in message and "--data" in message
+    for name, value in (("model", "resnet9"), ("model", None), ("shortcut", 3), ("limit", "x"), ("data", ...)):
+        args = record["args"] | {name: value}
+        args = {key: value for key, value in args.items() if value is not ...}
+        (out / "run.json").write_text(json.dumps(record | {"args": args}))
+        code, message = failure(predict.main, ["--run", "run"])
+        assert code == 1 and one_line(message) and "run.json" in message
+
+
+@pytest.fixture
+def hostile(tmp_path):
+    """A folder of images as one finds them: odd names, odd files, odd shapes, two that cannot be decoded."""
+    root, rng = tmp_path / "images", np.random.default_rng(0)
+    make_images(root, {"": 5}, classes=["$\\frac{$", "cats"])
+    for i, (shape, mode) in enumerate([((2, 20_000), "RGB"), ((20_000, 2), "L"), ((1, 1), "RGB"), ((30, 20), "CMYK")]):
+        pixels = Image.fromarray(rng.integers(0, 255, (*shape, 3), dtype=np.uint8))
+        pixels.convert(mode).save(root / "cats" / f"odd{i}.jpg")
+    bomb = bytearray((root / "cats" / "0.png").read_bytes())
+    bomb[16:24] = struct.pack(">2I", 30_000, 30_000)  # width and height
+    bomb[29:33] = struct.pack(">I", zlib.crc32(bomb[12:29]))
+    (root / "cats" / "bomb.png").write_bytes(bomb)
+    (root / "cats" / "bad.png").write_bytes(b"rubbish")
+    (root / "cats" / "Thumbs.db").write_bytes(b"x")
+    (root / "cats" / "folder.png").mkdir()
+    if sys.platform == "linux":
+        os.mkfifo(root / "cats" / "fifo.png")
+        (root / "cats" / "broken.png").symlink_to("nowhere")
+        (root / "cats" / "loop.png").symlink_to("loop.png")
+        (root / "cats" / "below").symlink_to(root)
+        shutil.copytree(root / "$\\frac{$", root / os.fsdecode(b"caf\xff"))
+        shutil.copy(root / "cats" / "0.png", root / "cats" / os.fsdecode(b"\xff.png"))
+    return root
+
+
+def test_a_hostile_folder_trains_and_is_predicted(hostile, tmp_path, capfd):
+    words = ["--data", str(hostile), "--model", "resnet18", "--epochs", "1", "--bs", "8", "--precision", "fp32"]
+    record = train.main([*words, "--set", "sizes=[[0.0, 32]]", "--lr", "1e-6", "--out", str(tmp_path / "run")])
+    bad = [os.path.join("cats", name) for name in ("bad.png", "bomb.png")]
+    assert record["final"]["undecodable"] == bad and "test_accuracy" in record["final"]
+    said = capfd.readouterr().err
+    assert said.count("files that are no images") == 1 and "Thumbs.db" in said and "Warning" not in said
+    predict = load("resnet", "predict")
+    accuracy = predict.main(["--run", str(tmp_path / "run"), "--out", str(tmp_path / "test")])
+    assert accuracy == pytest.approx(record["final"]["test_accuracy"])
+    assert predict.main(["--run", str(tmp_path / "run"), "--data", str(hostile), "--out", str(tmp_path / "all")]) >= 0
+    said = capfd.readouterr()
+    assert "bad.png" in said.out and "bomb.png" in said.out and "Warning" not in said.err
+    for name in ("predictions.csv", "confusion.png", "mistakes.png"):
+        assert (tmp_path / "test" / name).exists() and (tmp_path / "all" / name).exists()
+    rows = (tmp_path / "all" / "predictions.csv").read_text(encoding="utf-8").splitlines()
+    assert len(rows) == 1 + record["dataset"]["train"] + record["dataset"]["val"] + record["dataset"]["test"] - len(bad)
+
+
+@pytest.mark.parametrize("shape", [(2, 20_000), (20_000, 2), (1, 3_000)])
+def test_a_very_long_image_takes_no_more_memory_than_others(shape, monkeypatch):
+    sizes, resize = [], Image.Image.resize
+    monkeypatch.setattr(Image.Image, "resize", lambda self, size, *a: sizes.append(size) or resize(self, size, *a))
+    image = Image.fromarray(np.zeros((*shape, 3), dtype=np.uint8))
+    assert folders.center_crop(image).size == (224, 224)
+    assert folders.random_crop(image, 224, "crop+flip", (0, 1)).size == (224, 224)
+    assert len(sizes) == 2 and all(width * height <= 4 * 256 * 256 for width, height in sizes)
+
+
+@pytest.mark.parametrize("part", ["train", "val", "test"])
+def test_a_part_none_of_whose_images_decode_is_an_error(part, tmp_path):
+    make_images(tmp_path, {"train": 4, "val": 3, "test": 3})
+    for file in (tmp_path / part).glob("*/*"):
+        file.write_bytes(b"rubbish")
+    code, message = failure(
+        train.main, ["--data", str(tmp_path), "--model", "resnet18", "--out", str(tmp_path / "run")]
+    )
+    assert code == 1 and one_line(message) and str(tmp_path / part) in message and not (tmp_path / "run").exists()
+    code, message = failure(train.main, ["--data", str(tmp_path), "--out", str(tmp_path / "run")])
+    assert code == 1 and one_line(message) and str(tmp_path / part) in message and "remove" in message
+
+
+def test_images_that_vanish_during_a_run(tree, monkeypatch):
+    train_set, val_set, _, _ = folders.load("imagenet", tree)
+    for file in [*tree.glob("*/*/*.png")]:
+        file.unlink()
+    with pytest.raises(run.UserError, match="11 images can be decoded"):
+        train.evaluate(Constant(), val_set, ALONE)
+    if sys.platform == "linux":  # elsewhere workers start anew, and do not find the modules of a test
+        monkeypatch.setattr(folders, "num_workers", lambda n: 1)
+    with pytest.raises(run.UserError) as caught:
+        list(train_set.batches(5, shuffle=(0, 0), size=32))
+    line = terminal.error_line(caught.value)
+    assert "\n" not in line and str(tree / "train") in line and "still there" in line and "Traceback" not in line
+
+
+@slow
+@pytest.mark.parametrize("kind", ["png", "jpeg", "webp", "bmp"])
+@hypothesis.settings(max_examples=200, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
+@hypothesis.given(changes=st.lists(st.tuples(st.floats(0, 1), st.sampled_from(["flip", "cut", "insert", "zero"]),
+                                             st.binary(min_size=1, max_size=20)), min_size=1, max_size=6))  # fmt: skip
+def test_fuzzed_images_are_decoded_or_counted(kind, changes):
+    """A damaged image is decoded, or it is black in evaluation and another one takes its place in training."""
+    file, good = io.BytesIO(), np.random.default_rng(0).integers(0, 255, (40, 30, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(good).save(file, kind, **({"exif": exif} if kind != "bmp" else {}))
+    whole, damaged = file.getvalue(), bytearray(file.getvalue())
+    for where, change, content in changes:
+        at = int(where * max(0, len(damaged) - 1))
+        if change == "flip":
+            damaged[at : at + 1] = bytes([damaged[at] ^ content[0]]) if damaged else b""
+        elif change == "cut":
+            del damaged[at : at + len(content) ** 2]
+        else:
+            damaged[at : at + 4 * (change == "zero")] = content if change == "insert" else bytes(4)
+    for training, seed in ((False, None), (True, (0, 1))):
+        decoder = folders.Decoder(
+            [bytes(damaged), whole], ["damaged", "whole"], torch.tensor([0, 1]), "crop+flip", 64, training
+        )
+        image, label, undecodable = decoder[0, seed]
+        assert image.shape == (64, 64, 3) and image.dtype == torch.uint8
+        assert (label, undecodable) in [(0, []), (1 if training else -1, ["damaged"])]
 
 
 @slow
@@ -738,7 +945,7 @@ def test_predictions_of_a_folder(labelled, trained, tmp_path, capsys):
     with open(tmp_path / "predictions.csv", newline="") as file:
         rows = {int(row["id"].split("/")[-1][:2]): int(row["label"]) for row in csv.DictReader(file)}
     net, best, _ = predict.load_run(trained, torch.device("cpu"))
-    expected = predict.probabilities(net, test_set.images[:12], best["mean"], best["std"]).argmax(1)
+    expected = predict.predict(net, test_set.images[:12], "mnist", best["mean"], best["std"])[1].argmax(1)
     assert [rows[i] for i in range(12)] == expected.tolist(), "the same images, the same predictions"
 
 
