@@ -453,3 +453,113 @@ def test_word_vectors(tmp_path, capsys):
         assert one_line(failure(pretrained.read_vectors, bad, {"cat"}, 3)[1])
     record = train.main([*TINY, "--set", "embed=3", "--vectors", str(path), "--out", str(tmp_path / "run")])
     assert record["vectors"]["covered"] == 2 and "vectors for 2 of" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------------------- predictions and other scripts
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run that has learned the generated reviews."""
+    folder = tmp_path_factory.mktemp("lstm") / "run"
+    argv = ["--data", "builtin", "--device", "cpu", "--set", "hidden=32", "--set", "embed=32", "--set", "dropout=0.0"]
+    train.main([*argv, "--lr", "0.02", "--epochs", "3", "--pool", "max", "--out", str(folder)])
+    return folder
+
+
+def test_predictions_and_what_pushed_them(finished, tmp_path, capsys):
+    predict = load("lstm_imdb", "predict")
+    texts = [
+        "Overall, the film was superb!",
+        "Overall, the film was terrible!",
+        "All in all, this movie is not boring!",
+    ]
+    answers = predict.main([*texts, "--run", str(finished), "--colour", "always", "--figure", str(tmp_path / "w.png")])
+    assert [title.split()[0] for title, *_ in answers] == ["positive", "negative", "positive"]
+    pushes = [dict(zip(words, push)) for _, words, push in answers]
+    assert pushes[0]["superb"] > 0 > pushes[1]["terrible"]
+    assert "\033[" in capsys.readouterr().out and (tmp_path / "w.png").stat().st_size > 1000
+
+
+def test_the_push_of_a_word_is_gradient_times_input(finished):
+    """To first order, a word vector that is a thousandth longer raises the score by a thousandth of the push."""
+    predict, saved = load("lstm_imdb", "predict"), load("lstm_imdb", "saved")
+    found = saved.open_model(str(finished))
+    words, push, _, _ = predict.explain(found, "Overall, the film was not really good.")
+    tokens, n = torch.tensor([found.vocabulary.encode(words)]), torch.tensor([len(words)])
+    embedded = found.net.embedding(tokens).double()
+    net = found.net.double()
+
+    def score(x):
+        logits = net.classify(x, n)[0]
+        return (logits[1] - logits[0]).item()
+
+    for i in range(len(words)):
+        longer = embedded.clone()
+        longer[0, i] *= 1.001
+        assert 1000 * (score(longer) - score(embedded)) == pytest.approx(push[i], abs=2e-2 * max(map(abs, push)))
+    net.float()
+
+
+def test_predictions_of_odd_texts(finished, tmp_path, capsys, monkeypatch):
+    predict = load("lstm_imdb", "predict")
+    argv = ["--run", str(finished), "--device", "cpu"]
+    for texts in ([""], ["...", "good"]):
+        assert "no words" in failure(predict.main, [*argv, *texts])[1]
+    assert predict.main([*argv, "xylophonist"]) and "1 of 1 words unknown" in capsys.readouterr().out
+    predict.main([*argv, "good " * 100_000])
+    assert "the start of the review: 400 of 100,000 words" in capsys.readouterr().out
+    (tmp_path / "bad.txt").write_bytes(b"good\xff")
+    assert "line 1 is not UTF-8" in failure(predict.main, [*argv, "--file", str(tmp_path / "bad.txt")])[1]
+    monkeypatch.setattr("sys.stdin", io.StringIO("Good film.\n\nBad film.\n"))
+    assert len(predict.main(argv)) == 2
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    assert "no review" in failure(predict.main, argv)[1]
+
+
+def test_weights_in_a_small_file_predict_the_same(finished, tmp_path, capsys):
+    saved = load("lstm_imdb", "saved")
+    file = tmp_path / "small.safetensors"
+    saved.main([str(finished), str(file)])
+    whole, small = saved.open_model(str(finished)), saved.open_model(str(file))
+    assert whole.vocabulary.words == small.vocabulary.words and small.classes == ["negative", "positive"]
+    tokens = torch.randint(2, len(small.vocabulary), (4, 9))
+    logits = [found.net(tokens, torch.full((4,), 9)) for found in (whole, small)]
+    torch.testing.assert_close(*logits, rtol=0.05, atol=0.05)
+    content = file.read_bytes()
+    for damaged in (b"", content[:100], content[: len(content) // 2]):
+        file.write_bytes(damaged)
+        assert one_line(failure(saved.open_model, str(file))[1])
+    assert one_line(failure(saved.open_model, str(tmp_path / "none.safetensors"))[1])
+
+
+def test_without_a_run_the_newest_or_else_the_committed_model(tmp_path, monkeypatch, capsys):
+    saved, predict = load("lstm_imdb", "saved"), load("lstm_imdb", "predict")
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    if saved.COMMITTED.exists():
+        assert saved.COMMITTED.stat().st_size < 3_000_000
+        (title, *_), (other, *_) = predict.main(["A wonderful film.", "A terrible waste of time.", "--device", "cpu"])
+        assert title.startswith("positive") and other.startswith("negative")
+        assert "plain.safetensors" in capsys.readouterr().err
+    train.main(TINY)
+    assert saved.open_model().path.name == "builtin-tiny-s0-1"
+
+
+def test_models_are_compared_on_the_same_reviews(tmp_path):
+    compare = load("lstm_imdb", "compare")
+    rng = np.random.default_rng(0)
+    bar = rng.random(1000) < 0.8
+    better = bar | (rng.random(1000) < 0.3)
+    facts = {"digest": "x", "split": "7:1:2", "test": 1000}
+
+    def record(name, correct, dataset=facts):
+        final = {"test_correct": outcome.pack(correct)}
+        run.write_json(tmp_path / f"{name}.json", {"args": {"recipe": name}, "final": final, "dataset": dataset})
+        return str(tmp_path / f"{name}.json")
+
+    files = [record("TF-IDF unigrams", bar), record("best", better), record("same", bar ^ (rng.random(1000) < 0.001))]
+    rows = compare.main([*files, "--out", str(tmp_path / "out")])
+    assert {row["model"]: row["verdict"] for row in rows} == {"best": "passes", "same": "undecided"}
+    assert rows[0]["difference"] == pytest.approx(better.mean() - bar.mean())
+    other = record("other", better, facts | {"digest": "y"}), record("short", better[:900], facts | {"test": 900})
+    assert one_line(failure(compare.main, [files[0], other[1], "--out", str(tmp_path / "out")])[1])
