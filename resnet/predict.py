@@ -82,12 +82,11 @@ def test_images(folder, args, data_dir, family):
     """(ids, sources, labels int64 (N,)) of the test set of the run in `folder`. Raises UserError."""
     file, name = folder / "local.json", str(args["data"])  # where the run found its data
     local = run.read_json(file) if file.exists() else {}
-    data_dir = data_dir or local.get("data_dir")
+    where = data_dir = data_dir or local.get("data_dir")
     if name.startswith("./"):  # a folder of the user's own
-        name = str(local.get("data") or run.ROOT / name)
-    if (os.path.isabs(name) and not os.path.isdir(name)) or not (data_dir is None or os.path.isdir(str(data_dir))):
-        gone = name if os.path.isabs(name) else data_dir
-        raise run.UserError(f"{folder}: its data is gone from {gone}; name a folder of images with --data")
+        where = name = str(local.get("data") or run.ROOT / name)
+    if not (where is None or os.path.isdir(str(where))):
+        raise run.UserError(f"{folder}: its data is gone from {where}; name a folder of images with --data")
     test_set = data.load(name, data_dir, args.get("limit"), family)[2]
     if test_set is None:
         raise run.UserError(f"--run {folder}: that data has no test set; name a folder of images with --data")
@@ -137,6 +136,11 @@ def write_predictions(path, ids, predicted, classes, probability):
     run.write(path, table.getvalue())
 
 
+def label_text(name):
+    """The name of a class for a figure."""
+    return run.plain_text(name if len(name) <= 24 else name[:21] + "...")
+
+
 def draw_confusion(path, predicted, labels, classes):
     """The confusion matrix: a row for each true class, a column for each predicted one."""
     counts = np.zeros((len(classes), len(classes)), dtype=int)
@@ -147,7 +151,7 @@ def draw_confusion(path, predicted, labels, classes):
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=max(0.1, (shares - np.diag(np.diag(shares))).max()))
     axes.set(xlabel="predicted", ylabel="truth")
     if len(classes) <= 20:
-        names = [run.plain_text(name) for name in classes]
+        names = [label_text(name) for name in classes]
         axes.set_xticks(range(len(classes)), names, rotation=60, ha="right")
         axes.set_yticks(range(len(classes)), names)
         for (i, k), count in np.ndenumerate(counts):
@@ -159,7 +163,7 @@ def draw_mistakes(path, image, predicted, probability, labels, classes, rows=3, 
     """The wrong predictions of the highest probability. image(i): the pixels of row i, uint8 (C, S, S)."""
     wrong = (predicted != labels).nonzero().flatten()
     worst = wrong[probability[wrong].argsort(descending=True)][: rows * columns].tolist()
-    names = [run.plain_text(name) for name in classes]
+    names = [label_text(name) for name in classes]
     figure = Figure(figsize=(1.15 * columns, 1.5 * rows), layout="constrained")
     for i, axes in zip(worst, figure.subplots(rows, columns).flat):
         axes.imshow(image(i).permute(1, 2, 0).numpy().squeeze(), cmap="gray", interpolation="nearest")

@@ -224,7 +224,7 @@ def recipe(args):
 def check(args):
     """Raise UserError for arguments that do not fit together, and for values of --set that are out of range."""
     if data.family_of_model(args.model) == "imagenet" and (args.augment == "affine" or args.whiten):
-        raise run.UserError("--augment affine and --set whiten=true: are only for images in memory")
+        raise run.UserError(f"--augment affine and --set whiten=true: are not for {args.model}")
     if args.sync_bn and not torch.cuda.is_available():
         raise run.UserError("--sync-bn: needs a GPU")
     for name, choices in {"optimizer": ("sgd", "muon"), "compile": (None, "cpu", "cuda", "mps")}.items():
@@ -234,7 +234,8 @@ def check(args):
         if not 0 <= getattr(args, name) < 1:
             raise run.UserError(f"--set {name}={getattr(args, name)}: must be at least 0 and below 1")
     if not is_schedule(args.sizes):
-        raise run.UserError(f"--set sizes={args.sizes}: must be [[0.0, PIXELS], [share of the run, PIXELS], ...]")
+        form = "[[0.0, PIXELS], [share of the run, PIXELS], ...] with 8 to 1999 pixels"
+        raise run.UserError(f"--set sizes={args.sizes}: must be {form}")
     if not (args.micro_batch is None or type(args.micro_batch) is int and args.micro_batch > 0):
         raise run.UserError(f"--set micro_batch={args.micro_batch}: must be a whole number above 0")
     ddp.micro_batch_size(args.bs, args.micro_batch)
@@ -264,6 +265,8 @@ def main(argv=None):
         train_set, val_set, test_set = (part and part.to(r.device) for part in parts)
         net = build_model(args, train_set).to(r.device, memory_format=torch.channels_last)
         parameters = model.num_parameters(net)
+        if len(train_set) < r.world:
+            raise run.UserError(f"{len(train_set)} training images are too few for {r.world} processes")
         side = f"{train_set.size} x {train_set.size} pixels"
         r.note(f"{args.model}, {parameters:,} parameters, on {facts['name']} at {side}: {len(train_set):,} training "
                f"images, {len(val_set):,} validation images", dataset=facts, parameters=parameters)  # fmt: skip

@@ -683,6 +683,19 @@ def test_what_is_no_image_is_skipped_and_counted(tmp_path, capsys):
     assert lines[0].split(": ")[1].startswith("5 files" if hasattr(os, "mkfifo") else "3 files")
 
 
+def test_only_the_parts_that_are_wanted_are_read_and_only_one_process_says_what_is_skipped(
+    tmp_path, monkeypatch, capsys
+):
+    make_images(tmp_path, {"train": 3, "val": 2, "test": 2})
+    (tmp_path / "train" / "notes.txt").write_text("x")
+    (tmp_path / "train" / "cats" / "notes.txt").write_text("x")
+    found = image_files.find(tmp_path, parts=("train", "val"))
+    assert len(found.val) == 4 and found.test is None
+    assert capsys.readouterr().err.count("notes.txt") == 1
+    monkeypatch.setenv("RANK", "1")
+    assert len(image_files.find(tmp_path).test) == 4 and not capsys.readouterr().err
+
+
 @pytest.mark.parametrize("case, said", [("one class", "two folders"), ("few", "dogs (2)"), ("bad", "bad.png"),
                                         ("bomb", "bomb.png"), ("no such class", "no image of a class")])  # fmt: skip
 def test_a_folder_that_cannot_be_used_is_one_line(case, said, tmp_path):

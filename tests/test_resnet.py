@@ -495,7 +495,7 @@ def hostile(tmp_path):
         (root / "cats" / "broken.png").symlink_to("nowhere")
         (root / "cats" / "loop.png").symlink_to("loop.png")
         (root / "cats" / "below").symlink_to(root)
-        shutil.copytree(root / "$\\frac{$", root / os.fsdecode(b"caf\xff"))
+        shutil.copytree(root / "$\\frac{$", root / os.fsdecode(b"caf\xff" + b"x" * 200))
         shutil.copy(root / "cats" / "0.png", root / "cats" / os.fsdecode(b"\xff.png"))
     return root
 
@@ -859,7 +859,7 @@ def test_every_variant_of_the_fast_recipe_is_another_training(tmp_path, monkeypa
     long_average(monkeypatch)
     ends = {}
     for name in (name for name in train.RECIPES if name.startswith("fast")):
-        words = ["--recipe", name, "--limit", "32", "--bs", "16", "--epochs", "2", "--precision", "fp32"]
+        words = ["--recipe", name, "--limit", "32", "--bs", "16", "--epochs", "1", "--precision", "fp32"]
         record = fit(tmp_path, name, *words)
         ends[name] = weights(tmp_path / name, "best.pt")["conv1.weight"]
         assert record["state"] == "done" and ends[name].isfinite().all()
@@ -988,6 +988,18 @@ def test_a_sweep_lists_commands_that_train_takes(tmp_path, capsys):
         assert python == "python" and script.endswith("train.py") and argv[-2:] == ["--resume", "auto"]
         folders.add(train.parse(argv).out)
     assert len(folders) == len(lines) and not (tmp_path / "sweep").exists()
+
+
+def test_the_studies_of_ones_own_images(tmp_path, capsys):
+    sweep, own = load("resnet", "sweep"), str(make_images(tmp_path / "own", {"": 3}))
+    words = ["--list", "--data", own, "--out", str(tmp_path / "sweep"), "--study", "shortcut", "--seeds", "1"]
+    sweep.main(words)
+    lines = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(lines) == 4 and all(train.parse(words[2:]).data == own for words in lines)
+    idx = str(write_drop_in(tmp_path / "idx", "mnist"))
+    for script, argv in (("sweep", ["--list", "--data", idx, "--study", "lr"]), ("bench", ["--data", own])):
+        assert failure(load("resnet", script).main, argv)[0] == 2
+        assert "--data" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_every_study_is_made_of_arguments_that_train_takes():
