@@ -53,7 +53,7 @@ def shades(push: list[float]) -> list[float]:
 
 
 def coloured(words, push, colour: bool) -> str:
-    """The words as a line; those that push a fifth as much as the strongest or more in colour, or as [+word], [-word]."""
+    """The words as a line; those that push at least a fifth as much as the strongest are marked or in colour."""
     pieces = []
     for word, shade in zip(words, shades(push)):
         if abs(shade) < 0.2:

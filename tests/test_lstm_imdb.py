@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import random
 import time
 
@@ -563,3 +564,77 @@ def test_models_are_compared_on_the_same_reviews(tmp_path):
     assert rows[0]["difference"] == pytest.approx(better.mean() - bar.mean())
     other = record("other", better, facts | {"digest": "y"}), record("short", better[:900], facts | {"test": 900})
     assert one_line(failure(compare.main, [files[0], other[1], "--out", str(tmp_path / "out")])[1])
+
+
+def test_a_language_model_is_pretrained_resumed_and_used(tmp_path, capsys, monkeypatch):
+    pretrain = load("lstm_imdb", "pretrain")
+    argv = [*TINY, "--set", "bidirectional=true"]
+    record = pretrain.main([*argv, "--out", str(tmp_path / "lm")])
+    rows = (tmp_path / "lm" / "metrics.csv").read_text().splitlines()
+    assert float(rows[-1].split(",")[2]) < float(rows[1].split(",")[2]) and record["final"]["val_loss"] < 6
+    calls = iter(range(1000))
+    monkeypatch.setattr(run.Run, "should_stop", lambda self: next(calls) >= 25)
+    assert failure(pretrain.main, [*argv, "--out", str(tmp_path / "broken")])[0] == 130
+    monkeypatch.undo()
+    pretrain.main(["--resume", str(tmp_path / "broken")])
+    whole, broken = (run.read_checkpoint(tmp_path / name / "best.pt")["model"] for name in ("lm", "broken"))
+    assert all(torch.equal(whole[name], broken[name]) for name in whole)
+
+    init = ["--init", str(tmp_path / "lm" / "best.pt")]
+    record = train.main([*TINY, "--bidirectional", *init, "--out", str(tmp_path / "run")])
+    assert record["init"] == {"lstms": 2, "epoch": 2} and "2 LSTMs start" in capsys.readouterr().out
+    assert (
+        "another network" in failure(train.main, [*TINY, *init, "--set", "hidden=9", "--out", str(tmp_path / "a")])[1]
+    )
+    small = [*TINY, *init, "--set", "max_words=50", "--out", str(tmp_path / "b")]
+    assert "another vocabulary" in failure(train.main, small)[1]
+
+
+def test_a_language_model_never_sees_what_it_predicts():
+    """A changed word changes no state from which it is predicted, in either direction."""
+    net = network(bidirectional=True)
+    tokens, lengths = torch.randint(2, 50, (1, 8)), torch.tensor([8])
+    changed = tokens.clone()
+    changed[0, 4] = 1 + (tokens[0, 4] % 48) + 1
+    before, after = (net.states(net.embedding(t), lengths) for t in (tokens, changed))
+    assert torch.equal(before[0][:, :4], after[0][:, :4]) and not torch.equal(before[0][:, 4], after[0][:, 4])
+    assert torch.equal(before[1][:, 5:], after[1][:, 5:]) and not torch.equal(before[1][:, 4], after[1][:, 4])
+    assert failure(load("lstm_imdb", "pretrain").parse, ["--recipe", "best", "--set", "layers=2"])[0] == 2
+
+
+def test_the_benchmark_and_the_analysis(finished, tmp_path, capsys):
+    argv = ["--data", "builtin", "--limit", "200", "--steps", "2", "--rounds", "1", "--device", "cpu"]
+    rows = load("lstm_imdb", "bench").main([*argv, "--max-len", "60", "--out", str(tmp_path)])
+    record = json.loads((tmp_path / "bench.json").read_text())
+    assert record["padding"]["fixed length"] > record["padding"]["random batches"] > record["padding"]["buckets"] >= 1
+    assert len(rows) >= 6 and rows[0]["times_usual"] == 1
+
+    analyze = load("lstm_imdb", "analyze")
+    analysis = analyze.main(["--run", str(finished), "--device", "cpu", "--out", str(tmp_path)])
+    assert analysis["accuracy"] > 0.95 and sum(row["reviews"] for row in analysis["length"]) == 1200
+    assert {"analysis.json", "analysis.png", "mistakes.txt"} <= {file.name for file in tmp_path.iterdir()}
+    assert analysis["minimal_pairs"]["pairs"] == len(analyze.minimal_pairs()) > 30
+    message = failure(analyze.main, ["--run", str(finished), "--data", str(make_aclimdb(tmp_path / "aclImdb"))])[1]
+    assert "is not what this model was trained on" in message
+
+
+def test_the_error_by_stars(tmp_path):
+    """Trained and analyzed on a made folder in the shape of aclImdb."""
+    folder = make_aclimdb(tmp_path / "aclImdb", 40)
+    train.main([*TINY[:2], "--data", str(folder), "--device", "cpu", "--out", str(tmp_path / "run")])
+    analysis = load("lstm_imdb", "analyze").main(["--run", str(tmp_path / "run"), "--data", str(folder),
+                                                  "--out", str(tmp_path / "out")])  # fmt: skip
+    assert {row["from"] for row in analysis["stars"]} <= {2, 3, 9, 10} and len(analysis["stars"]) > 2
+
+
+def test_packed_sequences_in_the_benchmark_are_the_same_network():
+    bench, net = load("lstm_imdb", "bench"), network(bidirectional=True)
+    packed = bench.PackedLSTM(6, 5, True)
+    for direction, lstm in enumerate(net.layers[0]):
+        for name, value in lstm.named_parameters():
+            getattr(packed.lstm, name + "_reverse" * direction).data.copy_(value.data)
+    x, lengths = torch.randn(3, 7, 6), torch.tensor([7, 2, 5])
+    ours, theirs = net.states(x, lengths), packed.states(x, lengths)
+    for direction in range(2):
+        for row, n in enumerate(lengths):
+            torch.testing.assert_close(ours[direction][row, :n], theirs[direction][row, :n], rtol=0, atol=1e-6)

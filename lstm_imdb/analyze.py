@@ -1,0 +1,163 @@
+"""Where is a trained model wrong? By length, by stars, on minimal pairs, and when it reads less of a review.
+
+    python lstm_imdb/analyze.py                                          # the newest finished run
+    python lstm_imdb/analyze.py --run out/lstm_imdb/imdb-plain-s0-1 --data-dir DIR
+
+Writes into --out: analysis.json, analysis.png and mistakes.txt, the most confident mistakes on the test set. Stars are
+known where the files are named after them, as in aclImdb. A minimal pair is a sentence and its negation, which differ
+in one word; it counts where both are right.
+"""
+
+import argparse
+from pathlib import Path
+
+from common import run
+
+import torch
+from matplotlib.figure import Figure
+
+import data
+import outcome
+import saved
+import train
+
+EDGES = (0, 50, 100, 150, 200, 300, 400, 600, 1000, 10**9)  # words
+TRUNCATIONS = (50, 100, 200, 400, 800)
+ADJECTIVES = {
+    "positive": "good great funny interesting believable convincing worth watching enjoyable clever exciting",
+    "negative": "bad boring dull terrible stupid awful predictable disappointing annoying ridiculous slow",
+}
+PAIRS = ("This film is {}.", "This film is not {}."), ("The acting was {}.", "The acting wasn't {}.")
+
+
+def minimal_pairs() -> list[tuple[str, str, int]]:
+    """(sentence, its negation, label of the sentence: 1 positive, 0 negative)"""
+    words = {kind: text.replace("worth watching", "worth_watching").split() for kind, text in ADJECTIVES.items()}
+    return [(plain.format(word.replace("_", " ")), negated.format(word.replace("_", " ")), int(kind == "positive"))
+            for plain, negated in PAIRS for kind in words for word in words[kind]]  # fmt: skip
+
+
+@torch.no_grad()
+def positive_probability(found: saved.Model, texts: list[str]) -> torch.Tensor:
+    """The probability of class 1 of each text, (N,)."""
+    encoded = [found.vocabulary.encode(data.tokenize(text)) for text in texts]
+    lengths = torch.tensor([len(tokens) for tokens in encoded])
+    tokens = torch.zeros(len(texts), int(lengths.max()), dtype=torch.int64)
+    for row, words in zip(tokens, encoded):
+        row[: len(words)] = torch.tensor(words)
+    device = found.net.embedding.weight.device
+    return found.net(tokens.to(device), lengths.to(device)).softmax(1)[:, 1].cpu()
+
+
+def on_minimal_pairs(found: saved.Model) -> dict:
+    """Accuracy on plain sentences, on negated ones, and on pairs, for adjectives of both kinds."""
+    pairs = minimal_pairs()
+    plain = (positive_probability(found, [pair[0] for pair in pairs]) > 0.5).tolist()
+    negated = (positive_probability(found, [pair[1] for pair in pairs]) > 0.5).tolist()
+    result = {"pairs": len(pairs)}
+    for label, kind in ((1, "positive"), (0, "negative")):
+        rows = [(p == label, n != label) for p, n, pair in zip(plain, negated, pairs) if pair[2] == label]
+        result[f"{kind}_plain"] = sum(p for p, _ in rows) / len(rows)
+        result[f"{kind}_negated"] = sum(n for _, n in rows) / len(rows)
+        result[f"{kind}_both"] = sum(p and n for p, n in rows) / len(rows)
+    return result
+
+
+def groups(values: torch.Tensor, correct: torch.Tensor, edges) -> list[dict]:
+    """Reviews and errors for each interval [edge, next edge) of `values`."""
+    rows = []
+    for low, high in zip(edges, edges[1:]):
+        inside = (values >= low) & (values < high)
+        if inside.any():
+            rows.append({"from": low, "to": high - 1, "reviews": int(inside.sum()),
+                         "error": 1 - correct[inside].float().mean().item()})  # fmt: skip
+    return rows
+
+
+def draw(path: Path, analysis: dict):
+    """Panels: error by length, by stars where they are known, and accuracy against truncation."""
+    panels = ["length", "truncation"] + ["stars"] * bool(analysis["stars"])
+    figure = Figure(figsize=(4.4 * len(panels), 3.3), layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(panels)), panels):
+        rows = analysis[name]
+        if name == "truncation":
+            for keep in ("start", "end"):
+                points = [(row["words"], row["test_accuracy"]) for row in rows if row["keep"] == keep]
+                axes.plot(*zip(*points), marker="o", label=f"the {keep} of the review")
+            axes.set(xscale="log", xlabel="words that are read", ylabel="test accuracy")
+            axes.set_xticks(TRUNCATIONS, map(str, TRUNCATIONS))
+            axes.legend()
+        else:
+            labels = [f"{row['from']}" + (f"-{row['to']}" if row["to"] < 1e8 else "+") * (name == "length")
+                      for row in rows]  # fmt: skip
+            bars = axes.bar(labels, [row["error"] for row in rows], color="tab:blue")
+            axes.bar_label(bars, [f"{row['reviews']:,}" for row in rows], fontsize=7)
+            axes.tick_params(axis="x", rotation=45 if name == "length" else 0)
+            axes.set(xlabel="words of the review" if name == "length" else "stars", ylabel="test error")
+        axes.grid(alpha=0.3)
+    run.write_figure(path, figure)
+
+
+def parser():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--run", type=run.path_arg, metavar="RUN", help="a run folder or a safetensors file of weights")
+    run.add_flags(p, "data_dir", "limit", "device",
+                  data=dict(type=data.dataset_arg, help="(default: the dataset of the run)"),
+                  out=dict(default=str(run.ROOT / "out/lstm_imdb/analysis"), help="folder of the results"))  # fmt: skip
+    return p
+
+
+def main(argv=None):
+    args = parser().parse_args(argv)
+    out, device = run.make_folder(args.out), run.pick_device(args.device)
+    found = saved.open_model(args.run, device)
+    values = found.args
+    for name in ("data", "data_dir", "limit"):
+        setattr(values, name, getattr(args, name) or getattr(values, name))
+    loaded = train.load_data(values)
+    if loaded.vocabulary.words != found.vocabulary.words or len(loaded.corpus.classes) != 2:
+        raise run.UserError(f"--data {values.data}: is not what this model was trained on, or has not two classes")
+    evaluator = Evaluator(device)
+    _, accuracy, logits = train.evaluate(found.net, loaded.test, evaluator)
+    correct = logits.argmax(1) == loaded.test.labels
+    analysis = {"accuracy": accuracy, "length": groups(loaded.test.starts.diff(), correct, EDGES), "stars": None}
+    if loaded.corpus.ratings:
+        stars = torch.tensor([loaded.corpus.ratings[i] for i in loaded.test.rows.tolist()])
+        analysis["stars"] = groups(stars, correct, range(1, 12))
+    analysis["minimal_pairs"] = on_minimal_pairs(found)
+    analysis["truncation"] = []
+    for keep in ("start", "end"):
+        for words in TRUNCATIONS:
+            loaded.test.max_len, loaded.test.keep = words, keep
+            score = train.evaluate(found.net, loaded.test, evaluator)[1]
+            analysis["truncation"].append({"keep": keep, "words": words, "test_accuracy": score})
+    run.write(out / "mistakes.txt", outcome.mistakes(loaded, logits.softmax(1)))
+    draw(out / "analysis.png", analysis)
+    recorded = {name: value for name, value in vars(values).items() if name in ("recipe", "seed", "max_len", "keep")}
+    rows = [{"study": "truncation", "state": "done", "args": recorded, **row, "dataset": loaded.facts}
+            for row in analysis["truncation"]]  # fmt: skip
+    run.write_json(out / "analysis.json", {"study": "analysis", **run.environment(device, __file__),
+                                           "args": recorded, "analysis": analysis, "rows": rows})  # fmt: skip
+    pairs = analysis["minimal_pairs"]
+    print(f"test accuracy {accuracy:.2%} on {len(loaded.test):,} reviews")
+    for kind in ("positive", "negative"):
+        print(f"minimal pairs, {kind} adjectives: plain {pairs[f'{kind}_plain']:.0%}, negated "
+              f"{pairs[f'{kind}_negated']:.0%}, both {pairs[f'{kind}_both']:.0%}")  # fmt: skip
+    for row in analysis["truncation"]:
+        print(f"the {row['keep']:5} of a review, {row['words']:>3} words: {row['test_accuracy']:.2%}")
+    print(run.display_path(out))
+    return analysis
+
+
+class Evaluator:
+    """What train.evaluate takes of a run: the device, and float32."""
+
+    def __init__(self, device):
+        self.device = device
+
+    def autocast(self):
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=False)
+
+
+if __name__ == "__main__":
+    run.cli(main)

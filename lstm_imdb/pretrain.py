@@ -1,0 +1,161 @@
+"""Pretrain the embedding and the LSTM as a language model on the training reviews alone (Dai and Le 2015).
+
+    python lstm_imdb/pretrain.py --recipe best                # out/lstm_imdb/lm/best
+    python lstm_imdb/train.py --recipe best --init ../out/lstm_imdb/lm/best/best.pt      # relative to data/
+
+The forward LSTM predicts every next word, the backward LSTM every previous one. The network has the shape of the
+recipe of train.py; labels, validation and test reviews are not read, but validation reviews choose the epoch. The
+softmax over the vocabulary is adaptive (Grave et al. 2017). One pretrained model serves all seeds.
+"""
+
+import argparse
+import math
+import time
+
+from common import run
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import data
+import model
+import train
+
+CHANGES = dict(epochs=4, bs=64, lr=0.003, decay="onecycle", dropout=0.2, word_dropout=0.0)
+RECIPES = {name: values | (CHANGES if name != "tiny" else {}) for name, values in train.RECIPES.items()}
+SAVE_EVERY = 120  # seconds between checkpoints within an epoch
+
+
+class LanguageModel(nn.Module):
+    """The embedding and the LSTMs of `net`, with an adaptive softmax over the vocabulary for each direction."""
+
+    def __init__(self, net: model.SentimentLSTM):
+        super().__init__()
+        words, hidden = net.embedding.num_embeddings, net.layers[0][0].weight_hh_l0.shape[1]
+        cutoffs = [cutoff for cutoff in (1000, 10_000) if cutoff < words - 1] or [max(1, words // 2)]
+        self.net, self.directions = net, len(net.layers[0])
+        self.softmax = nn.ModuleList(
+            nn.AdaptiveLogSoftmaxWithLoss(hidden, words, cutoffs) for _ in range(self.directions)
+        )
+
+    def forward(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, int]:
+        """tokens (B, T), lengths (B,). Returns (summed cross-entropy of all directions, number of predicted words)."""
+        states = self.net.states(self.net.embedding(tokens), lengths)
+        inside = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]  # (B, T)
+        predicted = inside[:, 1:]  # word t + 1 from the words up to t, and word t from those after it
+        loss = self.loss(0, states[0][:, :-1][predicted], tokens[:, 1:][predicted])
+        if self.directions == 2:
+            loss = loss + self.loss(1, states[1][:, 1:][predicted], tokens[:, :-1][predicted])
+        return loss, int(predicted.sum()) * self.directions
+
+    def loss(self, direction, hidden, targets):
+        if not len(targets):  # reviews of one word
+            return hidden.sum()
+        with torch.autocast(hidden.device.type, enabled=False):  # the adaptive softmax does not take mixed types
+            return self.softmax[direction](self.net.dropout(hidden.float()), targets).loss * len(targets)
+
+
+def pretrain(args, r, lm, loaded):
+    """Train. Writes metrics.csv, last.pt and best.pt: `lm.net` at the lowest validation loss."""
+    optimizer = torch.optim.AdamW(lm.parameters(), args.lr, fused=r.device.type in ("cpu", "cuda"))
+    steps = len(loaded.train.order(args.bs))
+    first_epoch, step, best, totals = 0, 0, math.inf, torch.zeros(steps, 2, dtype=torch.float64)
+    if state := r.load(model=lm, optimizer=optimizer):
+        first_epoch, step, best, totals = (state[k] for k in ("epoch", "step", "best", "totals"))
+
+    def checkpoint(epoch, step):
+        r.save(model=lm, optimizer=optimizer, epoch=epoch, step=step, best=best, totals=totals)
+
+    for epoch in range(first_epoch, args.epochs):
+        lm.train()
+        began = saved = time.monotonic()
+        batches = loaded.train.batches(args.bs, (args.seed, epoch), start=step, device=r.device)
+        bar = tqdm(batches, f"epoch {epoch + 1}/{args.epochs}", steps, initial=step, leave=False, disable=None)
+        for tokens, lengths, _, _ in bar:
+            for group in optimizer.param_groups:
+                group["lr"] = args.lr * train.lr_factor(args.decay, (epoch + step / steps) / args.epochs)
+            with r.autocast():
+                loss, words = lm(tokens, lengths)
+            optimizer.zero_grad()
+            (loss / max(words, 1)).backward()
+            nn.utils.clip_grad_norm_(lm.parameters(), args.clip)
+            optimizer.step()
+            totals[step] = torch.tensor([loss.item(), words])
+            step += 1
+            if step % 20 == 0 or step == steps:
+                r.check_finite(totals[:step, 0], epoch * steps)
+                bar.set_postfix(loss=f"{totals[:step, 0].sum() / totals[:step, 1].sum():.3f}")
+            if r.should_stop() or time.monotonic() - saved > SAVE_EVERY:
+                checkpoint(epoch, step)
+                saved = time.monotonic()
+            if r.should_stop():
+                r.stop()
+
+        seconds, train_loss = time.monotonic() - began, (totals[:, 0].sum() / totals[:, 1].sum()).item()
+        val_loss = evaluate(lm, loaded.val, r)
+        r.check_finite(torch.tensor([train_loss, val_loss]), (epoch + 1) * steps - 1)
+        r.log({"epoch": epoch + 1, "train_loss": train_loss, "val_loss": val_loss, "seconds": round(seconds, 2)})
+        r.print(f"epoch {epoch + 1:>2}/{args.epochs}   loss {train_loss:.3f} train {val_loss:.3f} val   perplexity "
+                f"{math.exp(min(val_loss, 50)):.1f} val   {seconds:.0f} s")  # fmt: skip
+        if val_loss < best:
+            best = val_loss
+            r.save_best(model=lm.net, epoch=epoch + 1, words=loaded.vocabulary.words)
+        step = 0
+        totals.zero_()
+        checkpoint(epoch + 1, step)
+    return best
+
+
+@torch.no_grad()
+def evaluate(lm, reviews, r) -> float:
+    """The mean cross-entropy of a word, in nats, over both directions."""
+    lm.eval()
+    total, count = 0.0, 0
+    for tokens, lengths, _, _ in reviews.batches(64, device=r.device):
+        with r.autocast():
+            loss, words = lm(tokens, lengths)
+        total, count = total + loss.item(), count + words
+    return total / max(count, 1)
+
+
+def parser():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    run.add_flags(p, recipe=dict(choices=list(RECIPES), default="best"))
+    run.add_flags(p, "set", "data_dir", "resume", "epochs", "bs", "lr", "seed", "device", "precision", "limit",
+                  data=dict(type=data.dataset_arg, default="auto", help=data.DATA_HELP),
+                  out=dict(help="run folder (default: out/lstm_imdb/lm/RECIPE)"))  # fmt: skip
+    p.add_argument("--split", choices=("7:1:2", "official"), default="7:1:2", help="(default: %(default)s)")
+    return p
+
+
+def check(args):
+    """Raise UserError for values that make no sense, or a backward LSTM that would see what it predicts."""
+    train.check(args)
+    if args.layers > 1 and args.bidirectional:
+        raise run.UserError("--set layers: in both directions the second layer would see the words that it predicts")
+
+
+def parse(argv=None):
+    return run.parse(__file__, parser(), argv, lambda args: RECIPES[args.recipe], check,
+                     extendable=lambda args: args.decay == "none")  # fmt: skip
+
+
+def main(argv=None):
+    args = parse(argv)
+    loaded = train.load_data(args)
+    args.data = loaded.facts["name"] if args.data == "auto" else args.data
+    if not args.out and not args.resume:  # a level deeper than the runs of train.py, which predict.py looks for
+        args.out = str(run.ROOT / "out" / "lstm_imdb" / "lm" / args.recipe)
+    with run.Run(args, __file__, "lm", train.AUTO_PRECISION, stop_within_epoch=True) as r:
+        lm = LanguageModel(train.build_model(args, len(loaded.vocabulary), len(loaded.corpus.classes))).to(r.device)
+        parameters = model.num_parameters(lm)
+        r.note(f"language model, {parameters:,} parameters, on the {loaded.facts['train']:,} training reviews of "
+               f"{loaded.facts['name']}", dataset=loaded.facts, parameters=parameters)  # fmt: skip
+        best = pretrain(args, r, lm, loaded)
+        r.finish(f"validation perplexity {math.exp(min(best, 50)):.1f}", val_loss=best)
+    return r.record
+
+
+if __name__ == "__main__":
+    run.cli(main)
