@@ -189,7 +189,7 @@ def parser():
                    "mnist grey ones of 28 x 28, resnet18 and larger 224 x 224 (default: resnet20; mnist for MNIST and "
                    "other idx files; resnet50 for imagenet)")  # fmt: skip
     run.add_flags(p, recipe=dict(choices=list(RECIPES), help="(default: fast, mnist or imagenet, by the data)"))
-    run.add_flags(p, "set", "data_dir", "out", "resume",
+    run.add_flags(p, "set", "tensorboard", "data_dir", "out", "resume",
                   data=dict(type=data.dataset_arg, default="auto", help=data.DATA_HELP))  # fmt: skip
     run.add_flags(p, "epochs", "bs", "lr", "weight_decay", "seed", "device", "precision", "limit")
     p.add_argument("--decay", choices=["none", "step", "cosine", "onecycle"], help="schedule of the learning rate")
