@@ -18,6 +18,7 @@ import os
 import shlex
 import signal
 import sys
+import textwrap
 import time
 import zipfile
 from datetime import UTC, datetime
@@ -311,6 +312,12 @@ class Run:
                 tag = f"{quantity}/{part}" if part in ("train", "val") else name
                 if name != x:
                     self._events.add_scalar(tag, value, step)
+            self._events.flush()
+
+    def text(self, tag: str, text: str, step: int):
+        """Show a text in TensorBoard, as it is and not as Markdown, beside the metrics that `log` wrote at `step`."""
+        if self._events:
+            self._events.add_text(tag, textwrap.indent(text, "    "), step)
             self._events.flush()
 
     def check_finite(self, losses: torch.Tensor, first_step: int):

@@ -35,7 +35,7 @@ NEW_TOKENS = 63  # generated, after one token
 class OneProcess:
     """What train.py's functions need of a run: precision, device and collectives."""
 
-    world, all_reduce = 1, staticmethod(lambda tensor: tensor)
+    rank, world, all_reduce = 0, 1, staticmethod(lambda tensor: tensor)
 
     def __init__(self, device, precision):
         self.device, self.precision = device, precision

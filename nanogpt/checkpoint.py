@@ -1,11 +1,13 @@
 """Models in files: checkpoints of a run, small safetensors files of weights, and GPT-2 from the Hugging Face hub."""
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 
 from common import run
 
+import requests
 import torch
 from torch import nn
 
@@ -83,6 +85,7 @@ def read_weights(path: Path) -> run.Checkpoint:
 
 # ------------------------------------------------------------------------------------------------- the hub's weights
 
+HUB = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
 # Their names here and in transformers. Its linear layers store (in, out), torch.nn.Linear stores (out, in).
 EMBEDDINGS = {"tokens": "wte", "positions": "wpe", "norm": "ln_f", "norm1": "ln_1", "norm2": "ln_2"}
 ATTENTION = {"attention.qkv": "attn.c_attn", "attention.out": "attn.c_proj"}
@@ -96,6 +99,15 @@ GPT2_FORM = dict(
 )
 
 
+def hub_is_reachable() -> bool:
+    """Does the hub answer within three seconds? `transformers` itself would try again for half a minute."""
+    try:
+        requests.head(HUB, timeout=3)
+        return True
+    except requests.RequestException:
+        return False
+
+
 def load_gpt2(source) -> GPT:
     """The GPT with GPT-2's weights, in their dtype.
 
@@ -103,12 +115,18 @@ def load_gpt2(source) -> GPT:
     or differs from GPT-2 in more than size.
     """
     if isinstance(source, str | Path):
+        remote, offline = not Path(source).exists(), False
         try:
             from transformers import GPT2LMHeadModel
 
-            source = GPT2LMHeadModel.from_pretrained(source)
+            offline = remote and not hub_is_reachable()
+            source = GPT2LMHeadModel.from_pretrained(source, local_files_only=offline)
         except (ImportError, OSError, ValueError) as error:
-            raise run.UserError(f"{source}: no GPT-2 could be loaded ({str(error).splitlines()[0]})") from error
+            reason = str(error).splitlines()[0]
+            if offline:
+                reason = f"it is not in the cache, and {HUB} cannot be reached; connect to a network, or name a run or "
+                reason += "a committed model, such as cpu"
+            raise run.UserError(f"{source}: no GPT-2 could be loaded ({reason})") from error
     theirs, c = source.state_dict(), source.config
     for name, value in GPT2_FORM.items():
         if getattr(c, name) != value:

@@ -106,6 +106,12 @@ class Text:
         }
 
 
+def check_batch_size(bs: int, text: Text):
+    """Raise UserError if a batch of `bs` sequences cannot be meant; it would only fill the memory."""
+    if bs > len(text.train):
+        raise UserError(f"--bs {bs}: must be at most {len(text.train)}, the number of tokens to train on")
+
+
 def batch(
     tokens: Tensor, block_size: int, batch_size: int, seed: int, step: int, device: str | torch.device = "cpu"
 ) -> tuple[Tensor, Tensor]:
@@ -118,7 +124,7 @@ def batch(
     if positions < 1:
         raise UserError(
             f"the text is too short: {len(tokens):,} tokens to train on, but one block and the token after it are "
-            f"{block_size + 1}; use a longer text or a smaller block_size"
+            f"{block_size + 1}; use a longer text or smaller blocks, --set model.block_size=N"
         )
     generator = torch.Generator().manual_seed(run.seed_at(seed, step))
     start = torch.randint(positions, (batch_size,), generator=generator)
@@ -131,19 +137,24 @@ def batch(
 
 
 def blocks(
-    tokens: Tensor, block_size: int, batch_size: int, device: str | torch.device = "cpu"
+    tokens: Tensor, block_size: int, batch_size: int, device: str | torch.device = "cpu", limit: int | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (x, y), int64 (B, block_size) each, until every token but the first has been a target exactly once.
 
     The blocks do not overlap. The last batch may be smaller, and the remaining tokens make one shorter block. To
-    average losses, weight them by y.numel().
+    average losses, weight them by y.numel(). limit: at most so many targets, in blocks that are evenly spaced over the
+    text, the same ones at every call.
     """
+    if limit is not None and limit < block_size:
+        tokens = tokens[: limit + 1]
     n_blocks = (len(tokens) - 1) // block_size
-    for first in range(0, n_blocks, batch_size):
-        n = min(batch_size, n_blocks - first)
-        window = tokens[first * block_size : (first + n) * block_size + 1].long().to(device)
-        yield window[:-1].view(n, block_size), window[1:].view(n, block_size)
-    if len(rest := tokens[n_blocks * block_size :].long().to(device)) > 1:
+    whole = limit is None or limit >= len(tokens) - 1
+    n_chosen = n_blocks if whole else limit // block_size
+    chosen = torch.arange(n_chosen) * n_blocks // max(1, n_chosen)
+    for some in chosen.split(batch_size) if n_chosen else ():
+        window = tokens.unfold(0, block_size + 1, block_size)[some].long().to(device)  # (N,) -> (B, T + 1)
+        yield window[:, :-1], window[:, 1:]
+    if whole and len(rest := tokens[n_blocks * block_size :].long().to(device)) > 1:
         yield rest[None, :-1], rest[None, 1:]
 
 
@@ -289,7 +300,12 @@ def choose(name: str, data_dir: Path) -> str:
 
 def prepare(name: str, data_dir: Path) -> list[Path]:
     """The verified files of the corpus `name` in `data_dir`, downloaded if they are not there. Raises UserError."""
-    return [fetch.download(mirrors, data_dir / file, checksum) for file, (checksum, mirrors) in PUBLISHED[name].items()]
+    files = PUBLISHED[name]
+    try:
+        return [fetch.download(mirrors, data_dir / file, checksum) for file, (checksum, mirrors) in files.items()]
+    except fetch.Unreachable as error:
+        missing = ", ".join(file for file in files if not (data_dir / file).exists())
+        raise fetch.Unreachable(name, [f"no {missing} in {run.display_path(data_dir)}", *error.reasons]) from None
 
 
 # ---------------------------------------------------------------------------------------------------------------- main

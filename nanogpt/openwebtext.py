@@ -6,7 +6,7 @@ The files train.bin and val.bin have nanoGPT's format, uint16 tokens, each docum
 import hashlib
 import os
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 from common import run
@@ -70,6 +70,8 @@ def prepare(folder: Path, tokenizer: BytePairs, limit: int | None = None, stream
         progress = run.read_json(file)
     if progress["complete"] or (limit and progress["train"] >= limit):
         return progress
+    chunks = read_stream(stream, progress["stream"], chunk_size)
+    first = list(islice(chunks, 1))  # before anything is created, which would be in vain without a network
     lock = run.lock_folder(run.make_folder(folder))
     run.write_json(file, progress)  # marks the token files as ours
     bar = tqdm(desc="OpenWebText", total=DOCUMENTS, initial=progress["documents"], unit=" documents", disable=None)
@@ -77,11 +79,9 @@ def prepare(folder: Path, tokenizer: BytePairs, limit: int | None = None, stream
         for part in ("train", "val"):
             with open(folder / f"{part}.bin", "ab") as output:
                 if output.tell() < 2 * progress[part]:
-                    raise run.UserError(
-                        f"{output.name}: is shorter than it should be; remove its folder to start again"
-                    )
+                    raise run.UserError(f"{output.name}: {TOO_SHORT}")
                 output.truncate(2 * progress[part])
-        for documents, state in read_stream(stream, progress["stream"], chunk_size):
+        for documents, state in chain(first, chunks):
             tokens = {"train": [], "val": []}
             for number, document in enumerate(documents, progress["documents"]):
                 part = "val" if number < VAL_DOCUMENTS else "train"

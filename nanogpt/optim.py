@@ -1,9 +1,20 @@
-"""The optimizers: AdamW, as in GPT-2's training, and Muon for the matrices in the blocks, batched."""
+"""The optimizers: AdamW, as in GPT-2's training, and Muon for the matrices in the blocks, batched. The schedule."""
+
+import math
 
 import torch
 from torch import Tensor, nn
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+
+
+def lr_factor(args, step: int) -> float:
+    """The factor of the peak learning rates at `step`: warm-up, then constant, then decay."""
+    warmup = min(1.0, (step + 1) / args.warmup) if args.warmup else 1.0
+    start = max(args.warmup, (1 - args.cooldown) * args.iters)
+    progress = min(max((step - start) / max(1.0, args.iters - start), 0.0), 1.0)
+    decay = 0.5 * (1 + math.cos(math.pi * progress)) if args.decay == "cosine" else 1 - progress
+    return warmup * (args.final_lr + (1 - args.final_lr) * decay)
 
 
 def orthogonalize(g: Tensor, steps: int = 5) -> Tensor:

@@ -45,15 +45,15 @@ def open_model(args) -> tuple[nn.Module, Characters | Words | BytePairs, Path]:
         name = str(newest) if newest and (newest / "best.pt").exists() else "cpu"
         print(f"no model named: using {run.display_path(name)}", file=sys.stderr)
     path = COMMITTED.get(name, Path(name))
-    folder = run.make_folder(args.out or (path if path.is_dir() else "."))
+    folder = args.out or (path if path.is_dir() else ".")
     if name in HUGGING_FACE:
-        return load_gpt2(name), data.gpt2_tokenizer(args.data_dir), folder
+        return load_gpt2(name), data.gpt2_tokenizer(args.data_dir), run.make_folder(folder)
     if path.is_dir():
         path = path / "best.pt"
     if not path.exists():
         raise run.UserError(f"{path}: is missing; name a run folder, a checkpoint, or one of {NAMES}")
     model, state = load_checkpoint(path)
-    return model, tokenizer_from(state), folder
+    return model, tokenizer_from(state), run.make_folder(folder)
 
 
 def read_prompt(tokenizer, prompt: str | None = None, file: str | None = None) -> list[int]:
@@ -73,6 +73,14 @@ def read_prompt(tokenizer, prompt: str | None = None, file: str | None = None) -
     return ids
 
 
+def probability(text: str) -> float:
+    """An argparse type: a number above 0 and at most 1."""
+    value = run.positive_float(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError(f"{text} is above the maximum, 1")
+    return value
+
+
 def parser():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_flags(p)
@@ -85,7 +93,7 @@ def parser():
     p.add_argument("--temperature", type=run.nonnegative_float, default=0.8, metavar="X", help=temperature)
     p.add_argument("--top-k", type=run.positive_int, metavar="N", help="sample from the N most likely tokens only")
     top_p = "sample from the most likely tokens whose probabilities add up to X"
-    p.add_argument("--top-p", type=run.positive_float, metavar="X", help=top_p)
+    p.add_argument("--top-p", type=probability, metavar="X", help=top_p)
     penalty = "above 1: tokens that have occurred become less likely (default: %(default)s)"
     p.add_argument("--repetition-penalty", type=run.positive_float, default=1.0, metavar="X", help=penalty)
     p.add_argument("--stop", metavar="TEXT", help="end before the first occurrence of TEXT")

@@ -242,6 +242,7 @@ def main(argv=None):
     args = parse(argv)
     text = data.load(args.data, args.data_dir, args.limit, args.tokens)
     args.data = text.name if args.data == "auto" else args.data
+    data.check_batch_size(args.bs, text)
     with run.Run(args, __file__, f"{text.name}-{file_name(args.recipe)}") as r:
         net, V = build(args.model, text.tokenizer.vocab_size), text.tokenizer.vocab_size
         parameters = sum(p.numel() for p in net.parameters())

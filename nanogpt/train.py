@@ -8,12 +8,14 @@
     python nanogpt/train.py --overfit --iters 200                  # overfit one batch: a healthy model can
     torchrun --nproc-per-node=8 nanogpt/train.py --recipe gpt2 --data openwebtext
 
-The validation loss is the mean over the whole validation text; best.pt is the checkpoint with the lowest one. --bs is
-the number of sequences in one optimizer step, over all processes. A recipe sets whatever the flags leave open.
+The validation loss is the mean over the whole validation text. During the run a long text is evaluated in part, and
+best.pt is the checkpoint with the lowest loss there. --bs is the number of sequences in one optimizer step, over all
+processes. A recipe sets whatever the flags leave open.
 """
 
 import argparse
 import math
+import textwrap
 import time
 from contextlib import nullcontext
 
@@ -27,7 +29,7 @@ import data
 from checkpoint import build, config_of, count_parameters, parse_config, save_weights
 from diagnostics import check_start, draw_layers, gradient_norms, update_ratios
 from generate import generate
-from optim import make_optimizers
+from optim import lr_factor, make_optimizers
 
 GPT = dict(kind="gpt", block_size=64, n_layer=4, n_head=4, n_embd=128, dropout=0.0, bias=False, tied=True,
            rotary=False, norm="layer", mlp="gelu", qk_norm=False)  # fmt: skip
@@ -68,16 +70,9 @@ RECIPES = {
 }
 AUTO_PRECISION = "bf16"  # bench.py: 1.6 times as fast where a CPU multiplies it natively
 ESTIMATE_BATCHES = 20  # as in nanoGPT's laptop run
+EVAL_COST = 0.1  # of the training: what the evaluations of a run may cost
+SMALL, SMALL_COST = 2**17, 0.4  # the same for a validation text of so many characters, which is then evaluated whole
 SAMPLE_TOKENS = 120
-
-
-def lr_factor(args, step: int) -> float:
-    """The factor of the peak learning rates at `step`: warm-up, then constant, then decay."""
-    warmup = min(1.0, (step + 1) / args.warmup) if args.warmup else 1.0
-    start = max(args.warmup, (1 - args.cooldown) * args.iters)
-    progress = min(max((step - start) / max(1.0, args.iters - start), 0.0), 1.0)
-    decay = 0.5 * (1 + math.cos(math.pi * progress)) if args.decay == "cosine" else 1 - progress
-    return warmup * (args.final_lr + (1 - args.final_lr) * decay)
 
 
 def loss_of(model, x, y, r):
@@ -115,9 +110,11 @@ def train(args, r, text):
     model = build(args.model | {"vocab_size": text.tokenizer.vocab_size}).to(r.device)
     optimizers = make_optimizers(model, args, r.device)
     parameters, tokens = count_parameters(model), args.bs * model.block_size
+    eval_every, n_eval = max(1, args.iters // args.evals), eval_tokens(args, text, model.block_size)
+    part = "" if n_eval == len(text.val) - 1 else f"; evaluated on {n_eval:,} evenly spaced tokens until the end"
     r.note(f"{args.recipe}: {args.model['kind']}, {parameters:,} parameters; {text.name}, {text.level} tokens: "
            f"{len(text.train):,} for training, {len(text.val):,} for validation, vocabulary {model.vocab_size:,}; "
-           f"{tokens:,} tokens per step", dataset=text.facts(), parameters=parameters,
+           f"{tokens:,} tokens per step{part}", dataset=text.facts() | {"eval": n_eval}, parameters=parameters,
            tokens_per_step=tokens)  # fmt: skip
     share, micro_batch = args.bs // r.world, ddp.micro_batch_size(args.bs, args.micro_batch)
     step, losses, best, seconds = 0, torch.zeros(0), math.inf, 0.0
@@ -133,7 +130,7 @@ def train(args, r, text):
     losses = list((torch.zeros_like(losses) if r.rank else losses).to(r.device))  # since the last evaluation
     ddp_model, no_sync = r.wrap(model)
     ddp_model = torch.compile(ddp_model) if args.compile else ddp_model
-    eval_every, began = max(1, args.iters // args.evals), time.monotonic() - seconds  # before an interruption
+    began = time.monotonic() - seconds  # before an interruption
     constants = {"config": config_of(model), "tokenizer": text.tokenizer.state()}
 
     def save():
@@ -159,13 +156,15 @@ def train(args, r, text):
             r.check_finite(means, step - len(losses))
             bar.set_postfix(loss=f"{means[-1].item():.3f}")
         if evaluating:
-            train_loss, val_loss = means.mean().item(), evaluate(model, text.val, micro_batch, r)
+            train_loss, val_loss = means.mean().item(), evaluate(model, text.val, micro_batch, r, n_eval)
             r.check_finite(torch.tensor([val_loss]), step)
             seconds, lr = round(time.monotonic() - began, 2), optimizers[0].param_groups[0]["lr"]
             r.log({"iter": step, "train_loss": train_loss, "val_loss": val_loss, "lr": lr, "seconds": seconds,
                    **gradients, **update_ratios(model, before)})  # fmt: skip
+            generated = sample(model, text, args.seed, step, r)
             r.print(f"iter {step:>6,}/{args.iters:,}   loss {train_loss:.4f} train {val_loss:.4f} val   "
-                    f"{seconds:.0f} s\n{sample(model, text, args.seed, step, r)}")  # fmt: skip
+                    f"{seconds:.0f} s\n{textwrap.indent(generated, '    ')}")  # fmt: skip
+            r.text("sample", generated, step)
             losses = []
             if val_loss < best:
                 best = val_loss
@@ -179,16 +178,28 @@ def train(args, r, text):
     return model, seconds
 
 
+def eval_tokens(args, text, block_size) -> int:
+    """How many tokens of the validation text one evaluation during the run predicts, so that all of them cost at most
+    EVAL_COST of the training. The forward pass costs about a third of a training step."""
+    everything, evals = len(text.val) - 1, math.ceil(args.iters / max(1, args.iters // args.evals))
+    trained = args.iters * args.bs * block_size / evals  # tokens, between two evaluations
+    if text.level == "char" and everything <= min(SMALL, 3 * SMALL_COST * trained):
+        return everything
+    return max(1, min(everything, int(3 * EVAL_COST * trained)))
+
+
 @torch.no_grad()
-def evaluate(model, tokens, batch_size, r) -> float:
-    """The mean cross-entropy, in nats per token, over all of `tokens`, in blocks that do not overlap."""
+def evaluate(model, tokens, batch_size, r, limit=None) -> float:
+    """The mean cross-entropy, in nats per token, over all of `tokens`, or over `limit` evenly spaced ones, in blocks
+    that do not overlap. The processes share the batches."""
     model.eval()
-    total, count = 0.0, 0
-    for x, y in data.blocks(tokens, model.block_size, max(batch_size, 4096 // model.block_size), r.device):
-        total += loss_of(model, x, y, r).item() * y.numel()
-        count += y.numel()
-    loss = r.all_reduce(torch.tensor(total / count, dtype=torch.float64)) / r.world
-    return loss.item()  # the same value in every process, bit for bit
+    total = torch.zeros(2, dtype=torch.float64)  # the sum of losses, the number of tokens
+    batches = data.blocks(tokens, model.block_size, max(batch_size, 4096 // model.block_size), r.device, limit)
+    for i, (x, y) in enumerate(batches):
+        if i % r.world == r.rank:
+            total += torch.tensor([loss_of(model, x, y, r).item() * y.numel(), y.numel()], dtype=torch.float64)
+    loss, count = r.all_reduce(total).tolist()
+    return loss / count  # the same value in every process, bit for bit
 
 
 @torch.no_grad()
@@ -210,7 +221,7 @@ def sample(model, text, seed, step, r) -> str:
     """A text that the model generates, starting from the first token of the training text."""
     generator = torch.Generator(r.device).manual_seed(run.seed_at(seed, step))
     ids = generate(model, text.train[None, :1].long().to(r.device), SAMPLE_TOKENS, generator=generator)
-    return "    " + text.tokenizer.decode(list(ids)).replace("\n", "\n    ")
+    return text.tokenizer.decode(list(ids))
 
 
 # ---------------------------------------------------------------------------------------------------------------- main
@@ -224,9 +235,7 @@ def parser():
     p.add_argument("--tokens", choices=data.TOKENS, help="what a token is")
     limit = dict(help="only the first N tokens of each part, for a quick look")
     run.add_flags(p, "iters", "bs", "lr", "seed", "device", "precision", limit=limit)
-    p.add_argument(
-        "--overfit", action="store_true", help="use the same batch at every step: the loss must go to near 0"
-    )
+    p.add_argument("--overfit", action="store_true", help="the same batch at every step: the loss must go to near 0")
     p.epilog = "recipes:\n" + "\n".join(
         f"  {name}: " + ", ".join(f"{k} {v}" for k, v in (recipe | recipe["model"]).items() if k != "model")
         for name, recipe in RECIPES.items()
@@ -259,18 +268,21 @@ def main(argv=None):
     text = data.load(args.data, args.data_dir, args.limit, args.tokens)
     args.data = text.name if args.data == "auto" else args.data
     name, micro_batch = f"{text.name}-{args.recipe}", ddp.micro_batch_size(args.bs, args.micro_batch)
+    data.check_batch_size(args.bs, text)
     with ddp.Run(args, __file__, name, auto_precision=AUTO_PRECISION, stop_within_epoch=True) as r:
         model, seconds = train(args, r, text)
         best = r.load_best(model=model)
-        final = {"best_iter": best["step"], "val_loss": best["val_loss"],
-                 "val_perplexity": perplexity(best["val_loss"]),
+        val_loss = best["val_loss"]
+        if r.record["dataset"]["eval"] < len(text.val) - 1:
+            val_loss = evaluate(model, text.val, micro_batch, r)
+        final = {"best_iter": best["step"], "val_loss": val_loss, "val_perplexity": perplexity(val_loss),
                  "sampled_loss": estimate(model, text.val, micro_batch, args.seed, r), "seconds": seconds,
                  "train_loss": best["train_loss"]}  # fmt: skip
-        results = [f"validation loss {best['val_loss']:.4f} at iter {best['step']:,}"]
+        results = [f"validation loss {val_loss:.4f} at iter {best['step']:,}"]
         if final["sampled_loss"] is not None:
             results.append(f"{final['sampled_loss']:.4f} as nanoGPT estimates it")
         if text.characters_per_token:  # bits per character
-            final["val_bits"] = best["val_loss"] / math.log(2) / text.characters_per_token["val"]
+            final["val_bits"] = val_loss / math.log(2) / text.characters_per_token["val"]
         if text.test is None:
             results.append("selected on: the corpus has no test part")
         else:
