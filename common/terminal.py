@@ -42,7 +42,8 @@ def cli(main):
 def error_line(error: Exception) -> str:
     """The message of an error. PyTorch puts the whole traceback of a DataLoader worker into the message."""
     text = str(error).strip()
-    return text.splitlines()[-1].partition(": ")[2] if "Original Traceback" in text else text
+    text = text.splitlines()[-1].partition(": ")[2] if "Original Traceback" in text else text
+    return text.replace("\n", "\\n")  # a file name may hold one
 
 
 class Stream:

@@ -74,6 +74,7 @@ def script(tmp_path):
 def test_a_user_error_is_an_exception_and_one_line(script):
     done = script('raise run.UserError("no such thing")')
     assert done.returncode == 1 and done.stderr == "error: no such thing\n" and not done.stdout
+    assert script(r'raise run.UserError("a\nb.png: is no image")').stderr == "error: a\\nb.png: is no image\n"
     assert issubclass(run.UserError, Exception) and run.Diverged(7).step == 7
     debug = script('raise run.UserError("no such thing")', env=os.environ | {"DEBUG": "1"})
     assert debug.returncode == 1 and "Traceback" in debug.stderr and "no such thing" in debug.stderr
