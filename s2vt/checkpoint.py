@@ -1,0 +1,84 @@
+"""A trained model in a file: best.pt of a run, or the committed weights (bfloat16 safetensors)."""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from common import run
+
+import torch
+
+import extractors
+from data import Vocabulary
+from model import S2VT
+
+FOLDER = Path(__file__).resolve().parent
+COMMITTED = FOLDER / "weights" / "builtin.safetensors"
+MODEL_KEYS = ("hidden", "embed", "cell", "attention", "dropout", "pooled")
+HELP = "a run folder or a file of weights (default: the newest finished run, else the committed weights)"
+
+
+class Trained(NamedTuple):
+    """name: how to print it; config: features, frames, max_words, the arguments of S2VT, extractor (None if unknown),
+    dataset."""
+
+    model: S2VT
+    vocabulary: Vocabulary
+    config: dict
+    name: str
+
+
+def config_of(args, facts: dict) -> dict:
+    """The config of a model that is to be trained with `args` on the dataset of `facts`."""
+    keys = {key: getattr(args, key) for key in (*MODEL_KEYS, "max_words")}
+    return keys | {key: facts[key] for key in ("features", "frames", "extractor")} | {"dataset": facts["name"]}
+
+
+def build(config: dict, vocab_size: int) -> S2VT:
+    """The network of a config, with random weights."""
+    return S2VT(config["features"], vocab_size, **{key: config[key] for key in MODEL_KEYS})
+
+
+def open_model(name: str | None, device="cpu") -> Trained:
+    """The model in the run folder or file `name`; for None the newest finished run, else the committed weights. Raises
+    UserError."""
+    path = Path(name) if name else run.newest_run(FOLDER.name) or COMMITTED
+    path = path / "best.pt" if path.is_dir() else path
+    if not path.exists():
+        raise run.UserError(f"{path}: is missing; train a model first: python s2vt/train.py --data builtin, 3 minutes")
+    state = read_weights(path) if path.suffix == ".safetensors" else run.read_checkpoint(path)
+    words, config = state["words"], state["config"]
+    if not isinstance(words, list) or not all(isinstance(w, str) for w in words) or words[:4] != Vocabulary.SPECIAL:
+        raise run.UserError(f"{path}: is damaged (no valid words)")
+    try:
+        model = build(config, len(words))
+        frames, max_words = int(config["frames"]), int(config["max_words"])
+        if config["extractor"] not in (None, *extractors.NAMES) or frames < 1 or max_words < 1:
+            raise ValueError("extractor, frames or max_words")
+    except (LookupError, TypeError, ValueError, RuntimeError) as error:
+        raise run.UserError(f"{path}: is damaged (no valid config: {str(error)[:80]})") from error
+    state.load_into(model=model)
+    return Trained(model.to(device).eval(), Vocabulary(words), config, run.display_path(path))
+
+
+def save_weights(path: Path, model: S2VT, words: list[str], config: dict):
+    """Write the weights as bfloat16 to a safetensors file, with the words and the config in its header."""
+    from safetensors.torch import save
+
+    tensors = {name: value.to(torch.bfloat16).contiguous() for name, value in model.state_dict().items()}
+    run.write(path, save(tensors, {"words": json.dumps(words), "config": json.dumps(config)}))
+
+
+def read_weights(path: Path) -> run.Checkpoint:
+    """{"model", "words", "config"} from a file that `save_weights` wrote, in float32. Raises UserError."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            header = file.metadata() or {}
+            state = run.Checkpoint(words=json.loads(header["words"]), config=json.loads(header["config"]))
+            state["model"] = {name: file.get_tensor(name).float() for name in file.keys()}
+    except (SafetensorError, OSError, ValueError, LookupError) as error:
+        raise run.UserError(f"{path}: holds no weights of a model of this folder ({error})") from error
+    state.path = path
+    return state

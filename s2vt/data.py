@@ -1,0 +1,287 @@
+"""Clips as frame features with their captions: MSVD in the form that courses use, MSR-VTT, or the built-in videos.
+
+    python s2vt/data.py --data msvd        # read it, print the counts
+
+Where the data lie (DIR is --data-dir/msvd, or the folder that --data names):
+
+    DIR/training_label.json, DIR/testing_label.json      [{"id": "x.avi", "caption": ["A man sings.", ...]}, ...]
+    DIR/training_data/feat/x.avi.npy, DIR/testing_data/feat/...   float32 or float64 (frames, columns)
+    DIR/videodatainfo.json, DIR/feat/video0.npy          MSR-VTT: all parts in one file of labels
+
+What cannot be used is named and counted on standard error, and counted in the record.
+"""
+
+import argparse
+import functools
+import hashlib
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from common import run
+
+import torch
+from torch import Tensor
+
+import extractors
+import videos
+from model import BOS, EOS, PAD, UNK
+from readers import Notes, extractor_of, normalize, read_features, read_labels, read_msrvtt
+
+DATA_HELP = "msvd, msvd40 (40 test clips of it, as a demonstration), builtin, auto, or a folder of that form"
+dataset_arg = run.dataset_arg("auto", "builtin", "msvd", "msvd40")
+VAL_SHARE = {"msvd40": 0.25}  # else 7%: about 100 of MSVD's 1,450 clips
+
+
+class Vocabulary:
+    """Words and their ids; the first four are <pad>, <bos>, <eos> and <unk>."""
+
+    SPECIAL = ["<pad>", "<bos>", "<eos>", "<unk>"]
+
+    def __init__(self, words: list[str]):
+        self.words = words
+        self.ids = {word: i for i, word in enumerate(words)}
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    @classmethod
+    def build(cls, captions: list[str], min_count: int) -> "Vocabulary":
+        """The words that occur at least `min_count` times in normalized captions, in the order of the alphabet."""
+        counts = Counter(word for caption in captions for word in caption.split())
+        return cls(cls.SPECIAL + sorted(word for word, count in counts.items() if count >= min_count))
+
+    def encode(self, caption: str) -> list[int]:
+        """The ids of a normalized caption, and <eos>."""
+        return [self.ids.get(word, UNK) for word in caption.split()] + [EOS]
+
+    def decode(self, ids: list[int]) -> str:
+        return " ".join(self.words[i] for i in ids)
+
+
+class Batch(NamedTuple):
+    """Clips with all their captions. features: (B, T, F); words: int64 (N, L), which begin with <bos>; targets:
+    int64 (N, L), the same one step later, with <eos> and then padding; clip: int64 (N,), whose caption it is."""
+
+    features: Tensor
+    words: Tensor
+    targets: Tensor
+    clip: Tensor
+
+
+@dataclass
+class Clips:
+    """features: float16 (N, T, F); captions: normalized, several a clip; raw: as they were published; tokens: ids of
+    the captions, cut at the maximum length; events: of built-in clips, what happens in them."""
+
+    ids: list[str]
+    features: Tensor
+    raw: list[list[str]]
+    captions: list[list[str]]
+    tokens: list[list[list[int]]]
+    events: list | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def first(self, count: int | None) -> "Clips":
+        """The first `count` clips; all of them for None."""
+        cut = [part and part[:count] for part in (self.ids, self.raw, self.captions, self.tokens, self.events)]
+        return Clips(cut[0], self.features[:count], *cut[1:])
+
+    def batches(
+        self, bs: int, shuffle: tuple[int, int], first_step: int = 0, device="cpu", each: int | None = None
+    ) -> Iterator[Batch]:
+        """Batches of `bs` clips, the last one smaller, from step `first_step` on. each: how many captions of a clip are
+        drawn; None: all of them. Order and captions are a function of shuffle = (seed, epoch)."""
+        generator = torch.Generator().manual_seed(run.seed_at(*shuffle))
+        order, draw = torch.randperm(len(self), generator=generator), torch.rand(len(self), generator=generator)
+        for index in order.split(bs)[first_step:]:
+            yield self.batch(index, device, each, draw)
+
+    def batch(self, index: Tensor, device="cpu", each: int | None = None, draw: Tensor | None = None) -> Batch:
+        """The batch of the clips `index` (B,), with all captions, or `each` of a clip from its place draw[clip] on."""
+        rows = []
+        for i, k in enumerate(index.tolist()):
+            captions = self.tokens[k]
+            if each is not None and each < len(captions):
+                first = int(draw[k] * len(captions))
+                captions = (captions + captions)[first : first + each]
+            rows += [(i, ids) for ids in captions]
+        targets = torch.full((len(rows), max(len(ids) for _, ids in rows)), PAD)
+        for target, (_, ids) in zip(targets, rows):
+            target[: len(ids)] = torch.tensor(ids)
+        words = targets.roll(1, 1)
+        words[:, 0] = BOS
+        words = words.masked_fill(words == EOS, PAD)  # <eos> is never read
+        clip = torch.tensor([i for i, _ in rows])
+        return Batch(self.features[index].to(device), words.to(device), targets.to(device), clip.to(device))
+
+
+def split_off(ids: list[str], share: float) -> tuple[list[str], list[str]]:
+    """(training, validation) ids: the share whose names have the smallest hash validates, in any order of the file."""
+    by_hash = sorted(ids, key=lambda name: hashlib.sha256(name.encode(errors="surrogatepass")).digest())
+    count = max(1, round(share * len(ids)))
+    return sorted(by_hash[count:]), sorted(by_hash[:count])
+
+
+# -------------------------------------------------------------------------------------------------------------- load
+
+
+def is_there(folder: Path) -> bool:
+    """Does the folder hold what --data msvd needs?"""
+    return (folder / "training_label.json").is_file() and (folder / "training_data" / "feat").is_dir()
+
+
+def load(
+    name: str, data_dir: str | None = None, limit: int | None = None, min_count: int = 1, max_words: int = 30
+) -> tuple[Clips, Clips, Clips | None, Vocabulary, dict]:
+    """(train, validation, test or None, vocabulary of the training captions, what a record says of the dataset).
+
+    limit: the first so many clips of each part. max_words: longer training captions are cut. Raises UserError.
+    """
+    msvd, notes, digest = run.data_dir(data_dir) / "msvd", Notes(), hashlib.sha256()
+    if name == "auto":
+        name = "msvd" if is_there(msvd) else "builtin"
+        if name == "builtin":
+            print(f"{msvd}: holds no MSVD features; training on the BUILT-IN videos instead", file=sys.stderr)
+    extractor = None
+    if name == "builtin":
+        parts, extractor = builtin_parts(limit, digest), "small"
+    elif name in ("msvd", "msvd40"):
+        parts = course_parts(msvd, notes, digest, limit, only_test=name == "msvd40")
+        extractor = extractor_of(msvd / "training_data" / "feat")
+    else:
+        folder = Path(name)
+        labels = sorted(folder.glob("*videodatainfo*.json"))
+        parts = msrvtt_parts(folder, labels[0], notes, digest, limit) if labels else course_parts(
+            folder, notes, digest, limit)  # fmt: skip
+        extractor = extractor_of(folder / "feat" if labels else folder / "training_data" / "feat")
+    (train, val, test), source = parts, msvd if name.startswith("msvd") else name
+    vocabulary = Vocabulary.build([c for captions in train.captions for c in captions], min_count)
+    for part in parts:
+        if part is not None:
+            encode(part, vocabulary, max_words, notes)
+    notes.print(source)
+    facts = {
+        "name": name if name in ("builtin", "msvd", "msvd40") else Path(name).name,
+        "builtin": name == "builtin",
+        "digest": digest.hexdigest()[:32],
+        "clips": [len(part) if part is not None else 0 for part in parts],
+        "captions": sum(len(captions) for captions in train.captions),
+        "vocabulary": len(vocabulary),
+        "frames": train.features.shape[1],
+        "features": train.features.shape[2],
+        "extractor": extractor,
+        "left_out": notes.counts(),
+    }
+    return train, val, test, vocabulary, facts
+
+
+def encode(part: Clips, vocabulary: Vocabulary, max_words: int, notes: Notes):
+    """Fill in the tokens of a part."""
+    for name, captions in zip(part.ids, part.captions):
+        ids = [vocabulary.encode(caption) for caption in captions]
+        for row in ids:
+            if len(row) > max_words:
+                notes.add(f"captions of {max_words} words or more, cut there for the loss", name)
+        part.tokens.append([row if len(row) <= max_words else row[: max_words - 1] + [EOS] for row in ids])
+
+
+def make_part(folder, labels, notes, digest, limit):
+    """The clips of `labels` {id: captions} that have features in `folder`."""
+    ids, features = read_features(folder, list(labels)[:limit], notes, digest)
+    digest.update(json.dumps([labels[name] for name in ids]).encode())
+    raw = [labels[name] for name in ids]
+    return Clips(ids, features, raw, [[normalize(c) for c in captions] for captions in raw], [])
+
+
+def same_columns(parts, folder):
+    """`parts`, if their features have one shape. Raises UserError."""
+    shapes = {tuple(part.features.shape[1:]) for part in parts if part is not None}
+    if len(shapes) > 1:
+        raise run.UserError(f"{folder}: its parts have features of different shapes: {sorted(shapes)}")
+    return parts
+
+
+def course_parts(folder, notes, digest, limit, only_test=False):
+    """Training, validation and test clips of a folder in the form of courses; with `only_test` its test clips alone,
+    as 30 training and 10 validation clips."""
+    which = "testing" if only_test else "training"
+    labels = read_labels(folder / f"{which}_label.json", notes)
+    feat = folder / f"{which}_data" / "feat"
+    if not feat.is_dir():
+        raise run.UserError(f"{feat}: is missing; see `python s2vt/data.py --help` for where features belong")
+    there = {name: captions for name, captions in labels.items() if (feat / f"{name}.npy").exists()}
+    for name in labels.keys() - there.keys():
+        notes.add("clips without a file of features", name)
+    if len(there) < 2:
+        raise run.UserError(
+            f"{feat}: has features of {len(there)} of the {len(labels):,} clips; two or more are needed"
+        )
+    train, val = split_off(list(there), VAL_SHARE["msvd40"] if only_test else 0.07)
+    parts = [make_part(feat, {n: there[n] for n in names}, notes, digest, limit) for names in (train, val)]
+    test_feat = folder / "testing_data" / "feat"
+    if only_test or not test_feat.is_dir() or not (folder / "testing_label.json").exists():
+        return same_columns([*parts, None], folder)
+    test = make_part(test_feat, read_labels(folder / "testing_label.json", notes), notes, digest, limit)
+    return same_columns([*parts, test], folder)
+
+
+def msrvtt_parts(folder, file, notes, digest, limit):
+    """Training, validation and test clips of a folder in the form of MSR-VTT; a part without clips is None."""
+    labels = read_msrvtt(file, notes)
+    parts = [make_part(folder / "feat", labels[part], notes, digest, limit) if labels[part] else None
+             for part in ("train", "validate", "test")]  # fmt: skip
+    if parts[0] is None or parts[1] is None:
+        raise run.UserError(f"{file}: has no clips of the splits train and validate")
+    return same_columns(parts, folder)
+
+
+@functools.lru_cache(maxsize=6)
+def builtin_part(part: str, count: int) -> tuple[Tensor, list[list[str]], list, bytes]:
+    """(features, captions, events, digest) of the first `count` clips of a part of the built-in videos."""
+    features, captions, events, digest = [], [], [], hashlib.sha256()
+    for first in range(0, count, 200):  # the frames themselves would take ten times the memory
+        clips = videos.draw(part, min(200, count - first), first)
+        features.append(extractors.builtin_features(clips))
+        captions += [clip.captions for clip in clips]
+        events += [clip.events for clip in clips]
+        for clip in clips:
+            digest.update(clip.frames.tobytes() + json.dumps(clip.captions).encode())
+    return torch.cat(features), captions, events, digest.digest()
+
+
+def builtin_parts(limit, digest):
+    """The rendered clips with the features of the extractor `small`."""
+    parts = []
+    for part, count in videos.PARTS.items():
+        features, captions, events, own_digest = builtin_part(part, min(count, limit or count))
+        digest.update(own_digest)
+        ids = [f"{part}{i}" for i in range(len(captions))]
+        parts.append(Clips(ids, features, captions, captions, [], events))
+    return parts
+
+
+def parser():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    run.add_flags(p, "data_dir", "limit", data=dict(type=dataset_arg, default="msvd", help=DATA_HELP))
+    return p
+
+
+def main(argv=None):
+    args = parser().parse_args(argv)
+    train, val, test, _, facts = load(args.data, args.data_dir, args.limit)
+    print(f"{facts['name']}: {facts['frames']} frames of {facts['features']:,} features, content digest "
+          f"{facts['digest']}")  # fmt: skip
+    for name, part in (("training", train), ("validation", val), ("test", test)):
+        if part is not None:
+            print(f"{name:>10}: {len(part):,} clips, {sum(map(len, part.captions)):,} captions")
+
+
+if __name__ == "__main__":
+    run.cli(main)

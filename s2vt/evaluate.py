@@ -1,0 +1,143 @@
+"""Score a trained network on clips, and write its captions.
+
+    python s2vt/evaluate.py --data builtin                        # the test clips, beams of several widths, baselines
+    python s2vt/evaluate.py --data DATA --captions OUT            # the course's `hw2_seq2seq.sh DATA OUT`
+    python s2vt/evaluate.py --data DATA --run out/s2vt/msvd-gru-s0-1 --beam 5
+
+DATA: a folder with feat/ID.npy or testing_data/feat/ID.npy and, for scores, testing_label.json; or the name of a
+dataset. OUT gets one line `id,caption` per clip, by the last of the --beam widths. scores.json goes into --out.
+"""
+
+import argparse
+import hashlib
+import sys
+from collections import Counter
+from pathlib import Path
+
+from common import run
+
+import checkpoint
+import data
+import readers
+import scores
+from decode import caption_all
+
+BASELINE_CANDIDATES = 30  # the most frequent training captions, of which validation chooses the best constant one
+COLUMNS = ("bleu1", "bleu2", "bleu3", "bleu4", "cider", "course_bleu1", "log_likelihood")
+
+
+def test_clips(name: str, data_dir: str | None, trained) -> tuple[data.Clips, dict]:
+    """(clips, what a record says of them): the test clips of a dataset, or its validation clips where it has none, or
+    the clips of a folder. Clips of a folder without labels have no captions. Raises UserError."""
+    known = ("auto", "builtin", "msvd", "msvd40")
+    if name in known or data.is_there(Path(name)) or any(Path(name).glob("*videodatainfo*.json")):
+        _, val, test, _, facts = data.load(name, data_dir)
+        clips, extractor = val if test is None else test, facts["extractor"]
+        facts |= {"scored_on": "validation" if test is None else "test"}
+    else:
+        clips, facts, extractor = folder_clips(Path(name), trained.config["features"])
+    if extractor and trained.config["extractor"] and extractor != trained.config["extractor"]:
+        raise run.UserError(f"{name}: holds features of {extractor}, and {trained.name} was trained on features of "
+                            f"{trained.config['extractor']}")  # fmt: skip
+    if clips.features.shape[2] != trained.config["features"]:
+        raise run.UserError(f"{name}: holds features of {clips.features.shape[2]:,} columns, and {trained.name} takes "
+                            f"{trained.config['features']:,}")  # fmt: skip
+    return clips, facts
+
+
+def folder_clips(folder, columns):
+    feat = next((f for f in (folder / "testing_data" / "feat", folder / "feat") if f.is_dir()), None)
+    if feat is None:
+        raise run.UserError(f"{folder}: holds neither feat/ nor testing_data/feat/")
+    notes, digest, file = readers.Notes(), hashlib.sha256(), folder / "testing_label.json"
+    labels = readers.read_labels(file, notes) if file.exists() else {}
+    names = list(labels) or sorted(f.name.removesuffix(".npy") for f in feat.glob("*.npy"))
+    ids, features = readers.read_features(feat, names, notes, digest, columns)
+    notes.print(folder)
+    raw = [labels.get(name, []) for name in ids]
+    clips = data.Clips(ids, features, raw, [[readers.normalize(c) for c in captions] for captions in raw], [])
+    facts = {"name": folder.name, "builtin": False, "digest": digest.hexdigest()[:32], "clips": len(ids),
+             "left_out": notes.counts(), "scored_on": "test"}  # fmt: skip
+    return clips, facts, readers.extractor_of(feat)
+
+
+def score(captions: list[str], clips: data.Clips, coco: bool = False) -> dict:
+    """All scores of captions against the references of their clips, and for built-in clips those of order."""
+    row = {f"bleu{n}": value for n, value in enumerate(scores.bleu(captions, clips.captions), 1)}
+    row |= {"cider": scores.cider(captions, clips.captions)}
+    row |= {"course_bleu1": scores.course_bleu1(captions, clips.raw)}
+    row |= scores.coco_scores(captions, clips.captions) if coco else {}
+    return row | (scores.order_scores(captions, clips.events) if clips.events is not None else {})
+
+
+def best_constant(train: data.Clips, val: data.Clips) -> str:
+    """The frequent training caption that has the highest BLEU-4 on the validation clips if it describes all of them."""
+    counts = Counter(caption for captions in train.captions for caption in captions)
+    longest = Counter({caption: count * len(caption.split()) for caption, count in counts.items()})
+    likely = dict(counts.most_common(BASELINE_CANDIDATES) + longest.most_common(BASELINE_CANDIDATES))
+    return max(likely, key=lambda caption: scores.bleu([caption] * len(val), val.captions)[3])
+
+
+def print_rows(rows):
+    extra = [key for key in ("rouge_l", "meteor", "order", "chance") if any(key in row for row in rows)]
+    names = [*COLUMNS, *extra]
+    print(f"{'':24}" + "".join(f"{name.replace('log_likelihood', 'log p'):>13}" for name in names))
+    for row in rows:
+        cells = ("" if row.get(name) is None else f"{row[name]:.3f}" for name in names)
+        print(f"{row['captions']:24}" + "".join(f"{cell:>13}" for cell in cells))
+    print("BLEU, CIDEr-D, ROUGE-L, METEOR: our tokenization (lower case, no punctuation); published scores use PTB's.")
+    print("course_bleu1: the score of the course, with its own words and reference length; log p: mean log-likelihood.")
+
+
+def parser():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    run.add_flags(p, "data_dir", "device", data=dict(type=data.dataset_arg, default="auto", help=data.DATA_HELP),
+                  out=dict(help="folder for scores.json (default: the run folder)"))  # fmt: skip
+    p.add_argument("--run", type=run.path_arg, metavar="RUN", help=checkpoint.HELP)
+    p.add_argument("--captions", type=run.path_arg, metavar="OUT", help="file for the lines id,caption")
+    p.add_argument("--beam", type=run.positive_int, nargs="+", default=[1, 5], metavar="N",
+                   help="beam widths; 1 is greedy search (default: 1 5)")  # fmt: skip
+    p.add_argument("--coco", action="store_true", help="also METEOR (with Java) and ROUGE-L, by pycocoevalcap")
+    return p
+
+
+def main(argv=None):
+    args = parser().parse_args(argv)
+    device = run.pick_device(args.device)
+    trained = checkpoint.open_model(args.run, device)
+    if args.run is None:
+        print(f"no run named: using {trained.name}, trained on {trained.config['dataset']}", file=sys.stderr)
+    clips, facts = test_clips(args.data, args.data_dir, trained)
+    print(f"{len(clips):,} {facts['scored_on']} clips of {facts['name']}")
+    has_labels, rows, texts = any(clips.captions), [], []
+    if not all(clips.captions) and has_labels:
+        raise run.UserError(f"{args.data}: some clips have no captions")
+    for width in args.beam:
+        found = caption_all(trained.model, clips.features, width, trained.config["max_words"])
+        texts = [trained.vocabulary.decode(caption.words) for caption in found]
+        mean = sum(caption.log_likelihood for caption in found) / len(found)
+        row = {"captions": "greedy" if width == 1 else f"beam {width}", "width": width, "log_likelihood": mean}
+        rows.append(row | (score(texts, clips, args.coco) if has_labels else {}))
+    if args.captions:
+        run.write(Path(args.captions), "".join(f"{name},{text}\n" for name, text in zip(clips.ids, texts)))
+        print(f"{len(texts):,} captions in {run.display_path(args.captions)}")
+    if not has_labels:
+        return
+    if clips.events is not None:
+        train, val, *_ = data.load("builtin")
+        constant = best_constant(train, val)
+        rows.append(
+            {"captions": "best constant caption", "text": constant} | score([constant] * len(clips), clips, args.coco)
+        )
+    print_rows(rows)
+    if args.out or args.run is None or Path(args.run).is_dir():
+        default = Path(args.run) if args.run else run.newest_run(checkpoint.FOLDER.name)
+        folder = run.make_folder(args.out) if args.out else default
+        if folder:
+            torch_facts = run.environment(device, __file__)
+            run.write_json(folder / "scores.json", {"scores": "s2vt", "run": folder.name, **torch_facts,
+                                                    "dataset": facts, "rows": rows})  # fmt: skip
+
+
+if __name__ == "__main__":
+    run.cli(main)

@@ -1,0 +1,120 @@
+"""Scores of captions against several references: BLEU by sacrebleu, CIDEr-D, and the BLEU-1 of a course.
+
+All captions here are normalized (data.normalize): lower case, words and numbers alone. Published scores are made with
+Java's PTB tokenizer instead, so their third digit can differ.
+"""
+
+import math
+import sys
+from collections import Counter
+
+from common import run
+
+import numpy as np
+
+import videos
+
+try:
+    import sacrebleu
+except ImportError:
+    raise SystemExit("error: the scores need sacrebleu: pip install -r requirements.txt") from None
+
+
+def bleu(captions: list[str], references: list[list[str]]) -> list[float]:
+    """BLEU-1 to BLEU-4 of a corpus, in [0, 1], against all references of each caption (Papineni et al. 2002)."""
+    if not captions:
+        return [0.0] * 4
+    most = max(map(len, references))
+    columns = [[texts[i] if i < len(texts) else None for texts in references] for i in range(most)]
+    result = sacrebleu.BLEU(tokenize="none", smooth_method="none", force=True).corpus_score(captions, columns)
+    precisions = [p / 100 for p in result.precisions]
+    return [result.bp * math.prod(precisions[:n]) ** (1 / n) for n in range(1, 5)]
+
+
+def cider(captions: list[str], references: list[list[str]], sigma: float = 6.0) -> float:
+    """CIDEr-D of a corpus (Vedantam et al. 2015), which multiplies by 10.
+
+    Each n-gram, n = 1 to 4, is weighted by how few of the clips have it in a reference. The score is the mean over n,
+    over the references and over the clips of the clipped cosine similarity, with a penalty for other lengths.
+    """
+    counted = [[ngrams(text) for text in texts] for texts in references]
+    clips_with = Counter(gram for texts in counted for gram in set().union(*texts))
+    log_clips = math.log(max(len(references), 1))
+
+    def vectors(counts):
+        """One {n-gram: weight} and its norm for each n, and the number of words."""
+        parts = [{} for _ in range(4)]
+        for gram, count in counts.items():
+            parts[len(gram) - 1][gram] = count * (log_clips - math.log(max(1, clips_with[gram])))
+        length = sum(count for gram, count in counts.items() if len(gram) == 1)
+        return parts, [math.sqrt(sum(w * w for w in part.values())) for part in parts], length
+
+    total = 0.0
+    for caption, texts in zip(captions, counted):
+        parts, norms, length = vectors(ngrams(caption))
+        for counts in texts:
+            other_parts, other_norms, other_length = vectors(counts)
+            penalty = math.exp(-((length - other_length) ** 2) / (2 * sigma**2))
+            for part, norm, other, other_norm in zip(parts, norms, other_parts, other_norms):
+                if norm and other_norm:
+                    dot = sum(min(w, other[gram]) * other[gram] for gram, w in part.items() if gram in other)
+                    total += penalty * dot / (norm * other_norm) / (4 * len(texts))
+    return 10 * total / max(len(captions), 1)
+
+
+def ngrams(text: str) -> Counter:
+    """How often each n-gram occurs, n = 1 to 4."""
+    words = text.split()
+    return Counter(tuple(words[i : i + n]) for n in range(1, 5) for i in range(len(words) - n + 1))
+
+
+def course_bleu1(captions: list[str], raw_references: list[list[str]]) -> float:
+    """The score that courses quote for MSVD: BLEU-1 of each caption by itself, averaged over the clips.
+
+    Words are what stands between spaces, in lower case; final full stops are removed, commas stay with their words.
+    The reference length is the one that the course's script picks: it compares every reference with the difference of
+    the first one, and keeps the last that is smaller. BLEU proper takes the closest length.
+    """
+    total = 0.0
+    for caption, references in zip(captions, raw_references):
+        words = caption.lower().split()
+        texts = [text.rstrip(".").lower().split() for text in references]
+        limit = Counter()
+        for text in texts:
+            limit |= Counter(text)
+        if not words:
+            continue
+        precision = sum(min(count, limit[word]) for word, count in Counter(words).items()) / len(words)
+        length = len(texts[0])
+        for text in texts[1:]:
+            if abs(len(words) - len(text)) < abs(len(words) - len(texts[0])):
+                length = len(text)
+        total += precision * (1.0 if len(words) > length else math.exp(1 - length / len(words)))
+    return total / max(len(captions), 1)
+
+
+def order_scores(captions: list[str], events: list) -> dict[str, float]:
+    """What built-in captions say about order: `order`, the share of all facts that are stated and right; `chance`, the
+    share of right ones among those stated, right or opposite; `flipped`, the share of all that are stated the other
+    way round; `stated`, how many."""
+    right, opposite, total = np.sum([videos.judge_order(c, e) for c, e in zip(captions, events)], 0).tolist()
+    return {"order": right / total, "flipped": opposite / total, "chance": right / max(right + opposite, 1),
+            "stated": right + opposite}  # fmt: skip
+
+
+def coco_scores(captions: list[str], references: list[list[str]]) -> dict[str, float]:
+    """METEOR (which needs Java), ROUGE-L and CIDEr-D by pycocoevalcap. Raises UserError where that is not installed."""
+    try:
+        from pycocoevalcap.cider.cider import Cider
+        from pycocoevalcap.meteor.meteor import Meteor
+        from pycocoevalcap.rouge.rouge import Rouge
+    except ImportError:
+        raise run.UserError("--coco: pip install pycocoevalcap") from None
+    truth, ours = dict(enumerate(references)), {i: [caption] for i, caption in enumerate(captions)}
+    found = {}
+    for name, kind in (("coco_cider", Cider), ("rouge_l", Rouge), ("meteor", Meteor)):
+        try:
+            found[name] = float(kind().compute_score(truth, ours)[0])
+        except (OSError, ValueError) as error:  # METEOR without Java
+            print(f"{name} is left out ({str(error)[:80]})", file=sys.stderr)
+    return found

