@@ -86,12 +86,14 @@ def draw(path: Path, analysis: dict):
                 axes.plot(*zip(*points), marker="o", label=f"the {keep} of the review")
             axes.set(xscale="log", xlabel="words that are read", ylabel="test accuracy")
             axes.set_xticks(TRUNCATIONS, map(str, TRUNCATIONS))
+            axes.minorticks_off()
             axes.legend()
         else:
             labels = [f"{row['from']}" + (f"-{row['to']}" if row["to"] < 1e8 else "+") * (name == "length")
                       for row in rows]  # fmt: skip
             bars = axes.bar(labels, [row["error"] for row in rows], color="tab:blue")
             axes.bar_label(bars, [f"{row['reviews']:,}" for row in rows], fontsize=7)
+            axes.margins(y=0.1)
             axes.tick_params(axis="x", rotation=45 if name == "length" else 0)
             axes.set(xlabel="words of the review" if name == "length" else "stars", ylabel="test error")
         axes.grid(alpha=0.3)
@@ -134,8 +136,11 @@ def main(argv=None):
     run.write(out / "mistakes.txt", outcome.mistakes(loaded, logits.softmax(1)))
     draw(out / "analysis.png", analysis)
     recorded = {name: value for name, value in vars(values).items() if name in ("recipe", "seed", "max_len", "keep")}
-    rows = [{"study": "truncation", "state": "done", "args": recorded, **row, "dataset": loaded.facts}
-            for row in analysis["truncation"]]  # fmt: skip
+    common = {"state": "done", "args": recorded, "dataset": loaded.facts}
+    rows = [common | {"study": "truncation"} | row for row in analysis["truncation"]]
+    rows += [common | {"study": "pairs", "adjectives": kind}
+             | {how: analysis["minimal_pairs"][f"{kind}_{how}"] for how in ("plain", "negated", "both")}
+             for kind in ("positive", "negative")]  # fmt: skip
     run.write_json(out / "analysis.json", {"study": "analysis", **run.environment(device, __file__),
                                            "args": recorded, "analysis": analysis, "rows": rows})  # fmt: skip
     pairs = analysis["minimal_pairs"]

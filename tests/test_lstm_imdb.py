@@ -638,3 +638,17 @@ def test_packed_sequences_in_the_benchmark_are_the_same_network():
     for direction in range(2):
         for row, n in enumerate(lengths):
             torch.testing.assert_close(ours[direction][row, :n], theirs[direction][row, :n], rtol=0, atol=1e-6)
+
+
+def test_a_study_is_run_and_recorded(tmp_path, monkeypatch, capsys):
+    sweep = load("lstm_imdb", "sweep")
+    for name, settings in sweep.STUDIES.items():
+        names = [sweep.folder_name(values, 0) for values in settings.values()]
+        assert len(set(names)) == len(names), name
+    sweep.main(["--list", "--seeds", "1", "--out", str(tmp_path / "out")])
+    assert "--recipe best --no-bidirectional" in capsys.readouterr().out and not (tmp_path / "out").exists()
+    monkeypatch.setattr(sweep, "STUDIES", {"quick": {"tiny": dict(recipe="tiny")}})
+    sweep.main(["--study", "quick", "--seeds", "1", "--data", "builtin", "--limit", "100", "--out", str(tmp_path)])
+    record = json.loads((tmp_path / "quick.json").read_text())
+    assert len(record["rows"]) == 1 and len(record["rows"][0]["val_accuracy"]) == 2
+    assert (tmp_path / "quick.png").exists()
