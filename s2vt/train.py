@@ -46,7 +46,8 @@ MSVD = dict(
 RECIPES = {
     "msvd": MSVD,
     "paper": MSVD | dict(hidden=1000, embed=500, cell="lstm"),  # the sizes of section 4.3
-    "builtin": MSVD | dict(epochs=18, bs=64, lr=5e-3, hidden=160, embed=96, dropout=0.1, min_count=1, captions_each=1),
+    "builtin": MSVD | dict(epochs=22, bs=64, lr=5e-3, hidden=160, embed=96, dropout=0.1, min_count=1, captions_each=1),
+    "demo": MSVD | dict(epochs=40, bs=5, hidden=256, embed=256, dropout=0.3, min_count=1, captions_each=5),
     "tiny": MSVD | dict(epochs=2, bs=50, hidden=24, embed=16, dropout=0.1, min_count=1, caption_clips=10, decay="none"),
 }
 AUTO_PRECISION = "fp32"  # bench.py
@@ -166,7 +167,9 @@ def test(net, clips, args, r):
 
 def parser():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    run.add_flags(p, recipe=dict(choices=list(RECIPES), help="(default: msvd, or builtin for --data builtin)"))
+    run.add_flags(
+        p, recipe=dict(choices=list(RECIPES), help="(default: builtin or demo for --data builtin or msvd40, else msvd)")
+    )
     run.add_flags(p, "set", "data_dir", "out", "resume",
                   data=dict(type=data.dataset_arg, default="auto", help=data.DATA_HELP))  # fmt: skip
     run.add_flags(p, "epochs", "lr", "weight_decay", "seed", "device", "precision", "limit",
@@ -186,7 +189,7 @@ def recipe(args):
     if args.data == "auto":
         there = data.is_there(run.data_dir(args.data_dir) / "msvd")
         args.recipe = args.recipe or ("msvd" if there else "builtin")
-    args.recipe = args.recipe or ("builtin" if args.data == "builtin" else "msvd")
+    args.recipe = args.recipe or {"builtin": "builtin", "msvd40": "demo"}.get(args.data, "msvd")
     return RECIPES[args.recipe]
 
 

@@ -1,0 +1,93 @@
+"""Studies: many runs of train.py on the built-in videos, each study a named table.
+
+    python s2vt/sweep.py --study order               # S2VT, and the same network on the mean of the frames
+    python s2vt/sweep.py --study parts --seeds 3     # one change at a time
+    python s2vt/sweep.py --study parts --list        # only print the commands, for another engine to run
+
+One process a core, with one thread each. Given again, the command continues where it stopped. Under --out: a run folder
+for every setting and seed, results.txt with a line for each, and for every study its record STUDY.json and STUDY.png.
+"""
+
+import argparse
+from pathlib import Path
+
+from common import run, study
+
+import numpy as np
+from matplotlib.figure import Figure
+
+import train
+
+STUDIES = {  # study: {setting: arguments of train.py}
+    "order": {"S2VT": {}, "mean of the frames": dict(pooled=True)},
+    "parts": {
+        "S2VT": {},
+        "LSTM cells": dict(cell="lstm"),
+        "attention": dict(attention=True),
+        "scheduled sampling 0.5": dict(scheduled_sampling=0.5),
+        "a constant learning rate": dict(decay="none"),
+    },
+}
+
+
+def folder_name(setting, seed):
+    """The same name for the same arguments, whichever study wants them."""
+    words = [f"{k}-{v}".lower().replace("_", "-") for k, v in setting.items()] or ["s2vt"]
+    return "-".join([*words, f"s{seed}"])
+
+
+def jobs_of(args, out):
+    """Every run that the studies need, once, seed by seed."""
+    changes = {name: getattr(args, name) for name in ("limit", "epochs") if getattr(args, name) is not None}
+    jobs = {}
+    for seed in range(args.seeds):
+        for name in args.study:
+            for setting in STUDIES[name].values():
+                folder = out / folder_name(setting, seed)
+                values = setting | dict(data="builtin", seed=seed) | changes
+                jobs[folder] = study.Job(folder, run.to_argv(train.parser(), values), 1.0)
+    return list(jobs.values())
+
+
+def report(name, rows, out):
+    """Write STUDY.json and STUDY.png, and print the table."""
+    run.write_json(out / f"{name}.json", {"study": name, "rows": rows})
+    figure = Figure(figsize=(6.5, 3.6), layout="constrained")
+    axes = figure.subplots()
+    print(f"\n{name}")
+    for setting in dict.fromkeys(row["setting"] for row in rows):
+        mine = [row for row in rows if row["setting"] == setting and row["state"] == "done"]
+        if not mine:
+            continue
+        curves = [row["val_bleu4"] for row in mine]
+        x = range(1, len(curves[0]) + 1)
+        (line,) = axes.plot(x, np.mean(curves, 0), label=setting)
+        axes.fill_between(x, np.min(curves, 0), np.max(curves, 0), alpha=0.15, color=line.get_color())
+        bleu4, order = (np.mean([row["final"][key] for row in mine]) for key in ("test_bleu4", "order"))
+        print(f"  {setting:28} BLEU-4 {bleu4:.3f}   order right in {order:.1%}   ({len(mine)} runs)")
+    axes.set(xlabel="epoch", ylabel="validation BLEU-4", ylim=(0, 1))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    run.write_figure(out / f"{name}.png", figure)
+
+
+def parser():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    study.add_flags(p, STUDIES)
+    run.add_flags(p, "limit", out=dict(default=str(run.ROOT / "out" / "s2vt" / "sweep"), help="folder of the study"),
+                  epochs=dict(help="instead of the recipe's own, for a quick look"))  # fmt: skip
+    return p
+
+
+def main(argv=None):
+    args = parser().parse_args(argv)
+    out = Path(args.out)
+    if study.run_jobs(train, jobs_of(args, out), args):
+        for name in args.study:
+            rows = [study.row(name, setting, seed, out / folder_name(values, seed), val_bleu4="val_bleu4")
+                    for setting, values in STUDIES[name].items() for seed in range(args.seeds)]  # fmt: skip
+            report(name, rows, out)
+
+
+if __name__ == "__main__":
+    run.cli(main)
