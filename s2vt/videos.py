@@ -115,11 +115,11 @@ def draw_object(x, y, radius, angle, shape: str) -> np.ndarray:
     dx, dy = grid[None, None, :] - x, grid[None, :, None] - y
     if shape in ("circle", "ring"):
         distance = dx**2 + dy**2
-        return distance < r**2 if shape == "circle" else (distance < (1.15 * r) ** 2) & (distance > (0.6 * r) ** 2)
+        return distance < r**2 if shape == "circle" else (distance < (1.3 * r) ** 2) & (distance > (0.8 * r) ** 2)
     u, v = cos * dx + sin * dy, cos * dy - sin * dx
     if shape == "bar":
         return (abs(u) < 1.7 * r) & (abs(v) < 0.35 * r)
-    return np.minimum(abs(u), abs(v)) + (np.maximum(abs(u), abs(v)) > 1.2 * r) * SIZE < 0.3 * r  # cross
+    return np.minimum(abs(u), abs(v)) + (np.maximum(abs(u), abs(v)) > 1.5 * r) * SIZE < 0.4 * r  # cross
 
 
 def draw_event(rng: np.random.Generator, event: Event, frames: np.ndarray):
@@ -136,7 +136,7 @@ def draw_event(rng: np.random.Generator, event: Event, frames: np.ndarray):
     elif event.kind == "size":
         radius = 6.5 + 8 * u
     elif event.kind == "angle":
-        angle = rng.uniform(0, np.pi) + 0.8 * np.pi * u
+        angle = rng.uniform(-0.2, 0.2) + 0.8 * np.pi * u  # from / over - to \\, or back
     places = [x] if event.kind != "distance" else [x - 0.75 * (9 - 8 * u), x + 0.75 * (9 - 8 * u)]
     for place in places:
         frames[draw_object(place, y, radius, angle, event.shape)] = COLOURS[event.colour]
