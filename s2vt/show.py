@@ -16,7 +16,7 @@ from common import run
 
 import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 import caption as caption_script
 import checkpoint
@@ -24,8 +24,7 @@ import extractors
 import videos
 from decode import Caption, beam_search, greedy
 
-SIDE, TEXT, GAP = 192, 64, 8  # pixels: of a clip in the GIF, of the text below it, between two clips
-BROWSE = 6  # built-in clips that are shown
+SIDE, TEXT, GAP = 144, 52, 8  # pixels: of a clip in the GIF, of the text below it, between two clips
 
 
 class Shown(NamedTuple):
@@ -49,11 +48,11 @@ def describe(trained, frames, features, width, events=None) -> Shown:
     return Shown(frames, found[0], words, right)
 
 
-def builtin_clips(trained, first, width, backwards):
-    """The built-in test clips from number `first` on. Raises UserError."""
+def builtin_clips(trained, first, count, width, backwards):
+    """`count` built-in test clips from number `first` on. Raises UserError."""
     if trained.config["extractor"] != "small" or trained.config["dataset"] != "builtin":
         raise run.UserError(f"{trained.name}: was not trained on the built-in videos; name a video file to describe")
-    for clip in videos.draw("test", BROWSE, first):
+    for clip in videos.draw("test", count, first):
         frames, events = clip.frames, clip.events
         if backwards:
             frames = frames[::-1].copy()
@@ -65,7 +64,7 @@ def draw_gif(shown: list[Shown], path: Path):
     """All clips side by side, three in a row, with their captions below; a wrong one is red."""
     columns = min(3, len(shown))
     rows = -(-len(shown) // columns)
-    cell, font, images = (SIDE + GAP, SIDE + TEXT + GAP), ImageFont.load_default(13), []
+    cell, font, images = (SIDE + GAP, SIDE + TEXT + GAP), ImageFont.load_default(12), []
     length = max(len(one.frames) for one in shown)
     for t in range(length):
         canvas = Image.new("RGB", (columns * cell[0] + GAP, rows * cell[1] + GAP), "white")
@@ -73,18 +72,19 @@ def draw_gif(shown: list[Shown], path: Path):
         for i, one in enumerate(shown):
             x, y = GAP + i % columns * cell[0], GAP + i // columns * cell[1]
             frame = Image.fromarray(one.frames[min(t * len(one.frames) // length, len(one.frames) - 1)])
+            frame = frame.filter(ImageFilter.MedianFilter(3))  # noise would make the file five times as large
             canvas.paste(frame.resize((SIDE, SIDE), Image.Resampling.NEAREST), (x, y))
-            text = "\n".join(textwrap.wrap(" ".join(one.words), 29)[:4])
+            text = "\n".join(textwrap.wrap(" ".join(one.words), 24)[:3])
             pen.multiline_text((x, y + SIDE + 3), text, "firebrick" if one.right is False else "black", font, spacing=2)
-        images.append(canvas.quantize(48))
+        images.append(canvas.quantize(16, dither=Image.Dither.NONE))
     durations = [110] * (length - 1) + [1100]
     images[0].save(path, save_all=True, append_images=images[1:], duration=durations, loop=0, optimize=True)
 
 
-def draw_png(shown: list[Shown], columns: int = 12) -> Figure:
+def draw_png(shown: list[Shown], columns: int = 8) -> Figure:
     """Evenly spaced frames of each clip in a row under its caption; with attention, below them a row for each word."""
-    heights = [h for one in shown for h in (1, *([0.16 * len(one.words)] if one.caption.weights is not None else []))]
-    figure = Figure(figsize=(columns * 0.75, 0.95 * sum(heights) + 0.3 * len(shown)), layout="constrained")
+    heights = [h for one in shown for h in (1, *([0.19 * len(one.words)] if one.caption.weights is not None else []))]
+    figure = Figure(figsize=(columns * 0.8, 0.72 * sum(heights) + 0.3 * len(shown)), layout="constrained")
     panels = iter(np.atleast_1d(figure.subplots(len(heights), 1, height_ratios=heights)))
     for one in shown:
         axes, T = next(panels), len(one.frames)
@@ -114,6 +114,9 @@ def parser():
     p.add_argument(
         "--first", type=run.nonnegative_int, default=0, metavar="N", help="the first built-in clip shown (0)"
     )
+    p.add_argument(
+        "--count", type=run.positive_int, default=6, metavar="N", help="built-in clips (default: %(default)s)"
+    )
     p.add_argument("--backwards", action="store_true", help="play the built-in clips backwards")
     p.add_argument("--beam", type=run.positive_int, default=1, metavar="N", help="beam width (default: %(default)s)")
     run.add_flags(p, "device", out=dict(help="folder for the two files (default: the run folder, else this one)"))
@@ -124,8 +127,8 @@ def main(argv=None):
     args = parser().parse_args(argv)
     device = run.pick_device(args.device)
     trained = checkpoint.open_model(args.run, device)
-    if args.first > videos.PARTS["test"] - BROWSE:
-        raise run.UserError(f"--first {args.first}: there are {videos.PARTS['test']} clips, {BROWSE} of them are shown")
+    if args.first >= videos.PARTS["test"]:
+        raise run.UserError(f"--first {args.first}: there are {videos.PARTS['test']} clips")
     print(f"captions by {trained.name}, trained on {trained.config['dataset']}")
     if args.videos:
         extractor = caption_script.extractor_for(trained, None)
@@ -134,7 +137,7 @@ def main(argv=None):
             describe(trained, *caption_script.features_of(f, trained, extractor, device), args.beam) for f in files
         ]
     else:
-        shown = list(builtin_clips(trained, args.first, args.beam, args.backwards))
+        shown = list(builtin_clips(trained, args.first, args.count, args.beam, args.backwards))
     for one in shown:
         print(" ".join(one.words) + ("   (the order is WRONG)" if one.right is False else ""))
     folder = run.make_folder(args.out or (args.run if args.run and Path(args.run).is_dir() else "."))

@@ -50,15 +50,13 @@ RECIPES = {
     "demo": MSVD | dict(epochs=40, bs=5, hidden=256, embed=256, dropout=0.3, min_count=1, captions_each=5),
     "tiny": MSVD | dict(epochs=2, bs=50, hidden=24, embed=16, dropout=0.1, min_count=1, caption_clips=10, decay="none"),
 }
-AUTO_PRECISION = "fp32"  # bench.py
+AUTO_PRECISION = "fp32"  # bench.py: bf16 is faster at the size of MSVD; no training has compared its scores yet
 SAVE_SECONDS = 240  # between checkpoints within an epoch
 
 
 def train(args, r, net, train_set, val_set, state_of_model):
-    """Train. Writes metrics.csv, last.pt and best.pt, the epoch of the highest BLEU-4 + CIDEr in validation.
-
-    state_of_model: what a checkpoint needs beside the weights, to be opened without the data.
-    """
+    """Train. Writes metrics.csv, last.pt and best.pt, the epoch of the highest BLEU-4 + CIDEr in validation, with
+    `state_of_model`: what a checkpoint needs beside the weights, to be opened without the data."""
     optimizer = torch.optim.AdamW(net.parameters(), args.lr, weight_decay=args.weight_decay)
     steps = math.ceil(len(train_set) / args.bs)
     first_epoch, step, best, totals = 0, 0, -1.0, torch.zeros(steps, 2)  # summed loss and words of each step
@@ -117,8 +115,7 @@ def train(args, r, net, train_set, val_set, state_of_model):
 
 
 def lr_factor(decay: str, progress: float) -> float:
-    """The factor of the learning rate at `progress` in [0, 1), the fraction of all steps that are done. "cosine" rises
-    for a twentieth of the run and then falls to zero."""
+    """The factor of the learning rate after this share of the run; "cosine" rises for its first twentieth, then falls."""
     return min(1.0, (progress + 1e-3) / 0.05) * 0.5 * (1 + math.cos(math.pi * progress)) if decay == "cosine" else 1.0
 
 
@@ -234,9 +231,12 @@ def main(argv=None):
                f"clips", dataset=facts, parameters=parameters)  # fmt: skip
         train(args, r, net, train_set, val_set, {"words": vocabulary.words, "config": config})
 
+        learned = train_set.first(100)  # by the last weights: are the training clips learned by heart?
+        train_bleu4 = scores.bleu(describe(net, learned.features, r, args.max_words), learned.captions)[3]
         best = r.load_best(model=net)
         final, captions = test(net, test_set if test_set is not None else val_set, args, r)
-        final = {"best_epoch": best["epoch"], "scored_on": "test" if test_set is not None else "validation"} | final
+        final = {"best_epoch": best["epoch"], "scored_on": "test" if test_set is not None else "validation",
+                 "last_train_loss": r.rows[-1]["train_loss"], "last_train_bleu4": train_bleu4} | final  # fmt: skip
         run.write(r.folder / "captions.txt", "\n".join(captions) + "\n")
         r.finish(f"BLEU-4 {final['test_bleu4']:.3f}, CIDEr {final['test_cider']:.3f} on {final['scored_on']} clips"
                  + (f", order right in {final['order']:.1%}" if "order" in final else "")

@@ -136,7 +136,7 @@ def draw_event(rng: np.random.Generator, event: Event, frames: np.ndarray):
     elif event.kind == "size":
         radius = 6.5 + 8 * u
     elif event.kind == "angle":
-        angle = rng.uniform(-0.2, 0.2) + 0.8 * np.pi * u  # from / over - to \\, or back
+        angle = rng.uniform(-0.2, 0.2) + 0.8 * np.pi * u  # from / to - to the other diagonal, or back
     places = [x] if event.kind != "distance" else [x - 0.75 * (9 - 8 * u), x + 0.75 * (9 - 8 * u)]
     for place in places:
         frames[draw_object(place, y, radius, angle, event.shape)] = COLOURS[event.colour]
