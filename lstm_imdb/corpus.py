@@ -58,13 +58,14 @@ def load(name: str, data_dir: str | None = None, split: str = "7:1:2") -> tuple[
     keys = [hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest() for text in corpus.texts]
     labelled = "".join(sorted(f"{key} {label}\n" for key, label in zip(keys, corpus.labels)))
     digest = hashlib.md5(labelled.encode()).hexdigest()
-    kept = distinct(corpus, keys)
+    kept, contradictory = distinct(corpus, keys)
     if corpus.name == "imdb":
         check_imdb(corpus, len(kept), digest)
     if split == "official":
         parts = split_official(corpus, keys)
     else:
-        corpus.dropped["duplicate texts"] = len(keys) - len(kept)
+        corpus.dropped["rows of texts with two labels"] = contradictory
+        corpus.dropped["duplicate texts"] = len(keys) - len(kept) - contradictory
         parts = split_712(kept, keys, corpus)
     facts = {
         "name": corpus.name,
@@ -78,8 +79,8 @@ def load(name: str, data_dir: str | None = None, split: str = "7:1:2") -> tuple[
     return corpus, parts, facts | {part: len(index) for part, index in parts.items()}
 
 
-def distinct(corpus: Corpus, keys: list[str]) -> list[int]:
-    """The first row of each text. A text with two labels is left out altogether and counted in `corpus.dropped`."""
+def distinct(corpus: Corpus, keys: list[str]) -> tuple[list[int], int]:
+    """(the first row of each text, number of rows whose text occurs with two labels, of which none is kept)"""
     labels = {}
     for key, label in zip(keys, corpus.labels):
         labels.setdefault(key, set()).add(label)
@@ -87,8 +88,7 @@ def distinct(corpus: Corpus, keys: list[str]) -> list[int]:
     for i, key in enumerate(keys):
         if len(labels[key]) == 1:
             first.setdefault(key, i)
-    corpus.dropped["texts with two labels"] = sum(len(found) > 1 for found in labels.values())
-    return list(first.values())
+    return list(first.values()), sum(len(labels[key]) > 1 for key in keys)
 
 
 def check_imdb(corpus: Corpus, kept: int, digest: str):

@@ -79,7 +79,7 @@ def train(args, r, net, loaded):
         began = saved = time.monotonic()
         batches = loaded.train.batches(args.bs, (args.seed, epoch), start=step, device=r.device)
         bar = tqdm(batches, f"epoch {epoch + 1}/{args.epochs}", steps, initial=step, leave=False, disable=None)
-        seen_before, seen = step, 0
+        first_step, seen = step, 0
         for tokens, lengths, labels, _ in bar:
             for group in optimizer.param_groups:
                 group["lr"] = args.lr * lr_factor(args.decay, (epoch + step / steps) / args.epochs)
@@ -95,7 +95,7 @@ def train(args, r, net, loaded):
             step, seen = step + 1, seen + len(labels)
             if step % 20 == 0 or step == steps:
                 r.check_finite(totals[:step, 0], epoch * steps)
-                loss, accuracy = (totals[seen_before:step].sum(0) / seen).tolist()
+                loss, accuracy = (totals[first_step:step].sum(0) / seen).tolist()
                 bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{accuracy:.1%}")
             if r.should_stop() or time.monotonic() - saved > SAVE_EVERY:
                 checkpoint(epoch, step)
