@@ -14,6 +14,7 @@ from pathlib import Path
 from common import run
 
 import numpy as np
+import torch
 
 import outcome
 
@@ -44,7 +45,7 @@ def compare(models: dict[str, dict]) -> list[dict]:
     rows = []
     for name, ours in models.items():
         for bar, theirs in models.items():
-            if not bar.startswith("TF-IDF") or name == bar:
+            if name.startswith("TF-IDF") or not bar.startswith("TF-IDF"):
                 continue
             if len(ours["correct"]) != len(theirs["correct"]):
                 raise run.UserError(f"{name} and {bar} were tested on other reviews")
@@ -74,8 +75,8 @@ def main(argv=None):
         print(f"{row['model']:>16} ({row['seeds']} seeds, {row['accuracy']:.2%}) less {row['bar']}: "
               f"{100 * row['difference']:+.2f} points, 95% interval {100 * row['low']:+.2f} to "
               f"{100 * row['high']:+.2f}: {row['verdict']}")  # fmt: skip
-    out = run.make_folder(args.out)
-    run.write_json(out / "compare.json", {"study": "compare", "rows": rows})
+    out, machine = run.make_folder(args.out), run.environment(torch.device("cpu"), __file__)
+    run.write_json(out / "compare.json", {"study": "compare", **machine, "rows": rows})
     return rows
 
 
