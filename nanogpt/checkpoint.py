@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 from common import run
@@ -24,9 +24,14 @@ def parse_config(config: dict) -> tuple[type[nn.Module], object]:
     """
     try:
         model, shape = KINDS[config["kind"]]
-        return model, shape(**{name: value for name, value in config.items() if name != "kind"})
+        values = {name: value for name, value in config.items() if name != "kind"}
+        types = {field.name: field.type for field in fields(shape)}
+        if wrong := [name for name, value in values.items() if type(value) is not types.get(name, type(value))]:
+            raise TypeError(f"{', '.join(wrong)}: must be of the kind of {types[wrong[0]].__name__}")
+        return model, shape(**values)
     except (KeyError, TypeError) as error:
-        raise run.UserError(f"the configuration {config} describes no model of this folder ({error})") from error
+        text = f"the configuration {str(config):.300} describes no model of this folder ({str(error):.100})"
+        raise run.UserError(text) from error
 
 
 def build(config: dict) -> nn.Module:
@@ -63,6 +68,8 @@ def load_checkpoint(path: Path) -> tuple[nn.Module, dict]:
     state = read_weights(path) if path.suffix == ".safetensors" else run.read_checkpoint(path)
     model = build(state["config"])
     state.load_into(model=model)
+    if not all(p.isfinite().all() for p in model.parameters()):
+        raise run.UserError(f"{path}: is damaged: some of its weights are not finite")
     return model.eval(), state["tokenizer"]
 
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Iterator
 
+from common.run import UserError
+
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +20,8 @@ def choose(
     top_k: sample from the k most likely tokens. top_p: from the smallest set of most likely tokens whose probabilities
     add up to top_p (nucleus sampling, Holtzman et al. 2020). With both, from the tokens that both allow.
     """
+    if not logits.isfinite().all():
+        raise UserError("the logits are not finite: the weights of this model are damaged, or its training diverged")
     if temperature == 0:
         return int(logits.argmax())
     logits, order = (logits.float() / temperature).sort(descending=True, stable=True)

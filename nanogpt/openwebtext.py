@@ -44,10 +44,12 @@ def memory_maps(folder: Path, tokenizer: BytePairs, limit: int | None = None) ->
         file = folder / f"{part}.bin"
         available = file.stat().st_size // 2 if file.exists() else 0
         n = progress.get(part, available)
-        if available < max(n, 2):
+        if n < 2 or available < n:
             raise run.UserError(f"{run.display_path(file)}: {TOO_SHORT}")
         tokens = torch.from_file(str(file), shared=False, size=n, dtype=torch.uint16)
         parts.append(tokens[: min(limit or n, VAL_TOKENS if part == "val" else n)])
+        if parts[-1][:VAL_TOKENS].numpy().max() >= tokenizer.vocab_size:
+            raise run.UserError(f"{run.display_path(file)}: is damaged: it holds tokens that GPT-2 does not have")
         digest.update(len(parts[-1]).to_bytes(8, "little") + parts[-1][:VAL_TOKENS].numpy().tobytes())
     return *parts, digest.hexdigest()
 
@@ -67,7 +69,10 @@ def prepare(folder: Path, tokenizer: BytePairs, limit: int | None = None, stream
         return {}
     progress = {"documents": 0, "train": 0, "val": 0, "complete": False, "stream": None}
     if file.exists():
-        progress = run.read_json(file)
+        progress |= run.read_json(file)
+        counts = [progress[part] for part in ("documents", "train", "val")]
+        if not all(type(n) is int and n >= 0 for n in counts) or type(progress["complete"]) is not bool:
+            raise run.UserError(f"{run.display_path(file)}: is damaged; remove its folder to start again")
     if progress["complete"] or (limit and progress["train"] >= limit):
         return progress
     chunks = read_stream(stream, progress["stream"], chunk_size)

@@ -53,7 +53,10 @@ def open_model(args) -> tuple[nn.Module, Characters | Words | BytePairs, Path]:
     if not path.exists():
         raise run.UserError(f"{path}: is missing; name a run folder, a checkpoint, or one of {NAMES}")
     model, state = load_checkpoint(path)
-    return model, tokenizer_from(state), run.make_folder(folder)
+    tokenizer = tokenizer_from(state)
+    if tokenizer.vocab_size != model.vocab_size:
+        raise run.UserError(f"{path}: is damaged: a tokenizer of {tokenizer.vocab_size} tokens, for {model.vocab_size}")
+    return model, tokenizer, run.make_folder(folder)
 
 
 def read_prompt(tokenizer, prompt: str | None = None, file: str | None = None) -> list[int]:

@@ -158,6 +158,16 @@ class BytePairs:
             raise UserError(f"{vocab_json.parent}: holds no vocabulary and merges like GPT-2's ({error})") from error
 
     @classmethod
+    def of(cls, tokens: list[str], merges: list[tuple[str, ...]]) -> "BytePairs":
+        """From the tokens in the order of their ids. Raises ValueError if a byte or a merged token is missing."""
+        vocabulary = {token: i for i, token in enumerate(tokens)}
+        if not cls.BYTE.keys() <= vocabulary.keys():
+            raise ValueError("its vocabulary lacks bytes")
+        if not all(len(pair) == 2 and {*pair, "".join(pair)} <= vocabulary.keys() for pair in merges):
+            raise ValueError("its merges are not pairs of tokens")
+        return cls(vocabulary, merges)
+
+    @classmethod
     def printable(cls, word: str) -> list[str]:
         return [cls.CHARACTER[byte] for byte in word.encode()]
 
@@ -250,13 +260,15 @@ def merge(tokens: list[str], pair: tuple[str, str]) -> list[str]:
 def tokenizer_from(state: dict) -> Characters | Words | BytePairs:
     """The tokenizer whose `state()` this is. Raises UserError if it is not one."""
     try:
-        if state["kind"] == "char":
-            return Characters(list(state["vocabulary"]))
-        if state["kind"] == "word":
-            return Words(list(state["vocabulary"]), state["split"])
-        if state["kind"] == "bpe":
-            vocabulary = {token: i for i, token in enumerate(state["vocabulary"])}
-            return BytePairs(vocabulary, [tuple(pair.split(" ")) for pair in state["merges"]])
-        raise KeyError(state["kind"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"the checkpoint holds no tokenizer of this folder ({error!r})") from error
+        kind, vocabulary, split = state["kind"], list(state["vocabulary"]), state.get("split")
+        if len(set(vocabulary)) < len(vocabulary) or not all(isinstance(token, str) for token in vocabulary):
+            raise ValueError("its vocabulary is no list of different strings")
+        if kind == "char":
+            return Characters(vocabulary)
+        if kind == "word" and split in ("prose", "spaces") and UNKNOWN in vocabulary:
+            return Words(vocabulary, split)
+        if kind == "bpe":
+            return BytePairs.of(vocabulary, [tuple(pair.split(" ")) for pair in state["merges"]])
+        raise ValueError(f"its kind is {kind!r}, its split {split!r}")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"the checkpoint holds no tokenizer of this folder ({str(error):.100})") from error

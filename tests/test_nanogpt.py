@@ -309,9 +309,114 @@ def test_wrong_initial_weights_are_found(tmp_path, monkeypatch):
     assert code == 1 and "first loss" in message and "ln" in message and "\n" not in message
 
 
+@pytest.mark.parametrize("vocab_size", [3, 50, 3000])
+def test_the_first_loss_tells_right_weights_from_wrong_ones(vocab_size):
+    """Whatever the text: here one token is repeated, which a tied head predicts well before any training."""
+    x = torch.zeros(2, 16, dtype=torch.int64)
+    for right in (small(vocab_size=vocab_size, n_embd=384), small(vocab_size=vocab_size, tied=False, **MODERN)):
+        loss = diagnostics.check_start(right, x, x)
+        assert loss == pytest.approx(F.cross_entropy(right(x).flatten(0, 1), x.flatten()).item())
+    code, message = failure(diagnostics.check_start, scaled(small(vocab_size=vocab_size), 20.0), x, x)
+    assert code == 1 and "initial weights" in message and f"ln {vocab_size - 1}" in message
+
+
+def test_targets_that_are_not_shifted_by_one_are_found():
+    window = torch.randint(50, (2, 18))
+    diagnostics.check_start(small(), window[:, :16], window[:, 1:17])
+    for wrong in (window[:, :16], window[:, 2:]):
+        code, message = failure(diagnostics.check_start, small(), window[:, :16], wrong)
+        assert code == 1 and "targets are wrong" in message
+
+
+@pytest.mark.parametrize("content, tokens", [("ab" * 2000, "char"), ("ab " * 3000, "bpe"), ("ab " * 3000, "gpt2")])
+def test_a_text_of_few_different_tokens_is_trained_on(content, tokens, tmp_path, data_dir):
+    where = ["--data-dir", str(data_dir("gpt2_tokenizer"))] if tokens == "gpt2" else []
+    (tmp_path / "text.txt").write_text(content)
+    quick = ["--tokens", tokens, "--iters", "2", "--bs", "2", "--set", "evals=1", "--set", "model.n_embd=128"]
+    record = fit(tmp_path / "a", "--data", str(tmp_path / "text.txt"), *quick, *where)
+    assert record["state"] == "done" and abs(record["first_loss"] - math.log(record["dataset"]["vocabulary"])) > 0.3
+
+
 def test_a_text_shorter_than_a_block(tmp_path):
     code, message = failure(fit, tmp_path / "a", "--limit", "16")
-    assert code == 1 and "too short" in message and "\n" not in message
+    assert code == 1 and "too short" in message and "--set model.block_size=N" in message and "\n" not in message
+    assert fit(tmp_path / "b", "--limit", "16", "--set", "model.block_size=8", "--iters", "2")["state"] == "done"
+
+
+def test_a_batch_that_cannot_be_meant_is_refused_at_once(tmp_path):
+    for main in (train.main, load("nanogpt", "stage").main):
+        flags = ["--data", "builtin", "--limit", "3000", "--bs", "100000000", "--out", str(tmp_path / "a")]
+        code, message = failure(main, flags)
+        assert code == 1 and "--bs 100000000" in message and "3000" in message and not (tmp_path / "a").exists()
+
+
+# ---------------------------------------------------------------------------------------------------------- evaluation
+
+
+def shakespeare(level="char", n=111_540):
+    return types.SimpleNamespace(level=level, val=range(n))
+
+
+def eval_tokens(recipe, text, **changes):
+    args = types.SimpleNamespace(**train.RECIPES[recipe] | changes)
+    return train.eval_tokens(args, text, args.model["block_size"])
+
+
+def test_shakespeare_by_characters_is_evaluated_whole():
+    assert all(eval_tokens(recipe, shakespeare()) == 111_539 for recipe in ("cpu", "fast", "best", "muon", "gpu"))
+    assert eval_tokens("cpu", shakespeare(), iters=100) < 2400, "not in a short run"
+
+
+@pytest.mark.parametrize("recipe", train.RECIPES)
+def test_evaluations_cost_a_tenth_of_a_run_at_most(recipe):
+    """A forward pass costs a third of a training step."""
+    for level in ("char", "word", "gpt2"):
+        for n in (2, 500, 36_059, 111_540, 2**20, 10**9):
+            for iters in (100, 109, 199, 1000, 9999):
+                for bs in (4, 16, 480):
+                    changes = dict(iters=iters, bs=bs, evals=min(10, train.RECIPES[recipe]["evals"]))
+                    each = eval_tokens(recipe, shakespeare(level, n), **changes)
+                    every = iters // changes["evals"]
+                    evals = len({step for step in range(1, iters + 1) if step % every == 0 or step == iters})
+                    cost = evals * each / 3 / (iters * bs * train.RECIPES[recipe]["model"]["block_size"])
+                    assert 1 <= each < n and (cost <= 0.1 or level == "char" and each == n - 1 < 2**17 and cost <= 0.4)
+
+
+@pytest.mark.parametrize("length", [3000, 450])
+def test_a_long_text_is_evaluated_in_part_until_the_end(length, tmp_path, monkeypatch):
+    """Counted: the tokens of every evaluation, of 3000 tokens in part and of 450 as a whole."""
+    counts, blocks = [], data.blocks
+
+    def counted(*args):
+        counts.append(0)
+        for x, y in blocks(*args):
+            counts[-1] += y.numel()
+            yield x, y
+
+    monkeypatch.setattr(data, "blocks", counted)
+    record = fit(tmp_path / "a", "--iters", "100", "--limit", str(length), "--set", "evals=10")
+    text, tokens = data.load("builtin", limit=length), record["dataset"]["eval"]
+    during, end = counts[:10], counts[10:]
+    assert set(during) == {tokens // 16 * 16 if length == 3000 else tokens}
+    assert end == ([2999, 2999] if length == 3000 else [449]), "validation where it was in part, and test"
+    assert sum(during) / 3 <= 0.1 * 100 * record["tokens_per_step"] or length == 450
+    rows, net = metrics(tmp_path / "a"), checkpoint.load_checkpoint(tmp_path / "a" / "best.pt")[0]
+    best = torch.load(tmp_path / "a" / "best.pt", weights_only=True)["val_loss"]
+    assert best == min(row["val_loss"] for row in rows)
+    whole = train.evaluate(net, text.val, 12, load("nanogpt", "bench").OneProcess(torch.device("cpu"), "fp32"))
+    assert record["final"]["val_loss"] == pytest.approx(whole, rel=1e-6)
+    assert (record["final"]["val_loss"] == best) == (length == 450)
+
+
+def test_generated_text_goes_to_tensorboard(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    fit(tmp_path / "a", "--tensorboard", "--iters", "6")
+    events = accumulator.EventAccumulator(str(tmp_path / "a")).Reload()
+    (tag,) = events.Tags()["tensors"]
+    texts = [(event.step, event.tensor_proto.string_val[0].decode()) for event in events.Tensors(tag)]
+    log = (tmp_path / "a" / "train.log").read_text(encoding="utf-8")
+    assert [step for step, _ in texts] == [2, 4, 6] and "sample" in tag
+    assert all(text.startswith("    ") and text.rstrip() in log for _, text in texts)
 
 
 def test_a_validation_text_shorter_than_a_block(tmp_path):

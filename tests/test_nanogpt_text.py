@@ -6,8 +6,12 @@ import collections
 import io
 import json
 import math
+import os
+import random
 import shlex
+import shutil
 import struct
+import subprocess
 import sys
 
 import numpy as np
@@ -16,6 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from conftest import ROOT, failure, load, one_line
+from test_hostile import mutations
 
 sample = load("nanogpt", "sample")
 data, run = sample.data, sample.run
@@ -174,6 +179,17 @@ def test_auto_falls_back_and_says_so(tmp_path, monkeypatch, capsys):
     assert failure(data.load, "shakespeare", tmp_path)[0] == 1
 
 
+@pytest.mark.parametrize("name", ["gpt2_tokenizer", "wikitext2"])
+def test_what_cannot_be_fetched_says_where_it_was_looked_for(name, tmp_path, monkeypatch):
+    dead = {file: (checksum, ["http://127.0.0.1:9/file"]) for file, (checksum, _) in data.PUBLISHED[name].items()}
+    monkeypatch.setitem(data.PUBLISHED, name, dead)
+    folder = tmp_path / "data"
+    words = ("builtin", folder, None, "gpt2") if name == "gpt2_tokenizer" else (name, folder)
+    code, message = failure(data.load, *words)
+    assert code == 1 and one_line(message) and str(folder) in message and all(file in message for file in dead)
+    assert not folder.exists()
+
+
 def test_the_builtin_text(builtin):
     again = data.load("builtin", limit=100)
     assert again.digest == builtin.digest and torch.equal(again.train, builtin.train[:100]) and len(again.test) == 100
@@ -259,6 +275,18 @@ def test_blocks_cover_a_text_once(n):
     assert all(x.shape == y.shape and x.shape[0] <= 3 and x.shape[1] <= 8 for x, y in pairs)
 
 
+@pytest.mark.parametrize("n, limit", [(1000, 100), (1000, 7), (100, 98), (9, 1)])
+def test_limited_blocks_are_spaced_evenly(n, limit):
+    tokens = torch.arange(n).to(torch.uint16)
+    y = torch.cat([y.flatten() for _, y in data.blocks(tokens, 8, 3, limit=limit)])
+    assert torch.equal(y, torch.cat([y.flatten() for _, y in data.blocks(tokens, 8, 5, limit=limit)]))
+    assert len(y) == (limit if limit < 8 else limit // 8 * 8) and len(set(y.tolist())) == len(y)
+    assert all(torch.equal(y, x + 1) for x, y in data.blocks(tokens, 8, 3, limit=limit))
+    if n == 1000 and limit == 100:
+        gaps = y[::8].diff()
+        assert y[0] == 1 and y[-1] > 900 and gaps.max() - gaps.min() <= 8
+
+
 # --------------------------------------------------------------------------------------------------------- OpenWebText
 
 
@@ -318,6 +346,7 @@ def test_openwebtext_is_streamed_from_parquet(prepare, tmp_path, monkeypatch):
     monkeypatch.setattr(openwebtext, "open_stream", lambda: {}["missing"])
     code, message = failure(prepare, "there", None)
     assert code == 1 and one_line(message) and "KeyError" in message
+    assert not (tmp_path / "there").exists(), "nothing was streamed, so nothing is left"
 
 
 def test_openwebtext_is_memory_mapped(prepare, tmp_path, data_dir, monkeypatch):
@@ -464,6 +493,57 @@ def test_sample_without_a_model(tmp_path):
     assert "one model" in failure(sample.main, ["x", "--out_dir", "y"])[1]
 
 
+@pytest.fixture
+def offline(monkeypatch):
+    """Without a network: hub calls that fail at once, and a record of what was asked of transformers."""
+    transformers, asked = pytest.importorskip("transformers"), []
+
+    def load_nothing(source, **options):
+        asked.append(options)
+        raise OSError("not in the cache")
+
+    def no_network(*_, **__):
+        raise checkpoint.requests.ConnectionError("no network")
+
+    monkeypatch.setattr(transformers.GPT2LMHeadModel, "from_pretrained", load_nothing)
+    monkeypatch.setattr(checkpoint.requests, "head", no_network)
+    return asked
+
+
+def test_gpt2_without_a_network_says_what_to_do(offline, tmp_path):
+    for main in (sample.main, attention.main):
+        code, message = failure(main, ["gpt2", "--out", str(tmp_path / "new")])
+        assert code == 1 and one_line(message) and not (tmp_path / "new").exists()
+        assert all(word in message for word in ("gpt2", "network", "name a run", "cpu"))
+    assert offline == [{"local_files_only": True}] * 2, "transformers would try again for half a minute"
+
+
+@pytest.mark.slow
+def test_gpt2_without_a_network_in_a_process_of_its_own(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    environment |= {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+    command = [sys.executable, str(ROOT / "nanogpt" / "sample.py"), "gpt2"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.returncode == 1 and one_line(done.stderr) and "127.0.0.1:9 cannot be reached" in done.stderr
+
+
+@pytest.mark.parametrize("flag, value", [("--top-p", "2"), ("--top-p", "0"), ("--top-k", "0"), ("--temperature", "-1")])
+def test_limits_that_make_no_sense_are_refused(flag, value, capsys):
+    assert failure(sample.main, ["cpu", flag, value])[0] == 2
+    assert f"{flag}: {value} is" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="POSIX: shell redirections")
+@pytest.mark.parametrize("how", ["| head -c 20", "> /dev/full", ">&-"])
+def test_samples_whose_output_cannot_be_written(how, tmp_path):
+    """The file is complete all the same, and the command ends quietly."""
+    words = f"{sys.executable} {ROOT / 'nanogpt' / 'sample.py'} cpu --length 400 --out {tmp_path} {how}"
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {words}"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0 and len(done.stderr.splitlines()) == 1 and "400 tokens" in done.stderr, done.stderr
+    assert len((tmp_path / "generated_nanogpt.txt").read_text(encoding="utf-8")) > 400
+
+
 def test_sample_takes_the_newest_run_or_the_committed_model(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(run, "ROOT", tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -510,6 +590,124 @@ def test_attention_maps_are_drawn(weights, tmp_path):
     png = (tmp_path / "attention.png").read_bytes()
     assert png.startswith(b"\x89PNG") and len(png) > 5000
     assert "at most 32" in failure(attention.main, [str(weights), "--prompt", "a" * 33, "--out", str(tmp_path)])[1]
+
+
+# ------------------------------------------------------------------------------------------------------------- fuzzing
+
+
+def works_or_is_refused(call):
+    """The result of `call`, or None after an error of one line."""
+    try:
+        return call()
+    except run.UserError as error:
+        assert "\n" not in str(error).strip() and len(str(error)) < 500, error
+        return None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tokens", ["char", "word", "bpe"])
+def test_fuzzed_texts(tokens, tmp_path):
+    """Each file alone, and in a folder with a good one: what is read can be trained on."""
+    whole, rng, read = (PROSE * 4 + SIGNS).encode(), random.Random(tokens), 0
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "good.md").write_text(PROSE, encoding="utf-8")
+    file = tmp_path / "folder" / "x.txt"
+    for content in mutations(whole, rng, 150):
+        file.write_bytes(content)
+        for path in (file, tmp_path / "folder"):
+            text = works_or_is_refused(lambda path=path: data.load(str(path), tokens=tokens))
+            if text:
+                read += 1
+                assert all(int(part.int().max()) < text.tokenizer.vocab_size for part in (text.train, text.val))
+                data.batch(text.train, 1, 4, 0, 0)
+        assert file.read_bytes() == content
+    assert 20 < read < 300, "some are texts and some are not"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX: FIFOs, symbolic links, names of bytes")
+def test_a_folder_with_odd_members(tmp_path):
+    for i in range(3):
+        (tmp_path / f"{i}.txt").write_text(PROSE + str(i))
+    before = data.load(str(tmp_path))
+    os.mkfifo(tmp_path / "fifo.txt")
+    (tmp_path / "folder.txt").mkdir()
+    (tmp_path / "loop.txt").symlink_to("loop.txt")
+    (tmp_path / "self").symlink_to(tmp_path)
+    (tmp_path / "gone.md").symlink_to("nowhere")
+    assert data.load(str(tmp_path)).digest == before.digest
+    with open(os.fsencode(tmp_path) + b"/\xff.txt", "w") as file:
+        file.write("a text whose name is not UTF-8")
+    assert data.load(str(tmp_path)).digest != before.digest
+
+
+@pytest.mark.slow
+def test_fuzzed_weights(weights, tmp_path):
+    file, whole = tmp_path / "w.safetensors", weights.read_bytes()
+    header, rng, read = 8 + int.from_bytes(whole[:8], "little"), random.Random(0), 0
+    contents = [*mutations(whole, rng, 150), *(x + whole[header:] for x in mutations(whole[:header], rng, 300))]
+    for content in contents:
+        file.write_bytes(content)
+        words = [str(file), "--out", str(tmp_path), "--length", "3", "--device", "cpu"]
+        read += works_or_is_refused(lambda words=words: (sample.main(words), 1)[1]) or 0
+        assert file.read_bytes() == content
+    assert 10 < read < 440, "some are weights and some are not"
+
+
+def changed(value, rng):
+    """`value` with one part of it replaced by something else, dropped, or doubled."""
+    if not isinstance(value, dict | list) or not value or rng.random() < 0.2:
+        others = [None, 5, -1, 0.5, True, "", "x", "\0", "a b", "char", "bpe", [], ["x"], {}, {"x": 1}, [[1]], [None]]
+        return rng.choice(others)
+    key, kind = rng.choice(list(value) if isinstance(value, dict) else range(len(value))), rng.randrange(4)
+    copy = value.copy()
+    if kind == 0:
+        del copy[key]
+    elif kind == 1 and isinstance(value, list):
+        copy.insert(key, value[key])
+    else:
+        copy[key] = changed(value[key], rng)
+    return copy
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["char", "word", "bpe"])
+def test_fuzzed_tokenizer_states(kind, builtin, trained, tmp_path):
+    """In a checkpoint with its model, which then generates text or is refused."""
+    one = {"char": builtin.tokenizer, "word": tokenizer.Words.of(PROSE * 2), "bpe": trained}[kind]
+    torch.manual_seed(0)
+    net = model.GPT(model.GPTConfig(one.vocab_size, 8, n_layer=1, n_head=1, n_embd=8))
+    state = {"model": net.state_dict(), "config": checkpoint.config_of(net), "tokenizer": one.state()}
+    rng, file, read = random.Random(kind), tmp_path / "best.pt", 0
+    for i in range(400):
+        part = "config" if i % 4 == 0 else "tokenizer"
+        torch.save(state | {part: changed(state[part], rng)}, file)
+        words = [str(file), "--out", str(tmp_path), "--length", "20", "--temperature", "9", "--device", "cpu"]
+        read += works_or_is_refused(lambda words=words: (sample.main(words), 1)[1]) or 0
+    assert 5 < read < 395, "some are tokenizers and some are not"
+
+
+@pytest.mark.slow
+def test_fuzzed_openwebtext(prepare, tmp_path, data_dir, monkeypatch):
+    """Damaged progress, and token files that are cut or hold other tokens."""
+    prepare("good", Documents(40))
+    files = data.prepare("gpt2_tokenizer", data_dir("gpt2_tokenizer"))
+    monkeypatch.setattr(data, "prepare", lambda name, folder: files)
+    monkeypatch.setattr(openwebtext, "open_stream", lambda: Documents(40))
+    rng, read = random.Random(0), 0
+    progress = json.loads((tmp_path / "good" / "progress.json").read_text())
+    texts = [json.dumps(changed(progress, rng)).encode() for _ in range(60)]
+    texts += mutations(json.dumps(progress).encode(), rng, 60)
+    cases = [("progress.json", text) for text in texts]
+    cases += [("val.bin", x) for x in mutations((tmp_path / "good" / "val.bin").read_bytes(), rng, 60)]
+    for name, content in cases:
+        shutil.rmtree(tmp_path / "openwebtext", ignore_errors=True)
+        shutil.copytree(tmp_path / "good", tmp_path / "openwebtext")
+        (tmp_path / "openwebtext" / name).write_bytes(content)
+        text = works_or_is_refused(lambda: data.load("openwebtext", tmp_path, tokens="gpt2"))
+        if text:
+            read += 1
+            assert all(int(part.int().max()) < text.tokenizer.vocab_size for part in (text.train, text.val))
+    assert 10 < read < len(cases), "some are token files and some are not"
 
 
 # ----------------------------------------------------------------------------------------- stages and the walkthrough
