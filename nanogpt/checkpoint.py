@@ -22,6 +22,8 @@ def parse_config(config: dict) -> tuple[type[nn.Module], object]:
 
     Raises UserError if there is no such model.
     """
+    if isinstance(config, dict) and str(config.get("kind")) not in KINDS:
+        raise run.UserError(f"kind {config.get('kind')}: must be one of {', '.join(KINDS)}")
     try:
         model, shape = KINDS[config["kind"]]
         values = {name: value for name, value in config.items() if name != "kind"}

@@ -181,11 +181,11 @@ def load(name: str, data_dir: str | Path | None = None, limit: int | None = None
     digest = hashlib.blake2b("\0".join(parts).encode(), digest_size=16).hexdigest()
     tokenizer = make_tokenizer(tokens, name, parts, data_dir)
     ids = [torch.from_numpy(np.array(tokenizer.encode(part), dtype=np.uint16)) for part in parts]
-    if min(map(len, ids)) < 2 or tokenizer.vocab_size < 2 or len(set(parts[0])) < 2:
-        raise UserError(
-            f"{display_name(name)}: is too short: {sum(map(len, parts)):,} characters, {tokenizer.vocab_size} "
-            f"different tokens; each of its {len(parts)} parts needs 2 tokens, the training part 2 different ones"
-        )
+    if min(map(len, ids)) < 2:
+        counts = ", ".join(f"{len(i):,}" for i in ids)
+        raise UserError(f"{display_name(name)}: is too short: its parts have {counts} tokens, and each needs 2")
+    if tokenizer.vocab_size < 2 or len(set(parts[0])) < 2:
+        raise UserError(f"{display_name(name)}: repeats one character; the training part needs two different ones")
     ratios = {part: round(len(text) / len(i), 4) for part, text, i in zip(("train", "val", "test"), parts, ids)}
     train, val, test = [i[:limit] for i in ids] + [None] * (3 - len(ids))
     return Text(Path(name).stem, tokens, tokenizer, train, val, test, digest, ratios)

@@ -166,8 +166,10 @@ def test_squared_relu_is_its_formula():
 
 
 def test_a_wrong_configuration_is_refused():
-    for config in ({}, {"kind": "gpt3"}, {"kind": "gpt", "vocab_size": 5, "color": 1}):
+    for config in ({}, {"kind": "gpt3"}, {"kind": "gpt", "vocab_size": 5, "color": 1}, [1], {"kind": ["gpt"]}):
         assert failure(checkpoint.build, config)[0] == 1
+    assert "kind gpt3: must be one of gpt, bigram" in failure(checkpoint.build, {"kind": "gpt3"})[1]
+    assert "n_head: must be of the kind of int" in failure(checkpoint.build, {"kind": "gpt", "n_head": 0.5})[1]
     wrong = {"n_head": 5, "n_layer": 0, "mlp": "tanh", "norm": "batch", "dropout": 1.0}
     for name, value in wrong.items():
         code, message = failure(lambda name=name, value=value: small(**{name: value}))
@@ -280,7 +282,8 @@ def test_gradient_norms_and_update_ratios_of_layers():
     assert ratios["update_block1"] == pytest.approx(0.01, rel=1e-3) and ratios["update_block0"] == 0
 
 
-@pytest.mark.parametrize("recipe", ["fast", "word-bigram", "word-mlp", "word-gpt"])
+@pytest.mark.parametrize("recipe", ["fast", "word-mlp", *(pytest.param(name, marks=pytest.mark.slow) for name in
+                                                          ("word-bigram", "word-gpt"))])  # fmt: skip
 def test_the_other_recipes_learn(recipe, tmp_path, monkeypatch):
     monkeypatch.setitem(train.RECIPES, recipe, train.RECIPES[recipe] | dict(evals=2))
     quick = ["--iters", "20", "--bs", "8", "--lr", "1e-2", "--limit", "1000"]
@@ -328,7 +331,10 @@ def test_targets_that_are_not_shifted_by_one_are_found():
         assert code == 1 and "targets are wrong" in message
 
 
-@pytest.mark.parametrize("content, tokens", [("ab" * 2000, "char"), ("ab " * 3000, "bpe"), ("ab " * 3000, "gpt2")])
+GPT2_TOKENS = pytest.param("ab " * 3000, "gpt2", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("content, tokens", [("ab" * 2000, "char"), ("ab " * 3000, "bpe"), GPT2_TOKENS])
 def test_a_text_of_few_different_tokens_is_trained_on(content, tokens, tmp_path, data_dir):
     where = ["--data-dir", str(data_dir("gpt2_tokenizer"))] if tokens == "gpt2" else []
     (tmp_path / "text.txt").write_text(content)
@@ -382,7 +388,7 @@ def test_evaluations_cost_a_tenth_of_a_run_at_most(recipe):
                     assert 1 <= each < n and (cost <= 0.1 or level == "char" and each == n - 1 < 2**17 and cost <= 0.4)
 
 
-@pytest.mark.parametrize("length", [3000, 450])
+@pytest.mark.parametrize("length", [3000, pytest.param(450, marks=pytest.mark.slow)])
 def test_a_long_text_is_evaluated_in_part_until_the_end(length, tmp_path, monkeypatch):
     """Counted: the tokens of every evaluation, of 3000 tokens in part and of 450 as a whole."""
     counts, blocks = [], data.blocks

@@ -379,9 +379,9 @@ def test_nanogpts_token_files_are_used(tmp_path, data_dir, monkeypatch):
     monkeypatch.setattr(data, "prepare", lambda name, folder: files)
     (tmp_path / "openwebtext").mkdir()
     for part, n in (("train", 500), ("val", 100)):
-        (tmp_path / "openwebtext" / f"{part}.bin").write_bytes(struct.pack(f"<{n}H", *range(50_000, 50_000 + n)))
+        (tmp_path / "openwebtext" / f"{part}.bin").write_bytes(struct.pack(f"<{n}H", *range(49_000, 49_000 + n)))
     text = data.load("openwebtext", tmp_path, tokens="gpt2")
-    assert text.train.tolist() == list(range(50_000, 50_500)) and len(text.val) == 100
+    assert text.train.tolist() == list(range(49_000, 49_500)) and len(text.val) == 100
     assert not (tmp_path / "openwebtext" / "progress.json").exists()
 
 
