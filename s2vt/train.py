@@ -4,8 +4,7 @@
     python s2vt/train.py --data msvd          # 1,450 clips of MSVD with features of 80 frames x 4096
     python s2vt/train.py --data msvd40        # 40 of its test clips: 30 train, 10 validate; a demonstration
 
-Validation by BLEU-4 + CIDEr chooses the epoch; that checkpoint is tested once, at the end. --bs counts clips, each with
-all of its captions. A recipe sets whatever the flags leave open.
+Validation by BLEU-4 + CIDEr chooses the epoch, which is tested once. --bs counts clips, each with all its captions.
 """
 
 import argparse
@@ -106,6 +105,7 @@ def train(args, r, net, train_set, val_set, state_of_model):
                "val_cider": cider, "lr": optimizer.param_groups[0]["lr"], "seconds": round(seconds, 2)})  # fmt: skip
         r.print(f"epoch {epoch + 1:>3}/{args.epochs}   loss {train_loss:.3f} train {val_loss:.3f} val   BLEU-4 "
                 f"{bleu4:.3f}   CIDEr {cider:.3f}   {captions[epoch % min(3, len(captions))]}")  # fmt: skip
+        r.text("captions", "\n".join(captions[:3]), epoch + 1)
         if bleu4 + cider > best:
             best = bleu4 + cider
             r.save_best(model=net, epoch=epoch + 1, **state_of_model)
@@ -167,7 +167,7 @@ def parser():
     run.add_flags(
         p, recipe=dict(choices=list(RECIPES), help="(default: builtin or demo for --data builtin or msvd40, else msvd)")
     )
-    run.add_flags(p, "set", "data_dir", "out", "resume",
+    run.add_flags(p, "set", "tensorboard", "data_dir", "out", "resume",
                   data=dict(type=data.dataset_arg, default="auto", help=data.DATA_HELP))  # fmt: skip
     run.add_flags(p, "epochs", "lr", "weight_decay", "seed", "device", "precision", "limit",
                   bs=dict(help="batch size: clips of one optimizer step"))  # fmt: skip
