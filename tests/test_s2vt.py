@@ -218,9 +218,11 @@ def test_bleu_is_that_of_a_definition_written_out():
 
 def test_cider_is_that_of_pycocoevalcap():
     scorer = pytest.importorskip("pycocoevalcap.cider.cider", reason="pip install pycocoevalcap")
-    truth, ours = dict(enumerate(REFERENCES)), {i: [c] for i, c in enumerate(CAPTIONS)}
-    expected, _ = scorer.Cider().compute_score(truth, ours)
-    assert scores.cider(CAPTIONS, REFERENCES) == pytest.approx(expected, rel=1e-9) and expected > 0.1
+    repeated = ["a guitar guitar guitar", *CAPTIONS[1:]]  # more often than in any reference: the weights are clipped
+    for captions in (CAPTIONS, repeated):
+        truth, ours = dict(enumerate(REFERENCES)), {i: [c] for i, c in enumerate(captions)}
+        expected, _ = scorer.Cider().compute_score(truth, ours)
+        assert scores.cider(captions, REFERENCES) == pytest.approx(expected, rel=1e-9) and expected > 0.1
 
 
 def test_the_course_score_has_the_reference_length_of_its_script():
