@@ -212,12 +212,13 @@ def course_parts(folder, notes, digest, limit, only_test=False):
     """Training, validation and test clips of a folder in the form of courses; with `only_test` its test clips alone,
     as 30 training and 10 validation clips."""
     which = "testing" if only_test else "training"
-    labels = read_labels(folder / f"{which}_label.json", notes)
-    feat = folder / f"{which}_data" / "feat"
-    if not feat.is_dir():
-        raise run.UserError(f"{feat}: is missing; see `python s2vt/data.py --help` for where features belong")
+    file, feat = folder / f"{which}_label.json", folder / f"{which}_data" / "feat"
+    for path in (file, feat):
+        if not path.exists():
+            raise run.UserError(f"{path}: is missing; `python s2vt/data.py --help` says where the data belong")
+    labels = read_labels(file, notes)
     there = {name: captions for name, captions in labels.items() if (feat / f"{name}.npy").exists()}
-    for name in labels.keys() - there.keys():
+    for name in sorted(labels.keys() - there.keys()):
         notes.add("clips without a file of features", name)
     if len(there) < 2:
         raise run.UserError(

@@ -119,6 +119,7 @@ def parser():
     )
     p.add_argument("--backwards", action="store_true", help="play the built-in clips backwards")
     p.add_argument("--beam", type=run.positive_int, default=1, metavar="N", help="beam width (default: %(default)s)")
+    p.add_argument("--extractor", choices=extractors.NAMES, help="only where the network does not know its own")
     run.add_flags(p, "device", out=dict(help="folder for the two files (default: the run folder, else this one)"))
     return p
 
@@ -131,7 +132,7 @@ def main(argv=None):
         raise run.UserError(f"--first {args.first}: there are {videos.PARTS['test']} clips")
     print(f"captions by {trained.name}, trained on {trained.config['dataset']}")
     if args.videos:
-        extractor = caption_script.extractor_for(trained, None)
+        extractor = caption_script.extractor_for(trained, args.extractor)
         files, _ = caption_script.find_videos(args.videos)
         shown = [
             describe(trained, *caption_script.features_of(f, trained, extractor, device), args.beam) for f in files
