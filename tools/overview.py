@@ -73,15 +73,45 @@ def nanogpt(ax):
     return "What does a language model take? On Shakespeare"
 
 
+def lstm_imdb(ax):
+    accuracies = {}  # of each model, a value a seed
+    for row in read("lstm_imdb/results/baseline.json")["rows"]:
+        accuracies[row["args"]["recipe"]] = [100 * row["final"]["test_accuracy"]]
+    for recipe in ("plain", "best"):
+        records = sorted((ROOT / "lstm_imdb/results").glob(f"{recipe}-s*.json"))
+        if records:
+            accuracies[f"LSTM, {recipe}"] = [100 * read(record)["final"]["test_accuracy"] for record in records]
+    for i, (name, values) in enumerate(accuracies.items()):
+        ax.barh(i, sum(values) / len(values), color=BLUE if name.startswith("LSTM") else GREY, alpha=0.7, height=0.6)
+        ax.plot(values, [i] * len(values), "k.", ms=5)
+    ax.set_yticks(range(len(accuracies)), accuracies)
+    ax.invert_yaxis()
+    ax.set(xlim=(84, 94), xlabel="test accuracy (%), a dot for each seed")
+    return "Can an LSTM tell praise from blame? IMDB"
+
+
+def s2vt(ax):
+    frames, pooled = (read(f"s2vt/results/{name}-s0.json")["final"] for name in ("s2vt", "pooled"))
+    shares = {"frames in order": frames["chance"], "shuffled": frames["shuffled_chance"],
+              "reversed": frames["reversed_chance"], "only their mean": pooled["chance"]}  # fmt: skip
+    ax.barh(range(len(shares)), [100 * share for share in shares.values()], color=[BLUE, GREY, ORANGE, GREY], alpha=0.7)
+    ax.axvline(50, color="k", lw=1, ls=":")
+    label(ax, "guessing", (50, -0.62), GREY, (4, 0))
+    ax.set_yticks(range(len(shares)), shares)
+    ax.invert_yaxis()
+    ax.set(xlim=(0, 100), xlabel="stated directions that are right (%)")
+    return "Does a caption know the order? Rendered videos"
+
+
 def main():
-    figure = Figure(figsize=(10, 7), layout="constrained")
+    figure = Figure(figsize=(14.5, 7), layout="constrained")
     figure.get_layout_engine().set(hspace=0.06)
-    for ax, panel in zip(figure.subplots(2, 2).flat, (lms, cifar, resnet, nanogpt)):
+    for ax, panel in zip(figure.subplots(2, 3).flat, (lms, cifar, resnet, nanogpt, lstm_imdb, s2vt)):
         ax.set_title(panel(ax), loc="left", size="medium", color="#444444")
         ax.text(0, 1.11, f"{panel.__name__}/", transform=ax.transAxes, size="x-large", weight="bold")
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(alpha=0.2)
-    figure.savefig(ROOT / "figures" / "overview.png", dpi=96, metadata={"Software": None})
+    figure.savefig(ROOT / "figures" / "overview.png", dpi=80, metadata={"Software": None})
 
 
 if __name__ == "__main__":
