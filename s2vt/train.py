@@ -235,8 +235,8 @@ def main(argv=None):
         train_bleu4 = scores.bleu(describe(net, learned.features, r, args.max_words), learned.captions)[3]
         best = r.load_best(model=net)
         final, captions = test(net, test_set if test_set is not None else val_set, args, r)
-        final = {"best_epoch": best["epoch"], "scored_on": "test" if test_set is not None else "validation",
-                 "last_train_loss": r.rows[-1]["train_loss"], "last_train_bleu4": train_bleu4} | final  # fmt: skip
+        final |= {"best_epoch": best["epoch"], "scored_on": "test" if test_set is not None else "validation"}
+        final |= {"last_train_loss": (r.rows or [{}])[-1].get("train_loss"), "last_train_bleu4": train_bleu4}
         checkpoint.save_weights(r.folder / "best.safetensors", net, vocabulary.words, config)
         run.write(r.folder / "captions.txt", "\n".join(captions) + "\n")
         r.finish(f"BLEU-4 {final['test_bleu4']:.3f}, CIDEr {final['test_cider']:.3f} on {final['scored_on']} clips"
