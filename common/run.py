@@ -153,8 +153,9 @@ class Run:
         old = read_record(self.folder / "run.json") if args.resume else {}
         if old:
             torch.set_num_threads(old["device"]["threads"])
-        auto = "bf16" if auto_precision == "bf16" and native_bf16(self.device) else "fp32"
-        self.precision = old.get("precision", auto) if args.precision == "auto" else args.precision
+        auto = auto_precision if auto_precision != "bf16" or native_bf16(self.device) else "fp32"
+        precision = getattr(args, "precision", "auto")
+        self.precision = old.get("precision", auto) if precision == "auto" else precision
         self.rows, self._signal, self._drawn, self._began = [], None, 0.0, time.monotonic()
         self._events, self._summary_writer = None, summary_writer() if getattr(args, "tensorboard", False) else None
         self._before = old.get("wall_s", 0.0)
@@ -172,7 +173,7 @@ class Run:
         torch.manual_seed(args.seed)
 
     def _pick_device(self):
-        return pick_device(self.args.device)
+        return pick_device(getattr(self.args, "device", "cpu"))
 
     def _open_folder(self, name):
         """Create or find the run folder and lock it. Returns (folder, lock)."""

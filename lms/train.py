@@ -26,12 +26,6 @@ RECIPES = {"plain": dict(epochs=20, lr=0.005), "tiny": dict(epochs=2, lr=0.005)}
 PLOTTED = np.unique((10 ** np.arange(0, 10, 1 / 400)).astype(int))  # sample counts, 400 per decade, for learning.png
 
 
-class Args(argparse.Namespace):
-    """Arguments with what run.Run needs and this folder has no flags for, since NumPy computes on the CPU."""
-
-    device, precision = "cpu", "fp64"  # class attributes, so the record does not list them as arguments
-
-
 def mse(inputs, targets, w):
     return float(np.mean((targets - inputs @ w) ** 2))
 
@@ -159,7 +153,7 @@ def main(argv=None):
     if wiener.rank < X.shape[1]:
         print(f"{problem.name}: the inputs are linearly dependent (rank {wiener.rank} of {X.shape[1]} columns); the "
               "Wiener solution is that of least norm", file=sys.stderr)  # fmt: skip
-    with run.Run(Args(**vars(args)), __file__, f"{problem.name}-lms") as r:
+    with run.Run(args, __file__, f"{problem.name}-lms", auto_precision="fp64") as r:  # NumPy, on the CPU
         dataset = {"name": problem.name, "digest": problem.digest, "builtin": args.data in data.BUILT_IN,
                    "train": len(d), "val": len(problem.val_targets), "rank": wiener.rank}  # fmt: skip
         r.note(f"LMS, {X.shape[1]} weights, on {problem.name}: {len(d):,} rows per epoch, r = {args.lr:g}; "
