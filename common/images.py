@@ -289,7 +289,8 @@ def read_pickle(path):
         with open(path, "rb") as file:
             return ArraysOnly(file, encoding="latin1").load()
     except Exception as error:  # a damaged pickle raises almost anything
-        raise UserError(f"{path}: cannot be read ({error}); remove its folder to fetch it again") from error
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: cannot be read ({reason}); remove its folder to fetch it again") from error
 
 
 def read_batches(name: str, folder: Path) -> tuple[list, list[str]]:
@@ -319,7 +320,8 @@ def read_packed(path):
             parts = [(arrays[f"{which}_images"], arrays[f"{which}_labels"]) for which in ("train", "test")]
             return parts, arrays["classes"].tolist()
     except Exception as error:  # zipfile, zlib and numpy each have their own
-        raise UserError(f"{path}: cannot be read ({error}); remove it to fetch it again") from error
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: cannot be read ({reason}); remove it to fetch it again") from error
 
 
 def read_mnist(folder: Path) -> tuple[list, list[str]]:
