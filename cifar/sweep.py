@@ -81,21 +81,17 @@ def folder_name(setting, seed):
 
 
 def jobs_of(args, out):
-    """Every run that the studies need, once. Seed by seed: a sweep stopped early has all settings with fewer seeds."""
-    changes = {name: getattr(args, name) for name in ("limit", "epochs") if getattr(args, name) is not None}
-    where, p, jobs = ["--data-dir", args.data_dir] if args.data_dir else [], train.parser(), {}
-    for seed in range(args.seeds):
-        for name in args.study:
-            for setting in STUDIES[name].values():
-                dataset = train.DATASET[setting["model"]] if args.data == "auto" else args.data
-                if args.data == "auto" and not args.list:
-                    dataset = images.choose("auto", run.data_dir(args.data_dir), dataset)
-                values = setting | dict(data=dataset, seed=seed) | changes
-                recipe = train.RECIPES[setting.get("recipe", "plain")][setting["model"]] | values
-                cost = recipe["epochs"] * (1 + 16 / recipe["bs"])  # small batches are slower
-                folder = out / folder_name(setting, seed)
-                jobs[folder] = study.Job(folder, run.to_argv(p, values) + where, cost)
-    return list(jobs.values())
+    """Every run that the studies need."""
+
+    def dataset(name, setting):
+        usual = train.DATASET[setting["model"]] if args.data == "auto" else args.data
+        return usual if args.data != "auto" or args.list else images.choose("auto", run.data_dir(args.data_dir), usual)
+
+    def cost(values):
+        recipe = train.RECIPES[values.get("recipe", "plain")][values["model"]] | values
+        return recipe["epochs"] * (1 + 16 / recipe["bs"])  # small batches are slower
+
+    return study.plan(train, STUDIES, args, lambda setting, seed: out / folder_name(setting, seed), dataset, cost)
 
 
 # ------------------------------------------------------------------------------------------------------------ figures

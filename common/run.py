@@ -94,9 +94,9 @@ class Checkpoint(dict):
     def load_into(self, **parts):
         """Load the state dicts of the checkpoint into the modules and optimizers `parts`; a list takes a list."""
         for name, part in parts.items():
-            states, parts = (self[name], part) if isinstance(part, list) else ([self[name]], [part])
+            states, ones = (self[name], part) if isinstance(part, list) else ([self[name]], [part])
             try:
-                for one, state in zip(parts, states, strict=True):
+                for one, state in zip(ones, states, strict=True):
                     one.load_state_dict(state)
             except (RuntimeError, LookupError, ValueError, AttributeError, TypeError) as error:
                 detail = " ".join(str(error).split())[:100]

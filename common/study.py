@@ -48,6 +48,24 @@ def add_flags(parser, studies, seeds=3):
     parser.add_argument("--list", action="store_true", help="print the commands and run nothing")
 
 
+def plan(train, studies, args, folder, dataset, cost) -> list[Job]:
+    """Every run that the studies in `args` need, once. Seed by seed: a sweep stopped early has all settings.
+
+    studies: {study: {setting: arguments of train.py}}. folder(setting, seed), dataset(study, setting), cost(arguments)
+    say where a run lies, its dataset, and about how long it takes. --limit and --epochs replace a setting's own.
+    """
+    changes = {name: getattr(args, name) for name in ("limit", "epochs") if getattr(args, name) is not None}
+    where = ["--data-dir", args.data_dir] if getattr(args, "data_dir", None) else []
+    jobs, parser = {}, train.parser()
+    for seed in range(args.seeds):
+        for name in args.study:
+            for setting in studies[name].values():
+                values = setting | dict(data=dataset(name, setting), seed=seed) | changes
+                place = folder(setting, seed)
+                jobs[place] = Job(place, run.to_argv(parser, values) + where, cost(values))
+    return list(jobs.values())
+
+
 def command(script: Path, job: Job) -> list[str]:
     """The command that starts or continues a job."""
     return [display_path(script), *job.argv, "--out", display_path(job.folder), "--resume", "auto"]

@@ -43,18 +43,16 @@ def folder_name(setting, seed):
 
 
 def jobs_of(args, out):
-    """Every run that the studies need, once, seed by seed."""
-    changes = {name: getattr(args, name) for name in ("limit", "epochs") if getattr(args, name) is not None}
-    where, p, jobs = ["--data-dir", args.data_dir] if args.data_dir else [], train.parser(), {}
-    for seed in range(args.seeds):
-        for name in args.study:
-            for setting in STUDIES[name].values():
-                values = setting | dict(data=args.data, seed=seed) | changes
-                recipe = train.RECIPES[setting["recipe"]] | values
-                cost = recipe["epochs"] * recipe["max_len"] * (1 + 2 * recipe["bidirectional"])
-                folder = out / folder_name(setting, seed)
-                jobs[folder] = study.Job(folder, run.to_argv(p, values) + where, cost)
-    return list(jobs.values())
+    """Every run that the studies need."""
+
+    def cost(values):
+        recipe = train.RECIPES[values["recipe"]] | values
+        return recipe["epochs"] * recipe["max_len"] * (1 + 2 * recipe["bidirectional"])
+
+    def dataset(name, setting):
+        return args.data
+
+    return study.plan(train, STUDIES, args, lambda setting, seed: out / folder_name(setting, seed), dataset, cost)
 
 
 def report(name, rows, out):

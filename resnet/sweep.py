@@ -65,18 +65,16 @@ def folder_name(setting, seed):
 
 
 def jobs_of(args, out):
-    """Every run that the studies need, once. Seed by seed: a sweep stopped early has all settings with fewer seeds."""
-    changes = {name: getattr(args, name) for name in ("limit", "epochs") if getattr(args, name) is not None}
-    where, p, jobs = ["--data-dir", args.data_dir] if args.data_dir else [], train.parser(), {}
-    for seed in range(args.seeds):
-        for name in args.study:
-            for setting in STUDIES[name].values():
-                values = setting | dict(data=dataset_of(args, name), seed=seed) | changes
-                epochs = (train.RECIPES[setting["recipe"]] | values)["epochs"]
-                cost = epochs * model.CIFAR_DEPTHS.get(setting.get("model"), 20)
-                folder = out / folder_name(setting, seed)
-                jobs[folder] = study.Job(folder, run.to_argv(p, values) + where, cost)
-    return list(jobs.values())
+    """Every run that the studies need."""
+
+    def cost(values):
+        depth = model.CIFAR_DEPTHS.get(values.get("model"), 20)
+        return (train.RECIPES[values["recipe"]] | values)["epochs"] * depth
+
+    def dataset(name, setting):
+        return dataset_of(args, name)
+
+    return study.plan(train, STUDIES, args, lambda setting, seed: out / folder_name(setting, seed), dataset, cost)
 
 
 def dataset_of(args, name):

@@ -37,16 +37,12 @@ def folder_name(setting, seed):
 
 
 def jobs_of(args, out):
-    """Every run that the studies need, once, seed by seed."""
-    changes = {name: getattr(args, name) for name in ("limit", "epochs") if getattr(args, name) is not None}
-    jobs = {}
-    for seed in range(args.seeds):
-        for name in args.study:
-            for setting in STUDIES[name].values():
-                folder = out / folder_name(setting, seed)
-                values = setting | dict(data="builtin", seed=seed) | changes
-                jobs[folder] = study.Job(folder, run.to_argv(train.parser(), values), 1.0)
-    return list(jobs.values())
+    """Every run that the studies need, on the built-in videos."""
+
+    def folder(setting, seed):
+        return out / folder_name(setting, seed)
+
+    return study.plan(train, STUDIES, args, folder, dataset=lambda *_: "builtin", cost=lambda values: 1.0)
 
 
 def report(name, rows, out):
