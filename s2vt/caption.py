@@ -17,7 +17,7 @@ import torch
 import checkpoint
 import extractors
 from decode import caption_all
-from video_files import find_videos, read_video
+from extractors import find_videos, read_video
 
 
 def extractor_for(trained: checkpoint.Trained, given: str | None) -> str:
@@ -72,7 +72,9 @@ def main(argv=None):
             continue
         caption = caption_all(trained.model, torch.as_tensor(features), args.beam, trained.config["max_words"])[0]
         print(f"{run.display_path(file)}: {trained.vocabulary.decode(caption.words)}")
-    if broken or not files:
+    if broken == len(files):
+        raise run.UserError(f"{' '.join(args.videos)}: none of {len(files):,} videos could be read")
+    if broken:
         print(f"{len(files) - broken:,} videos described, {broken:,} could not be read", file=sys.stderr)
 
 

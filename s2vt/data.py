@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 from common import run
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -153,6 +154,8 @@ def load(
     if name == "builtin":
         parts, extractor = builtin_parts(limit, digest), "small"
     elif name in ("msvd", "msvd40"):
+        if name == "msvd40":
+            print("msvd40: clips of MSVD's test part; a demonstration, never a result", file=sys.stderr)
         parts = course_parts(msvd, notes, digest, limit, only_test=name == "msvd40")
         extractor = extractor_of(msvd / "training_data" / "feat")
     else:
@@ -220,6 +223,8 @@ def course_parts(folder, notes, digest, limit, only_test=False):
     there = {name: captions for name, captions in labels.items() if (feat / f"{name}.npy").exists()}
     for name in sorted(labels.keys() - there.keys()):
         notes.add("clips without a file of features", name)
+    for name in sorted({f.name.removesuffix(".npy") for f in feat.glob("*.npy")} - labels.keys()):
+        notes.add("files of features without captions", name)
     if len(there) < 2:
         raise run.UserError(
             f"{feat}: has features of {len(there)} of the {len(labels):,} clips; two or more are needed"
@@ -243,13 +248,19 @@ def msrvtt_parts(folder, file, notes, digest, limit):
     return same_columns(parts, folder)
 
 
+def builtin_features(clips: list[videos.Clip]) -> Tensor:
+    """float16 (N, T, 288): the features of built-in clips, by the extractor `small`."""
+    frames = np.concatenate([clip.frames for clip in clips])
+    return extractors.extract("small", frames).view(len(clips), videos.FRAMES, -1).half()
+
+
 @functools.lru_cache(maxsize=6)
 def builtin_part(part: str, count: int) -> tuple[Tensor, list[list[str]], list, bytes]:
     """(features, captions, events, digest) of the first `count` clips of a part of the built-in videos."""
     features, captions, events, digest = [], [], [], hashlib.sha256()
     for first in range(0, count, 200):  # the frames themselves would take ten times the memory
         clips = videos.draw(part, min(200, count - first), first)
-        features.append(extractors.builtin_features(clips))
+        features.append(builtin_features(clips))
         captions += [clip.captions for clip in clips]
         events += [clip.events for clip in clips]
         for clip in clips:

@@ -24,35 +24,44 @@ from decode import caption_all
 
 BASELINE_CANDIDATES = 30  # the most frequent training captions, of which validation chooses the best constant one
 COLUMNS = ("bleu1", "bleu2", "bleu3", "bleu4", "cider", "course_bleu1", "log_likelihood")
+COCO_COLUMNS = ("bleu4", "cider", "rouge_l", "meteor")
 
 
 def test_clips(name: str, data_dir: str | None, trained) -> tuple[data.Clips, dict]:
-    """(clips, what a record says of them): the test clips of a dataset, or its validation clips where it has none, or
-    the clips of a folder. Clips of a folder without labels have no captions. Raises UserError."""
-    known = ("auto", "builtin", "msvd", "msvd40")
-    if name in known or data.is_there(Path(name)) or any(Path(name).glob("*videodatainfo*.json")):
+    """(clips, what a record says of them): the test clips of a dataset, its validation clips where it has none, or all
+    clips of a folder of features. Clips of a folder without labels have no captions. Raises UserError."""
+    folder = run.data_dir(data_dir) / "msvd" if name == "msvd" else Path(name)
+    feat = next((f for f in (folder / "testing_data" / "feat", folder / "feat") if f.is_dir()), None)
+    named = name in ("auto", "builtin", "msvd40") or any(folder.glob("*videodatainfo*.json"))
+    if feat and not named:
+        clips, facts, extractor = folder_clips(folder, feat, trained.config["features"])
+    elif named or data.is_there(folder):
         _, val, test, _, facts = data.load(name, data_dir)
         clips, extractor = val if test is None else test, facts["extractor"]
         facts |= {"scored_on": "validation" if test is None else "test"}
     else:
-        clips, facts, extractor = folder_clips(Path(name), trained.config["features"])
+        raise run.UserError(f"{folder}: holds neither feat/ nor testing_data/feat/")
     if extractor and trained.config["extractor"] and extractor != trained.config["extractor"]:
         raise run.UserError(f"{name}: holds features of {extractor}, and {trained.name} was trained on features of "
                             f"{trained.config['extractor']}")  # fmt: skip
     if clips.features.shape[2] != trained.config["features"]:
         raise run.UserError(f"{name}: holds features of {clips.features.shape[2]:,} columns, and {trained.name} takes "
                             f"{trained.config['features']:,}")  # fmt: skip
+    if trained.config["dataset"] == "msvd40":
+        facts |= {"demonstration": True}
+        print(f"{trained.name}: was trained on clips of MSVD's test part; these scores are a demonstration, no result",
+              file=sys.stderr)  # fmt: skip
     return clips, facts
 
 
-def folder_clips(folder, columns):
-    feat = next((f for f in (folder / "testing_data" / "feat", folder / "feat") if f.is_dir()), None)
-    if feat is None:
-        raise run.UserError(f"{folder}: holds neither feat/ nor testing_data/feat/")
+def folder_clips(folder, feat, columns):
+    """(clips, facts, extractor) of all files of features in `feat`, with the captions of testing_label.json."""
     notes, digest, file = readers.Notes(), hashlib.sha256(), folder / "testing_label.json"
     labels = readers.read_labels(file, notes) if file.exists() else {}
-    names = list(labels) or sorted(f.name.removesuffix(".npy") for f in feat.glob("*.npy"))
-    ids, features = readers.read_features(feat, names, notes, digest, columns)
+    there = sorted(f.name.removesuffix(".npy") for f in feat.glob("*.npy"))
+    for name in [name for name in there if labels and name not in labels]:
+        notes.add("files of features without captions, left out", name)
+    ids, features = readers.read_features(feat, list(labels) or there, notes, digest, columns)
     notes.print(folder)
     raw = [labels.get(name, []) for name in ids]
     clips = data.Clips(ids, features, raw, [[readers.normalize(c) for c in captions] for captions in raw], [])
@@ -66,7 +75,7 @@ def score(captions: list[str], clips: data.Clips, coco: bool = False) -> dict:
     row = {f"bleu{n}": value for n, value in enumerate(scores.bleu(captions, clips.captions), 1)}
     row |= {"cider": scores.cider(captions, clips.captions)}
     row |= {"course_bleu1": scores.course_bleu1(captions, clips.raw)}
-    row |= scores.coco_scores(captions, clips.captions) if coco else {}
+    row |= {"coco": scores.coco_scores(captions, clips.raw)} if coco else {}
     return row | (scores.order_scores(captions, clips.events) if clips.events is not None else {})
 
 
@@ -79,14 +88,22 @@ def best_constant(train: data.Clips, val: data.Clips) -> str:
 
 
 def print_rows(rows):
-    extra = [key for key in ("rouge_l", "meteor", "order", "chance") if any(key in row for row in rows)]
-    names = [*COLUMNS, *extra]
+    """Two tables: all scores with our tokenization and, if they were asked for, those of pycocoevalcap."""
+    print_table(rows, [*COLUMNS, *(key for key in ("order", "chance") if key in rows[0])])
+    print(f"bleu, cider: {scores.TOKENIZATION}; published scores use PTB's tokenization")
+    print("course_bleu1: the score of the course, with its own words and reference length; log p: mean log-likelihood")
+    if "coco" in rows[0]:
+        print()
+        print_table([row["coco"] | {"captions": row["captions"]} for row in rows], [*COCO_COLUMNS])
+        print("pycocoevalcap, on captions of " + ("PTB's tokenization (Java), as published scores"
+              if rows[0]["coco"]["tokenization"] == "PTB" else "our tokenization, since there is no Java"))  # fmt: skip
+
+
+def print_table(rows, names):
     print(f"{'':24}" + "".join(f"{name.replace('log_likelihood', 'log p'):>13}" for name in names))
     for row in rows:
         cells = ("" if row.get(name) is None else f"{row[name]:.3f}" for name in names)
         print(f"{row['captions']:24}" + "".join(f"{cell:>13}" for cell in cells))
-    print("BLEU, CIDEr-D, ROUGE-L, METEOR: our tokenization (lower case, no punctuation); published scores use PTB's.")
-    print("course_bleu1: the score of the course, with its own words and reference length; log p: mean log-likelihood.")
 
 
 def parser():
@@ -97,7 +114,7 @@ def parser():
     p.add_argument("--captions", type=run.path_arg, metavar="OUT", help="file for the lines id,caption")
     p.add_argument("--beam", type=run.positive_int, nargs="+", default=[1, 5], metavar="N",
                    help="beam widths; 1 is greedy search (default: 1 5)")  # fmt: skip
-    p.add_argument("--coco", action="store_true", help="also METEOR (with Java) and ROUGE-L, by pycocoevalcap")
+    p.add_argument("--coco", action="store_true", help="also the scores of pycocoevalcap; METEOR needs Java")
     return p
 
 
@@ -136,7 +153,8 @@ def main(argv=None):
         if folder:
             torch_facts = run.environment(device, __file__)
             run.write_json(folder / "scores.json", {"scores": "s2vt", "run": folder.name, **torch_facts,
-                                                    "dataset": facts, "rows": rows})  # fmt: skip
+                                                    "dataset": facts, "tokenization": scores.TOKENIZATION,
+                                                    "rows": rows})  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 import extractors
-from video_files import find_videos, read_video
+from extractors import find_videos, read_video
 
 
 def shard_arg(text):
@@ -38,6 +38,8 @@ def prepare(out: Path, extractor: str, frames: int):
         if found != wanted:
             raise run.UserError(f"{out}: holds features of {found.get('extractor')} with {found.get('frames')} frames; "
                                 "name another --out")  # fmt: skip
+    elif any(out.glob("*.npy")):
+        raise run.UserError(f"{out}: holds features of an unknown extractor (no extractor.json); name another --out")
     else:
         run.write_json(file, wanted)
 

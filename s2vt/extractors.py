@@ -1,7 +1,12 @@
-"""Networks that turn a frame into a row of features; a model names the one that it was trained with."""
+"""From a video file to rows of features: frames by PyAV, and the networks that describe a frame.
 
+A model names the network (the extractor) that it was trained with; another one's features are refused.
+"""
+
+import io
 from collections.abc import Callable
 from functools import lru_cache
+from pathlib import Path
 from typing import NamedTuple
 
 from common import run
@@ -11,7 +16,77 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import videos
+ENDINGS = {".avi", ".mp4", ".mkv", ".webm", ".mov", ".mpg", ".mpeg", ".m4v", ".gif", ".flv", ".wmv"}
+
+
+def import_av():
+    """The module av. Raises UserError where it is not installed."""
+    try:
+        import av
+    except ImportError:
+        raise run.UserError("video files need PyAV: pip install -r requirements.txt") from None
+    av.logging.set_level(None)  # what is wrong with a file is said in one line, by us
+    return av
+
+
+def read_video(file: Path, count: int, size: int) -> np.ndarray:
+    """uint8 (count, size, size, 3): `count` evenly spaced frames of a video, each scaled to a square.
+
+    A video of fewer frames shows some of them several times. Damaged frames at the end are left out. Raises UserError
+    for a file without a frame that can be decoded.
+    """
+    av = import_av()
+    if not file.is_file():
+        raise run.UserError(f"{file}: is {'not a regular file' if file.exists() else 'missing'}")
+    frames, stride, error = [], 1, None
+    try:
+        with open(file, "rb") as handle, av.open(handle) as container:  # its own open() takes only UTF-8 names
+            if not container.streams.video:
+                raise run.UserError(f"{file}: holds no video, only sound or text")
+            for i, frame in enumerate(container.decode(video=0)):
+                if i % stride:
+                    continue
+                frames.append(frame.reformat(size, size, "rgb24", interpolation="AREA").to_ndarray())
+                if len(frames) == 8 * count:  # a long video: from now on every second one of these
+                    frames, stride = frames[::2], 2 * stride
+    except (av.error.FFmpegError, OSError, ValueError, MemoryError, IndexError, OverflowError) as caught:
+        error = " ".join(str(getattr(caught, "strerror", None) or caught).split())[:80]
+    if not frames:
+        raise run.UserError(f"{file}: is no readable video ({error or 'it has no frames'})")
+    places = np.linspace(0, len(frames) - 1, count).round().astype(int)
+    return np.stack([frames[i] for i in places])
+
+
+def write_video(file: Path, frames: np.ndarray, rate: int = 12):
+    """Write uint8 (T, H, W, 3), H and W even, as an MPEG-4 video of `rate` frames per second. Raises UserError."""
+    av, content = import_av(), io.BytesIO()
+    with av.open(content, "w", format="mp4") as container:
+        stream = container.add_stream("mpeg4", rate=rate)
+        stream.height, stream.width, stream.pix_fmt, stream.bit_rate = *frames.shape[1:3], "yuv420p", 2_000_000
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    run.write(file, content.getvalue())
+
+
+def find_videos(paths: list[str]) -> tuple[list[Path], int]:
+    """(the videos among the files and folders `paths`, sorted, without duplicates; how many files were skipped because
+    their name has no ending of a video). A file named itself is taken whatever its ending. Raises UserError."""
+    found, skipped = set(), 0
+    for path in map(Path, paths):
+        if path.is_dir():
+            inside = [file for file in path.rglob("*") if file.is_file() and not file.name.startswith(".")]
+            videos = [file for file in inside if file.suffix.lower() in ENDINGS]
+            found |= set(videos)
+            skipped += len(inside) - len(videos)
+        elif path.exists():
+            found.add(path)
+        else:
+            raise run.UserError(f"{path}: is missing")
+    return sorted(found), skipped
+
+
+# ---------------------------------------------------------------------------------------------------- the networks
 
 
 class Extractor(NamedTuple):
@@ -101,7 +176,7 @@ def build_efficientnet_lite0():
 
 
 EXTRACTORS = {
-    "small": Extractor(videos.SIZE, 288, SmallNetwork),
+    "small": Extractor(32, 288, SmallNetwork),
     "vgg16": Extractor(224, 4096, build_vgg16),
     "resnet50": Extractor(224, 2048, build_resnet50),
     "efficientnet_lite0": Extractor(224, 1280, build_efficientnet_lite0),
@@ -120,9 +195,3 @@ def extract(name: str, frames: np.ndarray, device="cpu", bs: int = 128) -> Tenso
     """uint8 (T, size, size, 3) -> float32 (T, columns), by the extractor `name`. Raises UserError."""
     net, tensor = network(name).to(device), torch.from_numpy(frames).permute(0, 3, 1, 2)
     return torch.cat([net(part.to(device)).float().cpu() for part in tensor.split(bs)])
-
-
-def builtin_features(clips: list[videos.Clip]) -> Tensor:
-    """float16 (N, FRAMES, 288): the features of built-in clips."""
-    frames = np.concatenate([clip.frames for clip in clips])
-    return extract("small", frames).view(len(clips), videos.FRAMES, -1).half()

@@ -39,7 +39,7 @@ class Notes:
 
     def print(self, where):
         for reason, names in self.names.items():
-            some = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+            some = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
             print(f"{run.display_path(where)}: {len(names):,} {reason} ({some})", file=sys.stderr)
 
 

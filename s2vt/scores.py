@@ -1,10 +1,11 @@
 """Scores of captions against several references: BLEU by sacrebleu, CIDEr-D, and the BLEU-1 of a course.
 
-All captions here are normalized (data.normalize): lower case, words and numbers alone. Published scores are made with
-Java's PTB tokenizer instead, so their third digit can differ.
+All captions here are normalized (readers.normalize): lower case, words and numbers alone. Published scores are made
+with Java's PTB tokenizer instead, so their third digit can differ: `coco_scores` has that one.
 """
 
 import math
+import shutil
 import sys
 from collections import Counter
 
@@ -13,11 +14,14 @@ from common import run
 import numpy as np
 
 import videos
+from readers import normalize
 
 try:
     import sacrebleu
 except ImportError:
     raise SystemExit("error: the scores need sacrebleu: pip install -r requirements.txt") from None
+
+TOKENIZATION = "our tokenization (lower case, no punctuation)"
 
 
 def bleu(captions: list[str], references: list[list[str]]) -> list[float]:
@@ -102,19 +106,34 @@ def order_scores(captions: list[str], events: list) -> dict[str, float]:
             "stated": right + opposite}  # fmt: skip
 
 
-def coco_scores(captions: list[str], references: list[list[str]]) -> dict[str, float]:
-    """METEOR (which needs Java), ROUGE-L and CIDEr-D by pycocoevalcap. Raises UserError where that is not installed."""
+def coco_scores(captions: list[str], raw_references: list[list[str]]) -> dict:
+    """{"tokenization", "bleu4", "cider", "rouge_l", "meteor"} with the tokenization and scorers of pycocoevalcap.
+
+    The PTB tokenizer, with which published scores are made, and METEOR are Java programs. Without Java the captions are
+    normalized as above, and METEOR is missing. Raises UserError.
+    """
     try:
         from pycocoevalcap.cider.cider import Cider
         from pycocoevalcap.meteor.meteor import Meteor
         from pycocoevalcap.rouge.rouge import Rouge
+        from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
     except ImportError:
-        raise run.UserError("--coco: pip install pycocoevalcap") from None
-    truth, ours = dict(enumerate(references)), {i: [caption] for i, caption in enumerate(captions)}
-    found = {}
-    for name, kind in (("coco_cider", Cider), ("rouge_l", Rouge), ("meteor", Meteor)):
-        try:
-            found[name] = float(kind().compute_score(truth, ours)[0])
-        except (OSError, ValueError) as error:  # METEOR without Java
-            print(f"{name} is left out ({str(error)[:80]})", file=sys.stderr)
-    return found
+        raise run.UserError("--coco: pip install --no-deps pycocoevalcap") from None
+    texts = {i: [caption, *references] for i, (caption, references) in enumerate(zip(captions, raw_references))}
+    scorers = {"cider": Cider, "rouge_l": Rouge}
+    try:
+        if shutil.which("java"):
+            lines = {i: [{"caption": " ".join(text.split())} for text in group] for i, group in texts.items()}
+            tokens, tokenization = PTBTokenizer().tokenize(lines), "PTB"
+            scorers |= {"meteor": Meteor}
+        else:
+            print("no Java: METEOR is left out, and so is the PTB tokenization", file=sys.stderr)
+            tokens, tokenization = {i: [normalize(text) for text in group] for i, group in texts.items()}, "ours"
+        truth, ours = {i: tokens[i][1:] for i in texts}, {i: tokens[i][:1] for i in texts}
+        if any(len(tokens[i]) != len(texts[i]) for i in texts):
+            raise ValueError("the tokenizer returned another number of lines")
+        found = {name: float(scorer().compute_score(truth, ours)[0]) for name, scorer in scorers.items()}
+    except (OSError, ValueError, LookupError) as error:
+        reason = " ".join(str(error).split())[:100]
+        raise run.UserError(f"--coco: pycocoevalcap failed ({reason}); its tokenizer and METEOR need Java") from error
+    return {"tokenization": tokenization, "bleu4": bleu([ours[i][0] for i in texts], [*truth.values()])[3]} | found

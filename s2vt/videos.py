@@ -16,7 +16,7 @@ from common import run
 
 import numpy as np
 
-from video_files import write_video
+from extractors import write_video
 
 FRAMES, SIZE = 16, 32
 CAPTIONS = 5  # of each clip

@@ -4,8 +4,12 @@ published scorers, files of features and videos that are damaged. What all folde
 import itertools
 import json
 import math
+import os
 import random
 import re
+import shutil
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -103,6 +107,15 @@ def test_what_stands_under_the_padding_changes_nothing(attention):
     assert torch.equal(net.loss(features, other, targets, clip), loss)
     more = F.pad(words, (0, 3)), F.pad(targets, (0, 3))
     assert torch.allclose(net.loss(features, *more, clip), loss)
+
+
+@pytest.mark.parametrize("attention", [False, True])
+def test_a_clip_is_encoded_once_for_all_of_its_captions(attention):
+    net, read = small(attention=attention), []
+    net.layer1.register_forward_hook(lambda layer, args, out: read.append(tuple(args[0].shape[:2])))
+    words, targets = sentences(9, 12, 6)
+    net.loss(torch.randn(3, 7, 5, dtype=torch.float64), words, targets, torch.arange(12) % 3)
+    assert read == [(3, 7 + 6)], "one call over the frames and the words of 3 clips, not of 12 captions"
 
 
 def test_scheduled_sampling_reads_what_the_network_says():
@@ -225,6 +238,28 @@ def test_cider_is_that_of_pycocoevalcap():
         assert scores.cider(captions, REFERENCES) == pytest.approx(expected, rel=1e-9) and expected > 0.1
 
 
+RAW = [["A man's playing a guitar.", "Someone plays"], ["The dog, running."], ["Two girls talk!", "They don't sing"]]
+
+
+def test_scores_of_pycocoevalcap_without_java(monkeypatch, capsys):
+    pytest.importorskip("pycocoevalcap", reason="pip install --no-deps pycocoevalcap")
+    monkeypatch.setattr(scores.shutil, "which", lambda name: None)
+    found = scores.coco_scores(["a dog", *CAPTIONS[1:]], [["The dog."], *RAW[1:]])
+    assert found["tokenization"] == "ours" and "meteor" not in found and "no Java" in capsys.readouterr().err
+    one = scores.coco_scores(["a b c d", "x"], [["A b, c!"], ["y"]])["rouge_l"]  # F of 3/4 and 3/3, and of nothing
+    assert one == pytest.approx((1 + 1.2**2) * 0.75 / (1 + 1.2**2 * 0.75) / 2)
+
+
+@pytest.mark.slow
+def test_scores_of_pycocoevalcap_with_java():
+    pytest.importorskip("pycocoevalcap", reason="pip install --no-deps pycocoevalcap")
+    if not shutil.which("java"):
+        pytest.skip("METEOR needs Java")
+    found = scores.coco_scores(["two girls do n't talk", ""], [["Two girls don't talk!", "a\u2028b\rc ||| d"], ["x"]])
+    assert found["tokenization"] == "PTB" and found["rouge_l"] == pytest.approx(0.5)
+    assert found["bleu4"] == pytest.approx(1.0) and 0.4 < found["meteor"] < 1
+
+
 def test_the_course_score_has_the_reference_length_of_its_script():
     """Candidate of 5 words; references of 9, 5 and 8. The closest length is 5. The script compares each with the first
     one's difference of 4, and keeps the last that is smaller: 8."""
@@ -342,14 +377,19 @@ def test_batches_hold_all_captions_of_their_clips(tmp_path):
     assert all(b.clip.bincount().tolist() == [1] * len(b.features) for b in clips.batches(3, (0, 0), each=1))
 
 
-def test_msrvtt(tmp_path):
+def make_msrvtt(folder):
+    """A small folder in the form of MSR-VTT."""
     videos_ = [{"video_id": f"video{i}", "split": s} for i, s in enumerate(["train"] * 3 + ["validate", "test"])]
     sentences_ = [{"video_id": f"video{i}", "caption": f"thing {i} moves"} for i in range(5) for _ in range(2)]
-    (tmp_path / "train_val_videodatainfo.json").write_text(json.dumps({"videos": videos_, "sentences": sentences_}))
-    (tmp_path / "feat").mkdir()
+    (folder / "feat").mkdir(parents=True)
+    (folder / "train_val_videodatainfo.json").write_text(json.dumps({"videos": videos_, "sentences": sentences_}))
     for i in range(5):
-        np.save(tmp_path / "feat" / f"video{i}.npy", np.ones((4, 3), np.float32) * i)
-    train_set, val, test, _, facts = data.load(str(tmp_path))
+        np.save(folder / "feat" / f"video{i}.npy", np.ones((4, 3), np.float32) * i)
+    return folder
+
+
+def test_msrvtt(tmp_path):
+    train_set, val, test, _, facts = data.load(str(make_msrvtt(tmp_path / "msrvtt")))
     assert facts["clips"] == [3, 1, 1] and val.ids == ["video3"] and test.captions == [["thing 4 moves"] * 2]
 
 
@@ -401,6 +441,13 @@ def test_long_captions_and_clips_without_captions(tmp_path, capsys):
     assert "1 captions without words" in errors
 
 
+def test_files_of_features_without_captions_are_counted(tmp_path, capsys):
+    folder = make_course(tmp_path / "msvd")
+    np.save(folder / "training_data" / "feat" / "unknown.avi.npy", np.ones((6, 12), np.float32))
+    assert data.load(str(folder))[4]["left_out"] == {"files of features without captions": 1}
+    assert "unknown.avi" in capsys.readouterr().err
+
+
 def test_the_network_refuses_features_of_other_columns(tmp_path):
     out = tmp_path / "run"
     train.main(["--data", str(make_course(tmp_path / "msvd")), "--recipe", "tiny", "--epochs", "1", "--out", str(out)])
@@ -410,12 +457,48 @@ def test_the_network_refuses_features_of_other_columns(tmp_path):
     assert code == 1 and one_line(message) and "7" in message and "12" in message
 
 
+def test_scores_of_a_run_on_the_40_clips_are_called_a_demonstration(tmp_path, capsys):
+    """30 of the 40 clips are trained on, and all 40 are clips of MSVD's test part."""
+    make_course(tmp_path / "msvd", test_clips=8)
+    arguments, out = ["--data-dir", str(tmp_path)], str(tmp_path / "run")
+    train.main(["--data", "msvd40", "--recipe", "tiny", "--epochs", "1", "--out", out, *arguments])
+    assert "never a result" in capsys.readouterr().err
+    load("s2vt", "evaluate").main(["--data", "msvd", "--run", out, "--beam", "1", *arguments])
+    assert sum("a demonstration" in line for line in capsys.readouterr().err.splitlines()) == 1
+    record = json.loads((tmp_path / "run" / "scores.json").read_text())
+    assert record["dataset"]["demonstration"] and record["dataset"]["clips"] == 8
+
+
+@pytest.mark.slow
+def test_fuzzed_files_of_videos_and_weights(tmp_path, clips):
+    from test_hostile import mutations
+
+    rng, weights = random.Random(0), tmp_path / "w.safetensors"
+    for content in mutations((clips / "clip0.mp4").read_bytes(), rng, 150):
+        (tmp_path / "v.mp4").write_bytes(content)
+        try:
+            assert extractors.read_video(tmp_path / "v.mp4", 5, 32).shape == (5, 32, 32, 3)
+        except run.UserError as error:
+            assert "v.mp4" in str(error) and "\n" not in str(error)
+    for content in mutations(checkpoint.COMMITTED.read_bytes()[:20_000], rng, 100):
+        weights.write_bytes(content)
+        code, message = failure(checkpoint.open_model, str(weights))
+        assert code == 1 and one_line(message) and "w.safetensors" in message
+
+
 @pytest.mark.slow
 def test_fuzzed_files_of_features_and_labels(tmp_path):
     """Whatever the bytes are: clips are read or left out, or one line says why."""
     from test_hostile import mutations
 
     folder, rng = make_course(tmp_path / "msvd"), random.Random(0)
+    msrvtt = make_msrvtt(tmp_path / "msrvtt")
+    for content in mutations(next(msrvtt.glob("*.json")).read_bytes(), rng, 150):
+        next(msrvtt.glob("*.json")).write_bytes(content)
+        try:
+            data.load(str(msrvtt))
+        except run.UserError as error:
+            assert "\n" not in str(error)
     for file in (folder / "training_data" / "feat" / "training0.avi.npy", folder / "training_label.json"):
         whole = file.read_bytes()
         for content in mutations(whole, rng, 150):
@@ -441,17 +524,16 @@ def clips(tmp_path_factory):
 
 
 def test_a_video_file_shows_the_frames_that_were_written(clips):
-    frames = load("s2vt", "video_files").read_video(clips / "clip0.mp4", videos.FRAMES, videos.SIZE)
+    frames = extractors.read_video(clips / "clip0.mp4", videos.FRAMES, videos.SIZE)
     truth = videos.draw("test", 3)[0].frames
     assert frames.shape == truth.shape and abs(frames.astype(int) - truth).mean() < 12
     assert abs(frames.astype(int) - truth).mean() < abs(frames[::-1].astype(int) - truth).mean()
 
 
-def test_videos_of_one_frame_of_sound_alone_and_of_text(tmp_path, clips):
-    files = load("s2vt", "video_files")
+def test_videos_of_one_frame_of_sound_alone_and_of_text(tmp_path, clips, capsys):
     av = pytest.importorskip("av")
-    files.write_video(tmp_path / "one.mp4", np.full((1, 64, 64, 3), 200, np.uint8))
-    frames = files.read_video(tmp_path / "one.mp4", 5, 32)
+    extractors.write_video(tmp_path / "one.mp4", np.full((1, 64, 64, 3), 200, np.uint8))
+    frames = extractors.read_video(tmp_path / "one.mp4", 5, 32)
     assert frames.shape == (5, 32, 32, 3) and (frames == frames[0]).all()
     with av.open(str(tmp_path / "sound.mp4"), "w") as container:
         stream = container.add_stream("aac", rate=8000, layout="mono")
@@ -464,15 +546,53 @@ def test_videos_of_one_frame_of_sound_alone_and_of_text(tmp_path, clips):
     whole = (clips / "clip0.mp4").read_bytes()
     (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 3])
     for name in ("sound", "text", "empty", "cut", "missing"):
-        code, message = failure(files.read_video, tmp_path / f"{name}.mp4", 5, 32)
+        code, message = failure(extractors.read_video, tmp_path / f"{name}.mp4", 5, 32)
         assert code == 1 and one_line(message) and f"{name}.mp4" in message
+    caption, names = load("s2vt", "caption"), [str(tmp_path / f"{name}.mp4") for name in ("text", "cut")]
+    code, message = failure(caption.main, [*names, "--run", str(checkpoint.COMMITTED)])
+    assert code == 1 and one_line(message) and "none of 2 videos" in message
+    capsys.readouterr()
+    caption.main([*names, str(clips / "clip0.mp4"), "--run", str(checkpoint.COMMITTED)])
+    said = capsys.readouterr()
+    assert said.out.count("\n") == 1 and "1 videos described, 2 could not be read" in said.err
+
+
+@pytest.mark.skipif(os.name == "nt" or sys.platform == "darwin", reason="such names exist on Linux")
+def test_a_video_whose_name_is_not_utf8(tmp_path, clips):
+    file = Path(os.fsdecode(os.fsencode(tmp_path) + b"/v\xff.mp4"))
+    shutil.copy(clips / "clip0.mp4", file)
+    assert extractors.read_video(file, 5, 32).shape == (5, 32, 32, 3)
+    extract = load("s2vt", "extract_features")
+    extract.main([str(tmp_path), "--out", str(tmp_path / "feat"), "--extractor", "small", "--frames", "4"])
+    assert np.load(tmp_path / "feat" / f"{file.name}.npy").shape == (4, 288)
+
+
+def test_features_of_an_unknown_extractor_are_not_mixed_with_others(tmp_path, clips):
+    np.save(tmp_path / "a.avi.npy", np.ones((4, 288), np.float32))
+    code, message = failure(load("s2vt", "extract_features").main,
+                            [str(clips), "--out", str(tmp_path), "--extractor", "small"])  # fmt: skip
+    assert code == 1 and one_line(message) and "unknown extractor" in message
+
+
+@pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "a/b", "1/0"])
+def test_a_shard_that_is_none(shard, capsys):
+    code, _ = failure(load("s2vt", "extract_features").main, ["x.mp4", "--out", "o", "--shard", shard])
+    assert code == 2 and "--shard" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_an_extractor_of_other_columns_is_refused():
+    """Features of 2,048 columns under a network of 4,096 whose own extractor is unknown."""
+    trained = checkpoint.Trained(None, None, {"extractor": None, "features": 4096}, "net")
+    code, message = failure(load("s2vt", "caption").extractor_for, trained, "resnet50")
+    assert code == 1 and one_line(message) and "2,048" in message and "4,096" in message
+    assert load("s2vt", "caption").extractor_for(trained, "vgg16") == "vgg16"
 
 
 def test_from_video_files_to_sentences(clips, tmp_path, capsys):
     """Render, extract, train, describe: what the README's section on one's own videos says, with a broken file."""
     source = tmp_path / "videos"
     source.mkdir()
-    for i in range(9):
+    for i in range(27):
         (source / f"v{i}.mp4").write_bytes((clips / f"clip{i % 3}.mp4").read_bytes())
     (source / "broken.mp4").write_text("no video")
     (source / "notes.txt").write_text("x")
@@ -483,13 +603,13 @@ def test_from_video_files_to_sentences(clips, tmp_path, capsys):
     extract.main(command)
     said = capsys.readouterr()
     lines = said.out.strip().splitlines()
-    assert "9 were there already, 1 could not be read, 1 other files" in lines[-1] and "broken.mp4" in said.err
+    assert "27 were there already, 1 could not be read, 1 other files" in lines[-1] and "broken.mp4" in said.err
     code, message = failure(extract.main, [*command[:-1], "12"])
     assert code == 1 and one_line(message) and "16 frames" in message
-    labels = [{"id": f"v{i}.mp4", "caption": videos.draw("test", 3)[i % 3].captions[:1]} for i in range(9)]
+    labels = [{"id": f"v{i}.mp4", "caption": videos.draw("test", 3)[i % 3].captions[:1]} for i in range(27)]
     (folder / "training_label.json").write_text(json.dumps(labels))
     out = tmp_path / "run"
-    train.main(["--data", str(folder), "--recipe", "tiny", "--out", str(out), "--epochs", "30", "--lr", "0.01",
+    train.main(["--data", str(folder), "--recipe", "tiny", "--out", str(out), "--epochs", "9", "--lr", "0.01",
                 "--bs", "1", "--set", "hidden=48", "--set", "dropout=0.0"])  # fmt: skip
     capsys.readouterr()
     caption = load("s2vt", "caption")
@@ -540,8 +660,12 @@ def test_captions_in_the_form_of_the_course(tmp_path, capsys):
     assert [line.split(",")[0] for line in lines] == ["testing0.avi", "testing1.avi", "testing2.avi"]
     assert all(re.fullmatch(r"[^,]+,[^,<>]*", line) for line in lines)
     assert "course_bleu1" in capsys.readouterr().out
-    assert {"bleu4", "cider", "course_bleu1"} <= json.loads((out / "scores.json").read_text())["rows"][1].keys()
+    record = json.loads((out / "scores.json").read_text())
+    assert [row["captions"] for row in record["rows"]] == ["greedy", "beam 3"] and "our" in record["tokenization"]
+    assert all({"bleu4", "cider", "course_bleu1", "log_likelihood"} <= row.keys() for row in record["rows"])
     (folder / "testing_label.json").unlink()
+    evaluate.main(["--data", str(folder), "--captions", str(file), "--run", str(out)])
+    assert file.read_text().count("testing") == 3 and "bleu" not in capsys.readouterr().out
     (folder / "testing_data" / "feat").rename(folder / "feat")
     (folder / "training_label.json").unlink()
     evaluate.main(["--data", str(folder), "--captions", str(file), "--run", str(out)])
@@ -558,7 +682,7 @@ def test_show_draws_clips_and_what_each_word_looked_at(finished, tmp_path):
 
 def test_a_step_in_the_middle_of_an_epoch_is_resumed_bit_for_bit(tmp_path, monkeypatch):
     """The run is told to stop after a seeded step of its first epoch; the resumed run ends with the same weights."""
-    arguments = ["--data", "builtin", "--recipe", "tiny", "--limit", "200", "--bs", "20", "--set",
+    arguments = ["--data", "builtin", "--recipe", "tiny", "--limit", "200", "--bs", "40", "--set",
                  "scheduled_sampling=0.5"]  # fmt: skip
     train.main([*arguments, "--out", str(tmp_path / "whole")])
     steps, loss = [], model.S2VT.loss
@@ -568,15 +692,47 @@ def test_a_step_in_the_middle_of_an_epoch_is_resumed_bit_for_bit(tmp_path, monke
         return loss(self, *args)
 
     monkeypatch.setattr(train.model.S2VT, "loss", told_to_stop)
-    monkeypatch.setattr(train.run.Run, "should_stop", lambda self: len(steps) == 7)
+    monkeypatch.setattr(train.run.Run, "should_stop", lambda self: len(steps) == 3)
     with pytest.raises(SystemExit):
         train.main([*arguments, "--out", str(tmp_path / "broken")])
     monkeypatch.undo()
     state = torch.load(tmp_path / "broken" / "last.pt", weights_only=True)
-    assert (state["epoch"], state["step"]) == (0, 7)
+    assert (state["epoch"], state["step"]) == (0, 3)
     train.main(["--resume", str(tmp_path / "broken")])
     ours, theirs = (torch.load(tmp_path / n / "last.pt", weights_only=True)["model"] for n in ("broken", "whole"))
     assert all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+def test_checkpoints_are_written_within_an_epoch(tmp_path, monkeypatch):
+    assert train.SAVE_SECONDS <= 300
+    steps, save = [], train.run.Run.save
+
+    def noted(self, name="last.pt", **state):
+        steps.extend([state["step"]] if name == "last.pt" else [])
+        save(self, name, **state)
+
+    monkeypatch.setattr(train, "SAVE_SECONDS", -1)
+    monkeypatch.setattr(train.run.Run, "save", noted)
+    train.main(["--data", "builtin", "--recipe", "tiny", "--limit", "40", "--bs", "20", "--epochs", "2",
+                "--out", str(tmp_path / "run")])  # fmt: skip
+    assert steps == [1, 2, 0, 1, 2, 0]
+
+
+def test_captions_of_fixed_clips_are_printed_in_training(finished):
+    lines = [line for line in (finished / "train.log").read_text().splitlines() if line.startswith("epoch")]
+    rows = (finished / "metrics.csv").read_text().splitlines()
+    assert len(lines) == len(rows) - 1 and "val_bleu4,val_cider" in rows[0]
+    assert all(re.search(r"CIDEr \d\.\d{3}   [a-z ]*$", line) for line in lines)
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_the_bench_compares_at_the_same_loss(cell, tmp_path, monkeypatch):
+    bench = load("s2vt", "bench")
+    for name, value in dict(CAPTIONS=3, FRAMES=4, FEATURES=5, VOCABULARY=20).items():
+        monkeypatch.setattr(bench, name, value)
+    bench.main(["--clips", "2", "--rounds", "1", "--cell", cell, "--out", str(tmp_path)])
+    usual, ours = json.loads((tmp_path / "bench.json").read_text())["rows"][:2]
+    assert ours["loss"] == pytest.approx(usual["loss"], rel=1e-5) and ours["cell"] == cell
 
 
 @pytest.mark.parametrize("flag", ["hidden=0", "max_words=1", "dropout=1.5", "scheduled_sampling=2", "clip_norm=0.0",
@@ -590,12 +746,19 @@ def test_committed_weights_describe_the_builtin_clips():
     if not checkpoint.COMMITTED.exists():
         pytest.fail("weights/builtin.safetensors is missing")
     trained = checkpoint.open_model(str(checkpoint.COMMITTED))
-    count = 60
-    clips = videos.draw("test", count)
-    found = decode.caption_all(trained.model, extractors.builtin_features(clips), 1, 30)
-    texts = [trained.vocabulary.decode(c.words) for c in found]
-    assert scores.bleu(texts, [clip.captions for clip in clips])[3] > 0.8
-    assert scores.order_scores(texts, [clip.events for clip in clips])["order"] > 0.9
+    clips = videos.draw("test", 100)
+    features, events = data.builtin_features(clips), [clip.events for clip in clips]
+
+    def describe(features):
+        return [trained.vocabulary.decode(c.words) for c in decode.caption_all(trained.model, features, 1, 30)]
+
+    texts = describe(features)
+    assert scores.bleu(texts, [clip.captions for clip in clips])[3] > 0.9
+    assert scores.order_scores(texts, events)["order"] > 0.9
+    assert scores.order_scores(describe(features.flip(1)), events)["flipped"] > 0.9
+    order = torch.rand(features.shape[:2], generator=torch.Generator().manual_seed(0)).argsort(1)
+    shuffled = scores.order_scores(describe(features.gather(1, order[..., None].expand_as(features))), events)
+    assert abs(shuffled["chance"] - 0.5) < 3 * 0.5 / shuffled["stated"] ** 0.5
 
 
 def test_the_real_clips_are_read(data_dir):
