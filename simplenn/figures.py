@@ -1,0 +1,42 @@
+"""The figures of a run: losses.png and predictions.png."""
+
+from common import run
+
+import matplotlib.figure
+
+import data
+
+
+def draw_losses(rows):
+    """Training, validation and, where it was measured, test loss against epochs, in one figure."""
+    figure = matplotlib.figure.Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for part, style in (("train", "--"), ("val", "-"), ("test", ":")):
+        if f"{part}_loss" in rows[0]:
+            values = [row[f"{part}_loss"] for row in rows]
+            axes.plot([row["epoch"] for row in rows], values, style, marker="." if len(rows) < 30 else None, label=part)
+    axes.set(xlabel="epoch", ylabel="loss", yscale="log")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
+
+
+def draw_outputs(dataset, outputs, columns=10):
+    """Digits: the worst of the test images, with the prediction. A function: prediction and truth."""
+    if isinstance(dataset, data.Points):
+        figure = matplotlib.figure.Figure(figsize=(6, 4), layout="constrained")
+        axes, order = figure.subplots(), dataset.x[:, 0].argsort().cpu()
+        for values, label in ((dataset.y, "truth"), (outputs, "prediction")):
+            axes.plot(dataset.x[:, 0].cpu()[order], values[:, 0].cpu()[order], label=label)
+        axes.legend()
+        return figure
+    figure = matplotlib.figure.Figure(figsize=(columns, 2.7), layout="constrained")
+    of_truth = outputs.softmax(1).gather(1, dataset.labels[:, None])[:, 0]
+    for i, axes in zip(of_truth.argsort().tolist(), figure.subplots(2, columns).flat):
+        axes.imshow(dataset.images[i, 0].cpu(), cmap="gray")
+        guess, truth = (run.plain_text(dataset.classes[k]) for k in (outputs[i].argmax(), dataset.labels[i]))
+        right = guess == truth
+        axes.set_title(guess if right else f"{guess} (is {truth})", fontsize=8, color="green" if right else "red")
+    for axes in figure.axes:
+        axes.axis("off")
+    return figure
