@@ -2,10 +2,13 @@
 
 import math
 
+from common import run
+
 import torch
 from torch import Tensor, nn
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def lr_factor(args, step: int) -> float:
@@ -17,14 +20,14 @@ def lr_factor(args, step: int) -> float:
     return warmup * (args.final_lr + (1 - args.final_lr) * decay)
 
 
-def orthogonalize(g: Tensor, steps: int = 5) -> Tensor:
+def orthogonalize(g: Tensor, steps: int = 5, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     """An approximation of the nearest orthogonal matrix to each of g (N, rows, columns): U V^T, where g = U S V^T.
 
     A quintic Newton-Schulz iteration (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) that moves every
-    singular value to between 0.7 and 1.2. bfloat16 is accurate enough for this, and fast.
+    singular value to between 0.7 and 1.2. bfloat16 is accurate enough for this, and fast where the hardware has it.
     """
     a, b, c = COEFFICIENTS
-    x = g.bfloat16()
+    x = g.to(dtype)
     x = x.mT if g.shape[1] > g.shape[2] else x  # the Gram matrix of the shorter side is cheaper
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(steps):
@@ -40,8 +43,9 @@ class Muon(torch.optim.Optimizer):
     its transpose) are orthogonalized in one batch: 16 small products take hardly longer than one.
     """
 
-    def __init__(self, params, lr=0.02, momentum=0.95, weight_decay=0.0, ns_steps=5):
-        super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay, ns_steps=ns_steps))
+    def __init__(self, params, lr=0.02, momentum=0.95, weight_decay=0.0, ns_steps=5, precision="bf16"):
+        options = dict(lr=lr, momentum=momentum, weight_decay=weight_decay, ns_steps=ns_steps, precision=precision)
+        super().__init__(params, options)
 
     @torch.no_grad()
     def step(self):
@@ -56,9 +60,10 @@ class Muon(torch.optim.Optimizer):
             for p, update in zip(params, updates):
                 wide = update if p.shape[0] <= p.shape[1] else update.mT
                 batches.setdefault(wide.shape, []).append((p, wide))
+            dtype = DTYPES[group["precision"]]
             torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
             for batch in batches.values():
-                orthogonal = orthogonalize(torch.stack([wide for _, wide in batch]), group["ns_steps"])
+                orthogonal = orthogonalize(torch.stack([wide for _, wide in batch]), group["ns_steps"], dtype)
                 for (p, _), update in zip(batch, orthogonal.to(params[0].dtype)):
                     tall = p.shape[0] > p.shape[1]
                     scale = max(1, p.shape[0] / p.shape[1]) ** 0.5
@@ -79,7 +84,9 @@ def make_optimizers(model: nn.Module, args, device: torch.device) -> list[torch.
     fused = device.type in ("cpu", "cuda")
     optimizers = [torch.optim.AdamW([g for g in groups if g["params"]], args.lr, (0.9, args.beta2), fused=fused)]
     if muon:
-        optimizers.append(Muon(muon, args.muon * args.lr, weight_decay=args.weight_decay, ns_steps=args.ns_steps))
+        precision = "bf16" if run.native_bf16(device) else "fp32"  # emulated bfloat16 is 20 times slower
+        options = dict(weight_decay=args.weight_decay, ns_steps=args.ns_steps, precision=precision)
+        optimizers.append(Muon(muon, args.muon * args.lr, **options))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak"] = group["lr"]

@@ -127,6 +127,7 @@ def train(args, r, text):
         r.note(first_loss=first_loss)
         r.print(f"first loss {first_loss:.3f}, ln {model.vocab_size} = {math.log(model.vocab_size):.3f}; causal")
         torch.manual_seed(args.seed + r.rank)  # different dropout in every process
+    r.note(muon_precision=optimizers[-1].param_groups[0].get("precision"))  # of its products; a resumed run keeps it
     losses = list((torch.zeros_like(losses) if r.rank else losses).to(r.device))  # since the last evaluation
     ddp_model, no_sync = r.wrap(model)
     ddp_model = torch.compile(ddp_model) if args.compile else ddp_model

@@ -78,6 +78,7 @@ def train(args, r, net, train_set, val_set):
     if state := r.load(**parts):
         first_epoch, step, best = (state[k] for k in ("epoch", "step", "best"))
         totals = totals if r.rank else state["totals"]  # which are summed over ranks
+    r.note(muon_precision=optimizers[-1].param_groups[0].get("precision"))  # of its products; a resumed run keeps it
     totals = totals.to(r.device)  # summed loss and correct predictions of each step, in this process
     micro_batch = ddp.micro_batch_size(args.bs, args.micro_batch)
     ddp_model, no_sync = r.wrap(net)

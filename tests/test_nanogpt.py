@@ -197,13 +197,33 @@ def test_batched_muon_equals_torchs():
     assert worst < 2e-3  # bfloat16 rounds a batched product differently
 
 
-def test_orthogonalize_returns_almost_orthogonal_matrices():
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_orthogonalize_returns_almost_orthogonal_matrices(dtype):
     g = torch.randn(3, 32, 64)
     for x in (g, g.mT):
-        values = torch.linalg.svdvals(optim.orthogonalize(x).float())
-        assert 0.5 < values.min() and values.max() < 1.4
+        result = optim.orthogonalize(x, dtype=dtype)
+        values = torch.linalg.svdvals(result.float())
+        assert result.dtype == dtype and 0.5 < values.min() and values.max() < 1.4
     u, _, v = torch.linalg.svd(g[0], full_matrices=False)
-    assert F.cosine_similarity((u @ v).flatten(), optim.orthogonalize(g)[0].float().flatten(), 0) > 0.95
+    result = optim.orthogonalize(g, dtype=dtype)[0].float()
+    assert F.cosine_similarity((u @ v).flatten(), result.flatten(), 0) > 0.95
+
+
+def test_precision_of_muon_follows_the_hardware_and_is_kept(monkeypatch):
+    """A run begun in float32 continues in float32 on a machine that multiplies bfloat16."""
+    args = types.SimpleNamespace(muon=4.0, lr=1e-3, beta2=0.99, weight_decay=0.1, ns_steps=5)
+    muons = {}
+    for native in (True, False):
+        monkeypatch.setattr(optim.run, "native_bf16", lambda device, native=native: native)
+        muons[native] = optim.make_optimizers(small(bias=True), args, torch.device("cpu"))[1]
+    assert [muons[native].param_groups[0]["precision"] for native in (True, False)] == ["bf16", "fp32"]
+    seen, used = [], optim.orthogonalize
+    monkeypatch.setattr(optim, "orthogonalize", lambda g, steps, dtype: (seen.append(dtype), used(g, steps, dtype))[1])
+    muons[True].load_state_dict(muons[False].state_dict())
+    for p in muons[True].param_groups[0]["params"]:
+        p.grad = torch.ones_like(p)
+    muons[True].step()
+    assert seen and set(seen) == {torch.float32}
 
 
 def test_parameter_groups():

@@ -866,17 +866,41 @@ def test_every_variant_of_the_fast_recipe_is_another_training(tmp_path, monkeypa
     assert len({tuple(w.flatten().tolist()) for w in ends.values()}) == 1 + len(train.VARIANTS)
 
 
-def test_muon_on_views_is_muon_on_matrices():
+@pytest.mark.parametrize("shape", [(8, 16, 3, 3), (64, 4, 1, 1)])  # a wide and a tall matrix
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_muon_for_convolutions_is_torchs_on_matrices(layout, shape):
     torch.manual_seed(0)
-    layer = nn.Conv2d(8, 16, 3).to(memory_format=torch.channels_last)
-    matrix = nn.Parameter(layer.weight.detach().permute(0, 2, 3, 1).flatten(1).clone())
-    ours, theirs = optim.ConvMuon([layer.weight], lr=0.1), torch.optim.Muon([matrix], lr=0.1)
-    for gradient in torch.randn(3, *layer.weight.shape):
-        ours.zero_grad(), theirs.zero_grad()
-        (layer.weight * gradient).sum().backward()
-        (matrix * gradient.permute(0, 2, 3, 1).flatten(1)).sum().backward()
+    weight = nn.Parameter(torch.randn(shape).to(memory_format=layout))
+    matrix = nn.Parameter(weight.detach().permute(0, 2, 3, 1).flatten(1).clone())
+    ours, theirs = optim.ConvMuon([weight], 0.1, 0.9, 0.1), torch.optim.Muon([matrix], 0.1, 0.1, momentum=0.9)
+    for gradient in torch.randn(3, *shape):
+        weight.grad, matrix.grad = gradient, gradient.permute(0, 2, 3, 1).flatten(1)
         ours.step(), theirs.step()
-    assert torch.equal(layer.weight.detach().permute(0, 2, 3, 1).flatten(1), matrix)
+    assert torch.equal(weight.detach().permute(0, 2, 3, 1).flatten(1), matrix)
+
+
+def test_orthogonalize_in_float32():
+    """The singular vectors are those of the SVD. A well-conditioned matrix: singular values between 0.6 and 1.3."""
+    torch.manual_seed(0)
+    for shape in ((32, 48), (48, 32)):
+        u, _, vh = torch.linalg.svd(torch.randn(shape), full_matrices=False)
+        result = optim.orthogonalize(u @ torch.diag(torch.linspace(0.3, 1, 32)) @ vh, torch.float32)
+        inner = u.mT @ result @ vh.mT  # diagonal, if the singular vectors are the same
+        values = inner.diagonal()
+        assert result.dtype == torch.float32 and 0.6 < values.min() and values.max() < 1.3
+        assert (inner - torch.diag(values)).abs().max() < 1e-4
+
+
+def test_precision_of_muon_follows_the_hardware_and_is_kept(monkeypatch):
+    """A run begun in float32 continues in float32 on a machine that multiplies bfloat16."""
+    args = types.SimpleNamespace(optimizer="muon", lr=0.2, weight_decay=5e-4, nesterov=True, muon_decay=0.02)
+    states = {}
+    for native in (True, False):
+        monkeypatch.setattr(optim.run, "native_bf16", lambda device, native=native: native)
+        states[native] = optim.build_optimizers(model.build("resnet20", 10, "A"), args)[1]
+    assert [states[native].param_groups[0]["precision"] for native in (True, False)] == ["bf16", "fp32"]
+    states[True].load_state_dict(states[False].state_dict())
+    assert states[True].param_groups[0]["precision"] == "fp32"
 
 
 def test_divergence_is_a_result(tmp_path):
