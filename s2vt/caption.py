@@ -73,7 +73,7 @@ def main(argv=None):
         caption = caption_all(trained.model, torch.as_tensor(features), args.beam, trained.config["max_words"])[0]
         print(f"{run.display_path(file)}: {trained.vocabulary.decode(caption.words)}")
     if broken == len(files):
-        raise run.UserError(f"{' '.join(args.videos)}: none of {len(files):,} videos could be read")
+        raise run.UserError(f"none of {len(files):,} videos could be read")
     if broken:
         print(f"{len(files) - broken:,} videos described, {broken:,} could not be read", file=sys.stderr)
 

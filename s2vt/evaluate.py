@@ -121,6 +121,8 @@ def parser():
 def main(argv=None):
     args = parser().parse_args(argv)
     device = run.pick_device(args.device)
+    if args.captions and Path(args.captions).exists() and not Path(args.captions).is_file():
+        raise run.UserError(f"{args.captions}: is not a regular file")  # a device would be replaced by a file
     trained = checkpoint.open_model(args.run, device)
     if args.run is None:
         print(f"no run named: using {trained.name}, trained on {trained.config['dataset']}", file=sys.stderr)

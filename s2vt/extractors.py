@@ -83,6 +83,8 @@ def find_videos(paths: list[str]) -> tuple[list[Path], int]:
             found.add(path)
         else:
             raise run.UserError(f"{path}: is missing")
+    if not found:
+        raise run.UserError(f"{' '.join(paths)}: holds no videos ({', '.join(sorted(ENDINGS))})")
     return sorted(found), skipped
 
 

@@ -8,6 +8,7 @@ Writes captions.gif and captions.png into --out. A network with attention also s
 """
 
 import argparse
+import io
 import textwrap
 from pathlib import Path
 from typing import NamedTuple
@@ -78,7 +79,9 @@ def draw_gif(shown: list[Shown], path: Path):
             pen.multiline_text((x, y + SIDE + 3), text, "firebrick" if one.right is False else "black", font, spacing=2)
         images.append(canvas.quantize(16, dither=Image.Dither.NONE))
     durations = [110] * (length - 1) + [1100]
-    images[0].save(path, save_all=True, append_images=images[1:], duration=durations, loop=0, optimize=True)
+    content = io.BytesIO()
+    images[0].save(content, "GIF", save_all=True, append_images=images[1:], duration=durations, loop=0, optimize=True)
+    run.write(path, content.getvalue())
 
 
 def draw_png(shown: list[Shown], columns: int = 8) -> Figure:
@@ -111,13 +114,9 @@ def parser():
         "videos", nargs="*", type=run.path_arg, metavar="VIDEO", help="videos (default: built-in test clips)"
     )
     p.add_argument("--run", type=run.path_arg, metavar="RUN", help=checkpoint.HELP)
-    p.add_argument(
-        "--first", type=run.nonnegative_int, default=0, metavar="N", help="the first built-in clip shown (0)"
-    )
-    p.add_argument(
-        "--count", type=run.positive_int, default=6, metavar="N", help="built-in clips (default: %(default)s)"
-    )
-    p.add_argument("--backwards", action="store_true", help="play the built-in clips backwards")
+    p.add_argument("--first", type=run.nonnegative_int, metavar="N", help="the first built-in clip (default: 0)")
+    p.add_argument("--count", type=run.positive_int, metavar="N", help="built-in clips (default: 6)")
+    p.add_argument("--backwards", action="store_true", help="play the clips backwards")
     p.add_argument("--beam", type=run.positive_int, default=1, metavar="N", help="beam width (default: %(default)s)")
     p.add_argument("--extractor", choices=extractors.NAMES, help="only where the network does not know its own")
     run.add_flags(p, "device", out=dict(help="folder for the two files (default: the run folder, else this one)"))
@@ -125,20 +124,27 @@ def parser():
 
 
 def main(argv=None):
-    args = parser().parse_args(argv)
+    p = parser()
+    args = p.parse_args(argv)
+    if args.videos and (args.first, args.count) != (None, None):
+        p.error("--first and --count choose among the built-in clips: leave them out, or name no video")
+    first, count = args.first or 0, args.count or 6
+    if first >= videos.PARTS["test"]:
+        p.error(f"--first {first}: there are {videos.PARTS['test']} clips")
     device = run.pick_device(args.device)
     trained = checkpoint.open_model(args.run, device)
-    if args.first >= videos.PARTS["test"]:
-        raise run.UserError(f"--first {args.first}: there are {videos.PARTS['test']} clips")
     print(f"captions by {trained.name}, trained on {trained.config['dataset']}")
     if args.videos:
         extractor = caption_script.extractor_for(trained, args.extractor)
         files, _ = caption_script.find_videos(args.videos)
-        shown = [
-            describe(trained, *caption_script.features_of(f, trained, extractor, device), args.beam) for f in files
-        ]
+        shown = []
+        for file in files:
+            frames, features = caption_script.features_of(file, trained, extractor, device)
+            if args.backwards:
+                frames, features = frames[::-1], features.flip(1)
+            shown.append(describe(trained, frames, features, args.beam))
     else:
-        shown = list(builtin_clips(trained, args.first, args.count, args.beam, args.backwards))
+        shown = list(builtin_clips(trained, first, count, args.beam, args.backwards))
     for one in shown:
         print(" ".join(one.words) + ("   (the order is WRONG)" if one.right is False else ""))
     folder = run.make_folder(args.out or (args.run if args.run and Path(args.run).is_dir() else "."))

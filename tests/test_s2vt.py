@@ -257,7 +257,9 @@ def test_scores_of_pycocoevalcap_with_java():
         pytest.skip("METEOR needs Java")
     found = scores.coco_scores(["two girls do n't talk", ""], [["Two girls don't talk!", "a\u2028b\rc ||| d"], ["x"]])
     assert found["tokenization"] == "PTB" and found["rouge_l"] == pytest.approx(0.5)
-    assert found["bleu4"] == pytest.approx(1.0) and 0.4 < found["meteor"] < 1
+    assert (
+        found["bleu4"] == pytest.approx(math.exp(1 - 6 / 5)) and 0.4 < found["meteor"] < 1
+    )  # 5 words, references of 6
 
 
 def test_the_course_score_has_the_reference_length_of_its_script():
@@ -664,6 +666,8 @@ def test_captions_in_the_form_of_the_course(tmp_path, capsys):
     assert [row["captions"] for row in record["rows"]] == ["greedy", "beam 3"] and "our" in record["tokenization"]
     assert all({"bleu4", "cider", "course_bleu1", "log_likelihood"} <= row.keys() for row in record["rows"])
     (folder / "testing_label.json").unlink()
+    code, message = failure(evaluate.main, ["--data", str(folder), "--captions", str(folder), "--run", str(out)])
+    assert code == 1 and one_line(message) and "not a regular file" in message
     evaluate.main(["--data", str(folder), "--captions", str(file), "--run", str(out)])
     assert file.read_text().count("testing") == 3 and "bleu" not in capsys.readouterr().out
     (folder / "testing_data" / "feat").rename(folder / "feat")
@@ -678,6 +682,16 @@ def test_show_draws_clips_and_what_each_word_looked_at(finished, tmp_path):
     with Image.open(tmp_path / "captions.gif") as gif:
         assert gif.n_frames == videos.FRAMES
     assert (tmp_path / "captions.png").stat().st_size > 10_000
+
+
+def test_show_plays_a_video_file_backwards(tmp_path, clips, capsys):
+    show, wanted = load("s2vt", "show"), ["--run", str(checkpoint.COMMITTED), "--out", str(tmp_path)]
+    show.main([str(clips / "clip0.mp4"), "--backwards", *wanted])
+    assert "a red bar moves from right to left and then a white ring moves down" in capsys.readouterr().out
+    assert failure(show.main, [str(clips / "clip0.mp4"), "--count", "2", *wanted])[0] == 2
+    (tmp_path / "empty").mkdir()
+    code, message = failure(show.main, [str(tmp_path / "empty"), *wanted])
+    assert code == 1 and one_line(message) and "no videos" in message
 
 
 def test_a_step_in_the_middle_of_an_epoch_is_resumed_bit_for_bit(tmp_path, monkeypatch):
