@@ -108,7 +108,7 @@ def main(argv=None):
     args = parser().parse_args(argv)
     device, out = run.pick_device(args.device), run.make_folder(args.out)
     train_set, _, _, dataset = data.load(args.data, args.data_dir, args.limit)
-    machine = run.environment(device, __file__)
+    machine = run.environment(device, __file__, argv)
     hardware = f"{machine['device']['name']}, {machine['device']['threads']} threads"
     print(f"LeNet-5 on {len(train_set):,} images of {dataset['name']}; {hardware}")
     rows = []

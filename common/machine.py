@@ -51,23 +51,33 @@ def native_bf16(device: torch.device) -> bool:
     return device.type == "cpu" and any(check() for check in checks)
 
 
-def environment(device: torch.device, script: str, git: dict | None = None) -> dict:
+def environment(device: torch.device, script: str, argv: list[str] | None = None) -> dict:
+    """What the record of a bench, a sweep or an analysis says of the command, the code, the versions and the machine.
+
+    argv: the arguments of `script`; None: those of the command line.
+    """
+    words = sys.argv[1:] if argv is None else [str(word) for word in argv]
+    path = os.path.relpath(Path(script).resolve(), Path(__file__).resolve().parent.parent)
+    return {"command": [Path(path).as_posix(), *words], **facts(device, script)}
+
+
+def facts(device: torch.device, script: str, git: dict | None = None) -> dict:
     """What a record says of the code, the versions and the machine. git: the state when a resumed run started."""
-    facts = {"type": device.type, "name": platform.processor() or platform.machine(), "memory_gb": None}
+    hardware = {"type": device.type, "name": platform.processor() or platform.machine(), "memory_gb": None}
     cpuinfo = Path("/proc/cpuinfo")
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
-        facts |= {"name": properties.name, "memory_gb": round(properties.total_memory / 2**30, 1)}
+        hardware |= {"name": properties.name, "memory_gb": round(properties.total_memory / 2**30, 1)}
     elif cpuinfo.exists():
-        facts["name"] = next(iter(re.findall(r"model name\s*: (.*)", cpuinfo.read_text())), facts["name"])
-        facts["memory_gb"] = round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
-    facts |= {"cores": os.cpu_count(), "threads": torch.get_num_threads(), "native_bf16": native_bf16(device)}
-    facts |= {"limits": cpu_limits()} if cpu_limits() else {}
+        hardware["name"] = next(iter(re.findall(r"model name\s*: (.*)", cpuinfo.read_text())), hardware["name"])
+        hardware["memory_gb"] = round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
+    hardware |= {"cores": os.cpu_count(), "threads": torch.get_num_threads(), "native_bf16": native_bf16(device)}
+    hardware |= {"limits": cpu_limits()} if cpu_limits() else {}
     return {
         "git": git_state(Path(script).resolve().parent, git),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
         "platform": f"{platform.system()} {platform.machine()}",
-        "device": facts,
+        "device": hardware,
     }
 
 

@@ -48,7 +48,7 @@ from common.flags import (  # noqa: F401
     record_args,
     to_argv,
 )
-from common.machine import environment, native_bf16, peak_memory_mb, pick_device, seed_at  # noqa: F401
+from common.machine import environment, facts, native_bf16, peak_memory_mb, pick_device, seed_at  # noqa: F401
 from common.records import FORMAT, read_json, read_record, recorded_args  # noqa: F401
 from common.terminal import Diverged, UserError, cli  # noqa: F401
 
@@ -164,7 +164,7 @@ class Run:
             "format": FORMAT,
             "args": record_args(args),
             "state": "running",
-            **environment(self.device, script, old.get("git")),
+            **facts(self.device, script, old.get("git")),
             "processes": self.world,
             "precision": self.precision,
             "started": old.get("started", datetime.now(UTC).isoformat(timespec="seconds")),

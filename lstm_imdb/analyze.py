@@ -141,7 +141,7 @@ def main(argv=None):
     rows += [common | {"study": "pairs", "adjectives": kind}
              | {how: analysis["minimal_pairs"][f"{kind}_{how}"] for how in ("plain", "negated", "both")}
              for kind in ("positive", "negative")]  # fmt: skip
-    run.write_json(out / "analysis.json", {"study": "analysis", **run.environment(device, __file__),
+    run.write_json(out / "analysis.json", {"study": "analysis", **run.environment(device, __file__, argv),
                                            "args": recorded, "analysis": analysis, "rows": rows})  # fmt: skip
     pairs = analysis["minimal_pairs"]
     print(f"test accuracy {accuracy:.2%} on {len(loaded.test):,} reviews")

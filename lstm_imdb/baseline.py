@@ -66,7 +66,7 @@ def main(argv=None):
     loaded = data.load(args.data, args.data_dir, args.limit, args.split)
     tokens = {part: [" ".join(data.tokenize(loaded.corpus.texts[i])) for i in getattr(loaded, part).rows.tolist()]
               for part in ("train", "val", "test")}  # fmt: skip
-    machine, rows = run.environment(torch.device("cpu"), __file__), []
+    machine, rows = run.environment(torch.device("cpu"), __file__, argv), []
     import sklearn
 
     machine["versions"]["scikit-learn"] = sklearn.__version__

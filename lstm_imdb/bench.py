@@ -122,7 +122,7 @@ def main(argv=None):
     args = parser().parse_args(argv)
     device, out = run.pick_device(args.device), run.make_folder(args.out)
     loaded = data.load(args.data, args.data_dir, args.limit, max_len=args.max_len)
-    machine, factors = run.environment(device, __file__), padding(loaded.train)
+    machine, factors = run.environment(device, __file__, argv), padding(loaded.train)
     hardware = f"{machine['device']['name']}, {machine['device']['threads']} threads"
     print(f"{len(loaded.train):,} reviews of {loaded.facts['name']}, at most {args.max_len} words; {hardware}")
     print("padded words per word: " + ", ".join(f"{name} {factor:.2f}" for name, factor in factors.items()))

@@ -75,7 +75,7 @@ def main(argv=None):
         print(f"{row['model']:>16} ({row['seeds']} seeds, {row['accuracy']:.2%}) less {row['bar']}: "
               f"{100 * row['difference']:+.2f} points, 95% interval {100 * row['low']:+.2f} to "
               f"{100 * row['high']:+.2f}: {row['verdict']}")  # fmt: skip
-    out, machine = run.make_folder(args.out), run.environment(torch.device("cpu"), __file__)
+    out, machine = run.make_folder(args.out), run.environment(torch.device("cpu"), __file__, argv)
     run.write_json(out / "compare.json", {"study": "compare", **machine, "rows": rows})
     return rows
 

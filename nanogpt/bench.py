@@ -196,7 +196,7 @@ def main(argv=None):
         p.error("--limit: --whole trains on the whole text")
     device, out = run.pick_device(args.device), run.make_folder(args.out)
     text = data.load(args.data, args.data_dir, args.limit)
-    machine = run.environment(device, __file__)
+    machine = run.environment(device, __file__, argv)
     print(f"{text.name}; {machine['device']['name']}, {machine['device']['threads']} threads")
     rows = training_rows(text, device, args.steps)
     for row in rows:

@@ -156,7 +156,7 @@ def main(argv=None):
     dataset, _, _, facts = data.load(args.data, args.data_dir, args.limit)
     if len(dataset) < args.bs:
         p.error(f"--bs {args.bs}: is more than the {len(dataset)} images of an epoch")
-    machine = run.environment(device, __file__)
+    machine = run.environment(device, __file__, argv)
     hardware = f"{machine['device']['name']}, {machine['device']['threads']} threads"
     print(f"ResNet-20 on {len(dataset):,} images of {facts['name']}; {hardware}")
     ways = build_ways(dataset, args.bs, device)

@@ -387,6 +387,7 @@ def test_the_bench_measures_all_ways(tmp_path):
     assert len(rows) == 2 * kinds and all(row["images_per_s"] > 0 for row in rows)
     record = json.loads((tmp_path / "bench.json").read_text())
     assert record["dataset"]["builtin"] and record["dataset"]["train"] == 200 and record["rows"] == rows
+    assert record["command"][:4] == ["cifar/bench.py", "--data", "builtin", "--limit"]
     below = str(tmp_path / "bench.json" / "out")
     for script, argv in (("bench", []), ("sweep", ["--study", "lr"])):
         code, message = failure(load("cifar", script).main, ["--data", "builtin", "--out", below, *argv])
