@@ -1,0 +1,69 @@
+"""Does a falling loss mean a falling gradient? Gradient norm and loss against iterations."""
+
+import numpy as np
+import torch
+
+from model import MLP
+from studies import tools, training
+
+
+def functions(ctx: tools.Context):
+    """Full-batch Adam on the sinc, as in deep_vs_shallow: the norm is that of the exact gradient."""
+    steps, seeds, sizes = ctx.pick(6000, 20), ctx.pick(5, 2), [1, 10, 18, 15, 4, 1]
+    train_set, _ = ctx.points("sinc")
+    nets = []
+    for seed in range(seeds):
+        torch.manual_seed(seed)
+        nets.append(MLP(sizes))
+    stack, curves = training.Stack(nets), torch.empty(2, steps, seeds)
+    for step, losses, _ in training.fit_stack(stack, *train_set.tensors(), steps, lr=0.0012):
+        curves[0, step - 1], curves[1, step - 1] = losses, stack.gradient_norms()
+    every = max(1, steps // 600)
+    rows = [
+        {"setting": "sinc", "seed": seed, "loss": curves[0, ::every, seed], "norm": curves[1, ::every, seed],
+         "final": final_values(curves[0, :, seed], curves[1, :, seed])} for seed in range(seeds)
+    ]  # fmt: skip
+    ctx.save(rows, draw(rows, every, "the sinc, full batch"), every=every)
+
+
+def final_values(loss: torch.Tensor, norm: torch.Tensor) -> dict:
+    """Means over the first and the last twentieth, and how often the norm rose where the loss fell."""
+    n = max(1, len(loss) // 20)
+    smooth = torch.stack([values[: len(values) // n * n].view(-1, n).mean(1) for values in (loss, norm)])
+    falls, rises = smooth[0].diff() < 0, smooth[1].diff() > 0
+    return {"loss_first": loss[:n].mean().item(), "loss_last": loss[-n:].mean().item(),
+            "norm_first": norm[:n].mean().item(), "norm_last": norm[-n:].mean().item(),
+            "rises_while_loss_falls": (falls & rises).float().sum().item() / max(1, falls.sum().item())}  # fmt: skip
+
+
+def train_one(train_set, seed, epochs):
+    torch.manual_seed(seed)
+    net, values = MLP([784, 64, 10]), []
+    for _, loss in training.fit(net, *train_set.tensors(), epochs, 128, seed=seed):
+        values.append((loss, torch.cat([p.grad.flatten() for p in net.parameters()]).norm()))
+    loss, norm = (torch.stack(column) for column in zip(*values))
+    return {"setting": "mnist", "seed": seed, "loss": loss, "norm": norm, "final": final_values(loss, norm)}
+
+
+def mnist(ctx: tools.Context):
+    """Adam on batches of 128 images: loss and norm are those of a batch."""
+    train_set, _ = ctx.digits(10_000)
+    rows = ctx.map(train_one, [(train_set, seed, ctx.pick(10, 2)) for seed in range(ctx.seeds)])
+    every = max(1, len(rows[0]["loss"]) // 600)
+    rows = [row | {k: row[k][::every] for k in ("loss", "norm")} for row in rows]
+    ctx.save(rows, draw(rows, every, "MNIST, batches of 128"), every=every)
+
+
+def draw(rows, every, title):
+    figure, axes = tools.panels(1, 2)
+    for row in rows:
+        x = np.arange(len(row["loss"])) * every + 1
+        for one, name in zip(axes[0], ("loss", "norm")):
+            one.plot(x, row[name], lw=0.7, alpha=0.8, label=f"seed {row['seed']}")
+    axes[0, 0].set(xlabel="iteration", ylabel="training loss", yscale="log", title=title)
+    axes[0, 1].set(xlabel="iteration", ylabel="norm of the gradient", yscale="log")
+    tools.finish_axes(axes)
+    return figure
+
+
+PARTS = {"functions": functions, "mnist": mnist}

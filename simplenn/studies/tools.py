@@ -1,0 +1,120 @@
+"""What the studies share: their settings, their records, and the small pieces of their figures."""
+
+import multiprocessing
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from common import run
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+import data
+
+
+@dataclass
+class Context:
+    """One part of a study: what the command line says of it, and where its record goes."""
+
+    name: str  # of the record: STUDY-PART
+    out: Path
+    command: list[str]
+    quick: bool = False
+    seeds: int = 3
+    images: str = "auto"
+    data_dir: str | None = None
+    jobs: int = 1
+    facts: dict = field(default_factory=dict)
+    began: float = field(default_factory=time.monotonic)
+
+    def pick(self, full, quick):
+        """A size of the study: `full`, or `quick` with --quick."""
+        return quick if self.quick else full
+
+    def digits(self, train: int, test: int = 10_000, flat: bool = True) -> tuple[data.Digits, data.Digits]:
+        """The first `train` training and `test` test images; 150 and 50 with --quick."""
+        train_set, _, test_set, facts = data.load(self.images, self.data_dir)
+        train_set = train_set.subset(self.pick(train, 150), flat)
+        test_set = test_set.subset(self.pick(test, 50), flat)
+        self.facts["dataset"] = facts | {"train": len(train_set), "test": len(test_set)}
+        return train_set, test_set
+
+    def points(self, name: str) -> tuple[data.Points, data.Points]:
+        """Training and test points of the function `name`."""
+        train_set, _, test_set, facts = data.load_function(name)
+        self.facts.setdefault("dataset", facts)
+        return train_set, test_set
+
+    def map(self, function: Callable, tasks: Iterable[tuple]) -> list:
+        """[function(*task) for each task], in `jobs` processes of one thread each, with a progress bar."""
+        tasks = list(tasks)
+        bar = dict(desc=self.name, total=len(tasks), leave=False, disable=None)
+        if self.jobs == 1:
+            return [function(*task) for task in tqdm(tasks, **bar)]
+        with multiprocessing.get_context("spawn").Pool(self.jobs, torch.set_num_threads, (1,)) as pool:
+            results = [pool.apply_async(function, task) for task in tasks]
+            return [result.get() for result in tqdm(results, **bar)]
+
+    def save(self, rows: list[dict], figure: Figure, **facts) -> dict:
+        """Write the record STUDY-PART.json and the figure STUDY-PART.png."""
+        machine = run.environment(torch.device("cpu"), Path(__file__).parent)  # of the folder simplenn/
+        rows = [{"study": self.name, "state": "done", "command": self.command} | row for row in rows]
+        record = {"study": self.name, "quick": self.quick, **machine, **self.facts, **facts,
+                  "wall_s": round(time.monotonic() - self.began, 1), "rows": rounded(rows)}  # fmt: skip
+        run.write_json(self.out / f"{self.name}.json", record)
+        run.write_figure(self.out / f"{self.name}.png", figure)
+        print(f"{self.name}: {record['wall_s']:.0f} s -> {run.display_path(self.out / self.name)}.json, .png")
+        return record
+
+
+def rounded(value):
+    """Numbers to five significant digits, in lists and dicts and arrays too: what a record needs of a curve."""
+    if isinstance(value, dict):
+        return {k: rounded(v) for k, v in value.items()}
+    if isinstance(value, torch.Tensor | np.ndarray):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [rounded(v) for v in value]
+    if isinstance(value, float):
+        return float(f"{value:.5g}")
+    return value
+
+
+def groups(rows: list[dict], *keys: str) -> dict:
+    """{the values of `keys` (one key: the value): the rows that have them}, in the order of the rows."""
+    found = {}
+    for row in rows:
+        found.setdefault(tuple(row[k] for k in keys) if len(keys) > 1 else row[keys[0]], []).append(row)
+    return found
+
+
+def log_steps(steps: int, count: int = 80) -> np.ndarray:
+    """About `count` step numbers from 1 to `steps`, evenly on a log scale."""
+    return np.unique(np.geomspace(1, steps, count).round().astype(int))
+
+
+def draw_band(axes, x, curves, label, style="-", color=None):
+    """The mean of `curves` (runs, points) over runs, and a band from the lowest to the highest."""
+    curves = np.array(curves, dtype=float)
+    (line,) = axes.plot(x, curves.mean(0), style, label=label, color=color)
+    if len(curves) > 1:
+        axes.fill_between(x, curves.min(0), curves.max(0), alpha=0.15, color=line.get_color(), lw=0)
+    return line.get_color()
+
+
+def panels(rows: int, columns: int, width: float = 4.4, height: float = 3.3):
+    """(figure, axes (rows, columns))"""
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def finish_axes(axes):
+    """A grid, and a legend where something has a label."""
+    for one in np.ravel(axes):
+        one.grid(alpha=0.3)
+        if one.get_legend_handles_labels()[0]:
+            one.legend(fontsize=7.5)
