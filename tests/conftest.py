@@ -4,6 +4,7 @@ import functools
 import importlib
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -37,6 +38,40 @@ def load(folder, module="train"):
         for name in own & sys.modules.keys():
             del sys.modules[name]
         sys.modules.update(before)
+
+
+def offers(folder, flag):
+    return flag in vars(load(folder).parser().parse_args([]))
+
+
+def quick(folder, **more):
+    """Arguments of train.py for a run of a second or so."""
+    wanted = {"recipe": "tiny", "data": "builtin", "seed": 3, "device": "cpu", "limit": 200} | more
+    return [word for name, value in wanted.items() if offers(folder, name) for word in (f"--{name}", str(value))]
+
+
+def train(folder, *argv):
+    return load(folder).main(list(argv))
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """finished(folder): the run folder of a quick run, made once."""
+    made = {}
+
+    def get(folder):
+        if folder not in made:
+            made[folder] = tmp_path_factory.mktemp(folder) / "run"
+            train(folder, *quick(folder), "--out", str(made[folder]))
+        return made[folder]
+
+    return get
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """copied(folder): a copy of that run, for a test that damages it."""
+    return lambda folder: Path(shutil.copytree(finished(folder), tmp_path / "copy"))
 
 
 @pytest.fixture

@@ -19,34 +19,19 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 
-from conftest import FOLDERS, ROOT, failure, load, one_line, run
+from conftest import FOLDERS, ROOT, failure, load, offers, one_line, quick, run, train
 
 each_folder = pytest.mark.parametrize("folder", FOLDERS)
 VARIANTS = {"cifar": [["--model", "simplenn"]]}  # more trainings, where one does not read all flags
 
 
-def offers(folder, flag):
-    return flag in vars(load(folder).parser().parse_args([]))
-
-
-def quick(folder, **more):
-    """Arguments of train.py for a run of a second or so."""
-    wanted = {"recipe": "tiny", "data": "builtin", "seed": 3, "device": "cpu", "limit": 200} | more
-    return [word for name, value in wanted.items() if offers(folder, name) for word in (f"--{name}", str(value))]
-
-
 def longer(folder):
     """A run of some seconds, with a checkpoint every few tens of milliseconds: there is time to kill it."""
     return quick(folder, epochs=40, iters=1200)
-
-
-def train(folder, *argv):
-    return load(folder).main(list(argv))
 
 
 def metrics(out):
@@ -58,26 +43,6 @@ def metrics(out):
 def same_weights(a, b):
     ours, theirs = (torch.load(out / "last.pt", weights_only=True)["model"] for out in (a, b))
     return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """finished(folder): the run folder of a quick run, made once."""
-    made = {}
-
-    def get(folder):
-        if folder not in made:
-            made[folder] = tmp_path_factory.mktemp(folder) / "run"
-            train(folder, *quick(folder), "--out", str(made[folder]))
-        return made[folder]
-
-    return get
-
-
-@pytest.fixture
-def copied(finished, tmp_path):
-    """copied(folder): a copy of that run, for a test that damages it."""
-    return lambda folder: Path(shutil.copytree(finished(folder), tmp_path / "copy"))
 
 
 # ---------------------------------------------------------------------------------------------------------- the files

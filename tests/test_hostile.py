@@ -17,29 +17,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import FOLDERS, ROOT, failure, load, one_line, run
-from test_contract import longer, metrics, quick, start, train, wait_for_rows
+from conftest import FOLDERS, ROOT, failure, load, one_line, quick, run, train
+from test_contract import longer, metrics, start, wait_for_rows
 
 each_folder = pytest.mark.parametrize("folder", FOLDERS)
 posix = pytest.mark.skipif(os.name == "nt", reason="POSIX: signals and shell redirections")
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    made = {}
-
-    def get(folder):
-        if folder not in made:
-            made[folder] = tmp_path_factory.mktemp(folder) / "run"
-            train(folder, *quick(folder), "--out", str(made[folder]))
-        return made[folder]
-
-    return get
-
-
-@pytest.fixture
-def copied(finished, tmp_path):
-    return lambda folder: Path(shutil.copytree(finished(folder), tmp_path / "copy"))
 
 
 def refused(folder, out, capsys):
