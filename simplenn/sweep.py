@@ -17,11 +17,13 @@ from common import run
 import torch
 
 import data
-from studies import deep_vs_shallow, gradient_norm, tools
+from studies import deep_vs_shallow, gradient_norm, minimal_ratio, random_labels, tools
 
 STUDIES = {
     "deep_vs_shallow": deep_vs_shallow,
     "gradient_norm": gradient_norm,
+    "minimal_ratio": minimal_ratio,
+    "random_labels": random_labels,
 }
 
 

@@ -1,0 +1,144 @@
+"""What kind of point has no gradient? The fraction of positive eigenvalues of the Hessian, against the loss.
+
+A network first trains on the loss for a while, then on the norm of its gradient, which leads to the nearest critical
+point: a minimum or a saddle. The course from which the study comes counts positive eigenvalues of layerwise
+Gauss-Newton blocks, which have no negative ones. Here it is the true Hessian.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.func import grad, hessian, vmap
+
+from model import MLP, count_parameters
+from studies import hessian as hessians
+from studies import tools, training
+
+SIZES = [1, 8, 8, 1]
+TOLERANCE = 1e-6  # an eigenvalue is zero up to this times the largest
+SMALL = 1e-8  # a gradient norm at which a run counts as a critical point
+
+
+def stack_of(count, sizes=SIZES, seed=0):
+    """`count` networks with tanh in float64, as (template, vectors (count, P))."""
+    torch.manual_seed(seed)
+    nets = [MLP(sizes, "tanh").double() for _ in range(count)]
+    return nets[0], torch.stack([hessians.vector_of(net) for net in nets])
+
+
+def train_on_loss(f, w, stops, lr=0.01):
+    """Adam on the loss; run k stops after stops[k] steps. w (K, P) is changed and returned."""
+    w = w.clone().requires_grad_()
+    result, optimizer = w.detach().clone(), torch.optim.Adam([w], lr)
+    for step in range(max(stops) + 1):
+        done = torch.tensor([stop == step for stop in stops])
+        result[done] = w.detach()[done]
+        optimizer.zero_grad()
+        vmap(f)(w).sum().backward()
+        optimizer.step()
+    return result
+
+
+def train_on_gradient_norm(f, w, iterations):
+    """Minimize |g|^2 / 2, where g is the gradient of f, by Levenberg-Marquardt. w (K, P); returns (w, norms (K,)).
+
+    The Jacobian of g is the Hessian H, so a step solves (H^2 + damping) d = -H g. Where the norm rises the step is
+    taken back and the damping grows.
+    """
+    gradients, curvature = vmap(grad(f)), vmap(hessian(f))
+    eye, damping = torch.eye(w.shape[1], dtype=w.dtype), torch.full((len(w), 1, 1), 1e-4, dtype=w.dtype)
+    g, h = gradients(w), curvature(w)
+    for _ in range(iterations):
+        step = torch.linalg.solve(h @ h + damping * eye, -(h @ g[..., None]))[..., 0]
+        new = gradients(w + step)
+        better = new.norm(dim=1) < g.norm(dim=1)
+        w, g = torch.where(better[:, None], w + step, w), torch.where(better[:, None], new, g)
+        damping = torch.where(better[:, None, None], damping / 5, damping * 3).clamp(1e-20, 1e3)
+        moved = better.nonzero()[:, 0]
+        if len(moved):
+            h[moved] = curvature(w[moved])
+        if g.norm(dim=1).max() < SMALL / 100:
+            break
+    return w, g.norm(dim=1)
+
+
+def functions(ctx: tools.Context):
+    """A hundred runs of a small tanh network on the sinc, in float64, which leave the loss at different times."""
+    count, iterations = ctx.pick(100, 4), ctx.pick(400, 20)
+    train_set, _ = ctx.points("sinc")
+    x, y = (values[:: ctx.pick(3, 10)].double() for values in train_set.tensors())
+    net, w = stack_of(count)
+    f = hessians.flat_loss(net, F.mse_loss, x, y)
+    stops = np.unique(np.geomspace(1, ctx.pick(20_000, 50), 10).astype(int)) - 1
+    stops = [int(stops[k % len(stops)]) for k in range(count)]
+    w = train_on_loss(f, w, stops)
+    w, norms = train_on_gradient_norm(f, w, iterations)
+    with torch.no_grad():
+        losses = vmap(f)(w)
+    eigenvalues = torch.linalg.eigvalsh(vmap(hessian(f))(w))
+    counts = hessians.signs(eigenvalues, TOLERANCE)
+    rows = [{"setting": "sinc", "seed": k, "steps_on_loss": stops[k], "parameters": w.shape[1],
+             "final": {"train_loss": losses[k].item(), "gradient_norm": norms[k].item(),
+                       "critical": norms[k].item() < SMALL, "positive": int(counts[k, 0]), "zero": int(counts[k, 1]),
+                       "negative": int(counts[k, 2]), "minimal_ratio": counts[k, 0].item() / w.shape[1],
+                       "smallest": eigenvalues[k, 0].item(), "largest": eigenvalues[k, -1].item()}}
+            for k in range(count)]  # fmt: skip
+    figure, axes = tools.panels(1, 2)
+    for name, mine in tools.groups([row["final"] | {"c": str(row["final"]["critical"])} for row in rows], "c").items():
+        label = f"gradient norm below {SMALL:g}" if name == "True" else "above"
+        style = dict(marker="o" if name == "True" else "x", ls="", alpha=0.6, label=f"{label}: {len(mine)} runs")
+        axes[0, 0].plot([m["train_loss"] for m in mine], [m["minimal_ratio"] for m in mine], **style)
+        axes[0, 1].plot([m["train_loss"] for m in mine], [m["negative"] for m in mine], **style)
+    axes[0, 0].set(xscale="log", xlabel="loss", ylabel="fraction of positive eigenvalues")
+    axes[0, 1].set(xscale="log", xlabel="loss", ylabel="negative eigenvalues")
+    tools.finish_axes(axes)
+    ctx.save(rows, figure, tolerance=TOLERANCE, small=SMALL, points=len(x))
+
+
+def mnist(ctx: tools.Context):
+    """A network too large for a dense Hessian: fractions by stochastic Lanczos quadrature while it trains on MNIST; and
+    the same estimate beside the dense Hessian of a small one."""
+    tolerance, rows = 1e-3, []
+    train_set, _ = ctx.digits(1000)
+    images, labels = train_set.tensors()
+    pooled = torch.nn.functional.avg_pool2d(images.view(-1, 1, 28, 28), 4).flatten(1)  # (N, 49)
+    cases = {"dense": (pooled, [49, 8, 10]), "large": (images, [784, 32, 10])}
+    probes, steps, epochs = ctx.pick(10, 2), ctx.pick(50, 10), ctx.pick((0, 1, 5, 25), (0, 1))
+    for seed in range(ctx.seeds):
+        for case, (x, sizes) in cases.items():
+            torch.manual_seed(seed)
+            net = MLP(sizes, "tanh")
+            for epoch in range(max(epochs) + 1):
+                if epoch in epochs:
+                    double = MLP(sizes, "tanh").double()
+                    double.load_state_dict(net.state_dict())
+                    f = hessians.flat_loss(double, F.cross_entropy, x.double(), labels)
+                    w = hessians.vector_of(double)
+                    shares, errors = hessians.estimate_signs(
+                        hessians.product(f, w), len(w), probes, steps, tolerance, seed
+                    )
+                    final = {f"{name}_{what}": value.item() for what, values in (("share", shares), ("error", errors))
+                             for name, value in zip(("positive", "zero", "negative"), values)}  # fmt: skip
+                    final |= {"train_loss": f(w).item(), "gradient_norm": grad(f)(w).norm().item()}
+                    if case == "dense":
+                        eigenvalues = torch.linalg.eigvalsh(hessians.dense(f, w))
+                        final["positive_dense"] = hessians.signs(eigenvalues, tolerance)[0].item() / len(w)
+                    rows.append({"setting": case, "seed": seed, "epoch": epoch, "parameters": count_parameters(net),
+                                 "final": final})  # fmt: skip
+                for _ in training.fit(net, x, labels, 1, 64, seed=1000 * seed + epoch):
+                    pass
+    figure, axes = tools.panels(1, 2)
+    for one, (case, same) in zip(axes[0], tools.groups(rows, "setting").items()):
+        for row in same:
+            final = row["final"]
+            one.errorbar(row["epoch"], final["positive_share"], final["positive_error"], fmt="o", color="C0", capsize=3)
+            if case == "dense":
+                one.plot(row["epoch"], final["positive_dense"], "kx")
+        crosses = ", crosses: dense Hessian" if case == "dense" else ""
+        one.set(xlabel="epoch", title=f"{same[0]['parameters']:,} parameters{crosses}")
+        one.set_ylabel("fraction of positive eigenvalues")
+    tools.finish_axes(axes)
+    ctx.save(rows, figure, tolerance=tolerance, probes=probes, lanczos_steps=steps)
+
+
+PARTS = {"functions": functions, "mnist": mnist}

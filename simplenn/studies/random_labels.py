@@ -1,0 +1,64 @@
+"""Can a network fit shuffled labels (Zhang et al. 2017)?
+
+A fraction of the labels of 10,000 training images is random. The labels of the test images stay true.
+"""
+
+import numpy as np
+import torch
+
+from model import MLP, count_parameters
+from studies import tools, training
+
+FRACTIONS = (0.0, 0.25, 0.5, 1.0)
+
+
+def randomize(labels: torch.Tensor, fraction: float, classes: int, seed: int) -> torch.Tensor:
+    """Labels (N,) of which a random `fraction` is replaced by labels drawn uniformly; some of these are still true."""
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(len(labels), generator=generator)[: round(fraction * len(labels))]
+    labels = labels.clone()
+    labels[chosen] = torch.randint(classes, (len(chosen),), generator=generator)
+    return labels
+
+
+def train_one(train_set, test_set, fraction, seed, epochs, hidden, target):
+    """Train until the loss on the training set is below `target`: a row of the record."""
+    torch.manual_seed(seed)
+    net = MLP([784, hidden, 10])
+    x, true = train_set.tensors()
+    y, curves = randomize(true, fraction, 10, seed), []
+    per_epoch = max(1, len(x) // 250)
+    for _ in training.epochs_of(training.fit(net, x, y, epochs, 250, seed=seed), per_epoch):
+        curves.append([*training.evaluate(net, x, y), *training.evaluate(net, *test_set.tensors())])
+        if curves[-1][0] < target:
+            break
+    names = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
+    curves = dict(zip(names, map(list, zip(*curves))))
+    final = {name: values[-1] for name, values in curves.items()}
+    final |= {"epochs": len(curves["train_loss"]), "fitted": final["train_loss"] < target,
+              "test_loss_first": curves["test_loss"][0], "test_loss_lowest": min(curves["test_loss"])}  # fmt: skip
+    return {"setting": f"{fraction:.0%} random", "fraction": fraction, "seed": seed, "curves": curves,
+            "parameters": count_parameters(net), "final": final}  # fmt: skip
+
+
+def mnist(ctx: tools.Context):
+    """A network 784-512-10, Adam at 0.001 and batches of 250, until the training loss is below 0.01."""
+    train_set, test_set = ctx.digits(10_000)
+    target, epochs, hidden = ctx.pick(0.01, 0.5), ctx.pick(300, 3), ctx.pick(512, 32)
+    tasks = [(train_set, test_set, fraction, seed, epochs, hidden, target)
+             for seed in range(ctx.seeds) for fraction in FRACTIONS]  # fmt: skip
+    rows = ctx.map(train_one, tasks)
+    figure, axes = tools.panels(1, 3)
+    for i, same in enumerate(tools.groups(rows, "fraction").values()):
+        for row in same:
+            label = row["setting"] if row is same[0] else None
+            for one, name in zip(axes[0], ("train_loss", "test_loss", "test_accuracy")):
+                values = row["curves"][name]
+                one.plot(np.arange(1, len(values) + 1), values, color=f"C{i}", lw=1, label=label)
+    for one, name in zip(axes[0], ("training loss, on the labels given", "test loss, on true labels", "test accuracy")):
+        one.set(xscale="log", xlabel="epoch", ylabel=name, yscale="linear" if "accuracy" in name else "log")
+    tools.finish_axes(axes)
+    ctx.save(rows, figure, target=target)
+
+
+PARTS = {"mnist": mnist}
