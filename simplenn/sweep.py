@@ -17,14 +17,22 @@ from common import run
 import torch
 
 import data
-from studies import deep_vs_shallow, gradient_norm, minimal_ratio, random_labels, tools
+from studies import (
+    deep_vs_shallow,
+    flatness,
+    gradient_norm,
+    minimal_ratio,
+    parameters_vs_generalization,
+    random_labels,
+    sensitivity,
+    tools,
+)
 
 STUDIES = {
-    "deep_vs_shallow": deep_vs_shallow,
-    "gradient_norm": gradient_norm,
-    "minimal_ratio": minimal_ratio,
-    "random_labels": random_labels,
-}
+    module.__name__.rpartition(".")[2]: module
+    for module in (deep_vs_shallow, gradient_norm, minimal_ratio, random_labels, parameters_vs_generalization,
+                   flatness, sensitivity)
+}  # fmt: skip
 
 
 def parser():

@@ -1,0 +1,163 @@
+"""Does a large batch find a sharper minimum? Lines between minima, and loss surfaces around them."""
+
+import copy
+
+import numpy as np
+import torch
+from torch import nn
+
+from studies import tools, training
+
+BATCHES = {"batch size 64": dict(bs=64), "batch size 1024": dict(bs=1024)}
+RATES = {"learning rate 0.0005": dict(lr=5e-4), "learning rate 0.005": dict(lr=5e-3)}
+PAIRS = {"batch size": BATCHES, "learning rate": RATES, "batch size, with batch normalization": BATCHES}
+
+
+def network(bn: bool) -> nn.Module:
+    """A small CNN for 28 x 28 images, 26,826 parameters, and 48 more with batch normalization."""
+    norm = nn.BatchNorm2d if bn else nn.Identity
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 5, stride=2, padding=2), norm(8), nn.ReLU(),  # -> (8, 14, 14)
+        nn.Conv2d(8, 16, 3, stride=2, padding=1), norm(16), nn.ReLU(),  # -> (16, 7, 7)
+        nn.Flatten(), nn.Linear(784, 32), nn.ReLU(), nn.Linear(32, 10),
+    )  # fmt: skip
+
+
+def train_minimum(train_set, options, bn, seed, epochs):
+    """A trained network; the two of a pair begin with the same weights."""
+    torch.manual_seed(seed)
+    net = network(bn)
+    for _ in training.fit(net, *train_set.tensors(), epochs, **dict(bs=128, lr=1e-3, seed=seed) | options):
+        pass
+    return net
+
+
+def set_parameters(net, parameters):
+    with torch.no_grad():
+        for p, value in zip(net.parameters(), parameters):
+            p.copy_(value)
+
+
+@torch.no_grad()
+def recompute_statistics(net, x):
+    """Set the running statistics of batch normalization to those of x under the weights that the network has now."""
+    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a cumulative mean
+    if norms:
+        net.train()
+        for part in x.split(1000):
+            net(part)
+        net.eval()
+
+
+def along_line(train_set, test_set, pair, seed, epochs, alphas):
+    """Loss and accuracy at (1 - a) w1 + a w2: a row of the record."""
+    bn = "normalization" in pair
+    nets = [train_minimum(train_set, options, bn, seed, epochs) for options in PAIRS[pair].values()]
+    (w1, w2), net, values = [[p.detach() for p in n.parameters()] for n in nets], copy.deepcopy(nets[0]), []
+    (x, y), test = train_set.tensors(), test_set.tensors()
+    for a in alphas:
+        set_parameters(net, [torch.lerp(p, q, a) for p, q in zip(w1, w2)])
+        recompute_statistics(net, x)
+        values.append([*training.evaluate(net, x, y), *training.evaluate(net, *test)])
+    names = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
+    curves = dict(zip(names, map(list, zip(*values))))
+    at, ends = list(alphas).index, {}
+    for a, label in ((0.0, "first"), (1.0, "second")):
+        ends |= {f"{name}_{label}": curves[name][at(a)] for name in names}
+        # how much the loss rises at half the distance beyond the minimum, away from the other one
+        outside = curves["train_loss"][at(-0.5 if label == "first" else 1.5)]
+        ends[f"rise_{label}"] = outside - ends[f"train_loss_{label}"]
+    ends["barrier"] = max(curves["train_loss"][at(0.0) : at(1.0) + 1]) - max(
+        ends["train_loss_first"], ends["train_loss_second"]
+    )
+    return {"setting": pair, "seed": seed, "curves": curves, "final": ends}
+
+
+def line(ctx: tools.Context):
+    """Two minima from the same initial weights, 10,000 images, 20 epochs of Adam; a from -1 to 2."""
+    train_set, test_set = ctx.digits(10_000, 5000, flat=False)
+    alphas = np.linspace(-1, 2, ctx.pick(31, 7)).round(3).tolist()
+    tasks = [(train_set, test_set, pair, seed, ctx.pick(20, 2), alphas) for seed in range(ctx.seeds) for pair in PAIRS]
+    rows = ctx.map(along_line, tasks)
+    figure, axes = tools.panels(2, len(PAIRS))
+    for column, (pair, same) in enumerate(tools.groups(rows, "setting").items()):
+        first, second = PAIRS[pair]
+        for row, quantity in enumerate(("loss", "accuracy")):
+            for part, style in (("train", "--"), ("test", "-")):
+                curves = [r["curves"][f"{part}_{quantity}"] for r in same]
+                tools.draw_band(axes[row, column], alphas, curves, "training" if part == "train" else part, style)
+            for a in (0, 1):
+                axes[row, column].axvline(a, color="k", lw=0.7, alpha=0.5)
+            axes[row, column].set(xlabel=f"a (0: {first}; 1: {second})", ylabel=quantity)
+        axes[0, column].set(title=pair, yscale="log")
+    tools.finish_axes(axes)
+    ctx.save(rows, figure, alphas=alphas)
+
+
+def filter_normalized(parameters, generator):
+    """A random direction whose filters have the norms of the filters of `parameters` (Li et al. 2018, section 4).
+
+    A filter is a row of a weight. Biases and batch normalization stay as they are.
+    """
+    direction = []
+    for p in parameters:
+        d = torch.zeros_like(p)
+        if p.dim() > 1:
+            d = torch.randn(p.shape, generator=generator)
+            d = d * (p.flatten(1).norm(dim=1) / d.flatten(1).norm(dim=1)).view(-1, *[1] * (p.dim() - 1))
+        direction.append(d)
+    return direction
+
+
+def around_minimum(train_set, name, seed, epochs, directions, radii, grid):
+    """The mean rise of the loss along filter-normalized directions; for seed 0 a surface too: a row of the record."""
+    options = (BATCHES | RATES)[name]
+    net, (x, y) = train_minimum(train_set, options, False, seed, epochs), train_set.tensors()
+    x, y = x[:2000], y[:2000]
+    w, generator = [p.detach().clone() for p in net.parameters()], torch.Generator().manual_seed(seed)
+    center, rises = training.evaluate(net, x, y)[0], []
+    for _ in range(directions):
+        d = filter_normalized(w, generator)
+        for radius in radii:
+            set_parameters(net, [p + radius * q for p, q in zip(w, d)])
+            rises.append(training.evaluate(net, x, y)[0] - center)
+    rises = np.reshape(rises, (directions, len(radii))).mean(0).tolist()
+    surface, (d, e) = None, (filter_normalized(w, generator) for _ in range(2))
+    if seed == 0:
+        surface = []
+        for b in grid:
+            surface.append([])
+            for a in grid:
+                set_parameters(net, [p + a * q + b * r for p, q, r in zip(w, d, e)])
+                surface[-1].append(training.evaluate(net, x, y)[0])
+    norm = torch.cat([p.flatten() for p in w]).norm().item()
+    final = {"train_loss": center, "weight_norm": norm} | {f"rise_{r:g}": v for r, v in zip(radii, rises)}
+    return {"setting": name, "seed": seed, "rises": rises, "surface": surface, "final": final}
+
+
+def surface(ctx: tools.Context):
+    """Loss along filter-normalized random directions around the minima of both batch sizes and learning rates."""
+    train_set, _ = ctx.digits(10_000, flat=False)
+    radii, grid = [0.1, 0.2, 0.3, 0.4, 0.5], np.linspace(-1, 1, ctx.pick(21, 5)).round(3).tolist()
+    tasks = [(train_set, name, seed, ctx.pick(20, 2), ctx.pick(20, 2), radii, grid)
+             for seed in range(ctx.seeds) for name in BATCHES | RATES]  # fmt: skip
+    rows = ctx.map(around_minimum, tasks)
+    figure, axes = tools.panels(1, 3)
+    levels = np.geomspace(0.003, 10, 18)
+    for one, row in zip(axes[0], rows[:2]):
+        z = np.clip(row["surface"], levels[0], levels[-1])
+        contours = one.contourf(grid, grid, z, levels, norm="log", cmap="viridis")
+        one.set(title=f"{row['setting']}: training loss", xlabel="direction 1", ylabel="direction 2", aspect="equal")
+    bar = figure.colorbar(contours, ax=axes[0, :2].tolist(), ticks=[0.01, 0.1, 1, 10])
+    bar.ax.set_yticklabels(["0.01", "0.1", "1", "10"])
+    for name, same in tools.groups(rows, "setting").items():
+        tools.draw_band(axes[0, 2], radii, [row["rises"] for row in same], name)
+    axes[0, 2].set(xlabel="distance, in filter norms", ylabel="mean rise of the training loss", yscale="log")
+    tools.finish_axes(axes[0, 2])
+    ctx.save(rows, figure, radii=radii, grid=grid)
+
+
+PARTS = {"line": line, "surface": surface}

@@ -1,0 +1,129 @@
+"""Does a larger batch make a network less sensitive to its input? Sensitivity, sharpness and gradient norm."""
+
+import torch
+import torch.nn.functional as F
+
+from model import MLP
+from studies import hessian, tools, training
+
+BATCHES = (16, 64, 256, 1024, 4096)
+BASE = 64  # the batch at which the learning rate is LR
+LR = 0.05  # SGD with momentum 0.9
+REGIMES = {f"{budget}, learning rate {rate}": (budget, rate)
+           for budget in ("equal epochs", "equal steps") for rate in ("fixed", "scaled")}  # fmt: skip
+GRADIENT_BATCHES = (10, 30, 60, 110, 210, 410, 810, 1510)
+
+
+def input_jacobian_norm(net, x, probabilities=False) -> float:
+    """The mean over the rows of x (N, inputs) of the Frobenius norm of the Jacobian of the output to the input
+    (Novak et al. 2018). The output: logits, or `probabilities`."""
+    net.eval()
+    x = x.clone().requires_grad_()
+    outputs = net(x).softmax(1) if probabilities else net(x)  # (N, classes)
+    squares = 0
+    for k in range(outputs.shape[1]):  # the rows of x are independent: one backward pass for all of them
+        (gradient,) = torch.autograd.grad(outputs[:, k].sum(), x, retain_graph=True)
+        squares = squares + gradient.square().sum(1)
+    return squares.sqrt().mean().item()
+
+
+def sharpness(net, x, y) -> float:
+    """The largest eigenvalue of the Hessian of the mean loss on (x, y)."""
+    f, w = hessian.flat_loss(net, F.cross_entropy, x, y), hessian.vector_of(net)
+    return hessian.largest_eigenvalue(hessian.product(f, w), len(w))
+
+
+def train_one(train_set, test_set, regime, bs, seed, epochs, steps):
+    """One batch size in one regime: a row of the record."""
+    torch.manual_seed(seed)
+    (x, y), (test_x, test_y), net = train_set.tensors(), test_set.tensors(), MLP([784, 64, 10])
+    bs, (budget, rate) = min(bs, len(x)), REGIMES[regime]
+    lr = LR * (bs / BASE if rate == "scaled" else 1)
+    per_epoch = len(x) // bs
+    total = epochs * per_epoch if budget == "equal epochs" else steps
+    for step, loss in training.fit(net, x, y, -(-total // per_epoch), bs, lr, seed, "sgd"):
+        if step == total or not loss.isfinite():
+            break
+    values = dict(zip(("train_loss", "train_accuracy"), training.evaluate(net, x, y)))
+    values |= dict(zip(("test_loss", "test_accuracy"), training.evaluate(net, test_x, test_y)))
+    row = {"setting": regime, "bs": bs, "seed": seed, "lr": lr, "steps": step}
+    if not all(map(lambda value: value < 100, values.values())):  # NaN too
+        return row | {"state": "diverged", "final": {}}
+    values |= {"sensitivity": input_jacobian_norm(net, test_x[:1000]),
+               "sensitivity_probabilities": input_jacobian_norm(net, test_x[:1000], True),
+               "sharpness": sharpness(net, x[:2000], y[:2000])}  # fmt: skip
+    return row | {"final": values}
+
+
+def batch(ctx: tools.Context):
+    """Five batch sizes, SGD with momentum: equal epochs (20) or equal steps (1,500), the learning rate fixed (0.05) or
+    scaled with the batch."""
+    train_set, test_set = ctx.digits(10_000)
+    batches = ctx.pick(BATCHES, (16, 64))
+    tasks = [(train_set, test_set, regime, bs, seed, ctx.pick(20, 2), ctx.pick(1500, 10))
+             for seed in range(ctx.seeds) for bs in batches for regime in REGIMES]  # fmt: skip
+    rows = ctx.map(train_one, tasks)
+    figure, axes = tools.panels(2, 3)
+    quantities = {"train_loss": "training loss", "test_loss": "test loss", "test_accuracy": "test accuracy",
+                  "sensitivity": "sensitivity of the logits",
+                  "sensitivity_probabilities": "sensitivity of the probabilities",
+                  "sharpness": "largest eigenvalue of the Hessian"}  # fmt: skip
+    for i, (regime, same) in enumerate(tools.groups(rows, "setting").items()):
+        by_size = tools.groups([row for row in same if row["final"]], "bs")
+        for one, (name, label) in zip(axes.flat, quantities.items()):
+            values = [[row["final"][name] for row in runs] for runs in by_size.values()]
+            means = [sum(v) / len(v) for v in values]
+            one.plot(list(by_size), means, "-" if i % 2 == 0 else "--", color=f"C{i // 2}", label=regime)
+            for bs, v in zip(by_size, values):
+                one.plot([bs] * len(v), v, ".", color=f"C{i // 2}", ms=4)
+            one.set(xscale="log", xlabel="batch size", ylabel=label, yscale="linear" if "accuracy" in name else "log")
+    for one in axes.flat:
+        one.grid(alpha=0.3)
+    axes[0, 0].legend(fontsize=7)
+    ctx.save(rows, figure)
+
+
+def gradient_one(train_set, bs, seed, epochs, probe):
+    """Adam at 0.001: mean norms of the batch gradient, of the full gradient, and at one same network."""
+    torch.manual_seed(seed)
+    (x, y), net, norms = train_set.tensors(), MLP([784, 64, 10]), []
+    bs = min(bs, len(x))
+    start = [batch_gradient_norm(net, x[i : i + bs], y[i : i + bs]) for i in range(0, len(x) - bs + 1, bs)][:probe]
+    for _ in training.fit(net, x, y, epochs, bs, seed=seed):
+        norms.append(torch.cat([p.grad.flatten() for p in net.parameters()]).norm())
+    last = torch.stack(norms[-(len(x) // bs) :])
+    final = {"mean_norm": torch.stack(norms).mean().item(), "mean_norm_last_epoch": last.mean().item(),
+             "full_norm_at_end": batch_gradient_norm(net, x, y), "norm_at_initial_weights": sum(start) / len(start),
+             "train_loss": training.evaluate(net, x, y)[0], "steps": len(norms)}  # fmt: skip
+    return {"setting": f"batch size {bs}", "bs": bs, "seed": seed, "final": final}
+
+
+def batch_gradient_norm(net, x, y) -> float:
+    """The norm of the gradient of the mean loss on (x, y)."""
+    gradients = torch.autograd.grad(F.cross_entropy(net(x), y), list(net.parameters()))
+    return torch.cat([g.flatten() for g in gradients]).norm().item()
+
+
+def gradient(ctx: tools.Context):
+    """The quantity that the course measured: the mean norm of the gradient of a batch, five epochs of Adam."""
+    train_set, _ = ctx.digits(10_000)
+    tasks = [(train_set, bs, seed, ctx.pick(5, 1), 50)
+             for seed in range(ctx.seeds) for bs in ctx.pick(GRADIENT_BATCHES, (10, 60))]  # fmt: skip
+    rows = ctx.map(gradient_one, tasks)
+    figure, axes = tools.panels(1, 2)
+    names = {"mean_norm": "batch gradient, mean over five epochs", "mean_norm_last_epoch": "batch gradient, last epoch",
+             "full_norm_at_end": "full gradient, at the end",
+             "norm_at_initial_weights": "batch gradient, at the initial weights"}  # fmt: skip
+    by_size = tools.groups(rows, "bs")
+    for one, chosen in ((axes[0, 0], names), (axes[0, 1], {"train_loss": "after five epochs"})):
+        for name, label in chosen.items():
+            curves = [[row["final"][name] for row in same] for same in by_size.values()]
+            tools.draw_band(one, list(by_size), list(zip(*curves)), label)
+        one.set(xscale="log", yscale="log", xlabel="batch size")
+    axes[0, 0].set_ylabel("norm of the gradient")
+    axes[0, 1].set_ylabel("training loss")
+    tools.finish_axes(axes)
+    ctx.save(rows, figure)
+
+
+PARTS = {"batch": batch, "gradient": gradient}
