@@ -1,11 +1,12 @@
 """Score a trained network on clips, and write its captions.
 
-    python s2vt/evaluate.py --data builtin                        # the test clips, beams of several widths, baselines
+    python s2vt/evaluate.py --beam 1 2 5 10                       # the test clips, several widths of the beam
     python s2vt/evaluate.py --data DATA --captions OUT            # the course's `hw2_seq2seq.sh DATA OUT`
     python s2vt/evaluate.py --data DATA --run out/s2vt/msvd-gru-s0-1 --beam 5
 
 DATA: a folder with feat/ID.npy or testing_data/feat/ID.npy and, for scores, testing_label.json; or the name of a
-dataset. OUT gets one line `id,caption` per clip, by the last of the --beam widths. scores.json goes into --out.
+dataset; auto is the dataset that the network was trained on. OUT gets one line `id,caption` per clip, by the last of
+the --beam widths. scores.json goes into --out.
 """
 
 import argparse
@@ -126,6 +127,8 @@ def main(argv=None):
     trained = checkpoint.open_model(args.run, device)
     if args.run is None:
         print(f"no run named: using {trained.name}, trained on {trained.config['dataset']}", file=sys.stderr)
+    if args.data == "auto" and trained.config["dataset"] in ("builtin", "msvd", "msvd40"):
+        args.data = trained.config["dataset"]
     clips, facts = test_clips(args.data, args.data_dir, trained)
     print(f"{len(clips):,} {facts['scored_on']} clips of {facts['name']}")
     has_labels, rows, texts = any(clips.captions), [], []

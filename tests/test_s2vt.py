@@ -465,6 +465,8 @@ def test_scores_of_a_run_on_the_40_clips_are_called_a_demonstration(tmp_path, ca
     arguments, out = ["--data-dir", str(tmp_path)], str(tmp_path / "run")
     train.main(["--data", "msvd40", "--recipe", "tiny", "--epochs", "1", "--out", out, *arguments])
     assert "never a result" in capsys.readouterr().err
+    load("s2vt", "evaluate").main(["--run", out, "--beam", "1", *arguments])
+    assert "2 validation clips of msvd40" in capsys.readouterr().out, "by default the data of the run"
     load("s2vt", "evaluate").main(["--data", "msvd", "--run", out, "--beam", "1", *arguments])
     assert sum("a demonstration" in line for line in capsys.readouterr().err.splitlines()) == 1
     record = json.loads((tmp_path / "run" / "scores.json").read_text())
