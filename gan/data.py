@@ -1,0 +1,129 @@
+"""CIFAR-10, MNIST or a folder of images at 32 x 32 pixels, in batches scaled to [-1, 1].
+
+    python gan/data.py --data cifar10        # prepare it, print the counts
+
+A dataset is one uint8 tensor. Fetching, verifying and splitting it is in common/images.py. A fifth of the training
+images is held out: 40,000 images of CIFAR-10 train, 10,000 are the reference during training, and 10,000 test.
+"""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+from common import image_files, run
+from common import images as image_data
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+SIZE, HELD_OUT = 32, 0.2
+DATA_HELP = "cifar10, mnist, builtin, auto, or a folder of images (its sub-folders are ACGAN's classes)"
+dataset_arg = run.dataset_arg("auto", "builtin", "cifar10", "mnist")
+
+
+class Images:
+    """Images of 32 x 32 pixels, all in memory.
+
+    images: uint8 (N, C, 32, 32); labels: int64 (N,); classes: names.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, classes: list[str]):
+        self.images, self.labels, self.classes = images, labels, classes
+        self.rows = images.permute(0, 2, 3, 1).contiguous()  # (N, 32, 32, C): a batch of it is channels last
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device) -> "Images":
+        return Images(self.images.to(device), self.labels.to(device), self.classes)
+
+    def batches(self, bs: int, place: tuple[int, int], start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (float32 (bs, C, 32, 32) in [-1, 1], int64 (bs,)) in an order that is a function of `place`, (seed,
+        epoch), from batch number `start` on. The N mod bs images that fill no batch are others in every epoch."""
+        bs = min(bs, len(self))
+        generator = torch.Generator().manual_seed(run.seed_at(*place))
+        order = torch.randperm(len(self), generator=generator).to(self.rows.device)
+        for i in range(start, len(self) // bs):
+            index = order[i * bs : (i + 1) * bs]
+            yield from_uint8(self.rows.index_select(0, index).permute(0, 3, 1, 2)), self.labels.index_select(0, index)
+
+
+def from_uint8(images: Tensor) -> Tensor:
+    """uint8 to float32 in [-1, 1]; the order in memory stays."""
+    return images.float().div_(127.5).sub_(1)
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Images in [-1, 1] to uint8, rounded."""
+    return images.float().add(1).mul(127.5).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def load(name: str, data_dir: str | None = None, limit: int | None = None) -> tuple[Images, Images, Images, dict]:
+    """(train, held out, test, what a record says of the dataset) of the dataset `name`.
+
+    name: cifar10, mnist, builtin, "auto" (CIFAR-10 if it can be had, see common/images.py), or the path of a folder.
+    limit: only the first so many images of each part. Raises UserError.
+    """
+    folder = Path(name)
+    if name in image_data.NAMES or image_files.holds_idx(folder):
+        shape = (3, SIZE) if name in image_data.NAMES else (1, 28)
+        arrays = image_data.load(name, data_dir, limit, "cifar10", shape, fraction=HELD_OUT)
+        parts, classes, facts = (arrays.train, arrays.val, arrays.test), arrays.classes, arrays.facts()
+    else:
+        parts, classes, facts = read_folder(folder, limit)
+    parts = [to_images(images, labels, classes) for images, labels in parts]
+    return *parts, facts | {"classes": len(classes), "channels": parts[0].images.shape[1]}
+
+
+def to_images(images: np.ndarray, labels: np.ndarray, classes: list[str]) -> Images:
+    """The arrays as tensors; images of 28 x 28 pixels get a border of zeros."""
+    border = (SIZE - images.shape[-1]) // 2
+    return Images(F.pad(torch.from_numpy(images), (border,) * 4), torch.from_numpy(labels), classes)
+
+
+def read_folder(folder: Path, limit: int | None = None) -> tuple[list, list[str], dict]:
+    """The images below `folder`, cropped square and scaled to 32 x 32 pixels: ([train, held out, test] as (images,
+    labels), class names, facts). Without folders of classes, all images are one class. Raises UserError."""
+    found = image_files.find(folder, at_least=1, classless=True)
+    parts = []
+    for part in (found.train, found.val, found.test):
+        if part is None:
+            parts.append(None)
+            continue
+        bar = tqdm(part, f"reading {run.display_path(folder)}", leave=False, disable=None)
+        images = np.stack([image_files.read_image(file, 3, SIZE) for file, _ in bar])
+        parts.append((images, np.array([label for _, label in part], dtype=np.int64)))
+    (train, val, test), digest = image_data.in_order(parts)
+    if len(train[1]) < 20:
+        raise run.UserError(f"{folder}: has {len(train[1])} training images; 20 are the least, and hundreds are better")
+    if test is None:
+        train, test = image_data.cut(train, 0.1)
+    if val is None:
+        train, val = image_data.cut(train, HELD_OUT)
+    if not len(train[1]):
+        raise run.UserError(f"{folder}: a class needs three images or more")
+    parts = [(images[:limit], labels[:limit]) for images, labels in (train, val, test)]
+    counts = {name: len(labels) for name, (_, labels) in zip(("train", "val", "test"), parts)}
+    return parts, found.classes, {"name": folder.name, "digest": digest, "builtin": False} | counts
+
+
+def parser():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    run.add_flags(p, "data_dir", "limit", data=dict(type=dataset_arg, default="cifar10", help=DATA_HELP))
+    return p
+
+
+def main(argv=None):
+    args = parser().parse_args(argv)
+    *parts, facts = load(args.data, args.data_dir, args.limit)
+    print(f"{facts['name']}: {facts['classes']} classes, content digest {facts['digest']}")
+    for name, part in zip(("train", "held out", "test"), parts):
+        counts = torch.bincount(part.labels, minlength=facts["classes"])
+        print(f"{name:>10}: {len(part):6,} images, {counts.min():,} to {counts.max():,} a class")
+
+
+if __name__ == "__main__":
+    run.cli(main)

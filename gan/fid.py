@@ -1,0 +1,145 @@
+"""Generate images and measure them against real ones. What is measured is always named: the protocol."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from common import run
+
+import torch
+from torch import Tensor
+
+import scores
+from data import Images, to_uint8
+from features import Features
+from grids import noise_of, wanted_labels
+from model import GAN
+
+
+@torch.no_grad()
+def generate(gan: GAN, count: int, seed: int, device, weights: str = "ema") -> tuple[Tensor, Tensor]:
+    """(uint8 (count, C, 32, 32), int64 (count,)): images from noise that is a function of `seed`, and the classes asked
+    for, as many of each. weights: "ema", or "generator" for those that the average is of."""
+    net = getattr(gan, weights)
+    was_training = net.training
+    net.eval()
+    labels = wanted_labels(count, net.classes)
+    noise = noise_of(count, net.noise, seed)
+    images = torch.cat([to_uint8(net(z.to(device), y.to(device))) for z, y in zip(noise.split(250), labels.split(250))])
+    net.train(was_training)
+    return images, labels
+
+
+class Judge:
+    """Real images, as `features` has them, against which generated ones are measured.
+
+    part: "held out" or "test", for the protocol; folder: where features of real images are kept between runs, or None.
+    """
+
+    def __init__(self, features: Features, real: Images, part: str, folder: Path | None, digest: str):
+        self.features, self.part = features, part
+        name = f"{digest[:12]}-{part.replace(' ', '-')}"
+        self.real = features.of_part(real.images, name, folder)
+        self.moments = scores.moments(self.real)
+
+    def protocol(self, generated: int) -> dict:
+        """What a number means: which features, how many generated and real images, which real ones."""
+        return self.features.facts() | {
+            "generated": generated,
+            "real": len(self.real),
+            "reference": f"{self.part} images",
+            "too_few": min(generated, len(self.real)) <= self.real.shape[1],  # for the dimensions of the features
+        }
+
+    def distance(self, fake: Tensor) -> tuple[float, float]:
+        """(FID, diversity): the Frechet distance of features (N, D) of generated images, and their total variance as
+        a share of that of real ones. A generator that always draws the same image has a diversity of zero."""
+        moments = scores.moments(fake)
+        return scores.frechet(*self.moments, *moments), (moments[1].trace() / self.moments[1].trace()).item()
+
+    def measure(self, images: Tensor, labels: Tensor | None, classes: int, probe: dict | None = None) -> dict:
+        """All measures of generated images (N, C, 32, 32). labels: the classes asked for, or None; probe: see below."""
+        fake = self.features(images)
+        values = dict(zip(("fid", "diversity"), self.distance(fake)))
+        values["kid"] = scores.kid(self.real, fake)
+        values["precision"], values["recall"] = scores.precision_recall(self.real, fake)
+        if self.features.classifier and classes > 1:
+            sure, named = self.features.classifier.probabilities(fake).max(1)
+            values["confident"] = (sure > 0.9).float().mean().item()
+            values["rarest_class"] = named.bincount(minlength=classes).min().item() / len(named)
+        if labels is not None and probe:
+            values["asked_class"] = (probe["model"](fake) == labels).float().mean().item()
+            values["probe_accuracy"] = probe["accuracy"]
+        return values
+
+
+def linear_probe(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> dict:
+    """Logistic regression from features (N, D) to labels (N,) of real images: {"model": features to labels,
+    "accuracy": on real test images}. It says of what class a generated image is, by the same features as the FID."""
+    mean, std = train[0].mean(0), train[0].std(0) + 1e-6
+    x, count = (train[0] - mean) / std, int(train[1].max()) + 1
+    weights = torch.zeros(x.shape[1] + 1, count, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weights], max_iter=100, line_search_fn="strong_wolfe")
+
+    def loss_of():
+        optimizer.zero_grad()
+        logits = x @ weights[:-1] + weights[-1]
+        loss = torch.nn.functional.cross_entropy(logits, train[1]) + 1e-3 * weights[:-1].square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(loss_of)
+    weights = weights.detach()
+
+    def model(features):
+        return ((features - mean) / std @ weights[:-1] + weights[-1]).argmax(1)
+
+    return {"model": model, "accuracy": (model(test[0]) == test[1]).float().mean().item()}
+
+
+def cache_folder(args, facts: dict) -> Path | None:
+    """Where features of real images are kept: in the folder of datasets, for networks with fixed weights."""
+    folder = run.data_dir(args.data_dir)
+    return (
+        folder / "gan-features" if args.features != "classifier" and folder.is_dir() and not facts["builtin"] else None
+    )
+
+
+def problems_of(model: str, row: dict, early: float) -> Iterator[str]:
+    """What went wrong in the epochs before the evaluation `row` of the metrics: a line each.
+
+    early: the epoch until which it is usual that all images look alike.
+    """
+    if row["diversity"] < 0.1 and row["epoch"] > early:
+        yield f"epoch {row['epoch']:.0f}: collapsed, the generated images hardly differ from one another"
+    if model in ("dcgan", "acgan") and row["train_g_loss"] > 20:
+        yield f"epoch {row['epoch']:.0f}: saturated, the discriminator is always right and the generator cannot learn"
+
+
+def describe(protocol: dict) -> str:
+    """The protocol in a few words."""
+    size = f" at {protocol['size']} x {protocol['size']}" if protocol["size"] != 32 else ""
+    few = " (too few for the dimensions of the features)" if protocol["too_few"] else ""
+    real = f"{protocol['real']:,} {protocol['reference']}"
+    return f"{protocol['generated']:,} samples against {real}, features {protocol['name']}{size}{few}"
+
+
+def final_measures(args, r, gan: GAN, features: Features, judge: Judge, test_set: Images, held_out: Images, facts):
+    """What the record says at the end: measures of the last and of the best weights, on new noise against the test
+    images. The probe for ACGAN is trained on the held-out images, which no GAN has seen, and tested on the test
+    images."""
+    tester = Judge(features, test_set, "test", cache_folder(args, facts), facts["digest"])
+    probe = None
+    if args.model == "acgan":
+        probe = linear_probe((judge.real, held_out.labels.cpu()), (tester.real, test_set.labels.cpu()))
+    final, best = {"protocol": tester.protocol(args.samples)}, None
+    for name in ("last", "best"):
+        if name == "best":
+            best = r.load_best(model=gan)
+            final |= {"best_epoch": best["epoch"], "val_fid": best["fid"]}
+            if best["epoch"] == args.epochs:  # the same weights
+                final |= {"best" + key[4:]: value for key, value in list(final.items()) if key.startswith("last_")}
+                continue
+        images, labels = generate(gan, args.samples, seed=2, device=r.device)
+        values = tester.measure(images, labels if args.model == "acgan" else None, facts["classes"], probe)
+        final |= {f"{name}_{key}": value for key, value in values.items()}
+    return final

@@ -1,0 +1,287 @@
+"""Generators, discriminators and the four losses, for images of 32 x 32 pixels.
+
+A discriminator returns a score for each image, which is a logit for DCGAN and ACGAN. WGAN calls it the critic: no
+sigmoid follows its score. ACGAN's has a second output, logits of the classes.
+"""
+
+import copy
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+SIZE = 32  # side of an image in pixels
+MODELS = ("dcgan", "wgan", "wgan-gp", "acgan")
+NETWORKS = ("plain", "paper")
+
+# --------------------------------------------------------------------------------------------------------- the losses
+
+
+def gan_d_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """DCGAN's discriminator, on logits (N,): -log sigmoid(real) - log(1 - sigmoid(fake)) (Goodfellow et al. 2014)."""
+    return F.softplus(-real).mean() + F.softplus(fake).mean()
+
+
+def gan_g_loss(fake: Tensor) -> Tensor:
+    """DCGAN's generator, on logits (N,): -log sigmoid(fake). It does not saturate where the discriminator is sure."""
+    return F.softplus(-fake).mean()
+
+
+def wasserstein_d_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """WGAN's critic: minus its estimate of the Wasserstein distance (Arjovsky et al. 2017, equation 2)."""
+    return fake.mean() - real.mean()
+
+
+def wasserstein_g_loss(fake: Tensor) -> Tensor:
+    """WGAN's generator: raise the critic's score of what it generates."""
+    return -fake.mean()
+
+
+def gradient_penalty(discriminator: nn.Module, real: Tensor, fake: Tensor, t: Tensor | None = None) -> Tensor:
+    """WGAN-GP: the mean of (|gradient of the score| - 1)^2 between real and generated images (N, C, H, W)
+    (Gulrajani et al. 2017, equation 3). The norm is over all pixels and channels of an image.
+
+    t: (N, 1, 1, 1), the place between the two, one number an image; uniformly random if None.
+    """
+    t = torch.rand(len(real), 1, 1, 1, device=real.device) if t is None else t
+    between = (t * real + (1 - t) * fake).detach().requires_grad_(True)
+    scores, _ = discriminator(between)
+    (gradient,) = torch.autograd.grad(scores.sum(), between, create_graph=True)  # (N, C, H, W)
+    return ((gradient.flatten(1).norm(dim=1) - 1) ** 2).mean()  # (N, C * H * W) -> (N,) -> ()
+
+
+def class_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """ACGAN's auxiliary classifier: the cross-entropy of class logits (N, classes). No softmax comes before it."""
+    return F.cross_entropy(logits, labels)
+
+
+D_LOSS = dict(zip(MODELS, (gan_d_loss, wasserstein_d_loss, wasserstein_d_loss, gan_d_loss)))
+G_LOSS = dict(zip(MODELS, (gan_g_loss, wasserstein_g_loss, wasserstein_g_loss, gan_g_loss)))
+
+
+@torch.no_grad()
+def clip_weights(discriminator: nn.Module, limit: float):
+    """WGAN: move every weight of the critic into [-limit, limit] (algorithm 1)."""
+    for weight in discriminator.parameters():
+        weight.clamp_(-limit, limit)
+
+
+# -------------------------------------------------------------------------------------------------------- the networks
+
+
+class Generator(nn.Module):
+    """Noise (N, noise), and for ACGAN labels (N,), to images (N, channels, 32, 32) in [-1, 1]."""
+
+    def __init__(self, noise: int, classes: int, first: int, layers: nn.Module):
+        """first: channels of the 4 x 4 feature map with which `layers` begin; classes: 0 without labels."""
+        super().__init__()
+        self.noise, self.classes, self.first = noise, classes, first
+        self.project = nn.Linear(noise + classes, first * 4 * 4)
+        self.layers = layers
+
+    def forward(self, noise: Tensor, labels: Tensor | None = None) -> Tensor:
+        if self.classes:
+            noise = torch.cat([noise, F.one_hot(labels, self.classes).to(noise.dtype)], 1)  # (N, noise + classes)
+        x = self.project(noise).view(-1, self.first, 4, 4)  # (N, first * 16) -> (N, first, 4, 4)
+        return self.layers(x.contiguous(memory_format=torch.channels_last))
+
+
+class Discriminator(nn.Module):
+    """Images (N, channels, 32, 32) to (scores (N,), class logits (N, classes) or None)."""
+
+    def __init__(self, layers: nn.Module, features: int, classes: int):
+        """layers: images to features (N, features); classes: 0 without an auxiliary classifier."""
+        super().__init__()
+        self.layers = layers
+        self.score = nn.Linear(features, 1)
+        self.classify = nn.Linear(features, classes) if classes else None
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        x = self.layers(images)  # (N, channels, 32, 32) -> (N, features)
+        with torch.autocast(x.device.type, enabled=False):  # bfloat16 would round the scores to three digits
+            x = x.float() if x.dtype == torch.bfloat16 else x
+            return self.score(x).squeeze(1), self.classify(x) if self.classify else None
+
+
+def dcgan_generator(channels: int, width: int, noise: int, classes: int) -> Generator:
+    """Radford et al. 2015, with one layer less: transposed convolutions, batch normalization, ReLU, tanh at the end."""
+    layers = [nn.BatchNorm2d(4 * width), nn.ReLU()]
+    for c_in, c_out in ((4 * width, 2 * width), (2 * width, width)):
+        # (N, 4 w, 4, 4) -> (N, 2 w, 8, 8) -> (N, w, 16, 16)
+        layers += [nn.ConvTranspose2d(c_in, c_out, 4, 2, 1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU()]
+    layers += [nn.ConvTranspose2d(width, channels, 4, 2, 1), nn.Tanh()]  # (N, w, 16, 16) -> (N, channels, 32, 32)
+    return Generator(noise, classes, 4 * width, nn.Sequential(*layers))
+
+
+def dcgan_discriminator(channels: int, width: int, classes: int, bn: bool) -> Discriminator:
+    """Radford et al. 2015, with one layer less: strided convolutions and LeakyReLU. bn: batch normalization in all
+    layers but the first."""
+    layers, sizes = [], [channels, width, 2 * width, 4 * width]
+    for i, (c_in, c_out) in enumerate(zip(sizes, sizes[1:])):
+        # (N, channels, 32, 32) -> (N, w, 16, 16) -> (N, 2 w, 8, 8) -> (N, 4 w, 4, 4)
+        normalize = bn and i > 0
+        layers += [nn.Conv2d(c_in, c_out, 4, 2, 1, bias=not normalize)]
+        layers += [nn.BatchNorm2d(c_out)] if normalize else []
+        layers += [nn.LeakyReLU(0.2)]
+    return Discriminator(nn.Sequential(*layers, nn.Flatten()), 4 * width * 4 * 4, classes)
+
+
+class ResidualBlock(nn.Module):
+    """Pre-activation block of Gulrajani et al. 2017, appendix: x + conv(relu(norm(conv(relu(norm(x)))))).
+
+    resize: "up" doubles the side (nearest neighbour), "down" halves it (mean), None keeps it. bn: for the generator.
+    """
+
+    def __init__(self, c_in: int, c_out: int, resize: str | None = None, bn: bool = False, first: bool = False):
+        super().__init__()
+        self.norm1 = nn.BatchNorm2d(c_in) if bn else nn.Identity()
+        self.norm2 = nn.BatchNorm2d(c_out) if bn else nn.Identity()
+        self.conv1, self.conv2 = nn.Conv2d(c_in, c_out, 3, padding=1), nn.Conv2d(c_out, c_out, 3, padding=1)
+        self.shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
+        self.resize, self.first = resize, first  # first: the input is an image, so no ReLU comes before it
+
+    def forward(self, x: Tensor) -> Tensor:
+        up = self.resize == "up"
+        h = x if self.first else F.relu(self.norm1(x))
+        h = self.conv1(F.interpolate(h, scale_factor=2) if up else h)
+        h = self.conv2(F.relu(self.norm2(h)))
+        x = self.shortcut(F.interpolate(x, scale_factor=2) if up else x)
+        return F.avg_pool2d(x + h, 2) if self.resize == "down" else x + h
+
+
+class MeanPool(nn.Module):
+    """(N, C, H, W) -> (N, C): the mean over all pixels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3))
+
+
+def resnet_generator(channels: int, width: int, noise: int, classes: int) -> Generator:
+    """Gulrajani et al. 2017, for CIFAR-10: three residual blocks of 2 w channels (128 at width 64)."""
+    c = 2 * width
+    blocks = [ResidualBlock(c, c, "up", bn=True) for _ in range(3)]  # (N, c, 4, 4) -> (N, c, 32, 32)
+    layers = [*blocks, nn.BatchNorm2d(c), nn.ReLU(), nn.Conv2d(c, channels, 3, padding=1), nn.Tanh()]
+    return Generator(noise, classes, c, nn.Sequential(*layers))
+
+
+def resnet_discriminator(channels: int, width: int, classes: int) -> Discriminator:
+    """Gulrajani et al. 2017, for CIFAR-10: four residual blocks of 2 w channels, without normalization."""
+    c = 2 * width
+    blocks = [ResidualBlock(channels, c, "down", first=True), ResidualBlock(c, c, "down")]  # (N, c, 8, 8)
+    blocks += [ResidualBlock(c, c), ResidualBlock(c, c)]
+    return Discriminator(nn.Sequential(*blocks, nn.ReLU(), MeanPool()), c, classes)
+
+
+def acgan_generator(channels: int, width: int, noise: int, classes: int) -> Generator:
+    """Odena et al. 2017, for CIFAR-10 (table 2): 384, 192 and 96 channels at width 64, kernels of 5 x 5."""
+    c = [6 * width, 3 * width, max(1, 3 * width // 2)]
+    layers = [nn.ReLU()]
+    for c_in, c_out in zip(c, c[1:]):  # (N, 6 w, 4, 4) -> (N, 3 w, 8, 8) -> (N, 1.5 w, 16, 16)
+        layers += [nn.ConvTranspose2d(c_in, c_out, 5, 2, 2, output_padding=1, bias=False)]
+        layers += [nn.BatchNorm2d(c_out), nn.ReLU()]
+    layers += [nn.ConvTranspose2d(c[2], channels, 5, 2, 2, output_padding=1), nn.Tanh()]  # (N, channels, 32, 32)
+    return Generator(noise, classes, c[0], nn.Sequential(*layers))
+
+
+def acgan_discriminator(channels: int, width: int, classes: int) -> Discriminator:
+    """Odena et al. 2017, for CIFAR-10 (table 2): six convolutions, 16 to 512 channels at width 64, half of the units
+    dropped out after each."""
+    sizes = [max(1, width * 2**i // 4) for i in range(6)]
+    layers, c_in = [], channels
+    for i, c_out in enumerate(sizes):  # (N, channels, 32, 32) -> (N, 16, 16, 16) -> ... -> (N, 512, 4, 4)
+        layers += [nn.Conv2d(c_in, c_out, 3, 1 + (i % 2 == 0), 1, bias=i == 0)]
+        layers += [nn.BatchNorm2d(c_out)] if i else []
+        layers += [nn.LeakyReLU(0.2), nn.Dropout(0.5)]
+        c_in = c_out
+    return Discriminator(nn.Sequential(*layers, nn.Flatten()), sizes[-1] * 4 * 4, classes)
+
+
+# ------------------------------------------------------------------------------------------------ all of them together
+
+
+def score_both(
+    discriminator: Discriminator, real: Tensor, fake: Tensor
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+    """Scores and class logits of real and of generated images, (N,) and (N, classes) each: in one batch, unless batch
+    normalization would then mix the two."""
+    if any(isinstance(module, nn.BatchNorm2d) for module in discriminator.modules()):
+        return *discriminator(real), *discriminator(fake)
+    scores, logits = discriminator(torch.cat([real, fake.to(real.dtype)]))  # (2 N, C, 32, 32) -> (2 N,)
+    real_logits, fake_logits = logits.chunk(2) if logits is not None else (None, None)
+    return scores[: len(real)], real_logits, scores[len(real) :], fake_logits
+
+
+class GAN(nn.Module):
+    """generator, discriminator, and ema, the exponential moving average of the generator.
+
+    Its state dict is one flat dict whose names begin with these three words.
+    """
+
+    def __init__(self, generator: Generator, discriminator: Discriminator):
+        super().__init__()
+        self.generator, self.discriminator = generator, discriminator
+        self.ema = copy.deepcopy(generator).requires_grad_(False)
+
+    @torch.no_grad()
+    def update_ema(self, decay: float, step: int):
+        """Move the average towards the generator after its step number `step`. Early on the average is shorter, or it
+        would still contain the initial weights."""
+        weight = 1 - min(decay, (1 + step) / (10 + step))
+        pairs = zip(self.ema.state_dict().values(), self.generator.state_dict().values())
+        old, new = zip(*((a, b) for a, b in pairs if a.is_floating_point()))  # weights, and means and variances
+        torch._foreach_lerp_(old, new, weight)
+
+    def sample(self, noise: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Images (N, channels, 32, 32) in [-1, 1] of the averaged generator."""
+        self.ema.eval()
+        with torch.no_grad():
+            return self.ema(noise, labels).float()
+
+
+def build(
+    model: str, network: str, channels: int, classes: int, width: int, noise: int = 100, spectral: bool = False
+) -> GAN:
+    """The networks of `model`, one of MODELS, with weights from torch's generator.
+
+    network: "plain", the same for all four, where the discriminator has no normalization; or "paper", that of the
+    model's own paper. classes: of the data; only ACGAN uses them. spectral: spectral normalization (Miyato et al. 2018)
+    in the discriminator.
+    """
+    classes = classes if model == "acgan" else 0
+    if network == "paper" and model == "wgan-gp":
+        parts = resnet_generator(channels, width, noise, 0), resnet_discriminator(channels, width, 0)
+    elif network == "paper" and model == "acgan":
+        parts = acgan_generator(channels, width, noise, classes), acgan_discriminator(channels, width, classes)
+    else:
+        bn = network == "paper"
+        parts = dcgan_generator(channels, width, noise, classes), dcgan_discriminator(channels, width, classes, bn)
+    for part in parts:
+        initialize(part)
+    if spectral:
+        for module in parts[1].modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                spectral_norm(module)
+    return GAN(*parts)
+
+
+@torch.no_grad()
+def initialize(net: nn.Module):
+    """Weights as in DCGAN's paper where the network has batch normalization: a standard deviation of 0.02. Without it
+    the signal would shrink from layer to layer, so the standard deviation is that of He et al. 2015."""
+    normalized = any(isinstance(module, nn.BatchNorm2d) for module in net.modules())
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            fan_in = module.weight[0].numel()
+            std = 0.02 if normalized else math.sqrt(2 / fan_in) if isinstance(module, nn.Conv2d) else fan_in**-0.5
+            nn.init.normal_(module.weight, 0.0, std)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.weight, 1.0, 0.02)
+
+
+def num_parameters(net: nn.Module) -> int:
+    """The number of trainable parameters."""
+    return sum(p.numel() for p in net.parameters() if p.requires_grad)

@@ -1,0 +1,60 @@
+"""How far generated images are from real ones, computed from features (N, D): FID, KID, precision and recall."""
+
+import torch
+from torch import Tensor
+
+
+def moments(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (D,) and covariance (D, D), in float64."""
+    features = features.double()
+    return features.mean(0), torch.cov(features.T)
+
+
+def frechet(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -> float:
+    """The squared Frechet distance of two Gaussians: |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) (Heusel et al. 2017).
+
+    With S the symmetric root of C1, the eigenvalues of C1 C2 are those of S C2 S, which is symmetric. So they are real,
+    and the result is stable where the covariances are singular, as they are for fewer samples than dimensions.
+    """
+    values, vectors = torch.linalg.eigh(cov1)
+    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
+    roots = torch.linalg.eigvalsh(root @ cov2 @ root).clamp(min=0).sqrt()
+    distance = (mean1 - mean2).square().sum() + cov1.trace() + cov2.trace() - 2 * roots.sum()
+    return max(0.0, distance.item())
+
+
+def fid(real: Tensor, fake: Tensor) -> float:
+    """The Frechet distance of Gaussians fitted to two sets of features."""
+    return frechet(*moments(real), *moments(fake))
+
+
+def kid(real: Tensor, fake: Tensor, subsets: int = 50, size: int = 1000) -> float:
+    """The squared maximum mean discrepancy with the kernel (x.y / D + 1)^3, unbiased: the mean over random subsets
+    (Binkowski et al. 2018). It may be slightly below zero."""
+    generator = torch.Generator().manual_seed(0)
+    size, total = min(size, len(real), len(fake)), 0.0
+    for _ in range(subsets):
+        x, y = (part[torch.randperm(len(part), generator=generator)[:size]].double() for part in (real, fake))
+        xx, yy, xy = ((a @ b.T / a.shape[1] + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))  # (size, size)
+        within = (xx.sum() - xx.trace() + yy.sum() - yy.trace()) / (size * (size - 1))
+        total += (within - 2 * xy.mean()).item()
+    return total / subsets
+
+
+def radii(points: Tensor, k: int) -> Tensor:
+    """The distance (N,) from each point to its k-th nearest neighbour among the others."""
+    return torch.cat([torch.cdist(part, points).kthvalue(k + 1, dim=1).values for part in points.split(1000)])
+
+
+def covered(points: Tensor, centres: Tensor, reach: Tensor) -> float:
+    """The share of `points` that lie within `reach` (N,) of at least one of `centres` (N, D)."""
+    return (
+        torch.cat([(torch.cdist(part, centres) <= reach).any(1) for part in points.split(1000)]).float().mean().item()
+    )
+
+
+def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float, float]:
+    """Precision: the share of generated images among the real ones; recall: of real ones among the generated
+    (Kynkaanniemi et al. 2019). A set's region is the union of balls around its points up to the k-th neighbour."""
+    k = min(k, len(real) - 1, len(fake) - 1)
+    return covered(fake, real, radii(real, k)), covered(real, fake, radii(fake, k))
