@@ -22,6 +22,7 @@ from studies import (
     flatness,
     gradient_norm,
     minimal_ratio,
+    optimization_path,
     parameters_vs_generalization,
     random_labels,
     sensitivity,
@@ -30,8 +31,8 @@ from studies import (
 
 STUDIES = {
     module.__name__.rpartition(".")[2]: module
-    for module in (deep_vs_shallow, gradient_norm, minimal_ratio, random_labels, parameters_vs_generalization,
-                   flatness, sensitivity)
+    for module in (deep_vs_shallow, optimization_path, gradient_norm, minimal_ratio, random_labels,
+                   parameters_vs_generalization, flatness, sensitivity)
 }  # fmt: skip
 
 

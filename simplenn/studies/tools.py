@@ -63,7 +63,7 @@ class Context:
         """Write the record STUDY-PART.json and the figure STUDY-PART.png."""
         machine = run.environment(torch.device("cpu"), Path(__file__).parent)  # of the folder simplenn/
         rows = [{"study": self.name, "state": "done", "command": self.command} | row for row in rows]
-        record = {"study": self.name, "quick": self.quick, **machine, **self.facts, **facts,
+        record = {"study": self.name, "quick": self.quick, **machine, **self.facts, **rounded(facts),
                   "wall_s": round(time.monotonic() - self.began, 1), "rows": rounded(rows)}  # fmt: skip
         run.write_json(self.out / f"{self.name}.json", record)
         run.write_figure(self.out / f"{self.name}.png", figure)

@@ -1,0 +1,239 @@
+"""A network taken apart: shapes, parameters, multiply-accumulates; histograms of weights and gradients.
+
+    python simplenn/analyze.py                                   # SimpleNN, 3 x 32 x 32
+    python simplenn/analyze.py --model cnn --shape 1 28 28       # any network of this folder
+    python simplenn/analyze.py --model my.py:Net --shape 3 64 64 # any module of yours, made without arguments
+
+First a sample goes through both forms of SimpleNN, and the largest difference is printed. Then the table (also as
+layers.csv and layers.md) and histograms.png, with zeros.png for all weights set to zero, in --out.
+"""
+
+import argparse
+import csv
+import importlib.util
+import io
+import sys
+from pathlib import Path
+
+from common import run
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from torch import nn
+
+from model import CNN, MLP, CustomConv2d, CustomLinear, SimpleNN
+
+COLUMNS = ("layer", "kind", "input", "weight", "output", "parameters", "multiply_accumulates", "bias_additions")
+CONVOLUTIONS, LINEAR = (nn.Conv1d, nn.Conv2d, nn.Conv3d, CustomConv2d), (nn.Linear, CustomLinear)
+
+
+def models(shape):
+    """{name: function that makes the network for images of `shape` (C, H, W)}"""
+    channels, size = shape[0], shape[-1]
+    own = dict(conv=CustomConv2d, linear=CustomLinear)
+    return {
+        "simplenn": lambda: SimpleNN(channels, size),
+        "simplenn-custom": lambda: SimpleNN(channels, size, **own),
+        "cnn": lambda: CNN(channels=channels),
+        "mlp": lambda: MLP([int(np.prod(shape)), 256, 10]),
+    }
+
+
+def load_class(text: str):
+    """The class that FILE.py:CLASS names. Raises UserError."""
+    file, _, name = text.rpartition(":")
+    if not Path(file).is_file():
+        raise run.UserError(f"--model {text}: {file or 'it'} is no file; give a network's name or FILE.py:CLASS")
+    spec = importlib.util.spec_from_file_location("analyzed", file)
+    if spec is None:
+        raise run.UserError(f"--model {text}: {file} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(Path(file).resolve().parent))
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # the user's own code may raise anything
+        raise run.UserError(f"{file}: cannot be imported ({type(error).__name__}: {error})") from error
+    finally:
+        sys.path.pop(0)
+    if not isinstance(getattr(module, name, None), type) or not issubclass(getattr(module, name), nn.Module):
+        raise run.UserError(f"{file}: has no nn.Module {name}")
+    return getattr(module, name)
+
+
+def layers(model: nn.Module, x: torch.Tensor) -> tuple[list[dict], torch.Tensor]:
+    """(a row for every call of a layer without sublayers, in the order of the calls; the output of the model).
+
+    multiply_accumulates: of convolutions and linear layers, for the whole batch x; bias_additions are separate. Others
+    have none, though they work too: they compare, normalize and copy. Parameters of a module that is called twice count
+    once; those that belong to no such layer are a last row.
+    """
+    rows, handles, seen = [], [], set()
+
+    def hook(name):
+        def of_call(module, inputs, output):
+            tensors = [t for t in inputs if isinstance(t, torch.Tensor)]
+            weight = getattr(module, "weight", None)
+            new = [p for p in module.parameters() if id(p) not in seen]
+            seen.update(id(p) for p in new)
+            row = {"layer": name, "kind": type(module).__name__, "input": " ".join(shape_of(t) for t in tensors),
+                   "weight": shape_of(weight) if isinstance(weight, torch.Tensor) else "",
+                   "output": shape_of(output) if isinstance(output, torch.Tensor) else "several",
+                   "parameters": sum(p.numel() for p in new), "multiply_accumulates": 0,
+                   "bias_additions": 0}  # fmt: skip
+            if isinstance(module, (*CONVOLUTIONS, *LINEAR)):
+                # each output is one dot product with a filter (C_in / groups * k * k) or a row of the weight
+                row["multiply_accumulates"] = output.numel() * weight[0].numel()
+                row["bias_additions"] = output.numel() if module.bias is not None else 0
+            rows.append(row)
+
+        return of_call
+
+    for name, module in model.named_modules():
+        if not list(module.children()):
+            handles.append(module.register_forward_hook(hook(name or type(model).__name__)))
+    try:
+        with torch.no_grad():
+            output = model(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if rest := sum(p.numel() for p in model.parameters() if id(p) not in seen):
+        empty = dict.fromkeys(COLUMNS, "") | dict(multiply_accumulates=0, bias_additions=0)
+        rows.append(empty | {"layer": "(other parameters)", "parameters": rest})
+    return rows, output
+
+
+def shape_of(tensor):
+    return "x".join(map(str, tensor.shape)) or "number"
+
+
+def with_total(rows):
+    counts = {name: sum(row[name] for row in rows) for name in COLUMNS[5:]}
+    return [*rows, dict.fromkeys(COLUMNS, "") | {"layer": "total"} | counts]
+
+
+def as_text(rows, markdown=False):
+    """The rows as an aligned table."""
+    table = [[name.replace("_", " ") for name in COLUMNS]]
+    table += [[f"{row[n]:,}" if isinstance(row[n], int) else row[n] for n in COLUMNS] for row in rows]
+    widths = [max(len(line[i]) for line in table) for i in range(len(COLUMNS))]
+    aligned = [[c.rjust(w) if i >= 5 else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths))] for line in table]
+    if not markdown:
+        return "\n".join("  ".join(line).rstrip() for line in aligned) + "\n"
+    rule = "|" + "|".join("-" * (w + 1) + (":" if i >= 5 else "-") for i, w in enumerate(widths)) + "|"
+    lines = ["| " + " | ".join(line) + " |" for line in aligned]
+    return "\n".join([lines[0], rule, *lines[1:]]) + "\n"
+
+
+def as_csv(rows):
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def gradients(model: nn.Module, x: torch.Tensor, labels: torch.Tensor) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """{parameter: (its values, its gradients)}, flat, after one backward pass from the cross-entropy."""
+    model.zero_grad()
+    output = model(x)
+    if output.dim() == 2 and output.is_floating_point():
+        F.cross_entropy(output, labels % output.shape[1]).backward()
+    else:
+        output.square().mean().backward()  # a module of the user's own that is no classifier
+    zero = torch.zeros(1)
+    return {name: tuple((zero if t is None else t.detach()).flatten().numpy() for t in (p, p.grad))
+            for name, p in model.named_parameters()}  # fmt: skip
+
+
+def draw_histograms(values, title):
+    """Two rows of panels, weights and gradients, one column for every weight."""
+    names = [name for name in values if name.endswith("weight")] or list(values)
+    figure = Figure(figsize=(max(4, 2.3 * len(names)), 4.2), layout="constrained")
+    figure.suptitle(title)
+    axes = figure.subplots(2, len(names), squeeze=False)
+    for column, name in enumerate(names):
+        for row, kind in enumerate(("weight", "gradient")):
+            one, numbers = axes[row, column], values[name][row]
+            if not numbers.any():
+                one.text(0.5, 0.5, "all zero", ha="center", transform=one.transAxes)
+            one.hist(numbers, bins=61, log=True)
+            one.tick_params(labelsize=7)
+            one.locator_params(axis="x", nbins=3)
+            one.set_title(f"{run.plain_text(name)}\n{kind}, std {numbers.std():.2g}", fontsize=8)
+    return figure
+
+
+def zero_all(model):
+    """Set all weights and biases to zero, in place."""
+    with torch.no_grad():
+        for p in model.parameters():
+            p.zero_()
+    return model
+
+
+def compare_forms(shape, x):
+    """The largest difference of the outputs of both forms of SimpleNN, and the largest output, on the sample x."""
+    torch.manual_seed(0)
+    theirs = models(shape)["simplenn"]()
+    ours = models(shape)["simplenn-custom"]()
+    ours.load_state_dict(theirs.state_dict())
+    with torch.no_grad():
+        return (theirs(x) - ours(x)).abs().max().item(), theirs(x).abs().max().item()
+
+
+def parser():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--model", default="simplenn", metavar="NAME|FILE:CLASS",
+                   help=f"{', '.join(models((1, 28, 28)))}, or a module in a file (default: %(default)s)")  # fmt: skip
+    p.add_argument("--shape", type=run.positive_int, nargs="+", default=[3, 32, 32], metavar="N",
+                   help="of one input (default: 3 32 32)")  # fmt: skip
+    run.add_flags(p, seed=dict(help="initial weights and the sample input"),
+                  bs=dict(default=1, help="examples of the sample input"),
+                  out=dict(default=str(run.ROOT / "out/simplenn/analyze"), help="folder of the results"))  # fmt: skip
+    return p
+
+
+def main(argv=None):
+    args = parser().parse_args(argv)
+    shape, own = tuple(args.shape), ":" in args.model
+    if not own and args.model not in models((1, 28, 28)):
+        parser().error(f"--model {args.model}: is none of {', '.join(models((1, 28, 28)))}, and no FILE.py:CLASS")
+    if not own and (len(shape) != 3 or shape[1] != shape[2] or shape[1] < 8 or args.model == "cnn" and shape[1] != 28):
+        wanted = "C 28 28" if args.model == "cnn" else "C N N with N of 8 or more"
+        parser().error(f"--shape {' '.join(map(str, shape))}: {args.model} takes {wanted}")
+    make = load_class(args.model) if own else models(shape)[args.model]
+    out = run.make_folder(args.out)
+    torch.manual_seed(args.seed)
+    x, labels = torch.randn(args.bs, *shape), torch.arange(args.bs)
+    if len(shape) == 3 and shape[1] == shape[2] >= 8:
+        difference, largest = compare_forms(shape, x)
+        print(f"SimpleNN from PyTorch's layers and from our own: outputs differ by {difference:.1e} at most "
+              f"(largest output {largest:.2f})\n")  # fmt: skip
+    torch.manual_seed(args.seed)
+    try:
+        model = make().eval()
+        rows = with_total(layers(model, x)[0])
+        values = gradients(model, x, labels)
+        zeros = gradients(zero_all(model), x, labels)
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+        if not own:
+            raise
+        raise run.UserError(
+            f"--model {args.model}: does not take {shape_of(x)} ({str(error).splitlines()[0]})"
+        ) from error
+    print(as_text(rows), end="")
+    run.write(out / "layers.csv", as_csv(rows))
+    run.write(out / "layers.md", as_text(rows, markdown=True))
+    run.write_figure(out / "histograms.png", draw_histograms(values, f"{args.model}: initial weights"))
+    run.write_figure(out / "zeros.png", draw_histograms(zeros, f"{args.model}: all weights zero"))
+    print("\nall weights set to zero: the gradients that are not zero belong to "
+          + (", ".join(name for name, (_, gradient) in zeros.items() if gradient.any()) or "no parameter"))  # fmt: skip
+    print(f"{run.display_path(out)}: layers.csv, layers.md, histograms.png, zeros.png")
+    return rows
+
+
+if __name__ == "__main__":
+    run.cli(main)
