@@ -23,7 +23,7 @@ import caption as caption_script
 import checkpoint
 import extractors
 import videos
-from decode import Caption, beam_search, greedy
+from decode import Caption, caption_all
 
 SIDE, TEXT, GAP = 144, 52, 8  # pixels: of a clip in the GIF, of the text below it, between two clips
 
@@ -38,10 +38,8 @@ class Shown(NamedTuple):
 
 
 def describe(trained, frames, features, width, events=None) -> Shown:
-    """The clip with its caption. Attention weights exist for greedy search, so that one is used with attention."""
-    search = greedy if width == 1 or trained.config["attention"] else beam_search
-    more = {} if search is greedy else {"width": width}
-    found = search(trained.model, features.to(trained.model.mean.device), max_words=trained.config["max_words"], **more)
+    """The clip with its caption."""
+    found = caption_all(trained.model, features, width, trained.config["max_words"])
     words, right = [trained.vocabulary.words[i] for i in found[0].words], None
     if events is not None:
         stated, _, total = videos.judge_order(" ".join(words), events)
@@ -117,7 +115,8 @@ def parser():
     p.add_argument("--first", type=run.nonnegative_int, metavar="N", help="the first built-in clip (default: 0)")
     p.add_argument("--count", type=run.positive_int, metavar="N", help="built-in clips (default: 6)")
     p.add_argument("--backwards", action="store_true", help="play the clips backwards")
-    p.add_argument("--beam", type=run.positive_int, default=1, metavar="N", help="beam width (default: %(default)s)")
+    p.add_argument("--beam", type=run.positive_int, default=1, metavar="N",
+                   help="beam width; attention is drawn for greedy search alone (default: %(default)s)")  # fmt: skip
     p.add_argument("--extractor", choices=extractors.NAMES, help="only where the network does not know its own")
     run.add_flags(p, "device", out=dict(help="folder for the two files (default: the run folder, else this one)"))
     return p
