@@ -1,0 +1,180 @@
+"""Full fine-tuning against LoRA and against the last layers, on a pretrained model of 135 million parameters.
+
+    python distilgpt2/compare.py --study lr-full lr-lora lr-last   # short runs: each method gets its own learning rate
+    python distilgpt2/compare.py --study methods --seeds 3         # one epoch of 2% of WikiText-2
+    python distilgpt2/compare.py --study ranks epochs --seeds 1    # LoRA's rank; three epochs, where overfitting begins
+    python distilgpt2/compare.py --study methods --list            # only print the commands, for another engine
+
+Given again, the command continues where it stopped. Under --out: a run folder for every setting and seed, results.txt,
+and for every study its record STUDY.json and its figure STUDY.png; for `methods` also compare.txt, what the model
+writes before and after.
+"""
+
+import argparse
+from pathlib import Path
+
+from common import run, study
+
+import numpy as np
+from matplotlib.figure import Figure
+
+import data
+import generate
+import pretrained
+import scoring
+import train
+
+LEARNING_RATES = {"full": (1e-5, 3e-5, 1e-4), "lora": (3e-4, 1e-3, 3e-3), "last": (1e-4, 3e-4, 1e-3)}
+BEST_LR = {"full": 3e-5, "lora": 1e-3, "last": 3e-4}  # by the lowest validation loss of the studies lr-*
+RANKS = (1, 4, 16, 64)
+SHORT = dict(max_steps=20, val_tokens=8192, test_tokens=0)
+BASE = dict(recipe="smollm2")
+STUDIES = {  # study: {setting: arguments of train.py}
+    **{f"lr-{method}": {f"{lr:g}": BASE | SHORT | dict(method=method, lr=lr) for lr in rates}
+       for method, rates in LEARNING_RATES.items()},
+    "methods": {method: BASE | dict(method=method, lr=lr) for method, lr in BEST_LR.items()},
+    "ranks": {f"{rank}": BASE | dict(method="lora", rank=rank, alpha=2.0 * rank, lr=BEST_LR["lora"], bs=2, epochs=2,
+                                     max_steps=100, test_tokens=0) for rank in RANKS},
+    "epochs": {method: BASE | dict(method=method, lr=BEST_LR[method], epochs=3) for method in ("full", "lora")},
+}  # fmt: skip
+
+
+def folder_name(setting, seed):
+    """The same name for the same arguments, whichever study wants them."""
+    words = [f"{v}" if k in ("recipe", "method") else f"{k}{v:g}" for k, v in setting.items()]
+    return "-".join([*words, f"s{seed}"])
+
+
+def settings(args):
+    """STUDIES with the recipe of --recipe."""
+    return {name: {setting: values | {"recipe": args.recipe} for setting, values in table.items()}
+            for name, table in STUDIES.items()}  # fmt: skip
+
+
+def jobs_of(args, out):
+    """Every run that the studies need."""
+
+    def cost(values):
+        return {"full": 3, "lora": 2, "last": 1}[values["method"]] * values.get("epochs", 1)
+
+    def place(setting, seed):
+        return out / folder_name(setting, seed)
+
+    return study.plan(train, settings(args), args, place, lambda name, setting: args.data, cost)
+
+
+# ------------------------------------------------------------------------------------------------------------- reports
+
+
+def finals(rows, setting, key):
+    return [row["final"][key] for row in rows if row["setting"] == setting and row["state"] == "done"]
+
+
+def draw_points(axes, rows, quantity="val_perplexity"):
+    """A point for every run against a setting that is a number."""
+    names = [name for name in dict.fromkeys(row["setting"] for row in rows) if finals(rows, name, quantity)]
+    x = [float(name) for name in names]
+    means = [np.mean(finals(rows, name, quantity)) for name in names]
+    axes.plot(x, means, marker="o")
+    kind = "rank of LoRA" if rows[0]["study"] == "ranks" else f"learning rate, {rows[0]['args']['method']}"
+    axes.set(xscale="log", xlabel=kind, ylabel="validation perplexity per token")
+    axes.set_xticks(x, names)
+    axes.minorticks_off()
+
+
+def draw_epochs(axes, rows):
+    """Training and validation loss against epochs."""
+    for setting in dict.fromkeys(row["setting"] for row in rows):
+        for part, style in (("train", "--"), ("val", "-")):
+            curves = [row[f"{part}_loss"] for row in rows if row["setting"] == setting and row["state"] == "done"]
+            if curves:
+                mean, colour = np.mean(curves, 0), f"C{list(BEST_LR).index(setting)}"
+                axes.plot(range(1, len(mean) + 1), mean, style, marker=".", color=colour, label=f"{setting}, {part}")
+    axes.set(xlabel="epoch", ylabel="loss (nats per token)")
+    axes.legend(fontsize=8)
+
+
+def draw_methods(figure, rows):
+    """Perplexity, seconds per step, peak memory and size on disk of each method, side by side."""
+    names = list(dict.fromkeys(row["setting"] for row in rows if row["state"] == "done"))
+    panels = {
+        "test perplexity per token": lambda row: row["final"]["test_perplexity"],
+        "seconds per step": lambda row: row["final"]["seconds_per_step"],
+        "peak memory, GiB": lambda row: row["peak_memory_mb"] / 1024,
+        "size on disk, MB": lambda row: row["final"]["bytes"] / 1e6,
+    }
+    for axes, (title, value) in zip(figure.subplots(1, len(panels)), panels.items()):
+        values = [[value(row) for row in rows if row["setting"] == name and row["state"] == "done"] for name in names]
+        means = [np.mean(v) for v in values]
+        errors = [np.std(v, ddof=1) if len(v) > 1 else 0 for v in values]
+        bars = axes.bar(names, means, yerr=errors, color=[f"C{i}" for i in range(len(names))], capsize=3)
+        axes.bar_label(bars, [f"{mean:.3g}" for mean in means], fontsize=8)
+        axes.set_title(title, fontsize=9)
+        axes.margins(y=0.15)
+
+
+def write_texts(args, out):
+    """compare.txt: what the model writes, greedily, before fine-tuning and after each method (seed 0)."""
+    table = settings(args)["methods"]
+    models = {"before": pretrained.resolve(train.RECIPES[args.recipe]["model"])}
+    models |= {f"after {method}": str(out / folder_name(values, 0)) for method, values in table.items()}
+    lines = []
+    for title, name in models.items():
+        net, tokenizer, _ = pretrained.open_model(name, args.data_dir)
+        net.eval()
+        for prompt in generate.PROMPTS:
+            ids = generate.encode(tokenizer, prompt, 60, pretrained.context(net))
+            new = generate.continuation(net, tokenizer, ids, {"greedy": None}, 60, 0)
+            lines.append((prompt, f"--- {title}\n{prompt}{tokenizer.decode(new, skip_special_tokens=True)}"))
+    order = [text for prompt in generate.PROMPTS for p, text in lines if p == prompt]
+    run.write(out / "compare.txt", "\n".join(order) + "\n")
+
+
+def report(name, rows, out):
+    """Write STUDY.json and STUDY.png, and print the table."""
+    run.write_json(out / f"{name}.json", {"study": name, "rows": rows})
+    figure = Figure(figsize=(10, 2.8) if name == "methods" else (5, 3.5), layout="constrained")
+    if name == "methods":
+        draw_methods(figure, rows)
+    else:
+        axes = figure.subplots()
+        draw_epochs(axes, rows) if name == "epochs" else draw_points(axes, rows)
+        axes.grid(alpha=0.3)
+    run.write_figure(out / f"{name}.png", figure)
+    print(f"\n{name}")
+    for setting in dict.fromkeys(row["setting"] for row in rows):
+        losses = finals(rows, setting, "val_loss")
+        result = f"validation perplexity {scoring.perplexity(np.mean(losses)):.2f}" if losses else "diverged"
+        print(f"  {setting:12} {result}  {len(losses)} runs")
+
+
+def parser():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    study.add_flags(p, STUDIES)
+    run.add_flags(p, "data_dir", "limit",
+                  data=dict(type=data.dataset_arg, default="wikitext2", help=data.DATA_HELP),
+                  out=dict(default=str(run.ROOT / "out" / "distilgpt2" / "compare"), help="folder of the study"),
+                  epochs=dict(help="instead of each setting's own, for a quick look"),
+                  recipe=dict(choices=list(train.RECIPES), default="smollm2"))  # fmt: skip
+    return p
+
+
+def main(argv=None):
+    args = parser().parse_args(argv)
+    out = Path(args.out)
+    if study.run_jobs(train, jobs_of(args, out), args):
+        for name in args.study:
+            rows = [study.row(name, setting, seed, out / folder_name(values, seed), train_loss="train_loss",
+                              val_loss="val_loss") | {"peak_memory_mb": peak_memory(out / folder_name(values, seed))}
+                    for setting, values in settings(args)[name].items() for seed in range(args.seeds)]  # fmt: skip
+            report(name, rows, out)
+            if name == "methods":
+                write_texts(args, out)
+
+
+def peak_memory(folder):
+    return run.read_record(folder / "run.json").get("peak_memory_mb")
+
+
+if __name__ == "__main__":
+    run.cli(main)

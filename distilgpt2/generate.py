@@ -1,0 +1,205 @@
+"""Generate text: the same prompts through every way to decode, side by side.
+
+    python distilgpt2/generate.py                                           # the newest finished run, all strategies
+    python distilgpt2/generate.py --model gpt2 --prompt "The answer is"     # no run needed
+    python distilgpt2/generate.py --model out/distilgpt2/data-gpt2-lora-s0-1 --strategy top-p=0.9+temperature=0.8
+    python distilgpt2/generate.py --strategy greedy beam=4 contrastive --length 100
+
+Each strategy is a sum of the parts below, with or without a value. The text streams to the terminal and goes into
+distilgpt2.txt, with distinct-n, self-BLEU and the model's own perplexity into distilgpt2.json, in the run folder, else
+in the current one.
+"""
+
+import argparse
+import math
+import sys
+import time
+from pathlib import Path
+
+from common import run
+
+import torch
+
+import corpus
+import decode
+import pretrained
+
+STRATEGIES = {  # name: (default value, the keyword of transformers' generate, that of decode.sample, sampling?)
+    "greedy": (None, None, "greedy", False),
+    "beam": (5, "num_beams", None, False),
+    "repetition": (1.2, "repetition_penalty", "repetition", False),
+    "ngram": (3, "no_repeat_ngram_size", "ngram", False),
+    "contrastive": (0.6, None, None, False),
+    "temperature": (0.7, "temperature", "temperature", True),
+    "top-k": (50, "top_k", "k", True),
+    "top-p": (0.95, "top_p", "p", True),
+    "typical": (0.95, "typical_p", "mass", True),
+    "min-p": (0.1, "min_p", "floor", True),
+}
+ALL = "greedy beam repetition ngram contrastive temperature=1 temperature top-k top-p typical min-p".split()
+PROMPTS = ["The history of the city", "In the spring of 1942 ,", "The song was written by", "The river"]
+
+
+def strategy(text: str) -> dict:
+    """{part: value} of a strategy such as top-p=0.9+temperature=0.8. Raises argparse.ArgumentTypeError."""
+    parts = {}
+    for word in text.split("+"):
+        name, _, value = word.partition("=")
+        if name not in STRATEGIES:
+            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(STRATEGIES)}")
+        default = STRATEGIES[name][0]
+        kind = run.positive_int if type(default) is int else run.positive_float
+        if value and default is None:
+            raise argparse.ArgumentTypeError(f"{name} takes no value")
+        parts[name] = kind(value) if value else default
+        if name in ("top-p", "typical", "min-p", "contrastive") and parts[name] > 1:
+            raise argparse.ArgumentTypeError(f"{word}: {value} is above the maximum, 1")
+    if ("beam" in parts or "contrastive" in parts) and len(parts) > 1:
+        raise argparse.ArgumentTypeError(f"{text}: beam and contrastive stand alone")
+    return parts
+
+
+def label(parts: dict) -> str:
+    return "+".join(name if value is None else f"{name}={value:g}" for name, value in parts.items())
+
+
+def continuation(net, tokenizer, ids: list[int], parts: dict, length: int, seed: int, written_out=False, streamer=None):
+    """The tokens after `ids` by the strategy `parts`: by the model's own generate(), or as decode.py has it."""
+    torch.manual_seed(seed)
+    eos, sampling = tokenizer.eos_token_id, any(STRATEGIES[name][3] for name in parts)
+    if "contrastive" in parts:
+        return list(decode.contrastive_search(net, ids, length, eos, alpha=parts["contrastive"]))
+    if written_out and "beam" in parts:
+        return decode.beam_search(net, ids, length, eos, parts["beam"])
+    values = {name: value for name, value in parts.items() if value is not None}
+    if written_out:
+        options = {STRATEGIES[name][2]: value for name, value in values.items()}
+        return list(decode.sample(net, ids, length, eos, greedy=not sampling, **options))
+    options = dict(top_k=0) if sampling else {}  # the library's own default would be 50
+    options |= {STRATEGIES[name][1]: value for name, value in values.items()}
+    inputs = torch.tensor([ids], device=net.device)
+    out = net.generate(inputs, attention_mask=torch.ones_like(inputs), do_sample=sampling, max_new_tokens=length,
+                       eos_token_id=eos, pad_token_id=eos, streamer=streamer if "beam" not in parts else None,
+                       **options)  # fmt: skip
+    return out[0, len(ids) :].tolist()
+
+
+def sample(net, tokenizer, ids: torch.Tensor, length: int = 40) -> str:
+    """The greedy continuation of `ids`, with them. It takes no random number."""
+    net.eval()
+    ids = ids.tolist()
+    return tokenizer.decode([*ids, *decode.sample(net, ids, length, tokenizer.eos_token_id, greedy=True)])
+
+
+def encode(tokenizer, prompt: str, length: int, context: int) -> list[int]:
+    """The tokens of a prompt; of an empty one, the end-of-text token. Raises UserError if there is no room for `length`
+    more in the model's context."""
+    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"] or [tokenizer.eos_token_id]
+    if len(ids) + length > context:
+        raise run.UserError(f"the prompt has {len(ids):,} tokens; with --length {length:,} that is more than "
+                            f"this model's context of {context:,}: shorten one of them")  # fmt: skip
+    return ids
+
+
+def measure(net, prompts: list[list[int]], continuations: list[list[int]], tokenizer) -> dict:
+    """Numbers that tell strategies apart: distinct-1 to 3, self-BLEU, the model's own perplexity, mean tokens."""
+    texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in continuations]
+    total = sum(decode.surprise(net, prompt, ids) for prompt, ids in zip(prompts, continuations) if ids)
+    count = sum(map(len, continuations))
+    return {f"distinct_{n}": decode.distinct(texts, n) for n in (1, 2, 3)} | {
+        "self_bleu": decode.self_bleu(texts), "perplexity": math.exp(min(total / max(1, count), 700.0)),
+        "tokens": count / len(continuations),
+        "ended": sum(ids[-1:] == [tokenizer.eos_token_id] for ids in continuations) / len(continuations),
+    }  # fmt: skip
+
+
+def choose_model(name: str | None, data_dir: str | None = None) -> tuple[str, Path]:
+    """(model, folder for what it generates): `name`, else the newest finished run, else the base model; says which."""
+    newest = None if name else run.newest_run("distilgpt2")
+    if name is None:
+        name = str(newest) if newest and (newest / "model").is_dir() else pretrained.resolve("auto", data_dir)
+        print(f"no model named: using {run.display_path(name)}", file=sys.stderr)
+    name = pretrained.resolve(name, data_dir)
+    return name, Path(name) if (Path(name) / "run.json").is_file() else Path(".")
+
+
+def argv_of(args) -> list[str]:
+    """The arguments of this script for `train.py --mode gen`."""
+    words = ["--device", args.device, "--seed", str(args.seed)]
+    for flag, value in (("--model", args.model if args.model != "auto" else None), ("--data-dir", args.data_dir),
+                        ("--out", args.out)):  # fmt: skip
+        words += [flag, value] if value else []
+    return words
+
+
+def parser():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--model", type=pretrained.model_arg, metavar="RUN|NAME|PATH",
+                   help="default: the newest finished run, else the base model. " + pretrained.MODEL_HELP)  # fmt: skip
+    prompts = p.add_mutually_exclusive_group()
+    prompts.add_argument(
+        "--prompt", nargs="+", metavar="TEXT", help="beginnings of texts (default: four of WikiText's)"
+    )
+    prompts.add_argument("--prompt-file", type=run.path_arg, metavar="FILE", help="the same, one a line")
+    p.add_argument("--strategy", type=strategy, nargs="+", metavar="PART[=VALUE][+...]",
+                   help=f"sums of {', '.join(STRATEGIES)} (default: {', '.join(ALL)})")  # fmt: skip
+    p.add_argument("--length", type=run.positive_int, default=60, metavar="N", help="tokens (default: %(default)s)")
+    p.add_argument("--written-out", action="store_true", help="decode with the loops of decode.py: the same tokens")
+    run.add_flags(p, "data_dir", "device", seed=dict(help="of the random choices"),
+                  out=dict(help="folder of distilgpt2.txt (default: the run folder, else this one)"))  # fmt: skip
+    p.epilog = "parts of a strategy:\n" + "\n".join(f"  {name}" + f"={default}" * (default is not None)
+                                                   for name, (default, *_) in STRATEGIES.items())  # fmt: skip
+    return p
+
+
+def main(argv=None):
+    args = parser().parse_args(argv)
+    device = run.pick_device(args.device)
+    name, folder = choose_model(args.model, args.data_dir)
+    folder = run.make_folder(args.out or folder)
+    prompts = args.prompt or PROMPTS
+    if args.prompt_file:
+        prompts = [line for line in corpus.read_text(Path(args.prompt_file)).splitlines() if line.strip()]
+        if not prompts:
+            raise run.UserError(f"{args.prompt_file}: holds no prompt")
+    net, tokenizer, facts = pretrained.open_model(name, args.data_dir)
+    net.to(device).eval()
+    encoded = [encode(tokenizer, prompt, args.length, pretrained.context(net)) for prompt in prompts]
+    from transformers import TextStreamer
+
+    rows, lines = [], []
+    for parts in args.strategy or [strategy(text) for text in ALL]:
+        lines.append(f"{'=' * 20} {label(parts)}")
+        print(lines[-1])
+        began, found = time.monotonic(), []
+        for i, (prompt, ids) in enumerate(zip(prompts, encoded)):
+            streams = not args.written_out and not {"beam", "contrastive"} & parts.keys()
+            print(prompt, end="", flush=True)
+            streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if streams else None
+            found.append(continuation(net, tokenizer, ids, parts, args.length, run.seed_at(args.seed, i),
+                                      args.written_out, streamer))  # fmt: skip
+            text = tokenizer.decode(found[-1], skip_special_tokens=True)
+            if not streams:
+                print(text)
+            lines += [prompt + text, "-" * 40]
+        seconds = time.monotonic() - began
+        rows.append(
+            {"state": "done", "strategy": label(parts), "seconds": seconds, **measure(net, encoded, found, tokenizer)}
+        )
+        print("-" * 40)
+    run.write(folder / "distilgpt2.txt", "\n".join(lines) + "\n")
+    machine = run.environment(device, __file__)
+    facts["name"] = pretrained.record_name(facts["name"])
+    record = {"study": "decoding", **machine, "model": facts, "prompts": prompts, "length": args.length}
+    run.write_json(folder / "distilgpt2.json", record | {"seed": args.seed, "rows": rows})
+    print(f"{'strategy':<24} distinct-1  -2    -3   self-BLEU  own perplexity  seconds")
+    for row in rows:
+        bleu = "" if row["self_bleu"] is None else f"{row['self_bleu']:.1f}"
+        print(f"{row['strategy']:<24} {row['distinct_1']:9.2f} {row['distinct_2']:5.2f} {row['distinct_3']:5.2f} "
+              f"{bleu:>9} {row['perplexity']:>14.1f} {row['seconds']:>9.1f}")  # fmt: skip
+    print(run.display_path(folder / "distilgpt2.txt"), file=sys.stderr)
+    return rows
+
+
+if __name__ == "__main__":
+    run.cli(main)

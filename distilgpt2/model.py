@@ -1,0 +1,116 @@
+"""Fine-tuning: the loss, which weights are trained (all, LoRA's matrices, the last layers), and LoRA written out.
+
+The models themselves come from `transformers`. `peft` adds LoRA to them; LoRALinear here is the same layer to read.
+"""
+
+import math
+
+from common.terminal import UserError
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+METHODS = ("full", "lora", "last")
+OPTIONS = ("rank", "alpha", "targets", "last_blocks")  # of the methods
+ATTENTION = ("c_attn", "query_key_value", "qkv_proj", "q_proj", "v_proj")  # where the paper on LoRA puts it
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """The mean cross-entropy, in nats per token, of logits (B, T, V) and targets int64 (B, T), in float32 or more."""
+    logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
+class LoRALinear(nn.Module):
+    """A linear layer whose weight W (out, in) stays as it is, with a trained update of low rank (Hu et al. 2021, 4.1):
+
+        y = W x + (alpha / rank) B A x        A: (rank, in), B: (out, rank)
+
+    A begins random and B at zero, so that training begins at the pretrained model. rank (in + out) weights are trained
+    instead of in x out.
+    """
+
+    def __init__(self, base: nn.Module, rank: int, alpha: float):
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        # GPT-2 in transformers has Conv1D, a linear layer that stores its weight as (in, out)
+        self.transposed = type(base).__name__ == "Conv1D"
+        n_out, n_in = base.weight.shape[::-1] if self.transposed else base.weight.shape
+        self.A, self.B = nn.Parameter(torch.empty(rank, n_in)), nn.Parameter(torch.zeros(n_out, rank))
+        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
+        self.scale = alpha / rank
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)"""
+        return self.base(x) + self.scale * (x @ self.A.T @ self.B.T)  # (..., in) -> (..., rank) -> (..., out)
+
+    def merged(self) -> Tensor:
+        """The weight, in the form of the base, of a layer without LoRA that does the same: W + (alpha / rank) B A."""
+        update = self.scale * (self.B @ self.A)  # (out, in)
+        return self.base.weight + (update.T if self.transposed else update)
+
+
+def add_lora(net: nn.Module, rank: int, alpha: float, targets: str = "all") -> nn.Module:
+    """`net` with LoRA from `peft`, the only trained weights.
+
+    targets: "all" linear layers of the blocks; "attention": queries and values (in GPT-2, whose layer is one for
+    queries, keys and values, that layer); or the names of layers, separated by commas. Raises UserError.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    layers = {name.rpartition(".")[2] for name, m in net.named_modules() if getattr(m, "weight", None) is not None}
+    chosen = [name for name in ATTENTION if name in layers] if targets == "attention" else targets.split(",")
+    if targets != "all" and not set(chosen) & layers:
+        raise UserError(f"--set targets={targets}: the model has no layer called {' or '.join(chosen or ATTENTION)}")
+    transposed = any(type(module).__name__ == "Conv1D" for module in net.modules())
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear" if targets == "all" else chosen,
+                        fan_in_fan_out=transposed, task_type="CAUSAL_LM")  # fmt: skip
+    return get_peft_model(net, config)
+
+
+def train_last_layers(net: nn.Module, count: int) -> nn.Module:
+    """`net` with only its last `count` blocks, and the norm after them, trained: the cheap baseline of before LoRA."""
+    net.requires_grad_(False)
+    inner = net.base_model  # the network without the output layer
+    blocks = next(module for module in inner.children() if isinstance(module, nn.ModuleList))
+    norm = next(module for name, module in inner.named_children() if name in ("ln_f", "norm", "final_layer_norm"))
+    for module in (*blocks[-count:], norm):
+        module.requires_grad_(True)
+    return net
+
+
+def prepare(net: nn.Module, method: str, rank=None, alpha=None, targets=None, last_blocks=None) -> nn.Module:
+    """`net` with the weights that `method` trains marked as trainable. Raises UserError."""
+    if method == "lora":
+        return add_lora(net, rank, alpha, targets)
+    return train_last_layers(net, last_blocks) if method == "last" else net.requires_grad_(True)
+
+
+class Trainable:
+    """The trained weights of a module as a state dict of their own: a checkpoint of LoRA holds the adapter alone."""
+
+    def __init__(self, net: nn.Module):
+        self.weights = {name: p for name, p in net.named_parameters() if p.requires_grad}  # a tied weight once
+
+    def count(self) -> int:
+        """The number of trained parameters."""
+        return sum(p.numel() for p in self.weights.values())
+
+    def groups(self) -> list[dict]:
+        """Two groups for an optimizer: matrices, and biases and norms, which have no weight decay."""
+        split = [[p for p in self.weights.values() if (p.dim() > 1) == matrices] for matrices in (True, False)]
+        return [group for group in (dict(params=split[0]), dict(params=split[1], weight_decay=0.0)) if group["params"]]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """{name: tensor} of the trained weights."""
+        return {name: p.detach() for name, p in self.weights.items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]):
+        """Load what `state_dict` returned. Raises RuntimeError where names or shapes differ."""
+        if self.weights.keys() != state.keys():
+            raise RuntimeError(f"other names, such as {min(self.weights.keys() ^ state.keys())}")
+        for name, p in self.weights.items():
+            if not isinstance(state[name], Tensor) or p.shape != state[name].shape:
+                raise RuntimeError(f"{name} has another shape")
+            p.data.copy_(state[name])

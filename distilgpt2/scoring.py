@@ -1,0 +1,59 @@
+"""The loss and the perplexity of a text: in the blocks of training, or in windows that overlap."""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+import data
+import model
+
+
+def logits_of(net, inputs: Tensor, r, across: bool, eos: int) -> Tensor:
+    """(B, T) -> (B, T, V). across: attention across documents; else `data.document_mask` keeps them apart. r: what has
+    autocast(), such as a run."""
+    options = {} if across else dict(zip(("attention_mask", "position_ids"), data.document_mask(inputs, eos)))
+    with r.autocast():
+        return net(input_ids=inputs, use_cache=False, **options).logits
+
+
+@torch.no_grad()
+def block_loss(net, part, args, r, eos: int) -> float:
+    """The mean cross-entropy, in nats per token, over a part in the blocks of training, which do not overlap. Every
+    token but the first counts once. The processes share the batches."""
+    net.eval()
+    blocks, size = data.Blocks(part.ids, args.block_size), max(args.micro_batch or args.bs, 1024 // args.block_size)
+    batches = [blocks[index] for index in torch.arange(len(blocks)).split(size) if len(index)]
+    if blocks.left_over:  # the end, shorter than a block
+        batches.append(part.ids[-blocks.left_over - 1 :].long()[None])
+    total = torch.zeros(2, dtype=torch.float64)  # the sum of losses, the number of tokens
+    for batch in batches[r.rank :: r.world]:
+        inputs, targets = batch[:, :-1].to(r.device), batch[:, 1:].to(r.device)
+        loss = model.cross_entropy(logits_of(net, inputs, r, args.across, eos), targets).item()
+        total += torch.tensor([loss * targets.numel(), targets.numel()], dtype=torch.float64)
+    loss, count = r.all_reduce(total).tolist()
+    return loss / count
+
+
+@torch.no_grad()
+def strided_loss(net, ids: Tensor, block_size: int, stride: int, r) -> Iterator[tuple[float, int]]:
+    """Yield (sum of the cross-entropies in nats, number of targets) of each of `data.windows` of a text (N,): with a
+    stride below the block size, every token is predicted from a longer context, at the price of more computing."""
+    net.eval()
+    for begin, end, first in data.windows(len(ids), block_size, stride):
+        inputs = ids[begin:end].long()[None].to(r.device)  # (1, T)
+        targets = ids[first + 1 : end + 1].long()[None].to(r.device)
+        logits = logits_of(net, inputs, r, True, -1)[:, first - begin :]
+        yield model.cross_entropy(logits, targets).item() * targets.numel(), targets.numel()
+
+
+def perplexity(loss: float) -> float:
+    return math.exp(min(loss, 700.0))  # beyond that a float overflows
+
+
+def scores(name: str, loss: float, part) -> dict[str, float]:
+    """{name_loss, name_perplexity per token, name_word_perplexity} of a part whose mean loss is `loss`."""
+    per_word = loss * (len(part.ids) - 1) / max(1.0, part.words)
+    return {f"{name}_{what}": value for what, value in (
+        ("loss", loss), ("perplexity", perplexity(loss)), ("word_perplexity", perplexity(per_word)))}  # fmt: skip
