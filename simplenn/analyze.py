@@ -144,7 +144,7 @@ def gradients(model: nn.Module, x: torch.Tensor, labels: torch.Tensor) -> dict[s
     else:
         output.square().mean().backward()  # a module of the user's own that is no classifier
     zero = torch.zeros(1)
-    return {name: tuple((zero if t is None else t.detach()).flatten().numpy() for t in (p, p.grad))
+    return {name: tuple((zero if t is None else t.detach()).flatten().numpy().copy() for t in (p, p.grad))
             for name, p in model.named_parameters()}  # fmt: skip
 
 

@@ -50,6 +50,11 @@ class Digits(torch.utils.data.Dataset):
         """The labels, int64 (N,)."""
         return self.labels
 
+    @property
+    def normalization(self) -> dict:
+        """What predict.py needs to know of the training images."""
+        return {"mean": self.mean, "std": self.std}
+
     def to(self, device) -> "Digits":
         return self.replace(self.images.to(device), self.labels.to(device))
 
@@ -122,7 +127,7 @@ def transform(images: Tensor, matrices: Tensor) -> Tensor:
 class Points:
     """Points of a function of one variable: x and y float32 (N, 1). The interface is that of Digits."""
 
-    classes = ["y"]
+    classes, normalization = ["y"], None
 
     def __init__(self, x: Tensor, y: Tensor):
         self.x, self.y = x, y

@@ -199,7 +199,8 @@ def main(argv=None):
         model = build_model(args, train_set).to(r.device, memory_format=torch.channels_last)  # faster, see bench.py
         r.note(f"{args.model}, {count_parameters(model):,} parameters, on {facts['name']}: {len(train_set):,} training "
                f"examples, {len(val_set):,} for validation",
-               dataset=facts, parameters=count_parameters(model), classes=train_set.classes)  # fmt: skip
+               dataset=facts, parameters=count_parameters(model), classes=train_set.classes,
+               normalization=train_set.normalization)  # fmt: skip
         train(args, r, model, train_set, val_set, test_set)
 
         best = r.load_best(model=model)

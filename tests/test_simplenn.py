@@ -3,15 +3,23 @@
 What all folders owe is in test_contract.py.
 """
 
+import json
+import random
+import sys
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
-from conftest import failure, load, run
+from conftest import failure, load, one_line, run
 
-train = load("simplenn")
+train, sweep = load("simplenn"), load("simplenn", "sweep")
 data, model = train.data, load("simplenn", "model")
+analyze, predict, bench = (load("simplenn", name) for name in ("analyze", "predict", "bench"))
+train_optax, saved = load("simplenn", "train_optax"), predict.saved
+hessian, training = sweep.minimal_ratio.hessians, sweep.minimal_ratio.training
 
 
 # --------------------------------------------------------------------------------------------------------- own layers
@@ -175,3 +183,354 @@ def test_weight_decay_spares_biases_and_batch_normalization():
     assert {name for name, p in network.named_parameters() if id(p) in decayed} == {
         "conv1.weight", "conv2.weight", "conv3.weight", "fc.weight"}  # fmt: skip
     assert run.nonnegative_float("0.5") == args.weight_decay
+
+
+# ------------------------------------------------------------------------------------------------------------- anatomy
+
+
+@pytest.mark.parametrize("name, shape", [("simplenn", (3, 32, 32)), ("simplenn-custom", (1, 28, 28)),
+                                         ("cnn", (1, 28, 28)), ("mlp", (1, 28, 28))])  # fmt: skip
+def test_multiply_accumulates_are_half_of_what_torch_counts(name, shape):
+    """torch.utils.flop_counter counts a multiplication and an addition for each, and no biases."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    network, x = analyze.models(shape)[name]().eval(), torch.randn(3, *shape)
+    rows, output = analyze.layers(network, x)
+    with FlopCounterMode(display=False) as counter:
+        network(x)
+    assert 2 * sum(row["multiply_accumulates"] for row in rows) == counter.get_total_flops()
+    assert sum(row["parameters"] for row in rows) == model.count_parameters(network) and output.shape == (3, 10)
+
+
+def test_layers_of_a_known_convolution():
+    network = torch.nn.Sequential(torch.nn.Conv2d(4, 6, 3, groups=2), torch.nn.ReLU())
+    (row, relu), _ = analyze.layers(network, torch.zeros(2, 4, 10, 10))
+    assert (row["input"], row["weight"], row["output"]) == ("2x4x10x10", "6x2x3x3", "2x6x8x8")
+    assert row["multiply_accumulates"] == 2 * 6 * 8 * 8 * 2 * 3 * 3 and row["bias_additions"] == 2 * 6 * 8 * 8
+    assert relu["multiply_accumulates"] == relu["parameters"] == 0
+
+
+def test_shared_and_unused_parameters_count_once():
+    class Odd(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.scale = torch.nn.Linear(4, 4), torch.nn.Parameter(torch.ones(3))
+
+        def forward(self, x):
+            return self.layer(self.layer(x))
+
+    rows = analyze.with_total(analyze.layers(Odd(), torch.zeros(1, 4))[0])
+    assert [row["parameters"] for row in rows] == [20, 0, 3, 23] and rows[-1]["multiply_accumulates"] == 32
+
+
+def test_with_all_weights_zero_only_the_last_bias_learns():
+    values = analyze.gradients(analyze.zero_all(model.SimpleNN()), torch.randn(5, 1, 28, 28), torch.arange(5))
+    assert [name for name, (_, gradient) in values.items() if gradient.any()] == ["fc2.bias"]
+
+
+def test_analyze_a_module_of_ones_own(tmp_path, capsys):
+    (tmp_path / "mine.py").write_text(
+        "import torch\nclass Net(torch.nn.Sequential):\n    def __init__(self):\n"
+        "        super().__init__(torch.nn.Conv1d(2, 3, 3), torch.nn.Flatten(), torch.nn.Linear(18, 4))\nthing = 3\n"
+    )
+    out = tmp_path / "out"
+    rows = analyze.main(["--model", f"{tmp_path / 'mine.py'}:Net", "--shape", "2", "8", "--out", str(out)])
+    assert rows[-1]["parameters"] == 21 + 76 and rows[0]["multiply_accumulates"] == 3 * 6 * 6
+    assert {f.name for f in out.iterdir()} == {"layers.csv", "layers.md", "histograms.png", "zeros.png"}
+    assert (out / "layers.csv").read_text().splitlines()[1].startswith("0,Conv1d,1x2x8,3x2x3,1x3x6,21,108,18")
+    for wrong, words in (([f"{tmp_path / 'mine.py'}:thing"], "no nn.Module"), (["no.py:Net"], "is no file"),
+                         ([f"{tmp_path / 'mine.py'}:Net", "--shape", "5", "8"], "does not take 1x5x8")):  # fmt: skip
+        code, message = failure(analyze.main, ["--model", *wrong, "--out", str(out)])
+        assert code == 1 and one_line(message) and words in message
+    for wrong in (["--model", "vgg"], ["--shape", "3", "4", "4"], ["--model", "cnn", "--shape", "1", "32", "32"]):
+        assert failure(analyze.main, wrong)[0] == 2
+    capsys.readouterr()
+
+
+def test_analyze_prints_the_largest_difference_and_the_totals(tmp_path, capsys):
+    analyze.main(["--out", str(tmp_path)])
+    lines = capsys.readouterr().out.splitlines()
+    assert "outputs differ by" in lines[0] and any(line.startswith("total") and "156,074" in line for line in lines)
+
+
+# ------------------------------------------------------------------------------------------------------- reading digits
+
+
+def photo(digit, size=(300, 400), box=(60, 40, 180), dark=True, shadow=0.0, seed=0):
+    """A grey photo: `digit` (28, 28) scaled to box[2] pixels at box[:2], on paper with noise and a shadow."""
+    rng = np.random.default_rng(seed)
+    ink = np.zeros(size)
+    y, x, n = box
+    ink[y : y + n, x : x + n] = np.asarray(Image.fromarray(digit).resize((n, n), Image.Resampling.BICUBIC)) / 255
+    paper = 225 - 110 * shadow * np.linspace(0, 1, size[1])
+    grey = paper * (1 - 0.8 * ink) + rng.normal(0, 3, size)
+    return Image.fromarray((grey if dark else 255 - grey).clip(0, 255).astype(np.uint8))
+
+
+def test_digits_are_centred_as_mnists_are(data_dir):
+    """MNIST's own digits, moved, come back: 20 x 20 box, centre of mass in the middle."""
+    images = data.load("mnist", str(data_dir("MNIST")), 40)[2].images[:, 0].numpy()
+    differences = []
+    for i, image in enumerate(images):
+        moved = np.roll(image, (i % 3 - 1, i % 2), (0, 1)) / 255
+        differences.append(abs(predict.center_as_mnist(moved).astype(float) - image).mean())
+    assert np.median(differences) < 12, "in grey levels"
+
+
+@pytest.mark.parametrize("dark, shadow", [(True, 0.0), (False, 0.0), (True, 1.0)])
+def test_photos_of_digits_are_read_as_the_digits(dark, shadow, tmp_path):
+    """What the network sees of a photo is nearly what it sees of the digit itself, whatever paper, size and place."""
+    test_set = data.load("builtin")[2]
+    for i in range(8):
+        digit = test_set.images[i, 0].numpy()
+        photo(digit, dark=dark, shadow=shadow, seed=i).save(tmp_path / "photo.png")
+        seen, direct = predict.prepare(tmp_path / "photo.png"), predict.center_as_mnist(digit / 255)
+        assert np.corrcoef(seen.ravel(), direct.ravel())[0, 1] > 0.85
+
+
+def test_predict_with_the_committed_network(tmp_path, capsys, monkeypatch):
+    if not saved.COMMITTED.exists():
+        pytest.skip("there are no committed weights")
+    monkeypatch.setattr(saved, "newest_run", lambda: None)
+    test_set, files = data.load("builtin")[2], []
+    for i in range(12):
+        files.append(tmp_path / f"{i}-is-{test_set.labels[i]}.png")
+        photo(test_set.images[i, 0].numpy(), seed=i).save(files[-1])
+    answers = predict.main([*map(str, files), "--out", str(tmp_path / "out")])
+    assert sum(title[0] == name[-5] for name, _, title in answers) >= 8, "digits of another dataset"
+    assert (tmp_path / "out" / "seen.png").exists() and "weights/cnn.safetensors" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder of a small run on images."""
+    out = tmp_path_factory.mktemp("trained") / "run"
+    train.main(["--model", "cnn", "--recipe", "tiny", "--data", "builtin", "--limit", "200", "--out", str(out)])
+    return out
+
+
+def test_a_run_is_opened_saved_and_opened_again(trained, tmp_path):
+    network = saved.open_model(str(trained))
+    saved.main([str(trained), "--out", str(tmp_path / "small.safetensors")])
+    small, x = saved.open_model(str(tmp_path / "small.safetensors")), torch.randn(4, 1, 28, 28)
+    assert (network.net(x) - small.net(x)).abs().max() < 0.05 and small.classes == [str(i) for i in range(10)]
+    assert small.mean == network.mean and small.std == network.std
+
+
+def test_wrong_files_are_a_line_each(trained, tmp_path, capsys):
+    photo(data.load("builtin")[2].images[0, 0].numpy()).save(tmp_path / "good.png")
+    Image.new("L", (50, 50), 200).save(tmp_path / "blank.png")
+    (tmp_path / "text.png").write_text("hello")
+    files = [str(tmp_path / name) for name in ("good.png", "text.png", "none.png", "blank.png")]
+    code, message = failure(predict.main, [*files, "--run", str(trained), "--out", str(tmp_path / "out")])
+    out, err = capsys.readouterr()
+    assert code == 1 and one_line(message) and "blank.png: shows no digit" in message
+    assert len(err.strip().splitlines()) == 2 and "text.png" in err and "none.png" in err and "good.png" in out
+    (tmp_path / "w.safetensors").write_bytes(b"x" * 50)
+    for wrong in ("w.safetensors", "nothing"):
+        code, message = failure(predict.main, [files[0], "--run", str(tmp_path / wrong)])
+        assert code == 1 and one_line(message) and wrong in message
+
+
+@pytest.mark.slow
+def test_mutated_images_and_weights_end_in_a_line(trained, tmp_path):
+    rng, file = random.Random(0), tmp_path / "photo.png"
+    photo(data.load("builtin")[2].images[0, 0].numpy()).save(file)
+    saved.main([str(trained), "--out", str(tmp_path / "w.safetensors")])
+    for path, read in ((file, predict.prepare), (tmp_path / "w.safetensors", lambda p: saved.open_model(str(p)))):
+        whole = path.read_bytes()
+        for _ in range(150):
+            content = bytearray(whole[: rng.randrange(len(whole))] if rng.random() < 0.3 else whole)
+            for _ in range(rng.randrange(1, 6)):
+                content[rng.randrange(len(content)) :][:1] = b""
+                content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+            path.write_bytes(content)
+            try:
+                read(path)
+            except run.UserError as error:
+                assert "\n" not in str(error) and path.name in str(error)
+
+
+# ---------------------------------------------------------------------------------------------------------- JAX, optax
+
+
+def test_optax_agrees_with_pytorch_in_float64():
+    """A hundred steps from the same initialization on the same batches: to 1e-9."""
+    pytest.importorskip("optax", reason="JAX and optax are not installed: pip install jax optax")
+    train_set = data.load("builtin", flat=True)[0]
+    for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 5e-3)):
+        losses = [f(train_set, [784, 32, 10], 32, 1e-3, 0, dtype, 100)
+                  for f in (train_optax.torch_losses, train_optax.optax_losses)]  # fmt: skip
+        assert np.allclose(*losses, rtol=tolerance, atol=0) and losses[0][-1] < losses[0][0] / 2
+
+
+def test_optax_trains_to_the_end(tmp_path):
+    pytest.importorskip("optax", reason="JAX and optax are not installed: pip install jax optax")
+    words = ["--data", "builtin", "--limit", "300", "--epochs", "3", "--hidden", "32", "--out", str(tmp_path)]
+    record = train_optax.main(words)
+    assert record["final"]["test_accuracy"] > 0.6 and len(record["curve"]) == 3
+    assert {"optax.json", "drift.png", "losses.png"} <= {f.name for f in tmp_path.iterdir()}
+
+
+def test_without_jax_a_line_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "jax", None)
+    code, message = failure(train_optax.main, ["--data", "builtin", "--out", str(tmp_path / "out")])
+    assert code == 1 and one_line(message) and "pip install jax optax" in message
+
+
+# ------------------------------------------------------------------------------------------- what the studies stand on
+
+
+def small_problem(seed=0):
+    torch.manual_seed(seed)
+    net = model.MLP([3, 5, 4], "tanh").double()
+    x, y = torch.randn(40, 3, dtype=torch.float64), torch.randint(4, (40,))
+    return net, hessian.flat_loss(net, F.cross_entropy, x, y), hessian.vector_of(net), x, y
+
+
+def test_hessian_against_autograd_and_finite_differences():
+    net, f, w, x, y = small_problem()
+    assert f(w).item() == pytest.approx(F.cross_entropy(net(x), y).item(), rel=1e-12)
+    dense = hessian.dense(f, w)
+    assert torch.allclose(dense, torch.autograd.functional.hessian(f, w), atol=1e-12)
+    v, h = torch.randn_like(w), 1e-5
+    difference = (torch.func.grad(f)(w + h * v) - torch.func.grad(f)(w - h * v)) / (2 * h)
+    assert torch.allclose(hessian.product(f, w)(v), difference, atol=1e-7)
+    assert torch.allclose(hessian.product(f, w)(v), dense @ v, atol=1e-12)
+
+
+def test_largest_eigenvalue_by_power_iteration():
+    _, f, w, _, _ = small_problem()
+    values = torch.linalg.eigvalsh(hessian.dense(f, w))
+    found = hessian.largest_eigenvalue(hessian.product(f, w), len(w), 2000, 1e-9, dtype=torch.float64)
+    assert found == pytest.approx(values[values.abs().argmax()].item(), rel=1e-4)
+
+
+def test_signs_of_eigenvalues():
+    values = torch.tensor([[-2.0, -1e-9, 0.0, 1e-9, 1e-3, 1.0], [-1e-7, 1, 2, 3, 4, 5]])
+    assert hessian.signs(values, 1e-6).tolist() == [[2, 3, 1], [5, 1, 0]]
+
+
+def test_lanczos_quadrature_against_a_dense_matrix():
+    """With as many steps as dimensions the quadrature is exact for its vector, and the mean has its stated error."""
+    generator = torch.Generator().manual_seed(0)
+    q, _ = torch.linalg.qr(torch.randn(60, 60, generator=generator, dtype=torch.float64))
+    values = torch.cat([torch.linspace(-1, -0.1, 9), torch.zeros(30), torch.linspace(0.1, 5, 21)]).double()
+    matrix, v = q @ torch.diag(values) @ q.T, torch.ones(60, dtype=torch.float64)
+    nodes, weights = hessian.lanczos(lambda u: matrix @ u, v, 60)
+    assert weights.sum() == pytest.approx(1) and len(nodes) <= 31 + 1, "30 equal eigenvalues are one node"
+    assert (weights * nodes**3).sum().item() == pytest.approx((v @ matrix @ matrix @ matrix @ v).item() / 60, rel=1e-9)
+    shares, errors = hessian.estimate_signs(lambda u: matrix @ u, 60, 40, 60, 1e-6)
+    assert ((shares - torch.tensor([21, 30, 9]) / 60).abs() < 4 * errors).all() and errors.max() < 0.02
+
+
+def test_pca_against_scikit_learn():
+    decomposition = pytest.importorskip("sklearn.decomposition")
+    points = np.random.default_rng(0).normal(size=(30, 50)) @ np.diag(np.linspace(3, 0.1, 50))
+    mean, components, fraction = sweep.optimization_path.pca(points)
+    theirs = decomposition.PCA(2).fit(points)
+    assert np.allclose(fraction, theirs.explained_variance_ratio_) and np.allclose(mean, theirs.mean_)
+    assert np.allclose(abs((components * theirs.components_).sum(1)), 1), "up to sign"
+
+
+def test_a_stack_trains_like_its_networks_one_by_one():
+    train_set, _, _, _ = data.load("sinc")
+    x, y = train_set.tensors()
+    torch.manual_seed(0)
+    nets = [model.MLP([1, 8, 4, 1]) for _ in range(3)]
+    stack, alone = training.Stack(nets), []
+    for net in nets:
+        optimizer = torch.optim.Adam(net.parameters(), 0.01)
+        for _ in range(30):
+            loss = F.mse_loss(net(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        alone.append(loss.item())
+    *_, (_, losses, outputs) = training.fit_stack(stack, x, y, 30, 0.01)
+    assert np.allclose(losses.tolist(), alone, rtol=1e-4) and outputs.shape == (3, 300, 1)
+    for i, net in enumerate(nets):
+        assert torch.allclose(stack.vectors()[i], hessian.vector_of(net), atol=1e-4)
+
+
+def test_the_networks_of_deep_vs_shallow_have_equal_parameters():
+    study = sweep.deep_vs_shallow
+    counts = [model.count_parameters(model.MLP(sizes)) for sizes in study.MLPS.values()]
+    assert counts == [571, 572, 571]
+    counts = [model.count_parameters(study.cnn(n)) for n in (1, 2, 4)]
+    assert max(counts) / min(counts) < 1.01 and min(counts) > 25_000
+    assert study.cnn(4)(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+
+
+def test_random_labels():
+    labels = torch.arange(10).repeat(300)
+    for fraction in (0.0, 0.25, 1.0):
+        changed = (sweep.random_labels.randomize(labels, fraction, 10, 0) != labels).float().mean().item()
+        assert changed == pytest.approx(0.9 * fraction, abs=0.02), "a tenth of random labels is true"
+
+
+def test_filter_normalized_directions():
+    weights = [torch.randn(6, 3, 5, 5), torch.randn(6), torch.randn(4, 7)]
+    direction = sweep.flatness.filter_normalized(weights, torch.Generator().manual_seed(0))
+    assert torch.allclose(direction[0].flatten(1).norm(dim=1), weights[0].flatten(1).norm(dim=1))
+    assert torch.allclose(direction[2].norm(dim=1), weights[2].norm(dim=1)) and not direction[1].any()
+
+
+def test_statistics_of_batch_normalization_are_recomputed():
+    net, x = sweep.flatness.network(bn=True), torch.randn(3000, 1, 28, 28) + 2
+    sweep.flatness.recompute_statistics(net, x)
+    outputs = net[0](x)
+    assert torch.allclose(net[1].running_mean, outputs.mean((0, 2, 3)), atol=1e-4)
+    assert torch.allclose(net[1].running_var, outputs.var((0, 2, 3)), rtol=1e-2) and not net.training
+
+
+def test_sensitivity_against_the_whole_jacobian():
+    net, x = model.MLP([6, 5, 4], "tanh"), torch.randn(7, 6)
+    jacobians = torch.func.vmap(torch.func.jacrev(lambda u: net(u[None])[0]))(x)  # (7, 4, 6)
+    expected = jacobians.flatten(1).norm(dim=1).mean().item()
+    assert sweep.sensitivity.input_jacobian_norm(net, x) == pytest.approx(expected, rel=1e-5)
+
+
+def test_training_on_the_gradient_norm_reaches_critical_points():
+    """A double well: from both sides of the saddle at 0 to the nearest point without gradient."""
+    w = torch.tensor([[0.9], [0.1], [-1.2]], dtype=torch.float64)
+    found, norms = sweep.minimal_ratio.train_on_gradient_norm(lambda u: (u[0] ** 2 - 1) ** 2, w, 100)
+    assert norms.max() < 1e-9 and found[:, 0].round(decimals=6).abs().tolist() == [1, 0, 1]
+
+
+# ------------------------------------------------------------------------------------------------------------- studies
+
+
+@pytest.mark.parametrize("study", sweep.STUDIES)
+def test_every_study_in_seconds(study, tmp_path):
+    sweep.main(["--study", study, "--quick", "--jobs", "1", "--out", str(tmp_path)])
+    for part in sweep.STUDIES[study].PARTS:
+        record = json.loads((tmp_path / f"{study}-{part}.json").read_text())
+        assert record["quick"] and record["rows"] and record["dataset"]["name"] in ("builtin", "sinc")
+        assert all(row["command"][1:5] == ["--study", study, "--part", part] for row in record["rows"])
+        assert (tmp_path / f"{study}-{part}.png").stat().st_size > 5000
+
+
+def test_the_commands_of_the_studies(capsys):
+    sweep.main(["--list", "--study", "flatness", "sensitivity", "--seeds", "5"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4 and lines[0] == "python simplenn/sweep.py --study flatness --part line --seeds 5"
+    assert failure(sweep.main, ["--study", "flatness", "--part", "widths"])[0] == 2
+    assert failure(sweep.main, ["--data", "sinc"])[0] == 2
+
+
+@pytest.mark.slow
+def test_a_study_in_two_processes_has_the_same_rows(tmp_path):
+    for jobs in ("1", "2"):
+        sweep.main(["--study", "random_labels", "--quick", "--jobs", jobs, "--out", str(tmp_path / jobs)])
+    one, two = (json.loads((tmp_path / jobs / "random_labels-mnist.json").read_text())["rows"] for jobs in "12")
+    assert one == two
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", bench.PARTS)
+def test_bench(part, tmp_path):
+    words = ["--data", "builtin", "--limit", "200", "--epochs", "1", "--rounds", "1", "--out", str(tmp_path)]
+    rows = bench.main(["--part", part, *words])
+    record = json.loads((tmp_path / f"bench-{part}.json").read_text())
+    assert len(rows) == len(record["rows"]) > 1 and all(row["state"] == "done" for row in record["rows"])

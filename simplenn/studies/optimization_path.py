@@ -49,7 +49,7 @@ def functions(ctx: tools.Context):
     paths = torch.stack(weights, 1)  # (K, T, P)
     layer = paths[:, :, start : start + sizes[names.index("3.weight")]]
     f = hessian.flat_loss(nets[0], F.mse_loss, x, y)
-    report(ctx, paths, layer, "3.weight", torch.stack(losses, 1), torch.stack(accuracy, 1), f, every, "step")
+    report(ctx, paths, layer, "second layer", torch.stack(losses, 1), torch.stack(accuracy, 1), f, every, "step")
 
 
 def train_one(train_set, seed, epochs):

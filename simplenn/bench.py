@@ -1,0 +1,219 @@
+"""How fast is the training? The usual way against this folder's, and many networks at once against one by one.
+
+    python simplenn/bench.py --part epoch        # images per second: loaders, precision, memory format
+    python simplenn/bench.py --part accuracy     # the best recipe to the end, the usual way and ours
+    python simplenn/bench.py --part stack        # K networks as one (torch.func), and one after another
+
+The usual way: torchvision's MNIST as PIL images, RandomAffine, ToTensor and Normalize one by one, and a DataLoader. All
+ways take turns, so that a machine that slows down slows all of them; reported are medians. Writes bench-PART.json.
+"""
+
+import argparse
+import statistics
+import time
+
+from common import run, timing
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch.utils.data import DataLoader
+
+import data
+import train
+from model import MLP
+from studies import training
+from studies.flatness import network as small_cnn
+
+BEST = train.RECIPES["best"]["cnn"]
+
+
+class PILImages(torch.utils.data.Dataset):
+    """The usual dataset: one PIL image and label at a time, through a torchvision transform."""
+
+    def __init__(self, dataset, transform):
+        self.images = [Image.fromarray(image[0].numpy()) for image in dataset.images]
+        self.labels, self.transform = dataset.labels.tolist(), transform
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, i):
+        return self.transform(self.images[i]), self.labels[i]
+
+
+def usual_loader(dataset, bs, workers, seed=0):
+    try:
+        from torchvision import transforms
+    except ImportError:
+        raise run.UserError("bench.py compares with torchvision: pip install -r requirements.txt") from None
+    shift, scale = data.SHIFT / 28, (1 - data.SCALE, 1 + data.SCALE)
+    affine = transforms.RandomAffine(data.ROTATION, (shift, shift), scale, interpolation=Image.Resampling.BILINEAR)
+    normalize = transforms.Normalize([dataset.mean / 255], [dataset.std / 255])
+    usual = PILImages(dataset, transforms.Compose([affine, transforms.ToTensor(), normalize]))
+    generator = torch.Generator().manual_seed(seed)
+    return DataLoader(usual, bs, shuffle=True, num_workers=workers, persistent_workers=workers > 0, generator=generator)
+
+
+def train_epoch(batches, model, optimizer, bf16, lr_at=None):
+    """Train on `batches`; returns images per second."""
+    seen, began = 0, time.perf_counter()
+    model.train()
+    for step, (images, labels) in enumerate(batches):
+        for group in optimizer.param_groups if lr_at else ():
+            group["lr"] = lr_at(step)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = F.cross_entropy(model(images), labels, label_smoothing=BEST["label_smoothing"])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        seen += len(labels)
+    return seen / (time.perf_counter() - began)
+
+
+def new_model(channels_last=True):
+    args = train.parse(["--model", "cnn", "--recipe", "best"])
+    model = train.CNN(10, args.widths, args.dropout)
+    if channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    return model, train.build_optimizer(args, model)
+
+
+def epoch(args, parts):
+    """Images per second of an epoch with augmentation."""
+    train_set, bs = parts[0], BEST["bs"]
+    native = run.native_bf16(torch.device("cpu"))
+    prepared = list(train_set.batches(bs, shuffle=(0, 0), augment="affine"))
+    loaders = {workers: usual_loader(train_set, bs, workers) for workers in (0, 2)}
+    plain, fast = new_model(channels_last=False), new_model()
+
+    def ours(i):
+        return train_set.batches(bs, shuffle=(0, i), augment="affine")
+
+    ways = {f"usual, {n} workers, fp32": lambda i, n=n: train_epoch(loaders[n], *plain, False) for n in loaders}
+    ways["ours, fp32"] = lambda i: train_epoch(ours(i), *plain, False)
+    ways["ours, fp32, channels last"] = lambda i: train_epoch(ours(i), *fast, False)
+    if native:
+        ways["ours, bf16, channels last"] = lambda i: train_epoch(ours(i), *fast, True)
+    ways["step alone"] = lambda i: train_epoch(prepared, *fast, native)
+    rates = timing.turns(ways, args.rounds)
+    usual = [max(pair) for pair in zip(*list(rates.values())[:2])]
+    return [{"way": name, "images_per_s": statistics.median(values), "rates": values,
+             "times_usual": timing.median_ratio(values, usual)} for name, values in rates.items()]  # fmt: skip
+
+
+def accuracy(args, parts):
+    """Seconds and test accuracy of the best recipe, trained to the end in both ways, with one seed a round."""
+    train_set, _, test_set = parts
+    native, epochs = run.native_bf16(torch.device("cpu")), args.epochs or BEST["epochs"]
+    steps = -(-len(train_set) // BEST["bs"])
+
+    def whole_run(seed, usual):
+        torch.manual_seed(seed)
+        model, optimizer = new_model(channels_last=not usual)
+        loader, began = usual_loader(train_set, BEST["bs"], 2, seed) if usual else None, time.perf_counter()
+        for i in range(epochs):
+            batches = loader if usual else train_set.batches(BEST["bs"], shuffle=(seed, i), augment="affine")
+
+            def lr_at(step, i=i):
+                return BEST["lr"] * train.lr_factor(BEST["decay"], (i + step / steps) / epochs)
+
+            train_epoch(batches, model, optimizer, native and not usual, lr_at)
+        seconds = time.perf_counter() - began
+        return seconds, training.evaluate(model, *test_set.tensors())[1]
+
+    ways = {"usual, 2 workers, fp32": lambda i: whole_run(i, True), "ours": lambda i: whole_run(i, False)}
+    values = timing.turns(ways, args.rounds, warmup=0)
+    usual = [seconds for seconds, _ in values["usual, 2 workers, fp32"]]
+    rows = []
+    for name, pairs in values.items():
+        seconds, accuracies = zip(*pairs)
+        rows += [{"way": name, "seconds": statistics.median(seconds), "test_accuracy": statistics.mean(accuracies),
+                  "times_usual": 1 / timing.median_ratio(list(seconds), usual), "accuracies": accuracies}]  # fmt: skip
+    return rows
+
+
+def stack(args, parts):
+    """Steps per second of K networks as a stack, in times those of one network after another."""
+    x, y = data.load_function("sinc")[0].tensors()
+    images = parts[0].subset(128)
+    cases = {"MLP of 572 parameters, 300 points": (lambda: MLP([1, 10, 18, 15, 4, 1]), x, y, (3, 10, 50, 100)),
+             "MLP 784-64-10, 128 images": (lambda: MLP([784, 64, 10]), *images.subset(128, True).tensors(), (10,)),
+             "small CNN, 128 images": (lambda: small_cnn(False), *images.tensors(), (10,))}  # fmt: skip
+    rows = []
+    for case, (make, inputs, targets, sizes) in cases.items():
+        for size in sizes:
+            steps = max(10, 200 // size)
+
+            def loss_of(outputs, targets=targets):
+                if targets.is_floating_point():
+                    return (outputs - targets).square().mean((-2, -1))
+                labels = targets.expand(outputs.shape[:-1])
+                return F.cross_entropy(outputs.movedim(-1, 1), labels, reduction="none").mean(-1) \
+                    if outputs.dim() == 3 else F.cross_entropy(outputs, labels)  # fmt: skip
+
+            def one_by_one(i, make=make, inputs=inputs, size=size, steps=steps, loss_of=loss_of):
+                nets = [make() for _ in range(size)]
+                optimizers = [torch.optim.Adam(net.parameters(), 1e-3, fused=True) for net in nets]
+                began = time.perf_counter()
+                for net, optimizer in zip(nets, optimizers):
+                    for _ in range(steps):
+                        loss = loss_of(net(inputs))
+                        optimizer.zero_grad()
+                        loss.backward()
+                        optimizer.step()
+                return time.perf_counter() - began
+
+            def together(i, make=make, inputs=inputs, size=size, steps=steps, loss_of=loss_of):
+                nets = training.Stack([make() for _ in range(size)])
+                optimizer = torch.optim.Adam(list(nets.parameters.values()), 1e-3, fused=True)
+                began = time.perf_counter()
+                for _ in range(steps):
+                    loss = loss_of(nets(inputs)).sum()
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
+                return time.perf_counter() - began
+
+            seconds = timing.turns({"one by one": one_by_one, "together": together}, args.rounds)
+            rows.append({"case": case, "networks": size, "steps": steps,
+                         "ms_per_step": 1e3 * statistics.median(seconds["together"]) / steps,
+                         "times_faster": timing.median_ratio(seconds["one by one"], seconds["together"])})  # fmt: skip
+    return rows
+
+
+PARTS = {"epoch": epoch, "accuracy": accuracy, "stack": stack}
+
+
+def parser():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--part", choices=list(PARTS), default="epoch", help="(default: %(default)s)")
+    run.add_flags(p, "data_dir", "limit", data=dict(type=data.dataset_arg, default="auto", help="the images"),
+                  epochs=dict(help="of the part accuracy (default: those of the recipe)"),
+                  out=dict(default=str(run.ROOT / "out/simplenn/bench"), help="for bench-PART.json"))  # fmt: skip
+    p.add_argument("--rounds", type=run.positive_int, default=5, help="turns of each way (default: %(default)s)")
+    return p
+
+
+def main(argv=None):
+    p = parser()
+    args = p.parse_args(argv)
+    if args.data in data.FUNCTIONS:
+        p.error(f"--data {args.data}: bench.py times training on images")
+    out = run.make_folder(args.out)
+    *parts, facts = data.load(args.data, args.data_dir, args.limit)
+    machine = run.environment(torch.device("cpu"), __file__)
+    print(f"{args.part}, on {facts['name']}; {machine['device']['name']}, {machine['device']['threads']} threads")
+    rows = PARTS[args.part](args, parts)
+    for row in rows:
+        print("  ".join(f"{k} {v:,.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()
+                        if not isinstance(v, list | tuple)))  # fmt: skip
+    command = ["simplenn/bench.py", *run.to_argv(p, {k: v for k, v in run.record_args(args).items() if v is not None})]
+    rows = [row | {"state": "done", "command": command} for row in rows]
+    run.write_json(out / f"bench-{args.part}.json",
+                   {"bench": f"simplenn, {args.part}", **machine, "dataset": facts, "rows": rows})  # fmt: skip
+    return rows
+
+
+if __name__ == "__main__":
+    run.cli(main)

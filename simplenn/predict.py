@@ -1,0 +1,142 @@
+"""Read handwritten digits: photos or scans, dark on light or light on dark, of any size.
+
+    python simplenn/predict.py photo.jpg scan.png           # with the newest run, else the committed network
+    python simplenn/predict.py digit.png --run RUN          # RUN: a run folder or a safetensors file
+
+Each image must show one digit. It is prepared as MNIST's digits were: scaled to a box of 20 x 20 pixels, then placed in
+28 x 28 with its centre of mass in the middle. What the network saw is saved as seen.png in --out.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from common import image_files, run
+
+import matplotlib.figure
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from scipy import ndimage
+
+import saved
+
+WORKING_SIZE = 400  # larger images are scaled down to it before the digit is looked for
+CONTRAST = 25  # grey levels between a digit and its background, at the least
+
+
+def open_grey(path: Path) -> np.ndarray:
+    """The image as float (H, W), 0 black to 255 white, transparent parts white. Raises UserError."""
+    try:
+        if not path.is_file():
+            raise OSError("no such regular file")
+        with Image.open(path) as image:
+            image = ImageOps.exif_transpose(image)
+            if image.mode.startswith("I"):  # 16 bits a pixel
+                values = np.asarray(image, dtype=float)
+                image = Image.fromarray((values / max(1.0, values.max()) * 255).astype(np.uint8))
+            image = image.convert("RGBA")
+            image.thumbnail((WORKING_SIZE, WORKING_SIZE))
+            white = Image.new("RGBA", image.size, "white")
+            return np.asarray(Image.alpha_composite(white, image).convert("L"), dtype=float)
+    except image_files.UNREADABLE as error:
+        raise run.UserError(f"{path}: is no readable image ({str(error) or type(error).__name__:.100})") from error
+
+
+def find_ink(grey: np.ndarray) -> np.ndarray:
+    """float (H, W) in [0, 1]: how much of a stroke each pixel is. Raises UserError where there is no digit.
+
+    The border tells the background. A morphological closing with a window wider than strokes gives the background
+    alone, shadows included, and the ink is what is darker.
+    """
+    border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
+    if np.median(border) < (grey.min() + grey.max()) / 2:  # light on dark
+        grey = 255 - grey
+    size = max(3, int(0.4 * max(grey.shape)) | 1)
+    background = ndimage.gaussian_filter(ndimage.grey_closing(np.pad(grey, size, mode="edge"), size), size / 6)
+    ink = np.clip(background[size:-size, size:-size] - grey, 0, None)
+    top = np.percentile(ink[ink >= 0.5 * ink.max()], 50) if ink.max() > 0 else 0
+    if top < CONTRAST:
+        raise run.UserError("shows no digit that stands out from its background")
+    return np.clip((ink / top - 0.15) / 0.85, 0, 1)  # the faintest pixels are noise and paper
+
+
+def keep_digit(ink: np.ndarray) -> np.ndarray:
+    """The ink without specks: connected parts that have at least a tenth of the ink of the largest one."""
+    parts, count = ndimage.label(ink > 0.3, np.ones((3, 3)))
+    if not count:
+        raise run.UserError("shows no digit that stands out from its background")
+    sums = ndimage.sum_labels(ink, parts, range(1, count + 1))
+    kept = np.isin(parts, 1 + np.flatnonzero(sums >= 0.1 * sums.max()))
+    return np.where(ndimage.binary_dilation(kept, np.ones((3, 3)), iterations=2), ink, 0)
+
+
+def center_as_mnist(ink: np.ndarray) -> np.ndarray:
+    """uint8 (28, 28): the ink scaled to a box of 20 x 20 with its aspect ratio, its centre of mass in the middle."""
+    rows, columns = np.flatnonzero((ink > 0.15).any(1)), np.flatnonzero((ink > 0.15).any(0))
+    digit = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    scale = 20 / max(digit.shape)
+    height, width = (max(1, round(scale * n)) for n in digit.shape)
+    small = Image.fromarray((digit * 255).astype(np.uint8)).resize((width, height), Image.Resampling.LANCZOS)
+    canvas = np.zeros((68, 68))  # with room on all sides: the centre of mass may be far from that of the box
+    canvas[24 : 24 + height, 24 : 24 + width] = np.asarray(small)
+    y, x = (round(c) for c in ndimage.center_of_mass(canvas))
+    return canvas[y - 14 : y + 14, x - 14 : x + 14].round().astype(np.uint8)
+
+
+def prepare(path: Path) -> np.ndarray:
+    """uint8 (28, 28), light on dark: the digit in an image file. Raises UserError that names the file."""
+    try:
+        return center_as_mnist(keep_digit(find_ink(open_grey(path))))
+    except run.UserError as error:
+        raise error if str(path) in str(error) else run.UserError(f"{path}: {error}") from None
+
+
+def draw_seen(answers):
+    """What the network saw, with its answer. answers: (name, image (28, 28), title)."""
+    columns = min(len(answers), 6)
+    rows = -(-len(answers) // columns)
+    figure = matplotlib.figure.Figure(figsize=(1.9 * columns, 2.2 * rows), layout="constrained")
+    for axes, (name, image, title) in zip(np.ravel(figure.subplots(rows, columns)), answers):
+        axes.imshow(image, cmap="gray", vmin=0, vmax=255)
+        axes.set_title(f"{run.plain_text(name[-24:])}\n{run.plain_text(title)}", fontsize=8)
+    for axes in figure.axes:
+        axes.axis("off")
+    return figure
+
+
+def parser():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files, one digit in each")
+    p.add_argument("--run", type=run.path_arg, metavar="RUN", help="a run folder or a safetensors file of weights")
+    run.add_flags(p, out=dict(default=str(run.ROOT / "out/simplenn/predict"), help="folder of seen.png"))
+    return p
+
+
+def main(argv=None):
+    args = parser().parse_args(argv)
+    model, out, answers, failed = saved.open_model(args.run), run.make_folder(args.out), [], []
+    for path in args.images:
+        try:
+            image = prepare(path)
+        except run.UserError as error:
+            failed.append(str(error))
+            continue
+        x = (torch.from_numpy(image).float()[None, None] - model.mean) / model.std  # (1, 1, 28, 28)
+        with torch.no_grad():
+            p = model.net(x).softmax(1)[0]
+        title = f"{model.classes[p.argmax()]} {p.max():.1%}"
+        print(f"{path}: {title}   (" + ", ".join(f"{c} {v:.1%}" for c, v in zip(model.classes, p)) + ")")
+        answers.append((path.name, image, title))
+    if answers:
+        run.write_figure(out / "seen.png", draw_seen(answers))
+        print(f"what the network saw: {run.display_path(out / 'seen.png')}")
+    for line in failed[:-1]:
+        print(f"error: {line}", file=sys.stderr)
+    if failed:
+        raise run.UserError(failed[-1])
+    return answers
+
+
+if __name__ == "__main__":
+    run.cli(main)

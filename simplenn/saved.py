@@ -1,0 +1,110 @@
+"""Trained networks: from a run folder, or from the weights that are committed.
+
+    python simplenn/saved.py RUN                 # write the weights of a run to weights/cnn.safetensors, in bfloat16
+
+With no run named, the scripts take the newest finished run on images, else weights/cnn.safetensors, and say which.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
+
+from common import run
+
+import safetensors.torch
+import torch
+
+import data
+import train
+
+COMMITTED = Path(__file__).resolve().parent / "weights" / "cnn.safetensors"
+
+
+class Model(NamedTuple):
+    """A network in evaluation mode, its class names, and the mean and standard deviation of its training images."""
+
+    net: torch.nn.Module
+    classes: list[str]
+    mean: float
+    std: float
+
+
+def build(facts: dict, state: dict, source) -> Model:
+    """The network that `facts` describe, with the parameters `state`. Raises UserError."""
+    try:
+        args, classes = SimpleNamespace(**facts["args"]), list(map(str, facts["classes"]))
+        net = train.build_model(args, SimpleNamespace(classes=classes))
+        net.load_state_dict(
+            {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+        )
+        mean, std = (float(facts["normalization"][name]) for name in ("mean", "std"))
+        if not (len(classes) > 1 and std > 0):
+            raise ValueError("no classes")
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise run.UserError(f"{source}: holds no network for images of this folder ({str(error):.80})") from error
+    return Model(net.eval(), classes, mean, std)
+
+
+def newest_run() -> Path | None:
+    """The newest finished run that was trained on images."""
+    finished = []
+    for file in (run.ROOT / "out" / "simplenn").glob("*/run.json"):
+        try:
+            record = run.read_record(file)
+            if record["state"] == "done" and record.get("normalization"):
+                finished.append((file.stat().st_mtime, file.parent))
+        except (OSError, run.UserError):
+            pass  # damaged, or of another version
+    return max(finished)[1] if finished else None
+
+
+def open_model(where: str | None = None) -> Model:
+    """The network of the run folder or safetensors file `where`; see the top of this file. Raises UserError."""
+    path = Path(where) if where else newest_run() or COMMITTED
+    if not where:
+        print(f"with the network in {run.display_path(path)}", file=sys.stderr)
+    if path.is_dir():
+        record = run.read_record(path / "run.json")
+        return build(record, run.read_checkpoint(path / "best.pt")["model"], path)
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            facts = json.loads((file.metadata() or {}).get("facts", "{}"))
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
+    except Exception as error:  # safetensors has its own exceptions
+        again = "; train one: python simplenn/train.py --model cnn --recipe best" if path == COMMITTED else ""
+        raise run.UserError(f"{path}: is no readable safetensors file ({str(error):.80}){again}") from error
+    return build(facts, state, path)
+
+
+def save(folder: Path, target: Path):
+    """Write the best checkpoint of the run in `folder` as bfloat16."""
+    record = run.read_record(folder / "run.json")
+    state = run.read_checkpoint(folder / "best.pt")["model"]
+    if "normalization" not in record or record["args"]["data"] in data.FUNCTIONS:
+        raise run.UserError(f"{folder}: is no run on images")
+    facts = {"args": record["args"], "classes": record["classes"], "normalization": record["normalization"],
+             "git": record["git"], "test_accuracy": record["final"]["test_accuracy"]}  # fmt: skip
+    state = {name: value.bfloat16() if value.is_floating_point() else value for name, value in state.items()}
+    run.make_folder(target.parent)
+    content = safetensors.torch.save({k: v.contiguous() for k, v in state.items()}, {"facts": json.dumps(facts)})
+    run.write(target, content)
+    print(f"{run.display_path(target)}: {len(content):,} bytes")
+
+
+def parser():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("run", type=run.path_arg, metavar="RUN", help="a run folder")
+    run.add_flags(p, out=dict(default=str(COMMITTED), metavar="FILE", help="the safetensors file"))
+    return p
+
+
+def main(argv=None):
+    args = parser().parse_args(argv)
+    save(Path(args.run), Path(args.out))
+
+
+if __name__ == "__main__":
+    run.cli(main)

@@ -1,0 +1,190 @@
+"""The MLP of train.py in JAX with optax, on MNIST, from the same initial weights and on the same batches.
+
+    python simplenn/train_optax.py                 # a hundred steps beside PyTorch's, then 10 epochs
+
+Writes optax.json (the record), drift.png (both losses, in float64 and in float32) and losses.png into --out. Validation
+chooses the epoch; losses.png shows the test loss for the eye.
+"""
+
+import argparse
+import itertools
+import time
+
+from common import run
+
+import matplotlib.figure
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+import data
+from figures import draw_losses
+from model import MLP, count_parameters
+
+DRIFT_STEPS = 100
+
+
+def network(sizes, seed, dtype):
+    torch.manual_seed(seed)
+    return MLP(sizes).to(dtype)
+
+
+def batches(dataset, bs, seed, dtype):
+    """Batches (x, labels) for ever, in the order of train.py."""
+    for epoch in itertools.count():
+        for x, y in dataset.batches(bs, shuffle=(seed, epoch)):
+            yield x.to(dtype), y
+
+
+def torch_losses(dataset, sizes, bs, lr, seed, dtype, steps):
+    """The losses of the first `steps` steps of PyTorch's Adam."""
+    net, losses = network(sizes, seed, dtype), []
+    optimizer = torch.optim.Adam(net.parameters(), lr)
+    for x, y in itertools.islice(batches(dataset, bs, seed, dtype), steps):
+        loss = F.cross_entropy(net(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def jax_functions(lr):
+    """(init, step, evaluate) of the MLP in JAX: parameters are a list of (weight (outputs, inputs), bias)."""
+    try:
+        import jax
+        import optax
+    except ImportError as error:
+        raise run.UserError(f"train_optax.py needs JAX and optax ({error}): pip install jax optax") from None
+    jax.config.update("jax_enable_x64", True)  # float32 arrays stay float32
+    jnp, adam = jax.numpy, optax.adam(lr)
+
+    def init(net):
+        layers = [m for m in net if isinstance(m, torch.nn.Linear)]
+        parameters = [tuple(jnp.asarray(t.detach().numpy()) for t in (m.weight, m.bias)) for m in layers]
+        return parameters, adam.init(parameters)
+
+    def forward(parameters, x):
+        for i, (weight, bias) in enumerate(parameters):
+            x = (jax.nn.relu(x) if i else x) @ weight.T + bias
+        return x
+
+    def loss_of(parameters, x, y):
+        return optax.softmax_cross_entropy_with_integer_labels(forward(parameters, x), y).mean()
+
+    @jax.jit
+    def step(parameters, state, x, y):
+        loss, gradients = jax.value_and_grad(loss_of)(parameters, x, y)
+        updates, state = adam.update(gradients, state)
+        return optax.apply_updates(parameters, updates), state, loss
+
+    @jax.jit
+    def evaluate(parameters, x, y):
+        logits = forward(parameters, x)
+        return loss_of(parameters, x, y), (logits.argmax(1) == y).mean()
+
+    return init, step, evaluate
+
+
+def optax_losses(dataset, sizes, bs, lr, seed, dtype, steps):
+    """The losses of the first `steps` steps of optax.adam."""
+    init, step, _ = jax_functions(lr)
+    parameters, state = init(network(sizes, seed, dtype))
+    losses = []
+    for x, y in itertools.islice(batches(dataset, bs, seed, dtype), steps):
+        parameters, state, loss = step(parameters, state, x.flatten(1).numpy(), y.numpy())
+        losses.append(float(loss))
+    return losses
+
+
+def drift(train_set, sizes, args):
+    """{precision: {"torch": losses, "optax": losses, "relative": largest relative difference}}"""
+    found = {}
+    for name, dtype in (("float64", torch.float64), ("float32", torch.float32)):
+        ours = torch_losses(train_set, sizes, args.bs, args.lr, args.seed, dtype, DRIFT_STEPS)
+        theirs = optax_losses(train_set, sizes, args.bs, args.lr, args.seed, dtype, DRIFT_STEPS)
+        relative = [abs(a - b) / a for a, b in zip(ours, theirs)]
+        found[name] = {"torch": ours, "optax": theirs, "differences": relative, "largest": max(relative)}
+        print(f"{name}: the losses of {DRIFT_STEPS} steps differ by {max(relative):.2g} of their value at most")
+    return found
+
+
+def draw_drift(found):
+    figure = matplotlib.figure.Figure(figsize=(9, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    steps = range(1, DRIFT_STEPS + 1)
+    left.plot(steps, found["float32"]["torch"], lw=2, label="PyTorch, float32")
+    left.plot(steps, found["float32"]["optax"], "--", label="optax, float32")
+    left.set(xlabel="step", ylabel="loss of the batch", yscale="log")
+    for name, values in found.items():
+        right.plot(steps, [max(v, 1e-17) for v in values["differences"]], label=name)
+    right.set(xlabel="step", ylabel="relative difference of the losses", yscale="log")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.legend()
+    return figure
+
+
+def train(parts, sizes, args):
+    """Train in float32 to the end. Returns (a row an epoch, the final metrics of the best validation epoch)."""
+    init, step, evaluate = jax_functions(args.lr)
+    parameters, state = init(network(sizes, args.seed, torch.float32))
+    tensors = [[t.numpy() for t in part.tensors()] for part in parts]
+    rows, best = [], None
+    for epoch in tqdm(range(args.epochs), "optax", leave=False, disable=None):
+        began, total = time.monotonic(), 0.0
+        for x, y in parts[0].batches(args.bs, shuffle=(args.seed, epoch)):
+            parameters, state, loss = step(parameters, state, x.numpy(), y.numpy())
+            total += float(loss) * len(y)
+        row = {"epoch": epoch + 1, "train_loss": total / len(parts[0])}
+        for name, (x, y) in zip(("val", "test"), tensors[1:]):
+            row[f"{name}_loss"], row[f"{name}_accuracy"] = map(float, evaluate(parameters, x, y))
+        rows.append(row | {"seconds": round(time.monotonic() - began, 2)})
+        if best is None or row["val_accuracy"] > best["val_accuracy"]:
+            best = row
+    final = {k: best[k] for k in ("val_loss", "val_accuracy", "test_loss", "test_accuracy")}
+    return rows, final | {"best_epoch": best["epoch"]}
+
+
+def parser():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    run.add_flags(p, "data_dir", "limit", "seed",
+                  data=dict(type=data.dataset_arg, default="auto", help="the images: mnist, ..."),
+                  epochs=dict(default=10), bs=dict(default=64), lr=dict(default=1e-3),
+                  out=dict(default=str(run.ROOT / "out/simplenn/optax"), help="folder of the results"))  # fmt: skip
+    p.add_argument("--hidden", type=run.positive_int, nargs="+", default=[256], help="hidden units (default: 256)")
+    return p
+
+
+def main(argv=None):
+    p = parser()
+    args = p.parse_args(argv)
+    if args.data in data.FUNCTIONS:
+        p.error(f"--data {args.data}: train_optax.py trains on images")
+    jax_functions(args.lr)  # says at once what is not installed
+    import jax
+    import optax
+
+    out, began = run.make_folder(args.out), time.monotonic()
+    *parts, facts = data.load(args.data, args.data_dir, args.limit, flat=True)
+    args.data = facts["name"] if args.data == "auto" else args.data
+    sizes = [784, *args.hidden, len(parts[0].classes)]
+    found = drift(parts[0], sizes, args)
+    run.write_figure(out / "drift.png", draw_drift(found))
+    rows, final = train(parts, sizes, args)
+    run.write_figure(out / "losses.png", draw_losses(rows))
+    machine = run.environment(torch.device("cpu"), __file__)
+    machine["versions"] |= {"jax": jax.__version__, "optax": optax.__version__}
+    wall = round(time.monotonic() - began, 1)
+    command = ["simplenn/train_optax.py", *run.to_argv(p, run.record_args(args))]
+    record = {"script": "train_optax", "command": command, "state": "done", "setting": "MLP in JAX with optax.adam",
+              **machine, "args": run.record_args(args), "dataset": facts, "wall_s": wall, "drift": found, "curve": rows,
+              "parameters": count_parameters(MLP(sizes)), "final": final}  # fmt: skip
+    run.write_json(out / "optax.json", record)
+    print(f"test accuracy {final['test_accuracy']:.2%} with the weights of epoch {final['best_epoch']} (validation "
+          f"{final['val_accuracy']:.2%}); {wall:.0f} s; {run.display_path(out)}")  # fmt: skip
+    return record
+
+
+if __name__ == "__main__":
+    run.cli(main)
