@@ -1,9 +1,12 @@
 """Models in files: checkpoints of a run, small safetensors files of weights, and GPT-2 from the Hugging Face hub."""
 
+import argparse
+import hashlib
 import json
 import os
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import NamedTuple
 
 from common import run
 
@@ -11,10 +14,13 @@ import requests
 import torch
 from torch import nn
 
+import hub
 from baselines import Bigram, BigramConfig, WordMLP, WordMLPConfig
 from model import GPT, GPTConfig
+from tokenizer import tokenizer_from
 
 KINDS = {"gpt": (GPT, GPTConfig), "bigram": (Bigram, BigramConfig), "wordmlp": (WordMLP, WordMLPConfig)}
+KINDS |= {"hub": (hub.Hub, hub.HubConfig)}  # any causal model of the Hugging Face hub
 
 
 def parse_config(config: dict) -> tuple[type[nn.Module], object]:
@@ -59,7 +65,7 @@ def save_weights(path: Path, model: nn.Module, tokenizer_state: dict):
     """Write the weights as bfloat16 to a safetensors file, with the configuration and the tokenizer in its header."""
     from safetensors.torch import save
 
-    tensors = {name: p.to("cpu", torch.bfloat16).contiguous() for name, p in model.state_dict().items()}
+    tensors = {name: p.to("cpu", torch.bfloat16, copy=True).contiguous() for name, p in model.state_dict().items()}
     header = {"config": json.dumps(config_of(model)), "tokenizer": json.dumps(tokenizer_state)}
     run.write(Path(path), save(tensors, header))
 
@@ -90,6 +96,72 @@ def read_weights(path: Path) -> run.Checkpoint:
         raise run.UserError(f"{path}: holds no weights of a model of this folder ({error})") from error
     state.path = path
     return state
+
+
+# ------------------------------------------------------------------------------------------------- where a run starts
+
+
+class Init(NamedTuple):
+    """What a run with --init starts from: the weights, their tokenizer, and the digest of the file for the record."""
+
+    weights: dict
+    tokenizer: object
+    digest: str
+
+    def load_into(self, model: nn.Module):
+        """Load the weights into `model`. Raises UserError if it is of another shape."""
+        state = run.Checkpoint(model=self.weights)
+        state.path = Path("--init")
+        state.load_into(model=model)
+
+
+def init_arg(text: str) -> str:
+    """An argparse type for --init: what exists here as ./PATH below the folder of `common/`, else a name of the hub.
+
+    A record holds no paths of a machine, and this form is valid in any working directory.
+    """
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the path is empty")
+    if os.path.exists(text):
+        return "./" + Path(os.path.relpath(text, run.ROOT)).as_posix()
+    if not text.startswith("./") and (text.count("/") > 1 or text.endswith((".pt", ".safetensors"))):
+        raise argparse.ArgumentTypeError(f"{text}: there is no such run, checkpoint or folder")
+    return text
+
+
+def init_file(init: str) -> Path | None:
+    """The checkpoint that `init` names: itself, or best.pt of a run folder. None for a model of the hub."""
+    path = run.ROOT / init
+    if not init.startswith("./") or hub.is_model(path):
+        return None
+    return path / "best.pt" if path.is_dir() else path
+
+
+def init_recipe(init: str | None) -> dict:
+    """What the recipe takes from --init: the tokens and the shape of the model. Nothing where the file is gone; a run
+    that is resumed has them in its record."""
+    if not init:
+        return {}
+    file = init_file(init)
+    if file is None:
+        return {"tokens": "bpe", "model": hub.config_of(init)}
+    if not file.is_file():
+        return {}
+    model, tokenizer = load_checkpoint(file)
+    return {"tokens": tokenizer["kind"], "model": {k: v for k, v in config_of(model).items() if k != "vocab_size"}}
+
+
+def load_init(init: str, resume: str | None = None) -> Init:
+    """What the run starts from, or, where `resume` has a checkpoint of the run itself, that. Raises UserError."""
+    last = Path(resume) / "last.pt" if resume else None
+    file = last if last and last.exists() else init_file(init)
+    if file is None:
+        model = hub.load(init)
+        return Init(model.state_dict(), hub.HubTokenizer(init), hub.digest(model))
+    model, tokenizer = load_checkpoint(file)
+    return Init(
+        model.state_dict(), tokenizer_from(tokenizer), hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()
+    )
 
 
 # ------------------------------------------------------------------------------------------------- the hub's weights

@@ -6,7 +6,7 @@
     python nanogpt/data.py --data openwebtext --tokens gpt2        # 9 billion tokens: hours; the same command continues
 
 Each part (train, val, test) is one long 1-D uint16 tensor. `batch` takes blocks from random positions, `blocks` covers
-the part once.
+the part once. A folder that `phi1.py prepare` wrote may hold exercises instead: rows with targets, see prepared.py.
 """
 
 import argparse
@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 import openwebtext
+import prepared
 from tokenizer import BytePairs, Characters, Words
 
 TOKENS = ("char", "word", "gpt2", "bpe")
@@ -76,14 +77,14 @@ PUBLISHED = {  # {corpus: {file in data_dir: (checksum, mirrors)}}; WikiText-2: 
 class Text:
     """A text as tokens, in parts.
 
-    train, val, test: uint16 (N,) each. test is None if the corpus has no third part; its validation loss is then
-    selected on. tokenizer: see tokenizer.py. characters_per_token: {part: ratio} or None. The ratio converts a loss in
-    nats per token to bits per character, loss / ln 2 / ratio, which is comparable between tokenizers.
+    train, val, test: uint16 (N,) each, or rows, int32 (N, 2, T), of prepared.py. test is None if there is no third
+    part; the validation loss is then selected on. characters_per_token: {part: ratio} or None. The ratio converts a
+    loss in nats per token to bits per character, loss / ln 2 / ratio, which is comparable between tokenizers.
     """
 
     name: str
     level: str  # one of TOKENS
-    tokenizer: Characters | Words | BytePairs
+    tokenizer: Characters | Words | BytePairs  # see tokenizer.py
     train: Tensor
     val: Tensor
     test: Tensor | None
@@ -103,13 +104,26 @@ class Text:
             "test": 0 if self.test is None else len(self.test),
             "selected_on": self.test is None,
             "characters_per_token": self.characters_per_token,
-        }
+        } | ({"targets": n_targets(self.train)} if self.train.dim() == 3 else {})
+
+    def beginning(self) -> Tensor:
+        """The tokens from which a sample starts, (1, T): the first one, or the prompt of the first exercise."""
+        if self.train.dim() == 1:
+            return self.train[None, :1].long()
+        x, y = prepared.trimmed(self.val[:1])
+        return x[:, : int((y[0] >= 0).nonzero()[0]) + 1]
+
+
+def n_targets(part: Tensor) -> int:
+    """How many targets a part has."""
+    return int((part[:, 1] >= 0).sum()) if getattr(part, "ndim", 1) == 3 else len(part) - 1
 
 
 def check_batch_size(bs: int, text: Text):
     """Raise UserError if a batch of `bs` sequences cannot be meant; it would only fill the memory."""
     if bs > len(text.train):
-        raise UserError(f"--bs {bs}: must be at most {len(text.train)}, the number of tokens to train on")
+        kind = "tokens" if text.train.dim() == 1 else "exercises"
+        raise UserError(f"--bs {bs}: must be at most {len(text.train)}, the number of {kind} to train on")
 
 
 def batch(
@@ -118,8 +132,10 @@ def batch(
     """Blocks from random positions, which are a function of (seed, step): x and y, int64 (batch_size, block_size) each.
 
     y is x shifted by one token: y[:, t] follows x[:, : t + 1]. Raises UserError if `tokens` (N,) are fewer than
-    block_size + 1.
+    block_size + 1. Rows (N, 2, T) come in a random order, with targets of -1, which do not count.
     """
+    if tokens.dim() == 3:
+        return tuple(part.to(device) for part in prepared.batch(tokens, block_size, batch_size, seed, step))
     positions = len(tokens) - block_size
     if positions < 1:
         raise UserError(
@@ -143,8 +159,13 @@ def blocks(
 
     The blocks do not overlap. The last batch may be smaller, and the remaining tokens make one shorter block. To
     average losses, weight them by y.numel(). limit: at most so many targets, in blocks that are evenly spaced over the
-    text, the same ones at every call.
+    text, the same ones at every call. Rows (N, 2, T) are taken in their order.
     """
+    if tokens.dim() == 3:
+        prepared.check_rows(tokens, block_size)
+        for some in prepared.spaced(tokens, limit).split(batch_size):
+            yield tuple(part.to(device) for part in prepared.trimmed(some))
+        return
     if limit is not None and limit < block_size:
         tokens = tokens[: limit + 1]
     n_blocks = (len(tokens) - 1) // block_size
@@ -161,16 +182,24 @@ def blocks(
 # ---------------------------------------------------------------------------------------------------- parts and tokens
 
 
-def load(name: str, data_dir: str | Path | None = None, limit: int | None = None, tokens: str = "char") -> Text:
+def load(
+    name: str, data_dir: str | Path | None = None, limit: int | None = None, tokens: str = "char", tokenizer=None
+) -> Text:
     """Load, split and tokenize the text `name`.
 
     name: one of NAMES, or the path of a text file or of a folder of text files. "auto" is shakespeare if it is there or
     can be downloaded, else the built-in text, with a warning on standard error.
     tokens: "char", "word", "gpt2", or "bpe" (byte pairs trained on the training part).
-    limit: only the first `limit` tokens of each part. Raises UserError.
+    limit: only the first `limit` tokens of each part. tokenizer: that of a model to start from, in place of `tokens`.
+    Raises UserError.
     """
     data_dir = run.data_dir(data_dir)
     name = choose(name, data_dir)
+    if prepared.is_prepared(name):
+        if tokens != "bpe":
+            raise UserError(f"{display_name(name)}: is stored as byte pairs: use --tokens bpe, not {tokens}")
+        tokenizer, train, val, digest = prepared.load(name, limit, tokenizer)
+        return Text(Path(name).name, tokens, tokenizer, train, val, None, digest)
     if name == "openwebtext":
         if tokens != "gpt2":
             raise UserError(f"openwebtext is stored as GPT-2 tokens: use --tokens gpt2, not {tokens}")
@@ -179,7 +208,7 @@ def load(name: str, data_dir: str | Path | None = None, limit: int | None = None
         return Text(name, tokens, tokenizer, train, val, None, digest)
     parts = read_parts(name, data_dir)
     digest = hashlib.blake2b("\0".join(parts).encode(), digest_size=16).hexdigest()
-    tokenizer = make_tokenizer(tokens, name, parts, data_dir)
+    tokenizer = tokenizer or make_tokenizer(tokens, name, parts, data_dir)
     ids = [torch.from_numpy(np.array(tokenizer.encode(part), dtype=np.uint16)) for part in parts]
     if min(map(len, ids)) < 2:
         counts = ", ".join(f"{len(i):,}" for i in ids)

@@ -15,6 +15,8 @@ from common.run import UserError
 
 import regex
 
+import hub
+
 MAX_VOCABULARY = 2**16  # tokens are stored as uint16
 UNKNOWN, END_OF_LINE, END_OF_TEXT = "<unk>", "<eos>", "<|endoftext|>"
 
@@ -257,9 +259,11 @@ def merge(tokens: list[str], pair: tuple[str, str]) -> list[str]:
     return merged
 
 
-def tokenizer_from(state: dict) -> Characters | Words | BytePairs:
+def tokenizer_from(state: dict) -> "Characters | Words | BytePairs | hub.HubTokenizer":
     """The tokenizer whose `state()` this is. Raises UserError if it is not one."""
     try:
+        if state["kind"] == "hub":
+            return hub.HubTokenizer(str(state["name"]))
         kind, vocabulary, split = state["kind"], list(state["vocabulary"]), state.get("split")
         if len(set(vocabulary)) < len(vocabulary) or not all(isinstance(token, str) for token in vocabulary):
             raise ValueError("its vocabulary is no list of different strings")

@@ -6,6 +6,7 @@
     python nanogpt/train.py --recipe gpu --device cuda             # 10.7 M parameters, minutes on one GPU
     python nanogpt/train.py --recipe word-mlp                      # words: Bengio's MLP of 2003
     python nanogpt/train.py --overfit --iters 200                  # overfit one batch: a healthy model can
+    python nanogpt/train.py --recipe fast --data book.txt --init out/nanogpt/shakespeare-fast-s0-1    # go on from a run
     torchrun --nproc-per-node=8 nanogpt/train.py --recipe gpt2 --data openwebtext
 
 The validation loss is the mean over the whole validation text. During the run a long text is evaluated in part, and
@@ -22,14 +23,23 @@ from contextlib import nullcontext
 from common import ddp, run
 
 import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 
 import data
-from checkpoint import build, config_of, count_parameters, parse_config, save_weights
+from checkpoint import (
+    build,
+    config_of,
+    count_parameters,
+    init_arg,
+    init_recipe,
+    load_init,
+    parse_config,
+    save_weights,
+)
 from diagnostics import check_start, draw_layers, gradient_norms, update_ratios
 from generate import generate
 from optim import lr_factor, make_optimizers
+from validation import estimate, eval_tokens, evaluate, loss_of, perplexity
 
 GPT = dict(kind="gpt", block_size=64, n_layer=4, n_head=4, n_embd=128, dropout=0.0, bias=False, tied=True,
            rotary=False, norm="layer", mlp="gelu", qk_norm=False)  # fmt: skip
@@ -69,26 +79,20 @@ RECIPES = {
     "word-gpt": WORDS | dict(iters=950, lr=2e-3, model=GPT | dict(n_layer=2, n_embd=96)),
 }
 AUTO_PRECISION = "bf16"  # bench.py: 1.6 times as fast where a CPU multiplies it natively
-ESTIMATE_BATCHES = 20  # as in nanoGPT's laptop run
-EVAL_COST = 0.1  # of the training: what the evaluations of a run may cost
-SMALL, SMALL_COST = 2**17, 0.4  # the same for a validation text of so many characters, which is then evaluated whole
 SAMPLE_TOKENS = 120
 
 
-def loss_of(model, x, y, r):
-    """The mean cross-entropy, in nats per token, of predicting y from x; int64 (B, T) each."""
-    with r.autocast():
-        logits = model(x)  # (B, T) -> (B, T, V)
-    logits = logits.float() if r.precision == "bf16" else logits
-    return F.cross_entropy(logits.flatten(0, 1), y.flatten())
+def backward(model, x, y, micro_batch, no_sync, r, targets=None):
+    """Compute the gradients of the loss on x and y, `micro_batch` sequences at a time. Returns the loss.
 
-
-def backward(model, x, y, micro_batch, no_sync, r):
-    """Compute the gradients of the loss on x and y, `micro_batch` sequences at a time. Returns the loss."""
+    targets: those of the whole batch, per process. Micro-batches of rows have different numbers of targets, and each
+    target has the same weight in the mean.
+    """
+    targets = (y >= 0).sum() if targets is None else targets
     total, parts = torch.zeros((), device=r.device), list(zip(x.split(micro_batch), y.split(micro_batch)))
     for i, part in enumerate(parts, 1):
         with nullcontext() if i == len(parts) else no_sync():  # all-reduce gradients only in the last micro-batch
-            loss = loss_of(model, *part, r) / len(parts)
+            loss = loss_of(model, *part, r) * ((part[1] >= 0).sum() / targets)
             loss.backward()
         total += loss.detach()
     return total
@@ -105,13 +109,14 @@ def update(model, optimizers, args, step):
     model.zero_grad()
 
 
-def train(args, r, text):
-    """Train. Writes metrics.csv, layers.png, last.pt and best.pt (lowest validation loss). Returns (model, seconds)."""
+def train(args, r, text, init=None):
+    """Train, from the weights `init` or from random ones. Writes metrics.csv, layers.png, last.pt and best.pt (lowest
+    validation loss). Returns (model, seconds)."""
     model = build(args.model | {"vocab_size": text.tokenizer.vocab_size}).to(r.device)
     optimizers = make_optimizers(model, args, r.device)
     parameters, tokens = count_parameters(model), args.bs * model.block_size
     eval_every, n_eval = max(1, args.iters // args.evals), eval_tokens(args, text, model.block_size)
-    part = "" if n_eval == len(text.val) - 1 else f"; evaluated on {n_eval:,} evenly spaced tokens until the end"
+    part = "" if n_eval == data.n_targets(text.val) else f"; evaluated on {n_eval:,} evenly spaced tokens until the end"
     r.note(f"{args.recipe}: {args.model['kind']}, {parameters:,} parameters; {text.name}, {text.level} tokens: "
            f"{len(text.train):,} for training, {len(text.val):,} for validation, vocabulary {model.vocab_size:,}; "
            f"{tokens:,} tokens per step{part}", dataset=text.facts() | {"eval": n_eval}, parameters=parameters,
@@ -121,9 +126,12 @@ def train(args, r, text):
     if state := r.load(model=model, optimizer=optimizers):
         step, losses, best, seconds = (state[k] for k in ("step", "losses", "best", "seconds"))
     else:
+        if init:
+            init.load_into(model)
+            r.note(init={"name": args.init, "digest": init.digest})
         x, y = data.batch(text.train, model.block_size, micro_batch, args.seed, 0, r.device)
         with r.autocast():
-            first_loss = check_start(model, x, y)
+            first_loss = check_start(model, x, y, trained=bool(init))
         r.note(first_loss=first_loss)
         r.print(f"first loss {first_loss:.3f}, ln {model.vocab_size} = {math.log(model.vocab_size):.3f}; causal")
         torch.manual_seed(args.seed + r.rank)  # different dropout in every process
@@ -143,8 +151,9 @@ def train(args, r, text):
     while step < args.iters:
         model.train()
         x, y = data.batch(text.train, model.block_size, args.bs, args.seed, 0 if args.overfit else step)  # (bs, T) each
+        targets = (y >= 0).sum() / r.world
         x, y = (tokens.split(share)[r.rank].to(r.device, non_blocking=True) for tokens in (x, y))
-        losses.append(backward(ddp_model, x, y, micro_batch, no_sync, r))
+        losses.append(backward(ddp_model, x, y, micro_batch, no_sync, r, targets))
         evaluating = (step + 1) % eval_every == 0 or step + 1 == args.iters
         if evaluating:  # norms before clipping, which would hide large gradients
             gradients, before = gradient_norms(model), [p.detach().clone() for p in model.parameters()]
@@ -179,49 +188,10 @@ def train(args, r, text):
     return model, seconds
 
 
-def eval_tokens(args, text, block_size) -> int:
-    """How many tokens of the validation text one evaluation during the run predicts, so that all of them cost at most
-    EVAL_COST of the training. The forward pass costs about a third of a training step."""
-    everything, evals = len(text.val) - 1, math.ceil(args.iters / max(1, args.iters // args.evals))
-    trained = args.iters * args.bs * block_size / evals  # tokens, between two evaluations
-    if text.level == "char" and everything <= min(SMALL, 3 * SMALL_COST * trained):
-        return everything
-    return max(1, min(everything, int(3 * EVAL_COST * trained)))
-
-
-@torch.no_grad()
-def evaluate(model, tokens, batch_size, r, limit=None) -> float:
-    """The mean cross-entropy, in nats per token, over all of `tokens`, or over `limit` evenly spaced ones, in blocks
-    that do not overlap. The processes share the batches."""
-    model.eval()
-    total = torch.zeros(2, dtype=torch.float64)  # the sum of losses, the number of tokens
-    batches = data.blocks(tokens, model.block_size, max(batch_size, 4096 // model.block_size), r.device, limit)
-    for i, (x, y) in enumerate(batches):
-        if i % r.world == r.rank:
-            total += torch.tensor([loss_of(model, x, y, r).item() * y.numel(), y.numel()], dtype=torch.float64)
-    loss, count = r.all_reduce(total).tolist()
-    return loss / count  # the same value in every process, bit for bit
-
-
-@torch.no_grad()
-def estimate(model, tokens, batch_size, seed, r) -> float | None:
-    """The loss as nanoGPT estimates it: the mean of 20 random batches. None if the text is no longer than a block."""
-    if len(tokens) <= model.block_size:
-        return None
-    model.eval()
-    x, y = data.batch(tokens, model.block_size, ESTIMATE_BATCHES * batch_size, seed, 0, r.device)
-    losses = [loss_of(model, *part, r).item() for part in zip(x.split(batch_size), y.split(batch_size))]
-    return sum(losses) / ESTIMATE_BATCHES
-
-
-def perplexity(loss: float) -> float:
-    return math.exp(min(loss, 700.0))  # beyond that a float overflows
-
-
 def sample(model, text, seed, step, r) -> str:
-    """A text that the model generates, starting from the first token of the training text."""
+    """A text that the model generates, starting from the first token of the training text, or from an exercise."""
     generator = torch.Generator(r.device).manual_seed(run.seed_at(seed, step))
-    ids = generate(model, text.train[None, :1].long().to(r.device), SAMPLE_TOKENS, generator=generator)
+    ids = generate(model, text.beginning().to(r.device), SAMPLE_TOKENS, generator=generator)
     return text.tokenizer.decode(list(ids))
 
 
@@ -234,6 +204,9 @@ def parser():
     run.add_flags(p, "set", "tensorboard", "data_dir", "out", "resume",
                   data=dict(type=data.dataset_arg, default="auto", help=data.DATA_HELP))  # fmt: skip
     p.add_argument("--tokens", choices=data.TOKENS, help="what a token is")
+    p.add_argument("--init", type=init_arg, metavar="RUN|FILE|NAME",
+                   help="start from these weights, and take over their shape and tokenizer: a run, a checkpoint, or a "
+                   "causal model of the Hugging Face hub")  # fmt: skip
     limit = dict(help="only the first N tokens of each part, for a quick look")
     run.add_flags(p, "iters", "bs", "lr", "seed", "device", "precision", limit=limit)
     p.add_argument("--overfit", action="store_true", help="the same batch at every step: the loss must go to near 0")
@@ -261,20 +234,21 @@ def check(args):
 
 
 def parse(argv=None):
-    return run.parse(__file__, parser(), argv, lambda args: RECIPES[args.recipe], check)
+    return run.parse(__file__, parser(), argv, lambda args: RECIPES[args.recipe] | init_recipe(args.init), check)
 
 
 def main(argv=None):
     args = parse(argv)
-    text = data.load(args.data, args.data_dir, args.limit, args.tokens)
+    init = load_init(args.init, args.resume) if args.init else None
+    text = data.load(args.data, args.data_dir, args.limit, args.tokens, init and init.tokenizer)
     args.data = text.name if args.data == "auto" else args.data
     name, micro_batch = f"{text.name}-{args.recipe}", ddp.micro_batch_size(args.bs, args.micro_batch)
     data.check_batch_size(args.bs, text)
     with ddp.Run(args, __file__, name, auto_precision=AUTO_PRECISION, stop_within_epoch=True) as r:
-        model, seconds = train(args, r, text)
+        model, seconds = train(args, r, text, init)
         best = r.load_best(model=model)
         val_loss = best["val_loss"]
-        if r.record["dataset"]["eval"] < len(text.val) - 1:
+        if r.record["dataset"]["eval"] < data.n_targets(text.val):
             val_loss = evaluate(model, text.val, micro_batch, r)
         final = {"best_iter": best["step"], "val_loss": val_loss, "val_perplexity": perplexity(val_loss),
                  "sampled_loss": estimate(model, text.val, micro_batch, args.seed, r), "seconds": seconds,

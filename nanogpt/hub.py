@@ -1,0 +1,119 @@
+"""Any pretrained causal model of the Hugging Face hub, with its tokenizer, in the training loop of this folder."""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from common import run
+
+import torch
+from torch import Tensor, nn
+
+MAX_BLOCK = 1024  # tokens of a sequence; the models take more, but exercises are short
+
+
+@dataclass
+class HubConfig:
+    """A model of the hub: its name, or a folder as ./PATH below that of `common/`."""
+
+    vocab_size: int
+    name: str
+    block_size: int = MAX_BLOCK
+
+
+def is_model(path: Path) -> bool:
+    """Is `path` a folder with a model that `transformers` wrote?"""
+    return (path / "config.json").is_file()
+
+
+def call(function, init: str, **options):
+    """function(where the model lies), with what goes wrong as a UserError of one line."""
+    place = run.ROOT / init if init.startswith("./") else init
+    try:
+        return function(place, **options)
+    except (ImportError, OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise run.UserError(f"{init}: no causal language model could be loaded ({reason:.200})") from error
+
+
+def auto(kind: str):
+    """A class of `transformers`, which is imported only where it is needed: it takes seconds."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        import transformers
+    except ImportError as error:
+        raise run.UserError("--init NAME needs transformers: pip install transformers") from error
+    return getattr(transformers, kind)
+
+
+def config_of(init: str) -> dict:
+    """The configuration of the model `init` as a recipe has it, without vocab_size. Raises UserError."""
+    theirs = call(auto("AutoConfig").from_pretrained, init)
+    length = getattr(theirs, "max_position_embeddings", None) or getattr(theirs, "n_positions", MAX_BLOCK)
+    return {"kind": "hub", "name": init, "block_size": min(MAX_BLOCK, length)}
+
+
+class Hub(nn.Module):
+    """A causal model of `transformers` that takes (B, T) and returns logits (B, T, V), like those of model.py."""
+
+    def __init__(self, config: HubConfig):
+        super().__init__()
+        self.config, self.vocab_size, self.block_size = config, config.vocab_size, config.block_size
+        theirs = call(auto("AutoConfig").from_pretrained, config.name)
+        self.net = auto("AutoModelForCausalLM").from_config(theirs)
+
+    def forward(self, idx: Tensor, cache: list | None = None) -> Tensor:
+        """idx: (B, T) int64. Returns logits (B, T, V). `cache` as in model.py."""
+        if cache is None:
+            return self.net(idx, use_cache=False).logits[..., : self.vocab_size]
+        done = self.net(idx, past_key_values=cache[0] if cache else None, use_cache=True)
+        cache[:] = [done.past_key_values]
+        return done.logits[..., : self.vocab_size]
+
+    def new_cache(self) -> list:
+        """An empty cache, which `forward` fills."""
+        return []
+
+
+def load(init: str) -> Hub:
+    """The model with its pretrained weights, in float32. Raises UserError."""
+    theirs = call(auto("AutoModelForCausalLM").from_pretrained, init, dtype=torch.float32)
+    model = Hub.__new__(Hub)
+    nn.Module.__init__(model)
+    model.config = HubConfig(HubTokenizer(init).vocab_size, **{k: v for k, v in config_of(init).items() if k != "kind"})
+    model.vocab_size, model.block_size, model.net = model.config.vocab_size, model.config.block_size, theirs
+    if theirs.get_input_embeddings().num_embeddings < model.vocab_size:
+        raise run.UserError(f"{init}: its tokenizer has more tokens than its model")
+    return model
+
+
+def digest(model: nn.Module) -> str:
+    """A digest of the weights."""
+    total = hashlib.blake2b(digest_size=16)
+    for name, p in sorted(model.state_dict().items()):
+        total.update(name.encode() + p.detach().float().cpu().numpy().tobytes())
+    return total.hexdigest()
+
+
+class HubTokenizer:
+    """The tokenizer of a model of the hub, with the methods of those in tokenizer.py. Its end token ends a row."""
+
+    def __init__(self, name: str):
+        self.name = name
+        self.theirs = call(auto("AutoTokenizer").from_pretrained, name)
+        if self.theirs.eos_token_id is None:
+            raise run.UserError(f"{name}: its tokenizer has no end token")
+        self.vocab_size, self.vocabulary = len(self.theirs), {"<|endoftext|>": self.theirs.eos_token_id}
+
+    def missing(self, text: str) -> list[str]:
+        return []
+
+    def encode(self, text: str) -> list[int]:
+        return self.theirs.encode(text, add_special_tokens=False)
+
+    def decode(self, ids: list[int]) -> str:
+        return self.theirs.decode(ids, clean_up_tokenization_spaces=False)
+
+    def state(self) -> dict:
+        return {"kind": "hub", "name": self.name}
