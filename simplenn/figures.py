@@ -27,13 +27,13 @@ def draw_outputs(dataset, outputs, columns=10):
         figure = matplotlib.figure.Figure(figsize=(6, 4), layout="constrained")
         axes, order = figure.subplots(), dataset.x[:, 0].argsort().cpu()
         for values, label in ((dataset.y, "truth"), (outputs, "prediction")):
-            axes.plot(dataset.x[:, 0].cpu()[order], values[:, 0].cpu()[order], label=label)
+            axes.plot(dataset.x[:, 0].cpu()[order].numpy(), values[:, 0].cpu()[order].numpy(), label=label)
         axes.legend()
         return figure
     figure = matplotlib.figure.Figure(figsize=(columns, 2.7), layout="constrained")
     of_truth = outputs.softmax(1).gather(1, dataset.labels[:, None])[:, 0]
     for i, axes in zip(of_truth.argsort().tolist(), figure.subplots(2, columns).flat):
-        axes.imshow(dataset.images[i, 0].cpu(), cmap="gray")
+        axes.imshow(dataset.images[i, 0].cpu().numpy(), cmap="gray")
         guess, truth = (run.plain_text(dataset.classes[k]) for k in (outputs[i].argmax(), dataset.labels[i]))
         right = guess == truth
         axes.set_title(guess if right else f"{guess} (is {truth})", fontsize=8, color="green" if right else "red")

@@ -44,7 +44,8 @@ def build(facts: dict, state: dict, source) -> Model:
         if not (len(classes) > 1 and std > 0):
             raise ValueError("no classes")
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise run.UserError(f"{source}: holds no network for images of this folder ({str(error):.80})") from error
+        reason = " ".join(str(error).split())
+        raise run.UserError(f"{source}: holds no network for images of this folder ({reason:.100})") from error
     return Model(net.eval(), classes, mean, std)
 
 

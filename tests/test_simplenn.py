@@ -5,6 +5,7 @@ What all folders owe is in test_contract.py.
 
 import json
 import random
+import subprocess
 import sys
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from conftest import failure, load, one_line, run
+from conftest import ROOT, failure, load, one_line, run
 
 train, sweep = load("simplenn"), load("simplenn", "sweep")
 data, model = train.data, load("simplenn", "model")
@@ -364,6 +365,7 @@ def test_optax_agrees_with_pytorch_in_float64():
         assert np.allclose(*losses, rtol=tolerance, atol=0) and losses[0][-1] < losses[0][0] / 2
 
 
+@pytest.mark.slow
 def test_optax_trains_to_the_end(tmp_path):
     pytest.importorskip("optax", reason="JAX and optax are not installed: pip install jax optax")
     words = ["--data", "builtin", "--limit", "300", "--epochs", "3", "--hidden", "32", "--out", str(tmp_path)]
@@ -521,8 +523,9 @@ def test_the_commands_of_the_studies(capsys):
 
 @pytest.mark.slow
 def test_a_study_in_two_processes_has_the_same_rows(tmp_path):
-    for jobs in ("1", "2"):
-        sweep.main(["--study", "random_labels", "--quick", "--jobs", jobs, "--out", str(tmp_path / jobs)])
+    for jobs in ("1", "2"):  # in a process of its own: the workers import the folder's modules anew
+        words = ["--study", "random_labels", "--quick", "--jobs", jobs, "--out", str(tmp_path / jobs)]
+        subprocess.run([sys.executable, str(ROOT / "simplenn" / "sweep.py"), *words], check=True)
     one, two = (json.loads((tmp_path / jobs / "random_labels-mnist.json").read_text())["rows"] for jobs in "12")
     assert one == two
 

@@ -41,7 +41,7 @@ def functions(ctx: tools.Context):
             drawn.setdefault((name, setting), outputs[k, :, 0].numpy())
             rows.append({"setting": f"{name}, {setting}", "function": name, "network": setting, "seed": k // 2,
                          "hidden_layers": len(sizes) - 2, "parameters": count_parameters(nets[0]),
-                         "curve": curves[kept - 1, k],
+                         "curve": curves[kept - 1, k].tolist(),
                          "final": {"train_loss": final[k], "accuracy": hits[k], "reached": len(below) > 0,
                                    "epochs_to_threshold": int(below[0]) + 1 if len(below) else None}})  # fmt: skip
     ctx.save(rows, draw_functions(rows, kept, parts, drawn), steps=kept.tolist(), threshold=THRESHOLD)
@@ -52,18 +52,18 @@ def draw_functions(rows, kept, parts, drawn):
     for line, name in zip(axes, FUNCTIONS):
         mine = [row for row in rows if row["function"] == name]
         for i, (setting, same) in enumerate(tools.groups(mine, "network").items()):
-            curves = np.log10(np.array([np.array(row["curve"]) for row in same]))
+            curves = np.log10([row["curve"] for row in same])
             middle, low, high = np.median(curves, 0), *np.quantile(curves, (0.1, 0.9), axis=0)
             line[0].plot(kept, 10**middle, label=f"{setting}, {same[0]['parameters']} parameters", color=f"C{i}")
             line[0].fill_between(kept, 10**low, 10**high, alpha=0.15, color=f"C{i}", lw=0)
-            line[1].plot(parts[name][0].x[:, 0], drawn[name, setting], lw=1, label=setting)
+            line[1].plot(parts[name][0].x[:, 0].numpy(), drawn[name, setting], lw=1, label=setting)
             values = [row["final"]["accuracy"] for row in same]
             line[2].plot([i] * len(values), values, "o", alpha=0.5, color=f"C{i}")
         line[0].axhline(THRESHOLD, color="k", ls=":", lw=1)
         line[0].set(
             xscale="log", yscale="log", xlabel="epoch", ylabel="training loss", title=f"{name}: median of seeds"
         )
-        line[1].plot(parts[name][0].x[:, 0], parts[name][0].y[:, 0], "k:", lw=1, label="truth")
+        line[1].plot(parts[name][0].x[:, 0].numpy(), parts[name][0].y[:, 0].numpy(), "k:", lw=1, label="truth")
         line[1].set(xlabel="x", title="prediction of seed 0")
         line[2].set(ylabel="points within 0.05", ylim=(0, 1), title="accuracy, a dot for each seed")
         line[2].set_xticks(range(3), ["one", "four", "seven"])

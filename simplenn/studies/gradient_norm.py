@@ -20,7 +20,8 @@ def functions(ctx: tools.Context):
         curves[0, step - 1], curves[1, step - 1] = losses, stack.gradient_norms()
     every = max(1, steps // 600)
     rows = [
-        {"setting": "sinc", "seed": seed, "loss": curves[0, ::every, seed], "norm": curves[1, ::every, seed],
+        {"setting": "sinc", "seed": seed, "loss": curves[0, ::every, seed].tolist(),
+         "norm": curves[1, ::every, seed].tolist(),
          "final": final_values(curves[0, :, seed], curves[1, :, seed])} for seed in range(seeds)
     ]  # fmt: skip
     ctx.save(rows, draw(rows, every, "the sinc, full batch"), every=every)
@@ -42,7 +43,8 @@ def train_one(train_set, seed, epochs):
     for _, loss in training.fit(net, *train_set.tensors(), epochs, 128, seed=seed):
         values.append((loss, torch.cat([p.grad.flatten() for p in net.parameters()]).norm()))
     loss, norm = (torch.stack(column) for column in zip(*values))
-    return {"setting": "mnist", "seed": seed, "loss": loss, "norm": norm, "final": final_values(loss, norm)}
+    return {"setting": "mnist", "seed": seed, "loss": loss.tolist(), "norm": norm.tolist(),
+            "final": final_values(loss, norm)}  # fmt: skip
 
 
 def mnist(ctx: tools.Context):
