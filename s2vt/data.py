@@ -164,7 +164,7 @@ def load(
         parts = msrvtt_parts(folder, labels[0], notes, digest, limit) if labels else course_parts(
             folder, notes, digest, limit)  # fmt: skip
         extractor = extractor_of(folder / "feat" if labels else folder / "training_data" / "feat")
-    (train, val, test), source = parts, msvd if name.startswith("msvd") else name
+    (train, val, test), source = parts, msvd if name in ("msvd", "msvd40") else name
     vocabulary = Vocabulary.build([c for captions in train.captions for c in captions], min_count)
     for part in parts:
         if part is not None:

@@ -77,7 +77,9 @@ def score(captions: list[str], clips: data.Clips, coco: bool = False) -> dict:
     row |= {"cider": scores.cider(captions, clips.captions)}
     row |= {"course_bleu1": scores.course_bleu1(captions, clips.raw)}
     row |= {"coco": scores.coco_scores(captions, clips.raw)} if coco else {}
-    return row | (scores.order_scores(captions, clips.events) if clips.events is not None else {})
+    if clips.events is not None:
+        row |= scores.order_scores(captions, clips.events) | {"kinds": scores.order_by_kind(captions, clips.events)}
+    return row
 
 
 def best_constant(train: data.Clips, val: data.Clips) -> str:
@@ -89,10 +91,13 @@ def best_constant(train: data.Clips, val: data.Clips) -> str:
 
 
 def print_rows(rows):
-    """Two tables: all scores with our tokenization and, if they were asked for, those of pycocoevalcap."""
+    """All scores with our tokenization, right directions by kind of event, and what --coco asked for, as tables."""
     print_table(rows, [*COLUMNS, *(key for key in ("order", "chance") if key in rows[0])])
     print(f"bleu, cider: {scores.TOKENIZATION}; published scores use PTB's tokenization")
     print("course_bleu1: the score of the course, with its own words and reference length; log p: mean log-likelihood")
+    if "kinds" in rows[0]:
+        print("\nright directions by kind of event")
+        print_table([row["kinds"] | {"captions": row["captions"]} for row in rows], [*rows[0]["kinds"]])
     if "coco" in rows[0]:
         print()
         print_table([row["coco"] | {"captions": row["captions"]} for row in rows], [*COCO_COLUMNS])

@@ -106,6 +106,16 @@ def order_scores(captions: list[str], events: list) -> dict[str, float]:
             "stated": right + opposite}  # fmt: skip
 
 
+def order_by_kind(captions: list[str], events: list) -> dict[str, float]:
+    """{kind of event: in how many of its events the caption states the direction, and it is right}."""
+    right = {}
+    for caption, happened in zip(captions, events):
+        said = dict(videos.order_words(caption))
+        for event in happened:
+            right.setdefault(event.kind, []).append(said.get(event.kind) is event.forwards)
+    return {kind: float(np.mean(right[kind])) for kind in videos.KINDS if kind in right}
+
+
 def coco_scores(captions: list[str], raw_references: list[list[str]]) -> dict:
     """{"tokenization", "bleu4", "cider", "rouge_l", "meteor"} with the tokenization and scorers of pycocoevalcap.
 

@@ -283,6 +283,8 @@ def test_order_is_judged_by_every_fact():
     assert judge("a red circle moves from left to right and then a blue ring shrinks", events) == (3, 0, 3)
     assert judge("a blue ring grows then a red circle slides to the left", events) == (0, 3, 3)
     assert judge("a red circle moves to the left and then a blue ring gets smaller", events) == (2, 1, 3)
+    kinds = scores.order_by_kind(["a red circle moves to the right", "a red circle moves to the left"], [events] * 2)
+    assert kinds == {"horizontal": 0.5, "size": 0.0}
     assert judge("a red circle", events) == (0, 0, 3) and judge("two red circles meet", events) == (0, 0, 3)
 
 
