@@ -35,7 +35,7 @@ RECIPES = {
         "function": FUNCTION,
     },
     "best": {
-        "cnn": PLAIN | dict(epochs=8, bs=128, lr=0.01, decay="onecycle", weight_decay=0.01, augment="affine",
+        "cnn": PLAIN | dict(epochs=4, bs=128, lr=0.01, decay="onecycle", weight_decay=0.01, augment="affine",
                             label_smoothing=0.1, test_curve=False, widths=[16, 32, 64]),
     },
     "tiny": {
