@@ -1,0 +1,171 @@
+"""The four models under the same budget: FID against epochs and against seconds, samples side by side, one table.
+
+    python gan/compare.py --study losses --seeds 3     # the four losses on one network, CIFAR-10
+    python gan/compare.py --study papers --seeds 1     # each paper's own network
+    python gan/compare.py --study losses --list        # only print the commands, for another engine to run
+    python gan/compare.py --data mnist --epochs 2      # a quick look
+
+One process a core, with one thread each. Given again, the command continues where it stopped. Under --out: a run folder
+for every setting and seed, results.txt with a line for each, and for every study its record STUDY.json, its curves
+STUDY.png and the samples of seed 0, STUDY-samples.png.
+"""
+
+import argparse
+from pathlib import Path
+
+from common import images, run, study
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+import train
+from model import MODELS
+
+BUDGET = dict(width=16, epochs=10, eval_every=3, features="efficientnet-lite0")
+NAMES = {"dcgan": "DCGAN", "wgan": "WGAN", "wgan-gp": "WGAN-GP", "acgan": "ACGAN"}
+STUDIES = {  # study: {setting: arguments of train.py}
+    "losses": {NAMES[m]: BUDGET | dict(model=m, recipe="plain") for m in MODELS},
+    "papers": {f"{NAMES[m]}, own network": BUDGET | dict(model=m, recipe="paper") for m in MODELS},
+    "wgan-lr": {f"learning rate {lr:g}": dict(model="wgan", recipe="plain", width=16, epochs=3, lr=lr, eval_every=3)
+                for lr in (5e-5, 2e-4, 5e-4)},
+    "beyond": {
+        "DCGAN": BUDGET | dict(model="dcgan", recipe="plain"),
+        "spectral normalization": BUDGET | dict(model="dcgan", recipe="plain", spectral_norm=True),
+        "without the average": BUDGET | dict(model="dcgan", recipe="plain", ema=0.0),
+    },
+}  # fmt: skip
+
+
+def folder_name(setting, seed):
+    """The same name for the same arguments, whichever study wants them."""
+    rest = {k: v for k, v in setting.items() if k not in ("model", "recipe") and BUDGET.get(k) != v}
+    words = [f"{k}-{v}".replace("_", "-").lower() for k, v in rest.items()]
+    return "-".join([setting["model"], setting["recipe"], *words, f"s{seed}"])
+
+
+def jobs_of(args, out):
+    """Every run that the studies need."""
+
+    def dataset(name, setting):
+        at_once = args.data != "auto" or args.list
+        name = "cifar10" if args.data == "auto" else args.data
+        return name if at_once else images.choose("auto", run.data_dir(args.data_dir), "cifar10")
+
+    def cost(values):
+        slow = {"wgan-gp": 10, "acgan": 4}.get(values["model"], 1.5) if values["recipe"] == "paper" else 1
+        return values["epochs"] * slow
+
+    studies = STUDIES
+    if args.features:
+        studies = {name: {k: v | dict(features=args.features) for k, v in settings.items()}
+                   for name, settings in STUDIES.items()}  # fmt: skip
+    return study.plan(train, studies, args, lambda setting, seed: out / folder_name(setting, seed), dataset, cost)
+
+
+def draw_curves(name, rows, out):
+    """FID of the held-out images against epochs and against seconds of training: mean and range over seeds."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    by_epoch, by_seconds = figure.subplots(1, 2, sharey=True)
+    for setting in dict.fromkeys(row["setting"] for row in rows):
+        mine = [row for row in rows if row["setting"] == setting and row["state"] == "done"]
+        if not mine:
+            continue
+        fid, seconds = (np.array([row[key] for row in mine]) for key in ("val_fid", "seconds"))
+        (line,) = by_epoch.plot(mine[0]["epoch"], fid.mean(0), marker=".", label=setting)
+        by_epoch.fill_between(mine[0]["epoch"], fid.min(0), fid.max(0), alpha=0.15, color=line.get_color())
+        for one, when in zip(fid, seconds):
+            by_seconds.plot(when, one, marker=".", color=line.get_color(), alpha=0.7)
+    by_epoch.set(xlabel="epoch of the discriminator", ylabel=f"FID to {rows[0]['reference']}")
+    by_seconds.set(xlabel="seconds of training", xscale="log")
+    by_epoch.legend(fontsize=8)
+    for axes in (by_epoch, by_seconds):
+        axes.grid(alpha=0.3)
+    run.write_figure(out / f"{name}.png", figure)
+
+
+def draw_samples(name, rows, out):
+    """The last samples of the first seed, half of a grid for each setting."""
+    shown = [row for row in rows if row["seed"] == 0 and (out / row["folder"] / "samples.png").exists()]
+    if not shown:
+        return
+    figure = Figure(figsize=(9, 1.05 + 2.1 * -(-len(shown) // 2)), layout="constrained")
+    for axes, row in zip(figure.subplots(-(-len(shown) // 2), 2, squeeze=False).flat, shown):
+        with Image.open(out / row["folder"] / "samples.png") as image:
+            axes.imshow(image.convert("RGB").crop((0, 0, image.width, image.height // 2)))
+        axes.set_title(
+            f"{row['setting']}: FID {row['final']['last_fid']:.1f}" if row["final"] else row["setting"], size=9
+        )
+    for axes in figure.axes:
+        axes.axis("off")
+    run.write_figure(out / f"{name}-samples.png", figure)
+
+
+def at_equal_seconds(rows):
+    """Add to every row its FID after as many seconds of training as the fastest run took, between two evaluations a
+    straight line."""
+    done = [row for row in rows if row["state"] == "done"]
+    for seed in {row["seed"] for row in done}:
+        mine = [row for row in done if row["seed"] == seed]
+        budget = min(row["seconds"][-1] for row in mine)
+        for row in mine:
+            row["equal_seconds"] = budget
+            row["fid_at_equal_seconds"] = float(np.interp(budget, row["seconds"], row["val_fid"]))
+
+
+def collect(name, args, out):
+    """The rows of a study: what each run measured, with its curves."""
+    rows = []
+    for setting, values in STUDIES[name].items():
+        for seed in range(args.seeds):
+            row = study.row(name, setting, seed, out / folder_name(override(values, args), seed), epoch="epoch",
+                            seconds="seconds", val_fid="val_fid", generator_steps="generator_steps",
+                            estimate="train_estimate")  # fmt: skip
+            rows.append(
+                row | {"reference": "10,000 held-out images" if row["args"]["data"] == "cifar10" else "held-out images"}
+            )
+    at_equal_seconds(rows)
+    return rows
+
+
+def override(values, args):
+    return values | (dict(features=args.features) if args.features else {})
+
+
+def report(name, rows, out):
+    """Write STUDY.json and its figures, and print the table."""
+    run.write_json(out / f"{name}.json", {"study": name, "rows": rows})
+    draw_curves(name, rows, out)
+    draw_samples(name, rows, out)
+    print(f"\n{name}")
+    for setting in dict.fromkeys(row["setting"] for row in rows):
+        mine = [row for row in rows if row["setting"] == setting and row["state"] == "done"]
+        if mine:
+            last, best = (np.mean([row["final"][key] for row in mine]) for key in ("last_fid", "best_fid"))
+            steps = mine[0]["generator_steps"][-1]
+            print(f"  {setting:28} FID {last:7.2f} last {best:7.2f} best   {steps:,.0f} steps of the generator   "
+                  f"({len(mine)} runs)")  # fmt: skip
+
+
+def parser():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    study.add_flags(p, STUDIES)
+    p.set_defaults(study=["losses"])
+    run.add_flags(p, "data_dir", "limit",
+                  data=dict(type=train.data.dataset_arg, default="auto", help=train.data.DATA_HELP),
+                  out=dict(default=str(run.ROOT / "out" / "gan" / "compare"), help="folder of the study"),
+                  epochs=dict(help="instead of the study's own, for a quick look"))  # fmt: skip
+    p.add_argument("--features", choices=train.features.NAMES, help="instead of the study's own")
+    return p
+
+
+def main(argv=None):
+    args = parser().parse_args(argv)
+    out = Path(args.out)
+    if study.run_jobs(train, jobs_of(args, out), args):
+        for name in args.study:
+            report(name, collect(name, args, out), out)
+
+
+if __name__ == "__main__":
+    run.cli(main)
