@@ -98,6 +98,7 @@ def report(ctx, paths, layer, layer_name, losses, accuracy, f, every, unit):
             one.plot(*path[k, 0], "o", mfc="w", color=f"C{k}", ms=5)
         one.set(title=f"{name}: the plane holds {share.sum():.0%} of the variance", xlabel="component 1")
         one.set_ylabel("component 2")
+        one.margins(0.12)
     ctx.save(rows, figure, variance={name: plane[2] for name, plane in planes.items()}, every=every, unit=unit,
              layer=layer_name)  # fmt: skip
     run.write(ctx.out / f"{ctx.name}.gif", animate(grid, z, track, accuracy, every, unit, ctx.pick(26, 3)))
