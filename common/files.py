@@ -16,6 +16,8 @@ def write(path: Path, content: bytes | str):
     """Write `content` to `path` completely or not at all: a temporary name, fsync, rename. Raises UserError."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
+        if path.exists() and not path.is_file():  # a device: the rename would replace it
+            raise OSError(0, "not a regular file")
         with open(temporary, "wb") as file:
             file.write(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
             file.flush()

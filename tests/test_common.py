@@ -71,6 +71,15 @@ def script(tmp_path):
     return execute
 
 
+@pytest.mark.skipif(os.name == "nt", reason="POSIX: FIFOs")
+@pytest.mark.parametrize("write", [run.write, run.append])
+def test_only_regular_files_are_written(write, tmp_path):
+    """A rename would replace a device such as /dev/full for everybody; a FIFO would wait for ever."""
+    os.mkfifo(tmp_path / "fifo")
+    code, message = failure(write, tmp_path / "fifo", "text")
+    assert code == 1 and "not a regular file" in message and (tmp_path / "fifo").is_fifo()
+
+
 def test_a_user_error_is_an_exception_and_one_line(script):
     done = script('raise run.UserError("no such thing")')
     assert done.returncode == 1 and done.stderr == "error: no such thing\n" and not done.stdout
