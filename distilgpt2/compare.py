@@ -25,18 +25,34 @@ import scoring
 import train
 
 LEARNING_RATES = {"full": (1e-5, 3e-5, 1e-4), "lora": (3e-4, 1e-3, 3e-3), "last": (1e-4, 3e-4, 1e-3)}
-BEST_LR = {"full": 3e-5, "lora": 1e-3, "last": 3e-4}  # by the lowest validation loss of the studies lr-*
 RANKS = (1, 4, 16, 64)
 SHORT = dict(max_steps=20, val_tokens=8192, test_tokens=0)
 BASE = dict(recipe="smollm2")
-STUDIES = {  # study: {setting: arguments of train.py}
+SHORT_STUDIES = tuple(f"lr-{method}" for method in LEARNING_RATES)
+STUDIES = {  # study: {setting: arguments of train.py}; the learning rate of the last three comes from the first three
     **{f"lr-{method}": {f"{lr:g}": BASE | SHORT | dict(method=method, lr=lr) for lr in rates}
        for method, rates in LEARNING_RATES.items()},
-    "methods": {method: BASE | dict(method=method, lr=lr) for method, lr in BEST_LR.items()},
-    "ranks": {f"{rank}": BASE | dict(method="lora", rank=rank, alpha=2.0 * rank, lr=BEST_LR["lora"], bs=2, epochs=2,
-                                     max_steps=100, test_tokens=0) for rank in RANKS},
-    "epochs": {method: BASE | dict(method=method, lr=BEST_LR[method], epochs=3) for method in ("full", "lora")},
+    "methods": {method: BASE | dict(method=method) for method in LEARNING_RATES},
+    "ranks": {f"{rank}": BASE | dict(method="lora", rank=rank, alpha=2.0 * rank, bs=2, epochs=2, max_steps=100,
+                                     test_tokens=0) for rank in RANKS},
+    "epochs": {method: BASE | dict(method=method, epochs=3) for method in ("full", "lora")},
 }  # fmt: skip
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def best_lr(method, out):
+    """The learning rate with the lowest validation loss in the short runs of a method: of the study in `out`, else of
+    the committed record. Raises UserError where there is none."""
+    files = [folder / f"lr-{method}.json" for folder in (out, RESULTS)]
+    file = next((file for file in files if file.exists()), None)
+    if file is None:
+        raise run.UserError(
+            f"the learning rate of {method} is not chosen yet: run --study {' '.join(SHORT_STUDIES)} first"
+        )
+    done = [row for row in run.read_json(file)["rows"] if row["state"] == "done"]
+    if not done:
+        raise run.UserError(f"{file}: no run has ended")
+    return min(done, key=lambda row: row["final"]["val_loss"])["args"]["lr"]
 
 
 def folder_name(setting, seed):
@@ -45,10 +61,14 @@ def folder_name(setting, seed):
     return "-".join([*words, f"s{seed}"])
 
 
-def settings(args):
-    """STUDIES with the recipe of --recipe."""
-    return {name: {setting: values | {"recipe": args.recipe} for setting, values in table.items()}
-            for name, table in STUDIES.items()}  # fmt: skip
+def settings(args, out):
+    """The chosen STUDIES, with the recipe of --recipe and the learning rate of each method."""
+    found = {name: {} for name in args.study}
+    for name, table in found.items():
+        for setting, values in STUDIES[name].items():
+            values = values | {"recipe": args.recipe}
+            table[setting] = values if "lr" in values else values | {"lr": best_lr(values["method"], out)}
+    return found
 
 
 def jobs_of(args, out):
@@ -60,7 +80,7 @@ def jobs_of(args, out):
     def place(setting, seed):
         return out / folder_name(setting, seed)
 
-    return study.plan(train, settings(args), args, place, lambda name, setting: args.data, cost)
+    return study.plan(train, settings(args, out), args, place, lambda name, setting: args.data, cost)
 
 
 # ------------------------------------------------------------------------------------------------------------- reports
@@ -88,7 +108,7 @@ def draw_epochs(axes, rows):
         for part, style in (("train", "--"), ("val", "-")):
             curves = [row[f"{part}_loss"] for row in rows if row["setting"] == setting and row["state"] == "done"]
             if curves:
-                mean, colour = np.mean(curves, 0), f"C{list(BEST_LR).index(setting)}"
+                mean, colour = np.mean(curves, 0), f"C{list(LEARNING_RATES).index(setting)}"
                 axes.plot(range(1, len(mean) + 1), mean, style, marker=".", color=colour, label=f"{setting}, {part}")
     axes.set(xlabel="epoch", ylabel="loss (nats per token)")
     axes.legend(fontsize=8)
@@ -96,7 +116,8 @@ def draw_epochs(axes, rows):
 
 def draw_methods(figure, rows):
     """Perplexity, seconds per step, peak memory and size on disk of each method, side by side."""
-    names = list(dict.fromkeys(row["setting"] for row in rows if row["state"] == "done"))
+    done = [row for row in rows if row["state"] == "done"]
+    names = list(dict.fromkeys(row["setting"] for row in done))
     panels = {
         "test perplexity per token": lambda row: row["final"]["test_perplexity"],
         "seconds per step": lambda row: row["final"]["seconds_per_step"],
@@ -104,7 +125,7 @@ def draw_methods(figure, rows):
         "size on disk, MB": lambda row: row["final"]["bytes"] / 1e6,
     }
     for axes, (title, value) in zip(figure.subplots(1, len(panels)), panels.items()):
-        values = [[value(row) for row in rows if row["setting"] == name and row["state"] == "done"] for name in names]
+        values = [[value(row) for row in done if row["setting"] == name] for name in names]
         means = [np.mean(v) for v in values]
         errors = [np.std(v, ddof=1) if len(v) > 1 else 0 for v in values]
         bars = axes.bar(names, means, yerr=errors, color=[f"C{i}" for i in range(len(names))], capsize=3)
@@ -115,7 +136,7 @@ def draw_methods(figure, rows):
 
 def write_texts(args, out):
     """compare.txt: what the model writes, greedily, before fine-tuning and after each method (seed 0)."""
-    table = settings(args)["methods"]
+    table = settings(args, out)["methods"]
     models = {"before": pretrained.resolve(train.RECIPES[args.recipe]["model"])}
     models |= {f"after {method}": str(out / folder_name(values, 0)) for method, values in table.items()}
     lines = []
@@ -166,7 +187,7 @@ def main(argv=None):
         for name in args.study:
             rows = [study.row(name, setting, seed, out / folder_name(values, seed), train_loss="train_loss",
                               val_loss="val_loss") | {"peak_memory_mb": peak_memory(out / folder_name(values, seed))}
-                    for setting, values in settings(args)[name].items() for seed in range(args.seeds)]  # fmt: skip
+                    for setting, values in settings(args, out)[name].items() for seed in range(args.seeds)]  # fmt: skip
             report(name, rows, out)
             if name == "methods":
                 write_texts(args, out)

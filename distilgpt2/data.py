@@ -72,11 +72,11 @@ def windows(count: int, block_size: int, stride: int) -> Iterator[tuple[int, int
     """Yield (begin, end, first) for a text of `count` tokens: from inputs [begin, end) the targets [first + 1, end + 1)
     are scored. Every token but the first is scored once, with a context of block_size - stride tokens or more as soon
     as the text has so many before it."""
-    first = 0
+    begin = first = 0
     while first < count - 1:
-        end = min(count - 1, block_size if first == 0 else first + stride)
-        yield max(0, end - block_size), end, first
-        first = end
+        end = min(begin + block_size, count - 1)
+        yield begin, end, first
+        begin, first = begin + stride, end
 
 
 def document_mask(blocks: Tensor, eos: int) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ Contrastive search is only here: transformers no longer carries it. Logits are (
 """
 
 import copy
+import inspect
 import math
 from collections import Counter
 from collections.abc import Iterator
@@ -72,6 +73,15 @@ def penalized(logits: Tensor, ids: list[int], repetition=1.0, ngram=0) -> Tensor
 # --------------------------------------------------------------------------------------------------- the ways to decode
 
 
+def forward(net, tokens: list[list[int]], cache, **options) -> tuple:
+    """(output, cache) of the model on the new `tokens` (B, T) after those whose keys and values the cache holds."""
+    inner = net.get_base_model() if hasattr(net, "get_base_model") else net  # of peft
+    # what it is called depends on the version of transformers
+    name = "cache" if "cache" in inspect.signature(inner.forward).parameters else "past_key_values"
+    out = net(input_ids=torch.tensor(tokens, device=net.device), use_cache=True, **{name: cache}, **options)
+    return out, out[name]
+
+
 @torch.no_grad()
 def sample(net, ids: list[int], length: int, eos: int, temperature=None, k=0, p=None, mass=None, floor=None,
            repetition=1.0, ngram=0, greedy=False) -> Iterator[int]:  # fmt: skip
@@ -82,8 +92,8 @@ def sample(net, ids: list[int], length: int, eos: int, temperature=None, k=0, p=
     """
     ids, cache, new = list(ids), None, list(ids)
     for _ in range(length):
-        out = net(input_ids=torch.tensor([new], device=net.device), past_key_values=cache, use_cache=True)
-        cache, logits = out.past_key_values, penalized(out.logits[0, -1].float(), ids, repetition, ngram)
+        out, cache = forward(net, [new], cache)
+        logits = penalized(out.logits[0, -1].float(), ids, repetition, ngram)
         logits = logits / temperature if temperature else logits
         for limit, value in ((top_k, k), (top_p, p), (min_p, floor), (typical, mass)):
             logits = limit(logits, value) if value else logits
@@ -102,8 +112,7 @@ def beam_search(net, ids: list[int], length: int, eos: int, beams: int = 5) -> l
     cache, finished, n_prompt = None, [], len(ids)
     running, scores, new = [list(ids)], torch.zeros(1, device=net.device), [list(ids)]
     for n in range(1, length + 1):
-        out = net(input_ids=torch.tensor(new, device=net.device), past_key_values=cache, use_cache=True)
-        cache = out.past_key_values
+        out, cache = forward(net, new, cache)
         total = scores[:, None] + F.log_softmax(out.logits[:, -1].float(), 1)  # (beams, V)
         best = total.flatten().topk(min(2 * beams, total.numel()))
         kept = []
@@ -132,18 +141,18 @@ def contrastive_search(net, ids: list[int], length: int, eos: int, k: int = 4, a
     where h are hidden states of the last layer, and j runs over everything before. What is likely wins, unless its
     hidden state repeats an earlier one.
     """
-    out = net(input_ids=torch.tensor([ids], device=net.device), use_cache=True, output_hidden_states=True)
-    cache, hidden, logits = out.past_key_values, out.hidden_states[-1][0], out.logits[0, -1].float()  # hidden: (T, D)
+    out, cache = forward(net, [ids], None, output_hidden_states=True)
+    hidden, logits = out.hidden_states[-1][0], out.logits[0, -1].float()  # (T, D), (V,)
     for _ in range(length):
         p, tokens = F.softmax(logits, 0).topk(k)
         branches = copy.deepcopy(cache)
         branches.batch_repeat_interleave(k)
-        out = net(input_ids=tokens[:, None], past_key_values=branches, use_cache=True, output_hidden_states=True)
+        out, branches = forward(net, tokens[:, None].tolist(), branches, output_hidden_states=True)
         h = out.hidden_states[-1][:, 0]  # (k, D)
         similarity = F.normalize(h.float(), dim=1) @ F.normalize(hidden.float(), dim=1).T  # (k, T)
         best = int(((1 - alpha) * p - alpha * similarity.max(1).values).argmax())
-        out.past_key_values.batch_select_indices(torch.tensor([best], device=net.device))
-        cache, hidden, logits = out.past_key_values, torch.cat([hidden, h[best][None]]), out.logits[best, -1].float()
+        branches.batch_select_indices(torch.tensor([best], device=net.device))
+        cache, hidden, logits = branches, torch.cat([hidden, h[best][None]]), out.logits[best, -1].float()
         yield int(tokens[best])
         if int(tokens[best]) == eos:
             return

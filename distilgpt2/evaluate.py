@@ -80,7 +80,7 @@ def main(argv=None):
     for name in args.model:
         rows.append(row := evaluate(name, args, place))
         first = f"the first {row['tokens']:,} tokens" if args.limit else f"{row['tokens']:,} tokens"
-        print(f"{row['model']['name']}: {row['text_perplexity']:.2f} per token, {row['text_word_perplexity']:.2f} per "
+        print(f"{name}: {row['text_perplexity']:.2f} per token, {row['text_word_perplexity']:.2f} per "
               f"word; {row['dataset']['name']} {row['part']} ({row['form']}), {first}, blocks of {row['block_size']}, "
               f"stride {row['stride']}, {precision}")  # fmt: skip
         row["precision"] = precision

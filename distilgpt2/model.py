@@ -87,6 +87,12 @@ def prepare(net: nn.Module, method: str, rank=None, alpha=None, targets=None, la
     return train_last_layers(net, last_blocks) if method == "last" else net.requires_grad_(True)
 
 
+def checkpoint_activations(net: nn.Module):
+    """Keep only the inputs of the blocks for the backward pass, and compute the rest again (Chen et al. 2016)."""
+    enable = getattr(net, "activation_checkpointing_enable", net.gradient_checkpointing_enable)  # its name since 5.20
+    enable({"use_reentrant": False})
+
+
 class Trainable:
     """The trained weights of a module as a state dict of their own: a checkpoint of LoRA holds the adapter alone."""
 

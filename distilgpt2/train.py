@@ -221,7 +221,7 @@ def main(argv=None):
     with ddp.Run(args, __file__, name, auto_precision=precision, stop_within_epoch=True) as r:
         net = model.prepare(net, args.method, *(getattr(args, name, None) for name in model.OPTIONS)).to(r.device)
         if args.checkpointing:
-            net.gradient_checkpointing_enable({"use_reentrant": False})
+            model.checkpoint_activations(net)
         trained, blocks = model.Trainable(net).count(), data.Blocks(parts["train"].ids, args.block_size)
         r.note(f"{args.model}, {args.method}: {trained:,} of {base['parameters']:,} parameters trained, on "
                f"{data.describe(facts)}; {len(blocks):,} blocks of {args.block_size}, {blocks.left_over} tokens left "
@@ -239,8 +239,9 @@ def main(argv=None):
         if r.rank == 0:
             final["bytes"] = pretrained.save(net, tokenizer, r.folder / "model")
         part, name = ("test", "test") if "test" in parts else ("val", "validation")
-        r.finish(f"{name} perplexity {final[part + '_perplexity']:,.2f} per token, {final[part + '_word_perplexity']:,.2f} "
-                 f"per word, with the weights of epoch {best['epoch']}, which are in model/", **final)  # fmt: skip
+        per_token, per_word = final[f"{part}_perplexity"], final[f"{part}_word_perplexity"]
+        r.finish(f"{name} perplexity {per_token:,.2f} per token, {per_word:,.2f} per word, with the weights of epoch "
+                 f"{best['epoch']}, which are in model/", **final)  # fmt: skip
     return r.record
 
 

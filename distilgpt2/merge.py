@@ -1,0 +1,34 @@
+"""Merge the adapter of a LoRA run into its base model, so that any program loads the result without peft.
+
+python distilgpt2/merge.py out/distilgpt2/RUN                 # writes out/distilgpt2/RUN/merged
+python distilgpt2/merge.py out/distilgpt2/RUN --out DIR
+"""
+
+import argparse
+from pathlib import Path
+
+from common import run
+
+import pretrained
+
+
+def parser():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("model", type=run.path_arg, metavar="RUN|ADAPTER", help="a run folder, or the folder of an adapter")
+    run.add_flags(p, "data_dir", out=dict(help="folder of the merged model (default: merged/ in the run folder)"))
+    return p
+
+
+def main(argv=None):
+    args = parser().parse_args(argv)
+    net, tokenizer, facts = pretrained.open_model(args.model, args.data_dir)
+    if not hasattr(net, "peft_config"):
+        raise run.UserError(f"{args.model}: has no adapter to merge; its model is whole")
+    folder = Path(args.out or Path(args.model) / "merged")
+    run.make_folder(folder.absolute().parent)
+    size = pretrained.save(net.merge_and_unload(), tokenizer, folder)
+    print(f"{facts['base']} with the adapter of {args.model}: {size / 1e6:.1f} MB in {run.display_path(folder)}")
+
+
+if __name__ == "__main__":
+    run.cli(main)

