@@ -193,7 +193,7 @@ def test_every_model_trains(argv, tmp_path):
 
 
 def test_an_mlp_learns_the_sinc(tmp_path):
-    words = "--model mlp --data sinc --epochs 200 --lr 0.02 --bs 100 --set hidden=[64,64] --set activation=tanh --out"
+    words = "--model mlp --data sinc --epochs 40 --lr 0.01 --bs 20 --set hidden=[64,64] --set activation=tanh --out"
     record = train.main([*words.split(), str(tmp_path / "run")])
     assert record["final"]["test_loss"] < 5e-3 and record["final"]["test_accuracy"] > 0.5
 
