@@ -304,6 +304,7 @@ def test_mnist_gets_a_border(data_dir):
     assert not part.images[:, :, :2].any() and not part.images[..., 30:].any() and part.images[:, :, 2:30].any()
 
 
+@pytest.mark.slow
 def test_cifar10_holds_out_ten_thousand_training_images(data_dir):
     *parts, facts = data.load("cifar10", str(data_dir("cifar-10-batches-py")))
     assert [facts[k] for k in ("train", "val", "test")] == [40_000, 10_000, 10_000] == [len(part) for part in parts]
@@ -483,7 +484,7 @@ def test_efficientnet_with_its_weights(builtin):
 # -------------------------------------------------------------------------------------------------------- the training
 
 
-@pytest.mark.parametrize("which", MODELS)
+@pytest.mark.parametrize("which", ["acgan", "wgan-gp", *(pytest.param(m, marks=pytest.mark.slow) for m in MODELS[:2])])
 def test_stopped_within_an_epoch_and_resumed(which, tmp_path, monkeypatch):
     """The same weights, bit for bit, and the same metrics, as if nothing had happened."""
     words = [*TINY, "--model", which, "--seed", "5"]
@@ -547,3 +548,147 @@ def test_options_that_a_model_does_not_have(capsys):
     assert failure(train.parse, [*TINY, "--model", "wgan", "--set", "spectral_norm=true"])[0] == 2
     assert failure(train.parse, [*TINY, "--model", "dcgan", "--set", "clip=0.1"])[0] == 2
     assert "clip=0.1" in capsys.readouterr().err
+
+
+# --------------------------------------------------------------------------------------------------------- the scripts
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    out = tmp_path_factory.mktemp("gan") / "run"
+    train.main([*TINY, "--model", "acgan", "--out", str(out)])
+    return out
+
+
+def test_sample(trained, tmp_path, capsys):
+    sample = load("gan", "sample")
+    sample.main([str(trained), "--out", str(tmp_path)])
+    assert {f.name for f in tmp_path.iterdir()} == {"grid.png", "interpolation.png", "classes.png", "neighbours.png"}
+    assert Image.open(tmp_path / "classes.png").size == (684, 684)
+    assert "times as far from a sample as from a test image" in capsys.readouterr().out
+    sample.main(["--out_dir", str(trained), "--kind", "images", "--count", "3", "--out", str(tmp_path)])
+    images = [np.asarray(Image.open(file)) for file in sorted((tmp_path / "images").iterdir())]
+    expected, _ = fid.generate(load("gan", "saved").open_run(sample.parser().parse_args([str(trained)]), "cpu").gan,
+                               3, 0, torch.device("cpu"))  # fmt: skip
+    assert np.array_equal(np.stack(images), expected.permute(0, 2, 3, 1).numpy())
+
+
+def test_sample_takes_the_newest_run_and_says_so(trained, tmp_path, monkeypatch, capsys):
+    sample = load("gan", "sample")
+    monkeypatch.setattr(run, "newest_run", lambda experiment: trained)
+    sample.main(["--kind", "grid", "--out", str(tmp_path)])
+    assert "no run named: using" in capsys.readouterr().out and (tmp_path / "grid.png").exists()
+    monkeypatch.setattr(run, "newest_run", lambda experiment: None)
+    code, message = failure(sample.main, [])
+    assert code == 1 and one_line(message) and "gan/train.py" in message
+
+
+def test_memorized_images_are_found(builtin):
+    sample = load("gan", "sample")
+    real = builtin[0].images
+    distances, index = sample.nearest(real[[7, 3999]], real, 2)
+    assert index[:, 0].tolist() == [7, 3999] and distances[:, 0].max() < 0.5 and distances[:, 1].min() > 5
+    one = torch.full((1, 3, 32, 32), 10, dtype=torch.uint8)
+    assert sample.nearest(one, one + 4)[0].item() == pytest.approx(4)
+
+
+def test_noise_between_two_noises_has_their_length():
+    sample = load("gan", "sample")
+    a, b = grids.noise_of(2, 128, 0)
+    path = sample.spherical(a, b, 11)
+    assert torch.allclose(path[0], a, atol=1e-4) and torch.allclose(path[-1], b, atol=1e-4)
+    assert path.norm(dim=1).min() > 0.95 * min(a.norm(), b.norm()) > (a + b).norm() / 2
+
+
+def test_evaluate_repeats_what_the_run_said(trained, tmp_path, capsys):
+    evaluate = load("gan", "evaluate")
+    record = evaluate.main([str(trained), "--samples", "60", "--checkpoint", "last", "--out", str(tmp_path)])
+    final = json.loads((trained / "run.json").read_text())["final"]
+    assert record["final"]["fid"] == pytest.approx(final["last_fid"], rel=1e-6)
+    assert record["protocol"] == final["protocol"] and (tmp_path / "evaluation-classifier.json").exists()
+
+
+@pytest.mark.slow
+def test_real_images_against_real_images(trained, tmp_path):
+    """FID falls with the number of images, although both sets are real."""
+    evaluate = load("gan", "evaluate")
+    code, message = failure(evaluate.main, [str(trained), "--features", "inception", "--inception-weights", __file__])
+    assert code == 1 and one_line(message)
+    real = evaluate.main(["--real", "--data", "builtin", "--limit", "700", "--out", str(tmp_path)])
+    assert [row["images"] for row in real["rows"]] == [50, 500] and real["rows"][0]["fid"] > 2 * real["rows"][1]["fid"]
+
+
+def test_runs_that_are_damaged(trained, tmp_path):
+    sample = load("gan", "sample")
+    record, state = json.loads((trained / "run.json").read_text()), (trained / "best.pt").read_bytes()
+    broken = {"width": record | {"args": record["args"] | {"width": -3}}, "model": record | {"args": {}},
+              "another": record | {"experiment": "cifar"}, "facts": record | {"dataset": {}}}  # fmt: skip
+    for name, content in (broken | {"cut": record}).items():
+        folder = run.make_folder(tmp_path / name)
+        (folder / "run.json").write_text(json.dumps(content))
+        (folder / "best.pt").write_bytes(state[:2000] if name == "cut" else state)
+        code, message = failure(sample.main, [str(folder), "--kind", "grid"])
+        assert code == 1 and one_line(message) and name in message, message
+
+
+def test_compare(tmp_path, capsys):
+    compare = load("gan", "compare")
+    words = ["--data", "builtin", "--seeds", "1", "--limit", "60", "--epochs", "1", "--features", "classifier"]
+    compare.main([*words, "--list", "--out", str(tmp_path)])
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert len(lines) == 4 and all("--model" in line and "--recipe plain" in line for line in lines)
+    parsed = [train.parse(line.split()[2:-2]) for line in lines]
+    assert {(a.width, a.network, a.eval_every) for a in parsed} == {(16, "plain", 3)}, "one network, one budget"
+    rows = [{"setting": s, "seed": 0, "state": "done", "seconds": t, "val_fid": f}
+            for s, t, f in (("A", [5.0, 10.0], [9.0, 7.0]), ("B", [10.0, 20.0], [8.0, 2.0]))]  # fmt: skip
+    compare.at_equal_seconds(rows)
+    assert [row["fid_at_equal_seconds"] for row in rows] == [7.0, 8.0]
+
+
+@pytest.mark.slow
+def test_compare_runs_and_bench_runs(tmp_path, monkeypatch):
+    compare, bench = load("gan", "compare"), load("gan", "bench")
+    monkeypatch.setattr(compare, "STUDIES", {"losses": {m: dict(model=m, recipe="tiny") for m in MODELS}})
+    monkeypatch.setattr(compare, "BUDGET", {})
+    compare.main(["--data", "builtin", "--seeds", "1", "--limit", "60", "--study", "losses", "--out", str(tmp_path)])
+    assert {"losses.json", "losses.png", "losses-samples.png", "results.txt"} <= {f.name for f in tmp_path.iterdir()}
+    assert len(json.loads((tmp_path / "losses.json").read_text())["rows"]) == 4
+    rows = bench.main(["--data", "builtin", "--rounds", "1", "--steps", "5", "--width", "2", "--out", str(tmp_path)])
+    assert len(rows) == 16 and rows[0]["times_usual"] == 1.0
+
+
+@pytest.mark.slow
+def test_fuzzed_images_of_a_folder(tmp_path):
+    """A damaged image is read or named in one line."""
+    write_images(tmp_path / "images", 25, (12, 12))
+    file, rng = tmp_path / "images" / "7.png", random.Random(0)
+    whole = file.read_bytes()
+    for _ in range(150):
+        damaged = bytearray(whole)
+        for _ in range(rng.randrange(1, 6)):
+            damaged[rng.randrange(len(damaged))] = rng.randrange(256)
+        file.write_bytes(bytes(damaged[: rng.randrange(len(damaged)) if rng.random() < 0.3 else None]))
+        try:
+            parts = data.load(str(tmp_path / "images"))[:3]
+            assert sum(map(len, parts)) == 25
+        except run.UserError as error:
+            assert "7.png" in str(error) and "\n" not in str(error)
+
+
+@pytest.mark.slow
+def test_inception_features_by_path(builtin, tmp_path, monkeypatch):
+    """The published network, here with random weights, from a file that is named."""
+    extractor = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3", reason="pip install torch-fidelity")
+    with monkeypatch.context() as patch:
+        patch.setattr(nn.Module, "load_state_dict", lambda self, state: None)
+        (tmp_path / "none.pth").write_bytes(b"")
+        patch.setattr(torch, "load", lambda *args, **kwargs: {})
+        net = extractor.FeatureExtractorInceptionV3(
+            "x", ["2048"], feature_extractor_weights_path=str(tmp_path / "none.pth")
+        )
+    torch.save(net.state_dict(), tmp_path / "weights.pth")
+    seen = features.Features("inception", 299, features.load_inception(str(tmp_path / "weights.pth"), None), "cpu")
+    assert seen(builtin[1].images[:2]).shape == (2, 2048)
+    (tmp_path / "weights.pth").write_bytes(b"damaged")
+    code, message = failure(features.load_inception, str(tmp_path / "weights.pth"), None)
+    assert code == 1 and one_line(message) and "weights.pth" in message

@@ -1,0 +1,163 @@
+"""Steps per second of training: the usual way, and what each change adds.
+
+    python gan/bench.py                     # DCGAN and WGAN-GP at width 32, batches of 64
+    python gan/bench.py --rounds 2 --steps 10 --width 8
+
+The usual way: a torchvision dataset of PIL images and a DataLoader, unfused optimizers, one forward pass of the
+discriminator each for real and for generated images, another forward pass of the generator for its own step, gradients
+of the discriminator's weights in the generator's step. Then one change after another, up to what `train.py` does.
+The ways take turns, so that a machine that slows down slows all of them. All in one precision: bfloat16 where the
+hardware multiplies it, else float32; `--precision` names one. Writes bench.json into --out.
+"""
+
+import argparse
+import statistics
+import time
+from itertools import cycle
+
+from common import run, timing
+
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+import data
+import model
+import optim
+import train
+
+WAYS = ("usual", "+ batches on the device", "+ fused optimizers", "+ real and generated in one forward pass",
+        "+ generated images used twice", "+ no discriminator gradients in the generator's step",
+        "+ channels last")  # fmt: skip
+
+
+class PILImages(torch.utils.data.Dataset):
+    """The usual dataset: one PIL image at a time, through a torchvision transform."""
+
+    def __init__(self, dataset, transform):
+        self.images = [Image.fromarray(i) for i in dataset.images.permute(0, 2, 3, 1).cpu().numpy()]
+        self.labels, self.transform = dataset.labels.tolist(), transform
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, i):
+        return self.transform(self.images[i]), self.labels[i]
+
+
+def usual_loader(dataset, bs):
+    """A shuffling DataLoader of torchvision's transforms. Raises UserError where torchvision is not installed."""
+    try:
+        from torchvision import transforms
+    except ImportError:
+        raise run.UserError("bench.py compares with torchvision: pip install -r requirements.txt") from None
+    chain = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.5,) * 3, (0.5,) * 3)])
+    return DataLoader(PILImages(dataset, chain), bs, shuffle=True, drop_last=True)
+
+
+class Way:
+    """One way to train `args.model`: the first `level` changes of WAYS. Called with a round, it takes `steps` steps of
+    the discriminator and returns the images per second."""
+
+    def __init__(self, level, args, dataset, device, bf16):
+        torch.manual_seed(0)
+        self.level, self.args, self.device, self.bf16 = level, args, device, bf16
+        self.gan = model.build(args.model, "plain", 3, 10, args.width, args.noise).to(device)
+        if level >= 6:
+            self.gan = self.gan.to(memory_format=torch.channels_last)
+        self.gan.train()
+        self.optimizers = optim.build_optimizers(args, self.gan)
+        if level < 2:
+            for optimizer in self.optimizers:
+                optimizer.param_groups[0].update(fused=False, foreach=False)
+                optimizer.defaults.update(fused=False, foreach=False)
+        batches = (lambda: dataset.batches(args.bs, (0, 0))) if level >= 1 else usual_loader(dataset, args.bs).__iter__
+        self.batches = (batch for _ in cycle([0]) for batch in batches())
+        self.steps, self.done = args.steps, 0
+
+    def __call__(self, round):
+        began = time.perf_counter()
+        for _ in range(self.steps):
+            loss = self.step(*next(self.batches))
+        loss.item()  # a GPU has finished when its last result is here
+        return self.steps * self.args.bs / (time.perf_counter() - began)
+
+    def scores(self, real, fake):
+        if self.level >= 3:
+            return model.score_both(self.gan.discriminator, real, fake)[::2]
+        return self.gan.discriminator(real)[0], self.gan.discriminator(fake)[0]
+
+    def step(self, real, labels):
+        args, gan, (d_optimizer, g_optimizer) = self.args, self.gan, self.optimizers
+        real = real.to(self.device)
+        if self.level < 6:
+            real = real.contiguous()
+        self.done += 1
+        turn = self.done % args.critic_steps == 0
+        noise = torch.randn(len(real), args.noise, device=self.device)
+        with torch.set_grad_enabled(turn and self.level >= 4), self.autocast():
+            fake = gan.generator(noise)
+        with self.autocast():
+            real_score, fake_score = self.scores(real, fake.detach())
+            loss = model.D_LOSS[args.model](real_score, fake_score)
+            if args.model == "wgan-gp":
+                loss = loss + args.penalty * model.gradient_penalty(gan.discriminator, real, fake.detach())
+        self.update(d_optimizer, loss)
+        if turn:
+            gan.discriminator.requires_grad_(self.level < 5)
+            with self.autocast():
+                fake = fake if self.level >= 4 else gan.generator(noise)
+                g_loss = model.G_LOSS[args.model](gan.discriminator(fake)[0])
+            self.update(g_optimizer, g_loss)
+            gan.discriminator.requires_grad_(True)
+        return loss
+
+    def autocast(self):
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+    def update(self, optimizer, loss):
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+def parser():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    run.add_flags(p, "data_dir", "limit", "device", "precision",
+                  data=dict(type=data.dataset_arg, default="auto", help=data.DATA_HELP),
+                  out=dict(default=str(run.ROOT / "out/gan/bench"), help="folder for bench.json"))  # fmt: skip
+    p.add_argument("--rounds", type=run.positive_int, default=5, help="(default: %(default)s)")
+    p.add_argument("--steps", type=run.positive_int, default=40, help="of the discriminator in a round (%(default)s)")
+    p.add_argument("--width", type=run.positive_int, default=32, help="(default: %(default)s)")
+    return p
+
+
+def main(argv=None):
+    args = parser().parse_args(argv)
+    device, out = run.pick_device(args.device), run.make_folder(args.out)
+    train_set, _, _, facts = data.load(args.data, args.data_dir, args.limit or 10_000)
+    if facts["channels"] != 3:
+        raise run.UserError(f"--data {args.data}: bench.py compares on colour images")
+    train_set, machine, rows = train_set.to(device), run.environment(device, __file__), []
+    bf16 = args.precision == "bf16" or args.precision == "auto" and run.native_bf16(device)
+    for name in ("dcgan", "wgan-gp"):
+        values = argparse.Namespace(**train.RECIPES["plain"][name] | vars(args) | {"model": name})
+        values.bs = min(values.bs, len(train_set))
+        ways = {way: Way(level, values, train_set, device, bf16) for level, way in enumerate(WAYS)}
+        ways |= {
+            "+ bfloat16" if not bf16 else "the last, in float32": Way(len(WAYS), values, train_set, device, not bf16)
+        }
+        rates = timing.turns(ways, args.rounds)
+        for way, measured in rates.items():
+            row = {"model": name, "way": way, "precision": "bf16" if ways[way].bf16 else "fp32", "width": args.width,
+                   "bs": values.bs, "images_per_s": statistics.median(measured),
+                   "times_usual": timing.median_ratio(measured, rates["usual"]), "rates": measured}  # fmt: skip
+            rows.append(row)
+            print(f"{name:8} {way:54} {row['precision']}  {row['images_per_s']:7,.0f} images/s, "
+                  f"{row['times_usual']:.2f} times the usual way")  # fmt: skip
+    run.write_json(out / "bench.json", {"bench": "gan", **machine, "dataset": facts, "rows": rows})
+    return rows
+
+
+if __name__ == "__main__":
+    run.cli(main)

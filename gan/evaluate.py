@@ -1,0 +1,115 @@
+"""FID, KID, precision and recall of a trained generator; and what FID says of real images.
+
+    python gan/evaluate.py                                          # of the newest finished run, as it was trained
+    python gan/evaluate.py RUN --features inception                 # with the network of the published FIDs
+    python gan/evaluate.py RUN --weights generator                  # what the average of weights is worth
+    python gan/evaluate.py --real --data cifar10 --features efficientnet-lite0   # real images against real images
+
+Writes evaluation-FEATURES.json into --out; with --real also real.png. A number holds for its protocol alone: features,
+number of images, reference. Never compare across protocols.
+"""
+
+import argparse
+import statistics
+from pathlib import Path
+
+from common import run
+
+import torch
+from matplotlib.figure import Figure
+
+import data
+import features
+import fid
+import saved
+import scores
+
+SIZES = (50, 500, 2000, 10_000, 25_000)  # images on each side
+
+
+def real_against_real(args, device):
+    """FID between disjoint sets of real training images, for sets of every size in SIZES; at most five pairs each."""
+    train_set, held_out, _, facts = data.load(args.data, args.data_dir, args.limit)
+    train_set, held_out = train_set.to(device), held_out.to(device)
+    out = run.make_folder(args.out or run.ROOT / "out" / "gan" / "real")
+    seen_by = features.load(args, train_set, held_out, out, device)
+    folder = fid.cache_folder(args, facts)
+    digest = facts["digest"][:12]
+    real = torch.cat([seen_by.of_part(part.images, f"{digest}-{name}", folder)
+                      for part, name in ((train_set, "train"), (held_out, "held-out"))])  # fmt: skip
+    real = real[torch.randperm(len(real), generator=torch.Generator().manual_seed(0))]
+    rows = []
+    for size in [s for s in SIZES if 2 * s <= len(real)]:
+        pairs = min(5, len(real) // (2 * size))
+        values = [scores.fid(*real[2 * i * size : 2 * (i + 1) * size].split(size)) for i in range(pairs)]
+        rows.append({"images": size, "fid": statistics.mean(values), "pairs": values,
+                     "too_few": size <= real.shape[1]})  # fmt: skip
+        print(f"{size:>6,} real images against {size:,} others: FID {rows[-1]['fid']:.2f} ({pairs} pairs)")
+    figure = Figure(figsize=(5.5, 3.4), layout="constrained")
+    axes = figure.subplots()
+    for row in rows:
+        axes.plot([row["images"]] * len(row["pairs"]), row["pairs"], ".", color="tab:orange")
+    axes.plot([row["images"] for row in rows], [row["fid"] for row in rows], "o-")
+    axes.set(xscale="log", xlabel="images on each side", ylabel="FID of real against real images", ylim=(0, None))
+    axes.grid(alpha=0.3)
+    run.write_figure(out / "real.png", figure)
+    return out, {"dataset": facts, "features": seen_by.facts(), "dimensions": real.shape[1], "rows": rows}
+
+
+def evaluate(args, device):
+    """All measures of the run that `args` names against the test images."""
+    trained = saved.open_run(args, device)
+    args.features = args.features or trained.args.features
+    for name in ("feature_size", "classifier_images"):
+        setattr(args, name, getattr(trained.args, name))
+    train_set, held_out, test_set = (part.to(device) for part in saved.data_of(trained, args.data_dir, args.data))
+    seen_by = features.load(args, train_set, held_out, trained.folder, device)
+    cache, facts = fid.cache_folder(args, trained.facts), trained.facts
+    tester = fid.Judge(seen_by, test_set, "test", cache, facts["digest"])
+    labels, probe = None, None
+    images, wanted = fid.generate(trained.gan, args.samples, args.seed + 2, device, args.weights)
+    if trained.args.model == "acgan":
+        judge = fid.Judge(seen_by, held_out, "held out", cache, facts["digest"])
+        probe = fid.linear_probe((judge.real, held_out.labels.cpu()), (tester.real, test_set.labels.cpu()))
+        labels = wanted
+    values = tester.measure(images, labels, facts["classes"], probe)
+    protocol = tester.protocol(args.samples)
+    print(f"{run.display_path(trained.folder)}, {args.checkpoint} weights (epoch {trained.epoch}), {args.weights}; "
+          f"{fid.describe(protocol)}")  # fmt: skip
+    for name, value in values.items():
+        print(f"  {name.replace('_', ' '):16} {value:.4f}")
+    row = {"args": run.record_args(trained.args), "weights": args.weights, "checkpoint": args.checkpoint,
+           "epoch": trained.epoch, "protocol": protocol, "dataset": facts, "final": values}  # fmt: skip
+    return run.make_folder(args.out or trained.folder), row
+
+
+def parser():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    saved.add_flags(p)
+    p.add_argument("--real", action="store_true", help="compare real images with real images instead of a run")
+    p.add_argument("--features", choices=features.NAMES, help="(default: those of the run; classifier with --real)")
+    p.add_argument("--inception-weights", type=run.path_arg, metavar="FILE",
+                   help=f"{features.INCEPTION} (default: in the folder of datasets, else fetched)")  # fmt: skip
+    p.add_argument("--feature-size", type=run.positive_int, default=96, metavar="N",
+                   help="pixels, for efficientnet-lite0 with --real; a run has its own (default: 96)")  # fmt: skip
+    p.add_argument("--samples", type=run.positive_int, default=10_000, metavar="N", help="(default: %(default)s)")
+    run.add_flags(p, "data_dir", "limit", "seed", "device", data=dict(type=data.dataset_arg, help=data.DATA_HELP),
+                  out=dict(help="folder of the record (default: the run folder)"))  # fmt: skip
+    return p
+
+
+def main(argv=None):
+    args = parser().parse_args(argv)
+    device = run.pick_device(args.device)
+    if args.real:
+        args.data, args.features, args.classifier_images = args.data or "cifar10", args.features or "classifier", 40_000
+        out, record = real_against_real(args, device)
+    else:
+        out, record = evaluate(args, device)
+    name = f"{'real' if args.real else 'evaluation'}-{args.features}.json"
+    run.write_json(Path(out) / name, record | run.environment(device, __file__))
+    return record
+
+
+if __name__ == "__main__":
+    run.cli(main)

@@ -1,0 +1,124 @@
+"""Images from a trained generator: grids, files, paths between two noises, classes, and the nearest training images.
+
+    python gan/sample.py                                   # of the newest finished run
+    python gan/sample.py RUN --kind images --count 1000    # 1,000 PNG files
+    python gan/sample.py --out_dir RUN --kind neighbours   # is it memorizing its training images?
+
+Kinds: grid; images; interpolation, from one noise to another in ten steps; classes, a row each (ACGAN); neighbours,
+each sample beside the training images that are nearest to it. Default: all but images.
+"""
+
+import argparse
+from pathlib import Path
+
+from common import run
+
+import torch
+from torch import Tensor
+
+import data
+import fid
+import grids
+import saved
+
+KINDS = ("grid", "images", "interpolation", "classes", "neighbours")
+
+
+def spherical(a: Tensor, b: Tensor, steps: int) -> Tensor:
+    """Noise (steps, D) on the way from `a` to `b` (D,), along a great circle. A straight line would pass through
+    noise that is shorter than any the generator has seen (White 2016)."""
+    angle = torch.acos((a @ b / (a.norm() * b.norm())).clamp(-1, 1))
+    t = torch.linspace(0, 1, steps)[:, None]
+    return (torch.sin((1 - t) * angle) * a + torch.sin(t * angle) * b) / torch.sin(angle).clamp(min=1e-6)
+
+
+@torch.no_grad()
+def draw(trained, noise: Tensor, labels: Tensor, weights: str, device) -> Tensor:
+    """uint8 (N, C, 32, 32)"""
+    net = getattr(trained.gan, weights)
+    return torch.cat([data.to_uint8(net(z.to(device), y.to(device))).cpu()
+                      for z, y in zip(noise.split(250), labels.split(250))])  # fmt: skip
+
+
+def interpolation(trained, args, device, rows=8, steps=10):
+    """A row a pair of noises, with one label."""
+    ends = grids.noise_of(2 * rows, trained.args.noise, args.seed)
+    noise = torch.cat([spherical(a, b, steps) for a, b in zip(ends[::2], ends[1::2])])
+    labels = (torch.arange(rows) % trained.facts["classes"]).repeat_interleave(steps)
+    return grids.tile(draw(trained, noise, labels, args.weights, device), steps)
+
+
+def classes(trained, args, device, columns=10):
+    """A row a class, and in each column the same noise."""
+    count = trained.facts["classes"]
+    noise = grids.noise_of(columns, trained.args.noise, args.seed).repeat(count, 1)
+    return grids.tile(
+        draw(trained, noise, torch.arange(count).repeat_interleave(columns), args.weights, device), columns
+    )
+
+
+def nearest(images: Tensor, real: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
+    """(distances (N, k), indices (N, k)): the `k` nearest of `real` to each of `images`, both uint8 (N, C, H, W), by
+    the root mean square of the differences of pixels."""
+    x, found = images.flatten(1).float(), []
+    for i, part in enumerate(real.split(5000)):
+        distances = torch.cdist(x, part.flatten(1).float()) / x.shape[1] ** 0.5  # (N, 5000)
+        values, index = distances.topk(min(k, len(part)), largest=False)
+        found.append((values, index + 5000 * i))
+    values, index = (torch.cat(parts, 1) for parts in zip(*found))
+    values, best = values.topk(k, largest=False)
+    return values, index.gather(1, best)
+
+
+def neighbours(trained, args, device, rows=8, k=5):
+    """Samples, each with its nearest training images; two of them in a row. And in a line, how near they are."""
+    train_set, _, test_set = saved.data_of(trained, args.data_dir, args.data)
+    real = train_set.images
+    samples, _ = fid.generate(trained.gan, 200, args.seed + 3, device, args.weights)
+    samples, k = samples.cpu(), min(k, len(real))
+    distances, index = nearest(samples, real, k)
+    usual = nearest(test_set.images[:200], real)[0].median().item()
+    ratio = distances[:, 0].median().item() / usual
+    print(f"the nearest training image is {ratio:.2f} times as far from a sample as from a test image (medians); a "
+          f"generator that has memorized images is near 0")  # fmt: skip
+    shown = [torch.cat([samples[i : i + 1], real[index[i]]]) for i in range(min(2 * rows, len(samples)))]
+    return grids.tile(torch.cat(shown), 2 * (k + 1))
+
+
+def parser():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    saved.add_flags(p)
+    p.add_argument("--kind", nargs="+", choices=KINDS, metavar="KIND", help=f"any of {', '.join(KINDS)}")
+    p.add_argument("--count", type=run.positive_int, default=80, metavar="N", help="of grid and images (default: 80)")
+    run.add_flags(p, "data_dir", "seed", "device", data=dict(type=data.dataset_arg, help="where the images lie now"),
+                  out=dict(help="folder to write to (default: the run folder)"))  # fmt: skip
+    return p
+
+
+def main(argv=None):
+    args = parser().parse_args(argv)
+    device = run.pick_device(args.device)
+    trained = saved.open_run(args, device)
+    conditional = trained.gan.generator.classes > 0
+    kinds = args.kind or [kind for kind in KINDS if kind != "images" and (kind != "classes" or conditional)]
+    if "classes" in kinds and not conditional:
+        raise run.UserError(f"--kind classes: {trained.args.model} knows no classes; train --model acgan")
+    out = run.make_folder(args.out or trained.folder)
+    for kind in kinds:
+        file = out / f"{kind}.png"
+        if kind in ("grid", "images"):
+            images = fid.generate(trained.gan, args.count, args.seed, device, args.weights)[0].cpu()
+            if kind == "images":
+                file = run.make_folder(out / "images")
+                for i, image in enumerate(images):
+                    grids.write_png(file / f"{i:05d}.png", grids.tile(image[None], gap=0))
+            else:
+                grids.write_png(file, grids.tile(images), scale=2)
+        else:
+            make = {"interpolation": interpolation, "classes": classes, "neighbours": neighbours}[kind]
+            grids.write_png(file, make(trained, args, device), scale=2)
+        print(f"{kind}: {run.display_path(Path(file))}")
+
+
+if __name__ == "__main__":
+    run.cli(main)
