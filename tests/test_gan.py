@@ -648,7 +648,7 @@ def test_compare(tmp_path, capsys):
 @pytest.mark.slow
 def test_compare_runs_and_bench_runs(tmp_path, monkeypatch):
     compare, bench = load("gan", "compare"), load("gan", "bench")
-    monkeypatch.setattr(compare, "STUDIES", {"losses": {m: dict(model=m, recipe="tiny") for m in MODELS}})
+    monkeypatch.setattr(compare, "STUDIES", {"losses": {m: dict(model=m, recipe="tiny", epochs=2) for m in MODELS}})
     monkeypatch.setattr(compare, "BUDGET", {})
     compare.main(["--data", "builtin", "--seeds", "1", "--limit", "60", "--study", "losses", "--out", str(tmp_path)])
     assert {"losses.json", "losses.png", "losses-samples.png", "results.txt"} <= {f.name for f in tmp_path.iterdir()}
