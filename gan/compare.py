@@ -19,6 +19,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+import fid
 import train
 from model import MODELS
 
@@ -121,9 +122,11 @@ def collect(name, args, out):
             row = study.row(name, setting, seed, out / folder_name(override(values, args), seed), epoch="epoch",
                             seconds="seconds", val_fid="val_fid", generator_steps="generator_steps",
                             estimate="train_estimate")  # fmt: skip
-            rows.append(
-                row | {"reference": "10,000 held-out images" if row["args"]["data"] == "cifar10" else "held-out images"}
-            )
+            row["reference"] = "10,000 held-out images" if row["args"]["data"] == "cifar10" else "held-out images"
+            if row["state"] == "done":
+                row["protocol"] = fid.describe(row["final"]["protocol"])
+                row["last_generator_steps"], row["train_seconds"] = row["generator_steps"][-1], row["seconds"][-1]
+            rows.append(row)
     at_equal_seconds(rows)
     return rows
 
