@@ -12,12 +12,14 @@ def draw_losses(rows):
     figure = matplotlib.figure.Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     for part, style in (("train", "--"), ("val", "-"), ("test", ":")):
-        if f"{part}_loss" in rows[0]:
-            values = [row[f"{part}_loss"] for row in rows]
-            axes.plot([row["epoch"] for row in rows], values, style, marker="." if len(rows) < 30 else None, label=part)
+        columns = "epoch", f"{part}_loss"  # a resumed run may have lost rows of metrics.csv, or have edited ones
+        points = [[row[name] for name in columns] for row in rows if row.keys() >= set(columns)]
+        if points:
+            axes.plot(*zip(*points), style, marker="." if len(points) < 30 else None, label=part)
     axes.set(xlabel="epoch", ylabel="loss", yscale="log")
     axes.grid(alpha=0.3)
-    axes.legend()
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend()
     return figure
 
 
