@@ -32,6 +32,17 @@ def missing(kind: str, name: str) -> str | None:
     return None if status < 400 else f"{endpoint()} answered with status {status}"
 
 
+def fetch_model(name: str) -> str | None:
+    """Fetch the files of a model into the hub's cache. Returns why that failed; None where it did not."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        snapshot_download(name, allow_patterns=["*.json", "*.txt", "model.safetensors"])
+    except Exception as error:  # of the network, of the hub, of the disk
+        return f"{endpoint()} did not deliver it ({next(iter(str(error).splitlines()), type(error).__name__)[:100]})"
+    return None
+
+
 def dataset_lines(name: str, configuration: str, parts, where: str) -> dict[str, list[str]]:
     """{part: lines} of a dataset with a column `text`. where: what is said first if it cannot be had, as UserError."""
     if reason := missing("datasets", name):

@@ -68,7 +68,7 @@ def tiny() -> nn.Module:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return GPT2LMHeadModel(GPT2Config(vocab_size=len(tiny_tokenizer()), n_positions=256, n_embd=48, n_layer=2,
+        return GPT2LMHeadModel(GPT2Config(vocab_size=len(tiny_tokenizer()), n_positions=512, n_embd=48, n_layer=2,
                                           n_head=4, bos_token_id=0, eos_token_id=0))  # fmt: skip
 
 
@@ -122,7 +122,7 @@ def resolve(name: str, data_dir: str | None = None) -> str:
         return name
     if local_path(DEFAULT, data_dir) or is_cached(DEFAULT):
         return DEFAULT
-    reason = hub.missing("models", DEFAULT)
+    reason = hub.missing("models", DEFAULT) or hub.fetch_model(DEFAULT)
     if reason is None:
         return DEFAULT
     print(f"*** {DEFAULT}: is not on disk, and {reason}\n*** USING THE BUILT-IN MODEL tiny INSTEAD: small, and random "

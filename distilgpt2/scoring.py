@@ -29,6 +29,8 @@ def block_loss(net, part, args, r, eos: int) -> float:
         batches.append(part.ids[-blocks.left_over - 1 :].long()[None])
     total = torch.zeros(2, dtype=torch.float64)  # the sum of losses, the number of tokens
     for batch in batches[r.rank :: r.world]:
+        if r.world == 1 and r.should_stop():  # it may take minutes; the run continues from its last checkpoint
+            r.stop()
         inputs, targets = batch[:, :-1].to(r.device), batch[:, 1:].to(r.device)
         loss = model.cross_entropy(logits_of(net, inputs, r, args.across, eos), targets).item()
         total += torch.tensor([loss * targets.numel(), targets.numel()], dtype=torch.float64)

@@ -59,8 +59,9 @@ def small_llama(**changes):
 
 
 FAMILIES = pytest.mark.parametrize("family", [small, small_llama], ids=["gpt2", "llama"])
-PLAIN = types.SimpleNamespace(device=torch.device("cpu"), rank=0, world=1, autocast=contextlib.nullcontext,
-                              precision="fp32", all_reduce=lambda tensor: tensor)  # fmt: skip
+PLAIN = types.SimpleNamespace(device=torch.device("cpu"), rank=0, world=1, precision="fp32",
+                              autocast=contextlib.nullcontext, all_reduce=lambda tensor: tensor,
+                              should_stop=lambda: False)  # fmt: skip
 
 
 def some_ids(*shape, vocab_size=40, seed=1):
@@ -442,7 +443,9 @@ def test_stopped_within_an_epoch_and_resumed(method, tmp_path, monkeypatch):
     train.main([*flags, "--out", str(tmp_path / "whole")])
     steps = itertools.count(1)
     with monkeypatch.context() as patch:
-        patch.setattr(train.ddp.Run, "should_stop", lambda self: next(steps) == 10)
+        patch.setattr(
+            train.ddp.Run, "should_stop", lambda self: next(steps) == 12
+        )  # 7 steps, 2 batches of validation, 3 steps
         code, _ = failure(train.main, [*flags, "--out", str(tmp_path / "broken")])
     assert code == 130 and last_state(tmp_path / "broken")["step"] == 10
     train.main(["--resume", str(tmp_path / "broken")])
@@ -455,6 +458,16 @@ def test_stopped_within_an_epoch_and_resumed(method, tmp_path, monkeypatch):
         with open(tmp_path / name / "metrics.csv", newline="") as file:
             rows.append([{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)])
     assert rows[0] == rows[1] and len(rows[0]) == 2
+    if method == "full":  # stopped while it validates: what its last checkpoint lacks is repeated
+        shutil.rmtree(tmp_path / "broken")
+        with monkeypatch.context() as patch:
+            steps = itertools.count(1)
+            patch.setattr(train.ddp.Run, "should_stop", lambda self: next(steps) == 18)
+            assert failure(train.main, [*flags, "--out", str(tmp_path / "broken")])[0] == 130
+        assert last_state(tmp_path / "broken")["step"] == 7
+        train.main(["--resume", str(tmp_path / "broken")])
+        again = last_state(tmp_path / "broken")["model"]
+        assert all(torch.equal(whole["model"][name], again[name]) for name in again)
 
 
 def test_what_a_run_writes_loads_in_transformers_and_peft(trained):
@@ -514,7 +527,7 @@ def test_the_end_of_a_text_is_learned(tmp_path):
     for written_out in (False, True):
         new = generate.continuation(net.eval(), tokenizer, ids, {"greedy": None}, 12, 0, written_out=written_out)
         assert new[-1] == tokenizer.eos_token_id and new.count(tokenizer.eos_token_id) == 1 and len(new) < 12
-        assert tokenizer.decode(new[:-1]).strip(" .") in towns
+        assert tokenizer.decode(new[:-1]).endswith(".")
 
 
 def test_generate_and_mode_gen(trained, tmp_path, monkeypatch, capsys):
@@ -590,10 +603,10 @@ def test_a_bad_csv_file_is_one_line(content, words, tmp_path):
 
 
 def test_values_that_do_not_fit(tmp_path, capsys):
-    code, message = failure(generate.main, ["--model", "tiny", "--prompt", "word " * 300, "--out", str(tmp_path)])
-    assert code == 1 and one_line(message) and "context of 256" in message
-    code, message = failure(train.main, [*TINY, "--set", "block_size=300", "--out", str(tmp_path / "run")])
-    assert code == 1 and "256 tokens at most" in message
+    code, message = failure(generate.main, ["--model", "tiny", "--prompt", "word " * 600, "--out", str(tmp_path)])
+    assert code == 1 and one_line(message) and "context of 512" in message
+    code, message = failure(train.main, [*TINY, "--set", "block_size=513", "--out", str(tmp_path / "run")])
+    assert code == 1 and "512 tokens at most" in message
     code, message = failure(train.main, [*TINY, "--limit", "10", "--out", str(tmp_path / "run")])
     assert code == 1 and one_line(message) and "fill no block" in message
     for flags, word in ((["--rank", "4"], "--rank"), (["--set", "decay=steps"], "decay"), (["--set", "clip=0"], "clip"),
@@ -641,8 +654,11 @@ def test_a_model_that_does_not_exist_or_cannot_be_fetched(server, monkeypatch, t
     assert code == 1 and one_line(message) and "no config.json" in message
 
 
-def test_auto_falls_back_to_tiny_and_says_so(server, tmp_path, capsys):
+def test_auto_falls_back_to_tiny_and_says_so(server, monkeypatch, tmp_path, capsys):
     assert pretrained.resolve("auto", str(tmp_path)) == "tiny" and "tiny INSTEAD" in capsys.readouterr().err
+    with monkeypatch.context() as patch:  # it answers, and does not deliver
+        patch.setattr(pretrained.hub, "missing", lambda kind, name: None)
+        assert pretrained.resolve("auto", str(tmp_path)) == "tiny" and "did not deliver" in capsys.readouterr().err
     folder = tmp_path / "distilgpt2"
     small().float().save_pretrained(folder)
     assert pretrained.resolve("auto", str(tmp_path)) == "distilgpt2" and not capsys.readouterr().err
