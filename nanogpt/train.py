@@ -65,6 +65,8 @@ FAST = ADAMW | dict(tokens="char", bs=16, lr=3e-3, muon=5.0, beta2=0.95, weight_
 GPU = GPT | dict(block_size=256, n_layer=6, n_head=6, n_embd=384, dropout=0.2)
 GPT2 = GPT | dict(block_size=1024, n_layer=12, n_head=12, n_embd=768)
 GPT2_STEPS = dict(iters=600_000, bs=480, micro_batch=12, lr=6e-4, beta2=0.95, warmup=2000, evals=600)
+PHI1 = MODERN | dict(block_size=256)
+PHI1_GPU = dict(tokens="bpe", bs=240, micro_batch=24, lr=6e-4, beta2=0.95, compile=True, model=GPT2)
 TINY = GPT | dict(block_size=16, n_layer=1, n_head=2, n_embd=32)
 RECIPES = {
     "tiny": ADAMW | dict(tokens="char", iters=60, bs=12, lr=1e-2, warmup=5, model=TINY),  # for tests
@@ -74,6 +76,11 @@ RECIPES = {
     "best": FAST | dict(iters=1800, evals=9, model=MODERN | dict(block_size=128, n_embd=192)),
     "gpu": ADAMW | dict(tokens="char", iters=5000, bs=64, evals=20, compile=True, model=GPU),
     "gpt2": ADAMW | GPT2_STEPS | dict(tokens="gpt2", compile=True, model=GPT2),
+    "phi1": FAST | dict(tokens="bpe", iters=800, evals=4, model=PHI1),  # phi1.py and textbooks/README.md explain these
+    "phi1-finetune": FAST | dict(tokens="bpe", iters=300, bs=32, lr=1e-3, evals=3, model=PHI1),
+    "phi1-large": FAST | dict(tokens="bpe", iters=800, evals=4, model=PHI1 | dict(n_layer=6, n_head=6, n_embd=240)),
+    "phi1-gpu": ADAMW | PHI1_GPU | dict(iters=10_000, warmup=500, evals=50),
+    "phi1-gpu-finetune": ADAMW | PHI1_GPU | dict(iters=1000, bs=256, micro_batch=64, lr=1e-4, warmup=50),
     "word-bigram": WORDS | dict(iters=1500, model=dict(kind="bigram", block_size=64, n_embd=64)),
     "word-mlp": WORDS | dict(iters=1500, model=dict(kind="wordmlp", block_size=64, context=4, n_embd=64, hidden=64)),
     "word-gpt": WORDS | dict(iters=950, lr=2e-3, model=GPT | dict(n_layer=2, n_embd=96)),

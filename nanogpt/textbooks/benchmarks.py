@@ -170,8 +170,7 @@ def execute(problems: list[Problem], completions: list[dict], seconds: float = 1
             problem, completion = by_id[line["task_id"]], line["completion"]
             key = (problem.task_id, completion)
             if key not in seen:
-                program = problem.prompt + completion
-                seen[key] = "the prompt is too long" if completion is None else problem.check(sandbox, program)
+                seen[key] = problem.check(sandbox, problem.prompt + completion)
             scored.append(line | {"passed": not seen[key], "result": seen[key] or "passed"})
     return scored
 
@@ -189,9 +188,9 @@ def read_completions(file: Path, problems: list[Problem]) -> list[dict]:
             continue
         try:
             line = json.loads(text)
-            if not isinstance(line["completion"], str | None) or not isinstance(line["task_id"], str):
+            if not isinstance(line["completion"], str) or not isinstance(line["task_id"], str):
                 raise TypeError
-            (line["completion"] or "").encode()
+            line["completion"].encode()
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             what = "is no JSON object with the texts task_id and completion"
             raise UserError(f"{run.display_path(file)}, line {number}: {what}") from error

@@ -1,0 +1,132 @@
+"""The report: a row for every model, the comparisons of the questions, the baseline, and the figure."""
+
+import json
+from pathlib import Path
+
+from common import run, study
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from textbooks import benchmarks, exercises, paired, plan, sandbox
+from textbooks.prepare import read_held_out
+
+LABELS = {"scratch": "no pretraining", "raw": "raw Python", "raw4": "raw Python, 4 times the tokens",
+          "textbook": "documentation", "generated": "generated textbook", "filtered": "filtered Python"}  # fmt: skip
+
+
+def report(work: Path, script: str) -> dict:
+    """Collect what has been run below `work`; write report.json and report.png there. Raises UserError."""
+    held_out = read_held_out(work / "heldout.jsonl")
+    rows = [row for finetuned in (True, False) for row in rows_of(work, finetuned)]
+    if not rows:
+        raise run.UserError(f"{run.display_path(work)}: no model has been evaluated yet; see phi1.py evaluate --all")
+    solved = nearest(work, held_out)
+    comparisons = {name: compare(work, *question) for name, question in plan.QUESTIONS.items()}
+    record = {"study": "textbooks", "rows": [*rows, solved], "prepared": run.read_json(work / "prepared.json"),
+              "comparisons": comparisons, **run.environment(torch.device("cpu"), script)}  # fmt: skip
+    run.write_json(work / "report.json", record)
+    draw([row for row in rows if row["finetuned"] and row["size"] == "small"], work / "report.png")
+    for row in record["rows"]:
+        values = "  ".join(f"{level} {row['scores'][level]['pass@1']:5.1%}" for level in row["scores"])
+        print(f"{row['setting']:44} seed {row['seed']}  {values}")
+    for name, found in comparisons.items():
+        print(f"{name}: {sentence(name, found)}")
+    print(f"report.json and report.png in {run.display_path(work)}")
+    return record
+
+
+def rows_of(work: Path, finetuned: bool) -> list[dict]:
+    """A row for every model of the plan that has been evaluated, as records of a study have them."""
+    rows = []
+    for arm, size, seed in plan.settings():
+        folder = plan.folder_of(work, arm, size, seed, finetuned)
+        if not (folder / "ladder.scores.json").exists():
+            continue
+        name = f"{LABELS[arm]}{', fine-tuned' if finetuned else ''}{', larger model' if size == 'large' else ''}"
+        row = study.row("textbooks", name, seed, folder, train_loss="train_loss", val_loss="val_loss")
+        row |= {"arm": arm, "size": size, "finetuned": finetuned}
+        for file in sorted(folder.glob("*.scores.json")):
+            scored = run.read_json(file)
+            key = "scores" if scored["benchmark"] == "ladder" else scored["benchmark"]
+            row |= {key: scored["scores"], f"{scored['benchmark']}_too_long": scored["too_long"]}
+        if row.get("final") and row.get("tokens_per_step"):
+            row["tokens_per_second"] = row["args"]["iters"] * row["tokens_per_step"] / row["final"]["seconds"]
+        rows.append(row)
+    return rows
+
+
+def nearest(work: Path, held_out: list[exercises.Exercise]) -> dict:
+    """The row of the baseline that answers with the solution of the nearest training docstring. The programs are our
+    own generator's, so they run in a worker process."""
+    train = [
+        json.loads(line) for line in (work / "data/exercises/train.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    problems = benchmarks.held_out(held_out)
+    answers = benchmarks.nearest(train, problems)
+    jobs = [(item.prompt + answer["completion"], [(item.name, given) for given, _ in item.calls])
+            for item, answer in zip(held_out, answers, strict=True)]  # fmt: skip
+    found = sandbox.work(jobs)
+    scored = [answer | {"passed": not exercises.verdict(item.calls, values)}
+              for item, answer, values in zip(held_out, answers, found, strict=True)]  # fmt: skip
+    table = benchmarks.scores(problems, scored, (1,))
+    git = run.environment(torch.device("cpu"), __file__)["git"]
+    return {"study": "textbooks", "setting": "nearest docstring (baseline)", "seed": 0, "arm": "nearest", "size": "",
+            "finetuned": False, "scores": table, "git": git}  # fmt: skip
+
+
+def rates(work: Path, arm: str, level: str) -> dict[int, np.ndarray]:
+    """{seed: pass rate of every held-out problem} of the fine-tuned small models of an arm."""
+    found = {}
+    for seed in range(plan.SEEDS[arm]):
+        file = plan.folder_of(work, arm, "small", seed, True) / "ladder.scored.jsonl"
+        if file.exists():
+            lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+            found[seed] = plan.pass_rates(lines, level)
+    return found
+
+
+def compare(work: Path, arm: str, against: str, level: str) -> dict | None:
+    """The paired comparison of two arms over the seeds that both have, in all and by level; None for fewer than two."""
+    found = {}
+    for one in (level, *exercises.LEVELS):
+        a, b = rates(work, arm, one), rates(work, against, one)
+        seeds = sorted(a.keys() & b.keys())
+        if len(seeds) < 2 or len({len(x) for x in [*a.values(), *b.values()]}) > 1 or not len(a[seeds[0]]):
+            return None
+        found[one] = paired.interval(np.stack([a[s] for s in seeds]), np.stack([b[s] for s in seeds])) | {
+            "seeds": len(seeds)
+        }
+    return {"arm": arm, "against": against} | found
+
+
+def sentence(name: str, found: dict | None) -> str:
+    if found is None:
+        return "fewer than two seeds of both arms have been evaluated"
+    one = found["all"]
+    low, high = one["interval"]
+    arms = f"{LABELS[found['arm']]} minus {LABELS[found['against']]}"
+    points = f"{100 * one['difference']:+.1f} points, 95% interval [{100 * low:+.1f}, {100 * high:+.1f}]"
+    return f"{arms}: {points}, {one['seeds']} seeds; detectable: {100 * one['detectable']:.1f}"
+
+
+def draw(rows: list[dict], path: Path):
+    """pass@1 of the fine-tuned models: a group for each level, a bar for each arm, a dot for each seed."""
+    if not rows:
+        return
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    axes, arms = figure.subplots(), list(dict.fromkeys(row["arm"] for row in rows))
+    levels, width = ["all", *exercises.LEVELS], 0.8 / len(arms)
+    for i, arm in enumerate(arms):
+        some = [row["scores"] for row in rows if row["arm"] == arm]
+        values = np.array([[100 * s[level]["pass@1"] if level in s else np.nan for level in levels] for s in some])
+        at = np.arange(len(levels)) + (i - (len(arms) - 1) / 2) * width
+        axes.bar(at, values.mean(0), width, color=f"C{i}", alpha=0.6, label=LABELS[arm])
+        for row in values:
+            axes.plot(at, row, "k.", markersize=3)
+    axes.set_xticks(range(len(levels)), levels)
+    axes.set(ylabel="pass@1 on held-out compositions (%)", ylim=(0, 100))
+    axes.grid(alpha=0.3, axis="y")
+    axes.legend(ncols=3, fontsize=8)
+    run.write_figure(path, figure)
