@@ -126,6 +126,7 @@ def collect(name, args, out):
             if row["state"] == "done":
                 row["protocol"] = fid.describe(row["final"]["protocol"])
                 row["last_generator_steps"], row["train_seconds"] = row["generator_steps"][-1], row["seconds"][-1]
+                row["val_fid_end"] = row["val_fid"][-1]
             rows.append(row)
     at_equal_seconds(rows)
     return rows
