@@ -1,5 +1,6 @@
 """What the studies share: their settings, their records, and the small pieces of their figures."""
 
+import io
 import multiprocessing
 import time
 from collections.abc import Callable, Iterable
@@ -11,6 +12,7 @@ from common import run
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from PIL import Image
 from tqdm import tqdm
 
 import data
@@ -66,9 +68,18 @@ class Context:
         record = {"study": self.name, "quick": self.quick, **machine, **self.facts, **rounded(facts),
                   "wall_s": round(time.monotonic() - self.began, 1), "rows": rounded(rows)}  # fmt: skip
         run.write_json(self.out / f"{self.name}.json", record)
-        run.write_figure(self.out / f"{self.name}.png", figure)
+        write_small_figure(self.out / f"{self.name}.png", figure)
         print(f"{self.name}: {record['wall_s']:.0f} s -> {run.display_path(self.out / self.name)}.json, .png")
         return record
+
+
+def write_small_figure(path: Path, figure: Figure):
+    """Write a figure as a PNG of 128 colours, a third of the size: the committed ones must be below 150 KB."""
+    run.write_figure(path, figure)
+    content = io.BytesIO()
+    with Image.open(path) as image:
+        image.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(content, "PNG", optimize=True)
+    run.write(path, content.getbuffer())
 
 
 def rounded(value):
