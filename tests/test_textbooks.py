@@ -50,7 +50,7 @@ def fit(out, folder, *flags, iters=6):
     return train.main([*TINY, "--data", str(folder), "--iters", str(iters), "--bs", "4", *flags, "--out", str(out)])
 
 
-# ------------------------------------------------------------------------------------------------- rows in the loop
+# ----------------------------------------------------------------------------------------------------- rows in the loop
 
 
 def test_a_row_masks_the_prompt_and_learns_the_end():
@@ -120,7 +120,7 @@ def test_the_validation_loss_is_over_all_targets(folders):
     assert data.n_targets(text.val) == int((y >= 0).sum())
 
 
-# ------------------------------------------------------------------------------------------------------------ --init
+# --------------------------------------------------------------------------------------------------------------- --init
 
 
 @pytest.fixture(scope="module")
@@ -218,7 +218,7 @@ def test_two_processes_equal_one_on_rows(folders, pretrained, tmp_path):
     assert all((two[name] - one[name]).norm() < 1e-12 * one[name].norm() for name in one)
 
 
-# --------------------------------------------------------------------------------------------------- models of the hub
+# ---------------------------------------------------------------------------------------------------- models of the hub
 
 
 @pytest.fixture(scope="module")
@@ -256,3 +256,566 @@ def test_a_model_of_the_hub_that_is_not_there(folders, tmp_path, capsys):
     code, message = failure(fit, tmp_path / "run", folders / "rows", "--init", "nobody/nothing")
     message = message if code == 1 else capsys.readouterr().err.splitlines()[-1]
     assert "nobody/nothing" in message and "could be loaded" in message
+
+
+# -------------------------------------------------------------------------------------------------------- the exercises
+
+phi1 = load("nanogpt", "phi1")
+MODULES = "benchmarks clean complete exercises inside paired plan prepare quality sandbox texts writer".split()
+textbooks = types.SimpleNamespace(**{name: sys.modules[f"textbooks.{name}"] for name in MODULES})
+exercises, sandbox, benchmarks, clean, paired = (
+    getattr(textbooks, name) for name in ("exercises", "sandbox", "benchmarks", "clean", "paired")
+)
+
+
+@pytest.fixture(scope="module")
+def ladder():
+    """(exercises to train on, held-out ones), three or more of every level."""
+    held_out = exercises.generate(35, 0, held_out=True)
+    return exercises.generate(140, 0, exclude={e.prompt for e in held_out}), held_out
+
+
+def test_held_out_exercises_use_compositions_that_training_never_sees(ladder):
+    train_on, held_out = ladder
+    both = [{(e.level, e.composition) for e in some} for some in ladder]
+    assert both[0] and both[1] and not both[0] & both[1]
+    assert {e.level for e in train_on} == {e.level for e in held_out} == set(exercises.LEVELS)
+    assert not {e.prompt for e in train_on} & {e.prompt for e in held_out}
+    again = exercises.generate(35, 0, held_out=True)
+    assert again == held_out and exercises.generate(35, 1, held_out=True) != held_out
+    for level in exercises.LEVELS:  # every component of a held-out composition is trained on
+        names = ["_".join(p.name for p in parts) for parts in exercises.compositions(level)]
+        assert 0.05 < sum(exercises.is_held_out(level, name) for name in names) / len(names) < 0.4
+
+
+def test_a_solution_is_admitted_only_if_it_is_right(ladder):
+    good = ladder[0][:3]
+    wrong = good[0]._replace(completion="    return None\n")
+    crashes = good[1]._replace(completion="    raise ValueError\n")
+    exits = good[2]._replace(completion="    raise SystemExit(0)\n")
+    admitted, reasons = exercises.admit([*good, wrong, crashes, exits])
+    assert admitted == good and len(reasons) == 3
+
+
+def test_true_is_not_one():
+    for a, b in ((True, 1), (1, 1.0), ([1], (1,)), ({"a": True}, {"a": 1}), ("1", 1), ([], None)):
+        assert not sandbox.same(a, b) and not sandbox.same(b, a) and sandbox.same(a, a) and sandbox.same(b, b)
+
+
+def test_values_keep_their_types():
+    values = [None, True, 3, -(10**40), 0.5, float("inf"), "é\n", [1, (2, {3})], {"a": {1: (b"x", 2j)}}, int]
+    inside = textbooks.inside
+    assert all(sandbox.same(inside.decode(json.loads(json.dumps(inside.encode(v)))), v) for v in values)
+    for value in (object(), iter([]), len, [object()]):
+        with pytest.raises(TypeError):
+            inside.encode(value)
+
+
+# ------------------------------------------------------------------------------------------------------ decontamination
+
+
+def problems(data_dir):
+    return [json.loads(line) for line in (data_dir / "code" / "mbpp.jsonl").read_text().splitlines()]
+
+
+def test_a_planted_copy_is_caught(data_dir):
+    """A solution in the middle of a document; one in another layout; one with every tenth word replaced."""
+    item = max(problems(data_dir("code")), key=lambda item: len(item["code"]))
+    code = item["code"].replace("\r", "")
+    index, _ = textbooks.prepare.benchmark_index(data_dir("code"), quick=False)
+    before, after = "Lists are sequences of values.\n\n" * 60, "\n\nA tuple cannot be changed once it is made.\n" * 60
+    for copy in (code, " ".join(code.split()).upper()):
+        documents, counts = clean.decontaminate([before + "\n" + copy + "\n" + after, "nothing of the kind"], index)
+        assert counts["n-gram"] >= 1 and len(documents) == 2 and documents[1] == "nothing of the kind"
+        assert copy[:80] not in documents[0] and "Lists are" in documents[0] and "A tuple" in documents[0]
+    tokens = clean.TOKEN.findall(code.lower())
+    changed = " ".join("other" if i % 12 == 5 else token for i, token in enumerate(tokens))
+    assert index.find(changed) == "near-duplicate"
+    assert index.find(" ".join(tokens[::-1])) is None
+
+
+def test_minhash_estimates_the_jaccard_similarity():
+    words = [f"w{i}" for i in range(400)]
+    a, b = " ".join(words[:300]), " ".join(words[100:])
+    grams = [set(clean.grams(text, clean.SHINGLE).tolist()) for text in (a, b)]
+    truth = len(grams[0] & grams[1]) / len(grams[0] | grams[1])
+    signatures = [clean.signature(clean.grams(text, clean.SHINGLE)) for text in (a, b)]
+    assert 0.4 < truth < 0.6 and abs((signatures[0] == signatures[1]).mean() - truth) < 0.25
+
+
+def test_overlap_and_passages():
+    text = "def f(x):\n    return x\n\n\ndef g(y):\n\n    return y\n\n\n# end\n" * 40
+    assert "".join(clean.passages(text)) == text and len(clean.passages(text)) > 1
+    assert max(map(len, clean.passages(text))) <= clean.PASSAGE + 100
+    words = " ".join(f"w{i}" for i in range(20))
+    assert clean.overlap([words], [words]) == 1 and clean.overlap([words], ["other words"]) == 0
+    assert clean.overlap([words], [words[: words.index("w16")]]) == pytest.approx(9 / 13)
+
+
+def test_generated_pages_share_nothing_with_the_exercises(ladder):
+    pages = textbooks.texts.generated(30_000)
+    assert pages == textbooks.texts.generated(30_000) and len(set(pages)) == len(pages)
+    assert all("This prints:\n\n" in page for page in pages) and not any("Traceback" in page for page in pages)
+    solved = [e.prompt + e.completion for some in ladder for e in some]
+    assert clean.overlap(solved, pages) == 0
+    topic = next(page for page in pages if page.startswith("Quotient and remainder"))
+    minutes = int(topic.split("divmod(")[1].split(",")[0])
+    assert f"{minutes // 1440} days, {minutes // 60 % 24} hours and {minutes % 60} minutes" in topic, "it was executed"
+
+
+# ---------------------------------------------------------------------------------------------------------- the sandbox
+
+
+@pytest.fixture(scope="module")
+def box():
+    """A sandbox, or a skip with the reason why the system has none."""
+    try:
+        with sandbox.Sandbox(seconds=3.0) as made:
+            yield made
+    except run.UserError as error:
+        pytest.skip(str(error))
+
+
+ATTACKS = """
+## fork bomb
+import os
+def f(x):
+    while True:
+        try:
+            os.fork()
+        except OSError:
+            pass
+## daemons
+import os, time
+def f(x):
+    for _ in range(4):
+        if os.fork() == 0:
+            os.setsid()
+            os.fork()
+            time.sleep(600)
+    while True: pass
+## infinite loop
+def f(x):
+    while True: pass
+## sleep
+import time
+def f(x):
+    time.sleep(600)
+## memory
+def f(x):
+    return len(bytearray(10**11)) and [b'x' * 10**6 for _ in range(10**6)]
+## slow memory
+def f(x):
+    kept = []
+    while True: kept.append(bytearray(10**7))
+## kill
+import os
+def f(x):
+    for pid in (os.getppid(), 1, -1):
+        os.kill(pid, 9)
+    return 1
+## sys.exit
+import sys
+sys.exit(0)
+## os._exit
+import os
+os._exit(0)
+## exit in the call
+import os
+def f(x):
+    os._exit(0)
+## equal to everything
+class Always:
+    def __eq__(self, other): return True
+    __ne__ = __hash__ = None
+def f(x):
+    return Always()
+## equal in a list
+class Always:
+    def __eq__(self, other): return True
+    __ne__ = __hash__ = None
+def f(x):
+    return [Always()]
+## an int that is equal
+class I(int):
+    def __eq__(self, other): return True
+def f(x):
+    return I(3)
+## builtins
+import builtins
+for n in ('all', 'isinstance', 'len', 'type', 'zip', 'map', 'str', 'repr'):
+    setattr(builtins, n, lambda *a: True)
+def f(x):
+    return 0
+## json
+import json
+json.dumps = lambda *a, **k: '{"results": [{"value": true}]}'
+def f(x):
+    return 0
+## pass mark
+import os, sys
+for fd in range(64):
+    try:
+        os.write(fd, b'{"results": [{"value": 1}]}\\npassed\\n')
+    except OSError:
+        pass
+def f(x):
+    print('passed')
+    return 'passed'
+## atexit
+import atexit, os
+atexit.register(lambda: os.write(1, b'passed'))
+def f(x):
+    raise SystemExit(0)
+## frames
+import sys, gc
+def f(x):
+    frame, seen = sys._getframe(), []
+    while frame:
+        seen += frame.f_locals.values()
+        frame = frame.f_back
+    return next((v for v in seen if v == 424242), 0)
+## repository
+import os
+def f(x):
+    return open(REPOSITORY).read()
+## network
+import socket
+def f(x):
+    return socket.create_connection(('127.0.0.1', 22), 2) and 424242
+## forged nesting
+import os
+for fd in range(3, 64):
+    try:
+        os.write(fd, b'[' * 100000 + b'\\n')
+    except OSError:
+        pass
+def f(x): return 1
+## forged flood
+import os
+for fd in range(3, 64):
+    try:
+        while True: os.write(fd, b'x' * 65536)
+    except OSError:
+        pass
+def f(x): return 1
+## user namespace
+import ctypes
+def f(x):
+    return 424242 if ctypes.CDLL(None, use_errno=True).unshare(0x10000000) == 0 else 0
+"""  # "## NAME", and a program whose f(x) must neither return 424242 nor do any harm
+ATTACKS = dict(
+    part.split("\n", 1) for part in ATTACKS.replace("REPOSITORY", repr(str(ROOT / "README.md"))).split("\n## ")[1:]
+)
+
+
+FORKS = """
+import os, time
+def f():
+    n = 0
+    while True:
+        try:
+            pid = os.fork()
+        except OSError:
+            return n
+        if pid == 0:
+            time.sleep(60)
+        n += 1
+"""
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_no_attack_passes_or_harms(name, box):
+    """Expected is 424242. Afterwards the same sandbox still runs a right program, and nothing is left in it."""
+    problem = exercises.Exercise("list", "c", "f", "", "", [((3,), 424242)])
+    assert exercises.verdict(problem.calls, box.call(ATTACKS[name], [("f", (3,))]))
+    assert exercises.verdict(problem.calls, box.call("def f(x):\n    return 424242\n", [("f", (3,))])) == ""
+    (alone,) = box.call(FORKS, [("f", ())])
+    assert alone == sandbox.LIMITS["NPROC"] - 2, "all but itself and process 1: nothing is left of the attack"
+
+
+def test_what_a_program_finds_in_the_sandbox(box):
+    program = """
+import os, resource, socket
+def f():
+    def listed(path):
+        try:
+            return sorted(os.listdir(path))
+        except OSError:
+            return None
+    def writable(path):
+        try:
+            open(path + "/x", "w").close()
+            return True
+        except OSError:
+            return False
+    return [os.getuid(), os.getgid(), os.getgroups(), listed("/home"), listed("/proc"), listed("/tmp"), listed("/etc"),
+            [p for p in ("/", "/home", "/usr", "/dev", "/tmp") if writable(p)], socket.if_nameindex(),
+            [resource.getrlimit(getattr(resource, "RLIMIT_" + n)) for n in ("AS", "FSIZE", "NPROC", "CORE")],
+            sorted(os.environ)]
+"""
+    uid, gid, groups, home, proc, tmp, etc, writable, links, limits, environment = box.call(program, [("f", ())])[0]
+    assert uid == gid == sandbox.NOBODY and set(groups) <= {sandbox.NOBODY} and home == [] and not writable
+    assert proc is tmp is etc is None and [name for _, name in links] == ["lo"]
+    assert limits == [(v, v) for v in (sandbox.MEMORY, 2**20, 8, 0)]
+    assert not {"PYTHONPATH", "DATA_DIR", "OPENAI_API_KEY"} & set(environment)
+
+
+def test_where_no_sandbox_can_be_made_nothing_runs(monkeypatch, tmp_path):
+    refuses = "echo 'unshare: unshare failed: Operation not permitted' >&2; exit 1"
+    monkeypatch.setattr(sandbox, "command", lambda: ["sh", "-c", refuses])
+    code, message = failure(sandbox.Sandbox().__enter__)
+    assert code == 1 and one_line(message) and "Operation not permitted" in message and "--execute" in message
+    monkeypatch.setattr(sandbox, "command", lambda: [str(tmp_path / "unshare")])
+    code, message = failure(sandbox.Sandbox().__enter__)
+    assert code == 1 and one_line(message) and "unshare of util-linux" in message
+    monkeypatch.setattr(sys, "platform", "darwin")
+    code, message = failure(sandbox.Sandbox().__enter__)
+    assert code == 1 and one_line(message) and "Linux alone" in message
+
+
+# ---------------------------------------------------------------------------------------------- HumanEval, MBPP, pass@k
+
+
+def outcome(problems, completion_of, box):
+    lines = [{"task_id": p.task_id, "completion": completion_of(p)} for p in problems]
+    return [line["task_id"] for line in benchmarks.execute(problems, lines) if line["passed"]]
+
+
+@pytest.mark.parametrize("every", [20, pytest.param(1, marks=pytest.mark.slow)])
+def test_humanevals_solutions_pass_and_empty_bodies_do_not(every, box, data_dir):
+    some = benchmarks.humaneval(data_dir("code"))[::every]
+    assert len(some) == (164 if every == 1 else 9)
+    assert outcome(some, lambda p: p.canonical, box) == [p.task_id for p in some]
+    assert outcome(some, lambda p: "    pass\n", box) == []
+
+
+# its asserts make objects of classes that the solution defines, which are no plain values
+MBPP_EXCEPTIONS = {"MBPP/367", "MBPP/601", "MBPP/927"}
+
+
+@pytest.mark.parametrize("every", [60, pytest.param(1, marks=pytest.mark.slow)])
+def test_mbpps_solutions_pass_and_empty_bodies_do_not(every, box, data_dir):
+    some = benchmarks.mbpp(data_dir("code"), range(1, 975))[2 if every > 1 else 0 :: every]
+    passed = set(outcome(some, lambda p: p.canonical, box))
+    assert {p.task_id for p in some} - passed <= MBPP_EXCEPTIONS and len(some) in (974, 17)
+    assert outcome(some, lambda p: "def f():\n    pass\n", box) == []
+
+
+def test_exercises_are_solved_by_their_solutions_only(ladder, box):
+    some = benchmarks.held_out(ladder[1])
+    assert outcome(some, lambda p: p.canonical, box) == [p.task_id for p in some]
+    assert outcome(some, lambda p: "    pass\n", box) == []
+
+
+def test_asserts_run_outside_the_sandbox(box, data_dir):
+    """A program for HumanEval that replaces what its asserts use, or answers with an object that is equal to all."""
+    (problem,) = [p for p in benchmarks.humaneval(data_dir("code")) if p.task_id == "HumanEval/53"]
+    for body in ("    import os\n    os._exit(0)\n", "    class A:\n        __eq__ = lambda *a: True\n    return A()\n",
+                 "    import builtins\n    builtins.AssertionError = Exception\n    return 5\n"):  # fmt: skip
+        assert problem.check(box, problem.prompt + body)
+
+
+def test_pass_at_k_is_the_unbiased_estimator():
+    """Against the mean over all subsets of k completions."""
+    from itertools import combinations
+
+    for n in (1, 3, 6):
+        for c in range(n + 1):
+            for k in range(1, n + 1):
+                subsets = list(combinations([i < c for i in range(n)], k))
+                assert benchmarks.pass_at_k(n, c, k) == pytest.approx(sum(map(any, subsets)) / len(subsets))
+    assert benchmarks.pass_at_k(20, 5, 10) != pytest.approx(1 - (1 - 5 / 20) ** 10), "the biased one differs"
+    with pytest.raises(ValueError):
+        benchmarks.pass_at_k(5, 1, 10)
+
+
+def test_completions_of_any_engine_are_scored(ladder, box, tmp_path, monkeypatch, capsys):
+    work = tmp_path / "work"
+    work.mkdir()
+    textbooks.prepare.write_held_out(work / "heldout.jsonl", ladder[1])
+    assert textbooks.prepare.read_held_out(work / "heldout.jsonl") == ladder[1]
+    some = benchmarks.held_out(ladder[1])
+    lines = [{"task_id": p.task_id, "completion": p.canonical if i % 2 else "    pass\n"} for i, p in enumerate(some)]
+    file = tmp_path / "theirs.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    words = ["evaluate", "--completions", str(file), "--out", str(work)]
+    assert phi1.main(words) is None and "--execute" in capsys.readouterr().err, "nothing runs unless it is asked for"
+    record = phi1.main([*words, "--execute"])
+    assert record["scores"]["all"] == {"problems": 35, "pass@1": pytest.approx(17 / 35)}
+    for content, word in (("{}\n", "line 1"), ('{"task_id": "ladder/0", "completion": null}\n', "line 1"),
+                          ('{"task_id": "x", "completion": ""}\n', "no problem"), ("", "no completion")):  # fmt: skip
+        file.write_text(content)
+        code, message = failure(phi1.main, words)
+        assert code == 1 and one_line(message) and word in message
+
+
+def test_a_long_prompt_counts_as_failed_and_shards_make_the_whole(pretrained):
+    model, ours = checkpoint.load_checkpoint(pretrained / "best.pt")[0], pairs()
+    prompts = [ADD["prompt"], "long " * 40, SQUARE["prompt"]]
+    some = [benchmarks.Problem(f"t/{i}", "x", prompt, None, "") for i, prompt in enumerate(prompts)]
+    lines = list(textbooks.complete.completions(model, ours, some, 3, 0.8, 0, 12))
+    assert [line.get("too_long") for line in lines] == [None] * 3 + [True] * 3 + [None] * 3
+    assert lines[3]["completion"] == "" and {"task_id", "completion"} <= lines[0].keys()
+    shards = [list(textbooks.complete.completions(model, ours, some[i::2], 3, 0.8, 0, 12)) for i in range(2)]
+    assert sorted(map(str, shards[0] + shards[1])) == sorted(map(str, lines))
+    greedy = [list(textbooks.complete.completions(model, ours, some[:1], 1, 0.0, seed, 12)) for seed in (0, 1)]
+    assert greedy[0] == greedy[1]
+
+
+def test_samples_have_the_probabilities_of_the_model():
+    class Fixed(torch.nn.Linear):
+        new_cache = staticmethod(list)
+
+        def forward(self, idx, cache):
+            return torch.tensor([0.7, 0.2, 0.1]).log().expand(*idx.shape, 3)
+
+    ids = textbooks.complete.sample(Fixed(1, 1), [0], 6000, 1, 1.0, torch.Generator().manual_seed(0), lambda ids: False)
+    shares = torch.bincount(torch.tensor(ids).flatten(), minlength=3) / 6000
+    assert torch.allclose(shares, torch.tensor([0.7, 0.2, 0.1]), atol=0.02)
+
+
+def test_completions_end_where_the_function_does():
+    stops = benchmarks.FUNCTION_STOPS
+    assert benchmarks.truncate("    return a\n\n\ndef other():\n    pass\n", stops) == "    return a\n"
+    assert benchmarks.truncate("    x = 1\n\n    return x\nprint(3)", stops) == "    x = 1\n\n    return x\n"
+
+
+def test_the_nearest_docstring_answers_with_its_solution():
+    train_on = [ADD, SQUARE]
+    asked = benchmarks.Problem("t/0", "x", 'def f(n):\n    """The square of n: Square it."""\n', None, "")
+    (answer,) = benchmarks.nearest(train_on, [asked])
+    assert answer["completion"] == "    y = n * n\n    return y\n", "with the argument under the name that is asked for"
+
+
+# ------------------------------------------------------------------------------------------------------- the statistics
+
+
+def test_the_interval_covers_the_truth():
+    """Simulated seeds and problems with a true difference of 0.05: the interval has it about 95 times in 100."""
+    import numpy as np
+
+    rng, hits = np.random.default_rng(0), 0
+    for i in range(100):
+        problem, seed = rng.normal(0, 0.2, 60), rng.normal(0, 0.03, (5, 1))
+        a = 0.05 + problem + seed + rng.normal(0, 0.1, (5, 60))
+        low, high = paired.interval(a, np.zeros((5, 60)), resamples=500, seed=i)["interval"]
+        hits += low < 0.05 < high
+    assert 88 <= hits <= 100
+    with pytest.raises(ValueError):
+        paired.interval(a[:1], a[:1] * 0)
+
+
+def test_the_detectable_difference_is_found_with_the_stated_power():
+    import numpy as np
+    from scipy import stats
+
+    effect, rng = paired.detectable(2.0, 5), np.random.default_rng(0)
+    p = stats.ttest_1samp(rng.normal(effect, 2.0, (20_000, 5)), 0, axis=1).pvalue
+    assert abs((p < 0.05).mean() - 0.8) < 0.02 and 3.2 < effect < 3.6
+    assert paired.detectable(0.0, 5) == 0 and paired.detectable(2.0, 3) > effect
+
+
+# ----------------------------------------------------------------------------------------------- filter, language model
+
+
+def test_the_quality_filter_beats_the_majority_class():
+    known = textbooks.quality.read_labels()
+    assert len(known) == 200 and all(item["label"] == textbooks.quality.label(item["function"]) for item in known)
+    ranked, facts = textbooks.quality.rank([item["function"] for item in known])
+    assert facts["accuracy"] > facts["majority"] + 0.2, "cross-validated"
+    best = {item["function"] for item in known if item["label"]}
+    assert sum(function in best for function in ranked[:50]) > 45
+
+
+ANSWER = '''Here it is:
+```python
+def double(x):
+    """Return twice x."""
+    return 2 * x
+
+assert double(2) == 4
+assert double(-1) == -2
+```'''
+
+
+def test_what_a_language_model_writes_passes_the_same_admission(box, monkeypatch):
+    harm = ANSWER.replace("return 2 * x", "import os\n    os._exit(0)")
+    answers = [ANSWER, ANSWER.replace("2 * x", "3 * x"), "I cannot.", ANSWER.split("assert")[0], harm]
+    turns = iter([text for answer in answers for text in (answer, "A page.")])
+    monkeypatch.setattr(textbooks.writer, "writer", lambda name, seed: lambda prompt: next(turns))
+    rows, pages, counts = textbooks.writer.write("model", 5, 0, progress=lambda text: None)
+    assert rows == [{"prompt": 'def double(x):\n    """Return twice x."""\n', "completion": "    return 2 * x\n"}]
+    assert counts == {"asked": 5, "no exercise": 2, "refused": 2, "admitted": 1} and pages == ["A page.\n"] * 5
+
+
+def test_a_writer_that_does_not_answer_is_one_line(monkeypatch, tmp_path):
+    code, message = failure(textbooks.writer.ask_endpoint, "http://127.0.0.1:1/v1", "hello")
+    assert code == 1 and one_line(message) and "OpenAI-compatible" in message
+    code, message = failure(phi1.main, ["prepare", "--writer", "http://127.0.0.1:1/v1", "--out", str(tmp_path)])
+    assert code == 1 and one_line(message) and "--execute" in message
+
+
+# -------------------------------------------------------------------------------------------------------------- phi1.py
+
+
+def test_the_pipeline_from_data_to_report(tmp_path, box, monkeypatch, capsys):
+    """All five commands with --quick, without the real data: two seeds of two arms, and the report compares them."""
+    monkeypatch.setenv("DATA_DIR", str(tmp_path / "none"))
+    where = ["--quick", "--out", str(tmp_path / "work")]
+    code, message = failure(phi1.main, ["pretrain", *where])
+    assert code == 1 and one_line(message) and "phi1.py prepare" in message
+    phi1.main(["prepare", *where])
+    record = json.loads((tmp_path / "work" / "prepared.json").read_text())
+    tokens = {"raw": 6000, "textbook": 6000, "generated": 6000, "filtered": 6000, "raw4": 24000}
+    assert {name: arm["tokens"] for name, arm in record["arms"].items()} == tokens
+    states = {(tmp_path / "work" / "data" / arm / "tokenizer.json").read_text() for arm in record["arms"]}
+    assert len(states) == 1 and record["filter"]["accuracy"] > record["filter"]["majority"]
+    raw, raw4 = ((tmp_path / "work" / "data" / arm / "train.bin").read_bytes() for arm in ("raw", "raw4"))
+    assert raw4[: len(raw)] == raw and len(raw4) == 4 * len(raw)
+    for arm, seed in (("textbook", 0), ("textbook", 1), ("raw", 0), ("raw", 1)):
+        setting = ["--arm", arm, "--seed", str(seed), "--device", "cpu", "--precision", "fp32"]
+        phi1.main(["pretrain", *setting, *where])
+        tuned = phi1.main(["finetune", *setting, *where])
+        assert tuned["init"]["name"].endswith(f"pretrained/{arm}-small-s{seed}")
+        folder = tmp_path / "work" / "finetuned" / f"{arm}-small-s{seed}"
+        phi1.main(["evaluate", str(folder), "--n", "2", "--execute", *where])
+    phi1.main(["finetune", "--arm", "scratch", "--device", "cpu", *where])
+    report = phi1.main(["report", *where])
+    assert len(report["rows"]) == 5 and report["comparisons"]["main"]["all"]["seeds"] == 2
+    assert report["comparisons"]["second"] is None and (tmp_path / "work" / "report.png").stat().st_size < 150_000
+    assert "nearest docstring" in capsys.readouterr().out and str(ROOT) not in json.dumps(report["rows"])
+    assert phi1.main(["finetune", "--arm", "scratch", "--device", "cpu", *where]) is None, "it is finished already"
+
+
+def test_the_plan_in_plain_commands(capsys, tmp_path):
+    phi1.main(["report", "--list", "--out", str(tmp_path)])
+    lines = capsys.readouterr().out.splitlines()
+    assert all(line.startswith("python ") for line in lines)
+    pretraining = [line for line in lines if "/pretrained/" in line and "train.py" in line and "--init" not in line]
+    tuning = [line for line in lines if "--out" in line and "/finetuned/" in line and "train.py" in line]
+    seeds = textbooks.plan.SEEDS
+    assert len(pretraining) == sum(seeds.values()) - seeds["scratch"] + 2 and len(tuning) == sum(seeds.values()) + 3
+    assert len({line.split("--out ")[1] for line in pretraining + tuning}) == len(pretraining + tuning)
+    assert seeds["raw"] == seeds["textbook"] == 5 and min(seeds.values()) == 3
+    first = {arm: next(line for line in pretraining if f"/{arm}-small-s0" in line) for arm in seeds if arm != "scratch"}
+    iters = {arm: int(line.split("--iters ")[1].split()[0]) for arm, line in first.items()}
+    assert iters.pop("raw4") == 4 * iters["raw"] and len(set(iters.values())) == 1
+
+
+WRONG = [["evaluate", "--shard", "3/2"], ["prepare", "--vocabulary", "3"], ["pretrain", "--arm", "x"], [],
+         ["report", "--seeds", "0"], ["evaluate", "--n", "0"]]  # fmt: skip
+
+
+@pytest.mark.parametrize("words", WRONG)
+def test_wrong_arguments_of_phi1(words, capsys):
+    assert failure(phi1.main, words)[0] == 2 and "error:" in capsys.readouterr().err
+
+
+def test_evaluation_files_are_verified(tmp_path):
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "mbpp.jsonl").write_text('{"task_id": 11, "test_list": ["import os"], "code": ""}\n')
+    code, message = failure(benchmarks.mbpp, tmp_path)
+    assert code == 1 and one_line(message) and "not the published file" in message
+    code, message = failure(benchmarks.humaneval, tmp_path)
+    assert code == 1 and one_line(message) and "HumanEval.jsonl.gz" in message

@@ -48,4 +48,7 @@ def detectable(sd: float, seeds: int, power: float = 0.8, alpha: float = 0.05) -
         shift = effect * np.sqrt(seeds)
         return stats.nct.sf(bound, seeds - 1, shift) + stats.nct.cdf(-bound, seeds - 1, shift) - power
 
-    return sd * float(optimize.brentq(found, 1e-6, 50))
+    most = 1.0
+    while found(most) < 0:
+        most *= 1.5
+    return sd * float(optimize.brentq(found, 1e-6, most))

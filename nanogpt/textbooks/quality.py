@@ -124,8 +124,8 @@ def train(embeddings: bool = False) -> tuple:
     known = read_labels()
     texts, labels = [item["function"] for item in known], np.array([item["label"] for item in known])
     x, _ = features(texts, texts, embeddings)
-    forest = RandomForestClassifier(n_estimators=200, random_state=0)
-    folds = StratifiedKFold(10, shuffle=True, random_state=0)
+    forest = RandomForestClassifier(n_estimators=100, random_state=0)
+    folds = StratifiedKFold(5, shuffle=True, random_state=0)
     accuracy = float(cross_val_score(forest, x, labels, cv=folds).mean())
     majority = float(max(labels.mean(), 1 - labels.mean()))
     return forest.fit(x, labels), accuracy, majority, texts

@@ -93,11 +93,13 @@ def compare(work: Path, arm: str, against: str, level: str) -> dict | None:
     for one in (level, *exercises.LEVELS):
         a, b = rates(work, arm, one), rates(work, against, one)
         seeds = sorted(a.keys() & b.keys())
-        if len(seeds) < 2 or len({len(x) for x in [*a.values(), *b.values()]}) > 1 or not len(a[seeds[0]]):
+        if len(seeds) < 2:
             return None
-        found[one] = paired.interval(np.stack([a[s] for s in seeds]), np.stack([b[s] for s in seeds])) | {
-            "seeds": len(seeds)
-        }
+        if len({len(a[s]) for s in seeds} | {len(b[s]) for s in seeds}) > 1:
+            raise run.UserError(f"{arm} and {against} were evaluated on different problems; evaluate them again")
+        if len(a[seeds[0]]):  # a quick look has no problem of some levels
+            ours, theirs = (np.stack([some[s] for s in seeds]) for some in (a, b))
+            found[one] = paired.interval(ours, theirs) | {"seeds": len(seeds)}
     return {"arm": arm, "against": against} | found
 
 

@@ -21,7 +21,8 @@ from textbooks.sandbox import Sandbox
 TOPICS = """arithmetic, averages, binary numbers, calendars, counting words, currency, dates, distances, duplicates,
 encoding text, file names, fractions, games, grids, grouping records, intervals, matrices, merging lists, nested lists,
 parsing numbers, percentages, permutations, polynomials, prime numbers, probabilities, queues, ranking, rounding,
-running totals, scheduling, searching, sequences, sorting, stacks, temperature, time, trees, units, validation, voting"""
+running totals, scheduling, searching, sequences, sorting, stacks, temperature, time, trees, units, validation,
+voting"""
 PROFESSIONS = """accountant, architect, astronomer, baker, biologist, bus driver, carpenter, chemist, cook, doctor,
 economist, farmer, gardener, geologist, historian, journalist, lawyer, librarian, linguist, musician, nurse, painter,
 pharmacist, photographer, pilot, plumber, sailor, shopkeeper, surveyor, tailor, teacher, translator, vet, waiter,
