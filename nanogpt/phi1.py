@@ -67,7 +67,7 @@ def do_finetune(args):
     init = checkpoint.init_arg(args.init) if args.init else None
     work = work_of(args)
     job = plan.job(work, args.arm, args.size, args.seed, True, args.quick, init, more(args))
-    if args.init:
+    if args.init or args.name:
         job = job._replace(folder=work / "finetuned" / (args.name or f"{Path(args.init).name}-s{args.seed}"))
     return fit(args, job)
 
@@ -240,6 +240,7 @@ def parser():
             q.add_argument("--jobs", type=run.positive_int, default=1, metavar="N", help="runs at a time (1)")
 
     q = command("prepare", do_prepare, "write the data of all arms and the exercises", "data_dir", "seed")
+    q.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), metavar="ARM", help="(default: all)")
     q.add_argument("--tokens", type=run.positive_int, default=2_000_000, metavar="N", help="of each arm (%(default)s)")
     q.add_argument("--exercises", type=run.positive_int, default=7000, metavar="N", help="to train on (%(default)s)")
     q.add_argument("--vocabulary", type=vocabulary, default=1024, metavar="N", help="byte pairs (%(default)s)")
@@ -259,7 +260,9 @@ def parser():
         plan_flags(q)
         if name == "finetune":
             q.add_argument("--init", metavar="RUN|FILE|NAME", help="start from this run, file or model of the hub")
-            q.add_argument("--name", type=run.path_arg, metavar="NAME", help="of the run folder, with --init")
+            q.add_argument(
+                "--name", type=run.path_arg, metavar="NAME", help="of the run folder (default: ARM-SIZE-sSEED)"
+            )
 
     q = command("evaluate", do_evaluate, "sample completions and score them", "data_dir", "seed", "device")
     q.add_argument("model", nargs="*", metavar="RUN|NAME", help="run folders, or models of the hub")

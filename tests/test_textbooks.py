@@ -819,3 +819,37 @@ def test_evaluation_files_are_verified(tmp_path):
     assert code == 1 and one_line(message) and "not the published file" in message
     code, message = failure(benchmarks.humaneval, tmp_path)
     assert code == 1 and one_line(message) and "HumanEval.jsonl.gz" in message
+
+
+def test_the_preregistered_table_is_what_the_function_says():
+    text = (ROOT / "nanogpt" / "textbooks" / "PREREGISTRATION.md").read_text(encoding="utf-8")
+    for seeds in (5, 3):
+        (line,) = [line for line in text.splitlines() if line.startswith(f"| {seeds} (")]
+        wanted = [paired.detectable(sd, seeds) for sd in (1, 2, 3, 4)]
+        assert [float(value) for value in line.split("|")[2:6]] == [pytest.approx(value, abs=0.06) for value in wanted]
+
+
+def test_the_walkthrough_runs(monkeypatch, box):
+    """Its code cells in order, in a new namespace. The first one is that of every notebook."""
+    notebook = json.loads((ROOT / "nanogpt" / "textbooks" / "walkthrough.ipynb").read_text(encoding="utf-8"))
+    colab = json.loads((ROOT / "colab.ipynb").read_text(encoding="utf-8"))
+    cells, others = (
+        ["".join(cell["source"]) for cell in book["cells"] if cell["cell_type"] == "code"] for book in (notebook, colab)
+    )
+    assert cells[0] == others[0] and not any(cell.get("outputs") for cell in notebook["cells"])
+    modules, path = dict(sys.modules), list(sys.path)
+    monkeypatch.chdir(ROOT / "nanogpt" / "textbooks")
+    monkeypatch.setenv("DATA_DIR", "none")
+    space = {"__name__": "__main__"}
+    try:
+        for i, cell in enumerate(cells):
+            exec(compile(cell, f"walkthrough.ipynb, code cell {i + 1}", "exec"), space)
+    finally:
+        sys.path[:] = path
+        for name in set(sys.modules) - set(modules):
+            if str(getattr(sys.modules[name], "__file__", "")).startswith(str(ROOT / "nanogpt")):
+                del sys.modules[name]
+        sys.modules.update(modules)
+    verdicts = space["verdicts"]
+    assert verdicts.pop("right") == "passes" and len(verdicts) == 3 and "passes" not in verdicts.values()
+    assert space["record"]["state"] == "done" and not space["RUN_ON_GPU"]

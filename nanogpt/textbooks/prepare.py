@@ -28,12 +28,10 @@ def prepare(args, work: Path) -> dict:
     """Write the data of all arms below `work` and return the record. Raises UserError."""
     data_dir, budget = run.data_dir(args.data_dir), args.tokens
     index, benchmark = benchmark_index(data_dir, args.quick)
-    chars = 8 * budget  # more characters than the tokens can have
-    sources = {
-        "raw": texts.standard_library(Path(args.raw) if args.raw else None),
-        "textbook": pages(data_dir, args.quick),
-        "generated": texts.generated(min(chars, 40 * budget), args.seed),
-    }
+    chars = 5 * budget  # more characters than the tokens have
+    sources = {"raw": texts.standard_library(Path(args.raw) if args.raw else None)}
+    sources |= {"textbook": pages(data_dir, args.quick)} if "textbook" in args.arms else {}
+    sources |= {"generated": texts.generated(chars, args.seed)} if "generated" in args.arms else {}
     if args.quick:
         sources["raw"] = sources["raw"][:40]
     n_held_out = HELD_OUT_PER_LEVEL * len(exercises.LEVELS) // (5 if args.quick else 1)
@@ -42,7 +40,7 @@ def prepare(args, work: Path) -> dict:
     rows, written = [{"prompt": e.prompt, "completion": e.completion} for e in drawn], None
     if args.writer:
         more, theirs, written = writer.write(args.writer, args.write, args.seed)
-        rows, sources["generated"] = more + rows, theirs + sources["generated"]
+        rows, sources["generated"] = more + rows, theirs + sources.get("generated", [])
     clean_rows = [row for row in rows if index.find(row["prompt"] + row["completion"]) is None]
     removed = {"exercises": {"passages": len(rows), "removed": len(rows) - len(clean_rows)}}
     needed = {"raw": MORE * chars, "textbook": chars, "generated": chars}
@@ -50,23 +48,23 @@ def prepare(args, work: Path) -> dict:
     for name, found in sources.items():
         print(f"{name}: looking for copies of the evaluation sets in {len(found):,} documents", flush=True)
         documents[name], removed[name] = clean.decontaminate(up_to(found, needed[name]), index)
-    sample = max(20_000, min(600_000, 3 * budget))
+    sample = max(20_000, min(600 * args.vocabulary, 3 * budget))  # characters of each
     solved = [row["prompt"] + row["completion"] for row in clean_rows]
     mixture = [cut(some, sample) for some in (*documents.values(), solved)]
     tokenizer = train_tokenizer("\n".join(mixture), args.vocabulary)
     record = {"arms": {}, "removed": removed, "benchmark": benchmark, "vocabulary": tokenizer.vocab_size,
               "written": written}  # fmt: skip
-    arms = {"raw": documents["raw"], "raw4": documents["raw"], "textbook": documents["textbook"],
-            "generated": documents["generated"]}  # fmt: skip
+    arms = documents | {"raw4": documents["raw"]}
     val = {name: max(1, int(VAL_SHARE * len(found))) for name, found in arms.items()}
-    pool = list(dict.fromkeys(f for text in documents["raw"][val["raw"] :] for f in quality.functions(text)))
-    ranked, record["filter"] = quality.rank(pool, args.embeddings)
-    for name in ARMS:
+    if "filtered" in args.arms:
+        pool = list(dict.fromkeys(f for text in documents["raw"][val["raw"] :] for f in quality.functions(text)))
+        ranked, record["filter"] = quality.rank(pool, args.embeddings)
+    for name in args.arms:
         found = ranked if name == "filtered" else arms[name][val[name] :]
         wanted = budget * (MORE if name == "raw4" else 1)
+        kept_out = arms["raw" if name == "filtered" else name][: val["raw" if name == "filtered" else name]]
         parts = {"train": tokens_of(found, tokenizer, wanted),
-                 "val": tokens_of(arms["raw" if name == "filtered" else name][: val[name if name in val else "raw"]],
-                                  tokenizer, max(200, budget // 40))}  # fmt: skip
+                 "val": tokens_of(kept_out, tokenizer, max(200, budget // 40))}  # fmt: skip
         if len(parts["train"]) < wanted:
             raise UserError(f"{name}: has {len(parts['train']):,} tokens, but --tokens needs {wanted:,}; ask for fewer")
         folder = write_folder(work / "data" / name, tokenizer)
@@ -76,9 +74,7 @@ def prepare(args, work: Path) -> dict:
         shared = clean.overlap(solved, [text])
         record["arms"][name] = {"tokens": wanted, "val_tokens": len(parts["val"]), "characters": len(text),
                                 "overlap_with_exercises": shared}  # fmt: skip
-        print(
-            f"{name:>10}: {wanted:12,} tokens, {len(text):12,} characters; 8-grams of the exercises in it: {shared:.1%}"
-        )
+        print(f"{name:>10}: {wanted:12,} tokens, {len(text):12,} characters; {shared:.1%} of the exercises' 8-grams")
     n_val = max(2, len(clean_rows) // 20)
     folder = write_folder(work / "data" / "exercises", tokenizer)
     for part, some in (("train", clean_rows[n_val:]), ("val", clean_rows[:n_val])):
