@@ -103,7 +103,7 @@ def do_evaluate(args):
         return score(args, args.benchmark[0], problems, lines, Path(args.completions).with_suffix(""))
     folders = [Path(name) for name in args.model]
     if args.all:
-        folders = [folder for folder in plan.evaluations(work, args.seeds) if not scored(folder, args)]
+        folders = [folder for folder in plan.evaluations(work, args.benchmark, args.seeds) if not scored(folder, args)]
     if args.list:
         for folder in folders:
             words = ["nanogpt/phi1.py", "evaluate", run.display_path(folder), "--benchmark", *args.benchmark]
@@ -194,8 +194,9 @@ def do_report(args):
         print("python nanogpt/phi1.py prepare")
         for finetuned in (False, True):
             study.run_jobs(train, plan.jobs(work, finetuned, args.seeds, args.quick), args)
-        args.benchmark, args.all, args.completions, args.model, args.execute = ["ladder"], True, None, [], True
-        do_evaluate(args)
+        args.all, args.completions, args.model, args.execute = True, None, [], True
+        for args.benchmark in (["ladder"], ["humaneval", "mbpp"]):
+            do_evaluate(args)
         print("python nanogpt/phi1.py report")
         return None
     return report(work, __file__)

@@ -9,6 +9,7 @@ python nanogpt/sample.py gpt2 --prompt "What is the answer to life?" --top-p 0.9
 import argparse
 import sys
 import time
+from itertools import takewhile
 from pathlib import Path
 
 from common import run
@@ -19,7 +20,7 @@ from torch import nn
 import data
 from checkpoint import load_checkpoint, load_gpt2
 from generate import generate, stream
-from tokenizer import BytePairs, Characters, Words, tokenizer_from
+from tokenizer import END_OF_TEXT, BytePairs, Characters, Words, tokenizer_from
 
 FOLDER = Path(__file__).resolve().parent
 COMMITTED = {file.stem: file for file in sorted((FOLDER / "weights").glob("*.safetensors"))}
@@ -113,6 +114,7 @@ def main(argv=None):
     model.to(device)
     idx, limits = torch.tensor([prompt], device=device), (args.temperature, args.top_k, args.top_p)
     texts, count, start = [], 0, time.monotonic()
+    end = tokenizer.vocabulary.get(END_OF_TEXT) if isinstance(tokenizer.vocabulary, dict) else None
 
     def counted(ids):
         nonlocal count
@@ -123,6 +125,7 @@ def main(argv=None):
     for sample in range(args.samples):
         generator = torch.Generator(device).manual_seed(run.seed_at(args.seed, sample))
         ids = generate(model, idx, args.length, *limits, args.repetition_penalty, generator=generator)
+        ids = takewhile(lambda i: i != end, ids)  # where a document ends, the next one would begin
         texts.append(tokenizer.decode(prompt))
         print(texts[-1], end="", flush=True)
         for piece in stream(tokenizer, prompt, counted(ids), args.stop):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from conftest import ROOT, failure, load, one_line
+from test_hostile import mutations
 
 train = load("nanogpt")
 data, prepared, run = train.data, train.data.prepared, train.run
@@ -819,6 +821,44 @@ def test_evaluation_files_are_verified(tmp_path):
     assert code == 1 and one_line(message) and "not the published file" in message
     code, message = failure(benchmarks.humaneval, tmp_path)
     assert code == 1 and one_line(message) and "HumanEval.jsonl.gz" in message
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["train.jsonl", "train.bin", "tokenizer.json", "heldout.jsonl", "theirs.jsonl", "answer"]
+)
+def test_fuzzed_files(name, folders, ladder, tmp_path):
+    """A mutated file is read, or refused in one line. What a program answers is a value or a Failure."""
+    readers = {"heldout.jsonl": textbooks.prepare.read_held_out}
+    readers["theirs.jsonl"] = lambda file: benchmarks.read_completions(file, benchmarks.held_out(ladder[1]))
+    file = tmp_path / name
+    if name == "heldout.jsonl":
+        textbooks.prepare.write_held_out(file, ladder[1][:4])
+    elif name == "theirs.jsonl":
+        file.write_text(
+            "".join(json.dumps({"task_id": f"ladder/{i}", "completion": "    x\n"}) + "\n" for i in range(9))
+        )
+    elif name == "answer":
+        file.write_text(json.dumps({"value": textbooks.inside.encode([1, (2.5, {"a": {3}}), b"x", 1j, None])}))
+    else:
+        shutil.copytree(folders / ("text" if name == "train.bin" else "rows"), tmp_path / "folder")
+        file = tmp_path / "folder" / name
+    for content in mutations(file.read_bytes(), random.Random(name), 300):
+        if name == "answer":
+            try:
+                result = json.loads(content)
+            except (ValueError, RecursionError):
+                continue
+            assert len(sandbox.values({"results": [result]}, 1)) == 1
+            continue
+        file.write_bytes(content)
+        try:
+            if name in readers:
+                readers[name](file)
+            else:
+                prepared.load(file.parent)
+        except run.UserError as error:
+            assert one_line(f"error: {error}")
 
 
 def test_the_preregistered_table_is_what_the_function_says():

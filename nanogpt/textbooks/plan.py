@@ -66,8 +66,12 @@ def jobs(work: Path, finetuned: bool, seeds: dict | None = None, quick: bool = F
     return [job(work, *setting, finetuned, quick) for setting in wanted]
 
 
-def evaluations(work: Path, seeds: dict | None = None) -> list[Path]:
-    """The run folders to evaluate: every fine-tuned model, and the pretrained ones of the first seed."""
+def evaluations(work: Path, benchmark: list[str], seeds: dict | None = None) -> list[Path]:
+    """The run folders to evaluate. On the ladder: every fine-tuned model, and the pretrained ones of the first seed. On
+    HumanEval and MBPP: the fine-tuned models of the first seed."""
+    final = [folder_of(work, *setting, True) for setting in settings(seeds) if setting[2] == 0]
+    if "ladder" not in benchmark:
+        return final
     found = [folder_of(work, *setting, True) for setting in settings(seeds)]
     return found + [folder_of(work, arm, "small", 0, False) for arm in ARMS]
 
