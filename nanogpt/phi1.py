@@ -106,9 +106,8 @@ def do_evaluate(args):
         folders = [folder for folder in plan.evaluations(work, args.benchmark, args.seeds) if not scored(folder, args)]
     if args.list:
         for folder in folders:
-            words = ["nanogpt/phi1.py", "evaluate", run.display_path(folder), "--benchmark", *args.benchmark]
-            where = [] if args.out == str(DEFAULT) else ["--out", run.display_path(work)]
-            print("python " + shlex.join([*words, *where, *["--execute"] * args.execute]))
+            words = [run.display_path(folder), "--benchmark", *args.benchmark, *["--execute"] * args.execute]
+            print(this_command(args, "evaluate", *words))
         return None
     if not folders and not args.all:
         raise run.UserError("name a run folder or a model of the hub, or use --all")
@@ -122,6 +121,11 @@ def do_evaluate(args):
             if lines is not None:
                 score(args, name, problems, lines, place / name)
     return None
+
+
+def this_command(args, *words) -> str:
+    where = [] if args.out == str(DEFAULT) else ["--out", run.display_path(args.out)]
+    return "python " + shlex.join([run.display_path(__file__), *words, *where, *["--quick"] * args.quick])
 
 
 def scored(folder, args) -> bool:
@@ -191,13 +195,13 @@ def score(args, name, problems, lines, stem):
 def do_report(args):
     work = work_of(args)
     if args.list:
-        print("python nanogpt/phi1.py prepare")
+        print(this_command(args, "prepare"))
         for finetuned in (False, True):
             study.run_jobs(train, plan.jobs(work, finetuned, args.seeds, args.quick), args)
         args.all, args.completions, args.model, args.execute = True, None, [], True
         for args.benchmark in (["ladder"], ["humaneval", "mbpp"]):
             do_evaluate(args)
-        print("python nanogpt/phi1.py report")
+        print(this_command(args, "report"))
         return None
     return report(work, __file__)
 
