@@ -4,6 +4,7 @@ import json
 import os
 import random
 import shutil
+import socket
 import subprocess
 import sys
 import types
@@ -563,6 +564,15 @@ def f():
     assert not {"PYTHONPATH", "DATA_DIR", "OPENAI_API_KEY"} & set(environment)
 
 
+def test_a_program_reaches_no_server_of_this_machine(box):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        program = f"import socket\ndef f():\n    socket.create_connection(('127.0.0.1', {port}), 1)\n    return 1\n"
+        socket.create_connection(("127.0.0.1", port), 1).close()
+        (found,) = box.call(program, [("f", ())])
+    assert isinstance(found, sandbox.Failure) and "OSError" in str(found)
+
+
 def test_where_no_sandbox_can_be_made_nothing_runs(monkeypatch, tmp_path):
     refuses = "echo 'unshare: unshare failed: Operation not permitted' >&2; exit 1"
     monkeypatch.setattr(sandbox, "command", lambda: ["sh", "-c", refuses])
@@ -788,6 +798,31 @@ def test_the_pipeline_from_data_to_report(tmp_path, box, monkeypatch, capsys):
     assert report["comparisons"]["second"] is None and (tmp_path / "work" / "report.png").stat().st_size < 150_000
     assert "nearest docstring" in capsys.readouterr().out and str(ROOT) not in json.dumps(report["rows"])
     assert phi1.main(["finetune", "--arm", "scratch", "--device", "cpu", *where]) is None, "it is finished already"
+
+
+def test_a_model_of_the_hub_goes_through_the_commands(starcoder, folders, ladder, tmp_path, capsys):
+    """Fine-tuned and evaluated under a name of its own; evaluated as it is, too."""
+    work = tmp_path / "work"
+    shutil.copytree(folders / "rows", work / "data" / "exercises")
+    textbooks.prepare.write_held_out(work / "heldout.jsonl", ladder[1])
+    where = ["--quick", "--device", "cpu", "--out", str(work)]
+    record = phi1.main(["finetune", "--init", str(starcoder), "--name", "star", "--precision", "fp32", *where])
+    assert record["args"]["model"]["kind"] == "hub" and record["args"]["recipe"] == "phi1-finetune"
+    for model, place in (
+        (work / "finetuned" / "star", work / "finetuned" / "star"),
+        (starcoder, work / "hub" / "starcoder"),
+    ):
+        phi1.main(["evaluate", str(model), "--n", "2", *where])
+        lines = (place / "completions-ladder.jsonl").read_text().splitlines()
+        assert len(lines) == 2 * len(benchmarks.held_out(ladder[1])[::4]) and "task_id" in lines[0]
+    assert "not executed" in capsys.readouterr().err
+
+
+def test_sizes_of_the_models():
+    with torch.device("meta"):
+        sizes = [checkpoint.count_parameters(checkpoint.build(train.RECIPES[name]["model"] | {"vocab_size": v}))
+                 for name, v in (("phi1", 1024), ("phi1-large", 1024), ("phi1-gpu", 32_000))]  # fmt: skip
+    assert sizes == [pytest.approx(size, rel=0.01) for size in (0.92e6, 4.4e6, 110e6)]
 
 
 def test_the_plan_in_plain_commands(capsys, tmp_path):
