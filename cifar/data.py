@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 PADDING = 4  # black pixels around an image before it is cropped back to 32 x 32
-AUGMENT = ("none", "crop+flip")
+AUGMENT = ("none", "flip", "crop+flip")
 DATA_HELP = "cifar10, cifar100, builtin, auto, or a folder with one folder of images a class"
 dataset_arg = run.dataset_arg("auto", "builtin", "cifar10", "cifar100")
 
@@ -81,12 +81,13 @@ class Cifar(torch.utils.data.Dataset):
             generator = torch.Generator().manual_seed(run.seed_at(*shuffle))
             order = torch.randperm(n, generator=generator)
             shift = torch.randint(2 * PADDING + 1, (n, 2), generator=generator).to(device)
+            shift = shift if augment == "crop+flip" else torch.full_like(shift, PADDING)  # the image as it is
             flip = (torch.rand(n, generator=generator) < 0.5).to(device)
         order = order.to(device)
         chunk = batch_size * max(1, 1024 // batch_size)  # many small batches are prepared at once
         for first in range(0, n, chunk):
             index = order[first : first + chunk]
-            if augment == "crop+flip":
+            if augment != "none":
                 images = self.crop_and_flip(index, shift[first : first + chunk], flip[first : first + chunk])
             else:
                 images = self.images.index_select(0, index)

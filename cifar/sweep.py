@@ -23,10 +23,11 @@ from matplotlib.ticker import MaxNLocator
 import data
 import train
 
-SIMPLE = dict(model="simplenn", bs=128, lr=0.05, epochs=8)
+LENET = dict(model="lenet5", recipe="plain")
+SIMPLE = dict(model="simplenn", recipe="plain", bs=128, lr=0.05, epochs=8)
 LEARNING_RATES = [0.001, 0.01, 0.05, 0.1, 0.3, 1.0]
 LADDER = {
-    "plain, 15 epochs": dict(model="simplenn", epochs=15),
+    "plain, 15 epochs": dict(model="simplenn", recipe="plain", epochs=15),
     "+ batch size 128, learning rate 0.05": dict(bs=128, lr=0.05),
     "+ one-cycle schedule": dict(decay="onecycle"),
     "+ augmentation": dict(augment="crop+flip"),
@@ -36,13 +37,13 @@ LADDER = {
 }
 STUDIES = {  # study: {setting: arguments of train.py}
     "lenet": {
-        "defaults": dict(model="lenet5"),
-        "batch size 16": dict(model="lenet5", bs=16),
-        "batch size 8": dict(model="lenet5", bs=8),
-        "learning rate 0.01": dict(model="lenet5", lr=0.01),
-        "learning rate 0.05": dict(model="lenet5", lr=0.05),
-        "5 epochs": dict(model="lenet5", epochs=5),
-        "20 epochs": dict(model="lenet5", epochs=20),
+        "defaults": LENET,
+        "batch size 16": LENET | dict(bs=16),
+        "batch size 8": LENET | dict(bs=8),
+        "learning rate 0.01": LENET | dict(lr=0.01),
+        "learning rate 0.05": LENET | dict(lr=0.05),
+        "5 epochs": LENET | dict(epochs=5),
+        "20 epochs": LENET | dict(epochs=20),
     },
     "augment": {
         "without": SIMPLE | dict(epochs=20, augment="none"),
@@ -70,7 +71,14 @@ STUDIES = {  # study: {setting: arguments of train.py}
     "best-lenet5": {"LeNet-5": dict(model="lenet5", recipe="best")},
     "best-simplenn": {"SimpleNN": dict(model="simplenn", recipe="best")},
 }
-OFF = {("bn", False), ("activation", "relu"), ("decay", "none"), ("augment", "none"), ("weight_decay", 0.0)}
+OFF = {
+    ("recipe", "plain"),
+    ("bn", False),
+    ("activation", "relu"),
+    ("decay", "none"),
+    ("augment", "none"),
+    ("weight_decay", 0.0),
+}
 
 
 def folder_name(setting, seed):
@@ -88,7 +96,7 @@ def jobs_of(args, out):
         return usual if args.data != "auto" or args.list else images.choose("auto", run.data_dir(args.data_dir), usual)
 
     def cost(values):
-        recipe = train.RECIPES[values.get("recipe", "plain")][values["model"]] | values
+        recipe = train.RECIPES[values["recipe"]][values["model"]] | values
         return recipe["epochs"] * (1 + 16 / recipe["bs"])  # small batches are slower
 
     return study.plan(train, STUDIES, args, lambda setting, seed: out / folder_name(setting, seed), dataset, cost)

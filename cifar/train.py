@@ -1,9 +1,9 @@
 """Train LeNet-5 on CIFAR-100 or SimpleNN on CIFAR-10.
 
-    python cifar/train.py --lr 0.01 --bs 16                # LeNet-5, CIFAR-100, 10 epochs
+    python cifar/train.py --lr 0.01 --bs 16                # LeNet-5, CIFAR-100, 10 epochs (the recipe `quick`)
     python cifar/train.py --recipe best                    # the best recipe found for LeNet-5
     python cifar/train.py --model simplenn --recipe best   # and for SimpleNN, on CIFAR-10
-    python cifar/train.py --data builtin --epochs 3        # a quick look without any download
+    python cifar/train.py --data builtin                   # a quick look without any download
 
 Validation chooses the epoch; that checkpoint is tested once, at the end. A recipe sets whatever the flags leave open.
 """
@@ -24,10 +24,12 @@ import data
 from model import ACTIVATIONS, LeNet5, SimpleNN, count_parameters
 
 PLAIN = dict(epochs=10, bs=32, lr=0.001, decay="none", augment="none", l1=0.0, weight_decay=0.0, nesterov=False,
-             label_smoothing=0.0)  # fmt: skip
+             label_smoothing=0.0, momentum=0.9)  # fmt: skip
 BEST = PLAIN | dict(bs=128, decay="onecycle", augment="crop+flip", weight_decay=5e-4, nesterov=True)
 SIMPLENN = dict(bn=False, activation="relu")  # what only this model has
+QUICK = PLAIN | dict(lr=0.01, bs=16, decay="onecycle", augment="flip", label_smoothing=0.1, momentum=0.7)
 RECIPES = {
+    "quick": {"lenet5": QUICK, "simplenn": QUICK | SIMPLENN | dict(bn=True, activation="swish")},
     "plain": {"lenet5": PLAIN, "simplenn": PLAIN | SIMPLENN},
     "best": {
         "lenet5": BEST | dict(epochs=90, lr=0.02, label_smoothing=0.1),
@@ -58,7 +60,7 @@ def build_model(args, num_classes):
 
 def train(args, r, model, train_set, val_set):
     """Train, and leave in the run folder last.pt, best.pt (the highest validation accuracy) and metrics.csv."""
-    optimizer = torch.optim.SGD(model.parameters(), args.lr, momentum=0.9, weight_decay=args.weight_decay,
+    optimizer = torch.optim.SGD(model.parameters(), args.lr, momentum=args.momentum, weight_decay=args.weight_decay,
                                 nesterov=args.nesterov, fused=r.device.type in ("cpu", "cuda"))  # fmt: skip
     n, steps, first_epoch, best = len(train_set), math.ceil(len(train_set) / args.bs), 0, -1.0
     if state := r.load(model=model, optimizer=optimizer):
@@ -135,14 +137,12 @@ def parser():
     p.add_argument("--model", choices=list(DATASET), default="lenet5", help="(default: %(default)s)")
     help = f"{data.DATA_HELP}; auto is cifar100 for lenet5, cifar10 for simplenn"
     run.add_flags(p, "set", "tensorboard", "data_dir", "out", "resume",
-                  recipe=dict(choices=list(RECIPES), default="plain"),
+                  recipe=dict(choices=list(RECIPES), default="quick"),
                   data=dict(type=data.dataset_arg, default="auto", help=help))  # fmt: skip
     run.add_flags(p, "epochs", "bs", "lr", "seed", "device", "precision", "limit")
     p.add_argument("--decay", choices=["none", "step", "cosine", "onecycle"], help="schedule of the learning rate")
     p.add_argument("--augment", choices=data.AUGMENT, nargs="?", const="crop+flip", help="alone: crop+flip")
-    p.add_argument(
-        "--no-augment", dest="augment", action="store_const", const="none", help="the same as --augment none"
-    )
+    p.add_argument("--no-augment", dest="augment", action="store_const", const="none", help="--augment none")
     p.add_argument("--l1", type=run.nonnegative_float, metavar="X", help="strength of the L1 penalty")
     p.add_argument("--weight-decay", "--l2", type=run.nonnegative_float, metavar="X", help="weight decay (L2 penalty)")
     p.add_argument("--bn", action=argparse.BooleanOptionalAction, help="batch normalization (simplenn)")
@@ -163,8 +163,13 @@ def recipe(args):
     return RECIPES[args.recipe][args.model]
 
 
+def check(args):
+    if not (0 <= args.momentum < 1 and (args.momentum or not args.nesterov)):
+        raise run.UserError(f"--set momentum={args.momentum}: is not in [0, 1), or zero with Nesterov momentum")
+
+
 def parse(argv=None):
-    return run.parse(__file__, parser(), argv, recipe, extendable=lambda args: args.decay == "none")
+    return run.parse(__file__, parser(), argv, recipe, check, extendable=lambda args: args.decay == "none")
 
 
 def main(argv=None):

@@ -105,8 +105,10 @@ def test_batches_are_a_function_of_seed_and_epoch(builtin, augment):
 
 
 def test_augmented_images_differ_from_the_plain_ones(builtin):
-    plain, augmented = (next(builtin[0].batches(64, shuffle=(1, 2), augment=a))[0] for a in data.AUGMENT)
-    assert not torch.equal(plain, augmented)
+    plain, flipped, both = (next(builtin[0].batches(64, shuffle=(1, 2), augment=a))[0] for a in data.AUGMENT)
+    kinds = {(bool((a == b).all()), bool((a == b.flip(2)).all())) for a, b in zip(flipped, plain)}
+    assert kinds == {(True, False), (False, True)}, "some images are flipped, the others are as they are"
+    assert not torch.equal(both, flipped)
 
 
 def test_seeds_of_any_size_differ(builtin):
@@ -172,7 +174,7 @@ def test_every_recipe_trains_on_a_folder_of_ones_own(recipe, name, parts, tmp_pa
 
 def test_a_run_on_a_folder_of_ones_own_is_resumed(folder, tmp_path, monkeypatch, capsys):
     out = tmp_path / "run"
-    train.main(["--data", str(folder), "--out", str(out), "--epochs", "1"])
+    train.main(["--data", str(folder), "--recipe", "plain", "--out", str(out), "--epochs", "1"])
     assert json.loads((out / "run.json").read_text())["args"]["data"].startswith("./"), "relative: no machine's path"
     monkeypatch.chdir(tmp_path)
     train.main(["--resume", str(out), "--epochs", "2"])
@@ -207,7 +209,7 @@ def test_resume_finds_its_datasets_again(data_dir, tmp_path, monkeypatch, capsys
 
 
 def fit(tmp_path, name, *argv):
-    return train.main(["--data", "builtin", "--device", "cpu", "--out", str(tmp_path / name), *argv])
+    return train.main(["--data", "builtin", "--recipe", "plain", "--out", str(tmp_path / name), *argv])
 
 
 def weights(folder):
@@ -306,6 +308,12 @@ def test_flags_that_people_know():
     assert train.parse(["--augment"]).augment == train.parse(["--augment", "crop+flip"]).augment == "crop+flip"
     assert train.parse(["--no-augment", "--recipe", "best"]).augment == "none"
     assert train.parse(["--l2", "0.01"]).weight_decay == 0.01
+
+
+@pytest.mark.parametrize("words", [["momentum=1"], ["momentum=-0.1"], ["momentum=0", "nesterov=true"]])
+def test_a_momentum_that_makes_no_sense_is_named(words, capsys):
+    assert failure(train.parse, [word for text in words for word in ("--set", text)])[0] == 2
+    assert "--set momentum" in capsys.readouterr().err.splitlines()[-1]
     args = train.parse(["--lr", "0.01", "--bs", "16"])
     assert (args.model, args.lr, args.bs) == ("lenet5", 0.01, 16)
 
