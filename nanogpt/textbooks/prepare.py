@@ -51,6 +51,7 @@ def prepare(args, work: Path) -> dict:
     sample = max(20_000, min(600 * args.vocabulary, 3 * budget))  # characters of each
     solved = [row["prompt"] + row["completion"] for row in clean_rows]
     mixture = [cut(some, sample) for some in (*documents.values(), solved)]
+    print(f"byte pairs: learning {args.vocabulary:,}", flush=True)
     tokenizer = train_tokenizer("\n".join(mixture), args.vocabulary)
     record = {"arms": {}, "removed": removed, "benchmark": benchmark, "vocabulary": tokenizer.vocab_size,
               "written": written}  # fmt: skip
@@ -58,6 +59,7 @@ def prepare(args, work: Path) -> dict:
     val = {name: max(1, int(VAL_SHARE * len(found))) for name, found in arms.items()}
     if "filtered" in args.arms:
         pool = list(dict.fromkeys(f for text in documents["raw"][val["raw"] :] for f in quality.functions(text)))
+        print(f"quality filter: ranking {len(pool):,} functions", flush=True)
         ranked, record["filter"] = quality.rank(pool, args.embeddings)
     for name in args.arms:
         found = ranked if name == "filtered" else arms[name][val[name] :]
@@ -74,7 +76,7 @@ def prepare(args, work: Path) -> dict:
         shared = clean.overlap(solved, [text])
         record["arms"][name] = {"tokens": wanted, "val_tokens": len(parts["val"]), "characters": len(text),
                                 "overlap_with_exercises": shared}  # fmt: skip
-        print(f"{name:>10}: {wanted:12,} tokens, {len(text):12,} characters; {shared:.1%} of the exercises' 8-grams")
+        print(f"{name:>10}: {wanted:12,} tokens, {len(text):12,} characters; {shared:.2%} of the exercises' 8-grams")
     n_val = max(2, len(clean_rows) // 20)
     folder = write_folder(work / "data" / "exercises", tokenizer)
     for part, some in (("train", clean_rows[n_val:]), ("val", clean_rows[:n_val])):
