@@ -1,7 +1,7 @@
 """Does textbook-quality data beat more data? phi-1's pipeline at the scale of two cores; see textbooks/README.md.
 
     python nanogpt/phi1.py prepare                                  # data of all arms and the exercises: 7 minutes
-    python nanogpt/phi1.py pretrain --arm textbook --seed 0         # one run, 4 minutes on one core, below out/nanogpt/phi1
+    python nanogpt/phi1.py pretrain --arm textbook --seed 0         # a run of 4 minutes, below out/nanogpt/phi1
     python nanogpt/phi1.py finetune --arm textbook --seed 0         # fine-tune it on the exercises
     python nanogpt/phi1.py finetune --init bigcode/starcoderbase-1b --name starcoder     # a model of the hub instead
     python nanogpt/phi1.py evaluate out/nanogpt/phi1/finetuned/textbook-small-s0 --execute

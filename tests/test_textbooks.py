@@ -373,7 +373,7 @@ def test_generated_pages_share_nothing_with_the_exercises(ladder):
 def box():
     """A sandbox, or a skip with the reason why the system has none."""
     try:
-        with sandbox.Sandbox(seconds=3.0) as made:
+        with sandbox.Sandbox(seconds=2.0) as made:
             yield made
     except run.UserError as error:
         pytest.skip(str(error))
@@ -607,11 +607,11 @@ def test_humanevals_solutions_pass_and_empty_bodies_do_not(every, box, data_dir)
 MBPP_EXCEPTIONS = {"MBPP/367", "MBPP/601", "MBPP/927"}
 
 
-@pytest.mark.parametrize("every", [60, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [120, pytest.param(1, marks=pytest.mark.slow)])
 def test_mbpps_solutions_pass_and_empty_bodies_do_not(every, box, data_dir):
     some = benchmarks.mbpp(data_dir("code"), range(1, 975))[2 if every > 1 else 0 :: every]
     passed = set(outcome(some, lambda p: p.canonical, box))
-    assert {p.task_id for p in some} - passed <= MBPP_EXCEPTIONS and len(some) in (974, 17)
+    assert {p.task_id for p in some} - passed <= MBPP_EXCEPTIONS and len(some) in (974, 9)
     assert outcome(some, lambda p: "def f():\n    pass\n", box) == []
 
 

@@ -13,6 +13,7 @@ import gzip
 import hashlib
 import importlib
 import json
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -132,8 +133,11 @@ def mbpp(data_dir: Path, ids: range = MBPP_TEST) -> list[Problem]:
 
 def functions(test: str, code: str) -> set[str]:
     """The names in an assert that are not built in, or that the solution `code` defines all the same."""
-    names = {node.id for node in ast.walk(ast.parse(test)) if isinstance(node, ast.Name)}
-    own = {node.name for node in ast.walk(ast.parse(code)) if isinstance(node, ast.FunctionDef)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)  # MBPP has strings like "\s"
+        trees = [ast.parse(test), ast.parse(code)]
+    names = {node.id for node in ast.walk(trees[0]) if isinstance(node, ast.Name)}
+    own = {node.name for node in ast.walk(trees[1]) if isinstance(node, ast.FunctionDef)}
     return {name for name in names if name in own or not hasattr(builtins, name)}
 
 
