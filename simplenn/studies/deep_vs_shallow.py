@@ -64,7 +64,7 @@ def draw_functions(rows, kept, parts, drawn):
             xscale="log", yscale="log", xlabel="epoch", ylabel="training loss", title=f"{name}: median of seeds"
         )
         line[1].plot(parts[name][0].x[:, 0].numpy(), parts[name][0].y[:, 0].numpy(), "k:", lw=1, label="truth")
-        line[1].set(xlabel="x", title="prediction of seed 0")
+        line[1].set(xlabel="x", xticks=(-1, -0.5, 0, 0.5, 1), title="prediction of seed 0")
         line[2].set(ylabel="points within 0.05", ylim=(0, 1), title="accuracy, a dot for each seed")
         line[2].set_xticks(range(3), ["one", "four", "seven"])
         line[2].set_xlabel("hidden layers")
