@@ -26,6 +26,7 @@ STUDIES = {  # study: {setting: arguments of train.py}
         "attention": dict(attention=True),
         "scheduled sampling 0.5": dict(scheduled_sampling=0.5),
         "a constant learning rate": dict(decay="none"),
+        "dropout 0.1": dict(dropout=0.1),
     },
 }
 

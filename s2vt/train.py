@@ -44,7 +44,7 @@ MSVD = dict(
 RECIPES = {
     "msvd": MSVD,
     "paper": MSVD | dict(hidden=1000, embed=500, cell="lstm"),  # the sizes of section 4.3
-    "builtin": MSVD | dict(epochs=22, bs=64, lr=5e-3, hidden=160, embed=96, dropout=0.1, min_count=1, captions_each=1),
+    "builtin": MSVD | dict(epochs=24, bs=64, lr=5e-3, hidden=160, embed=96, dropout=0.0, min_count=1, captions_each=1),
     "demo": MSVD | dict(epochs=40, bs=5, hidden=256, embed=256, dropout=0.3, min_count=1, captions_each=5),
     "tiny": MSVD
     | dict(epochs=2, bs=100, hidden=24, embed=16, min_count=1, captions_each=1, caption_clips=9, decay="none"),

@@ -144,7 +144,7 @@ def test_export_refuses_a_folder_with_something_in_it(tmp_path, capsys):
 
 # ----------------------------------------------------------------------------------------------------- notebooks
 
-NOTEBOOKS = [ROOT / "colab.ipynb", *sorted(ROOT.glob("*/*.ipynb"))]
+NOTEBOOKS = [ROOT / "colab.ipynb", *sorted(f for folder in FOLDERS for f in (ROOT / folder).rglob("*.ipynb"))]
 
 
 def code_cells(notebook):

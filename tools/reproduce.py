@@ -189,7 +189,8 @@ def chosen(rows, args):
 
 def main(argv=None):
     args = parser().parse_args(argv)
-    every, folder, agree = read_rows(args.record), args.record.resolve().parent.parent.name, True
+    every, agree, parents = read_rows(args.record), True, args.record.resolve().parents
+    folder = next((path.name for path in parents if (path / "train.py").exists()), parents[1].name)
     rows = chosen(every, args)
     if args.run:
         print(f"{len(rows)} runs; they took {sum(row.get('wall_s') or 0 for row in rows) / 60:.0f} minutes on record")
