@@ -1,6 +1,6 @@
 """The MLP of train.py in JAX with optax, on MNIST, from the same initial weights and on the same batches.
 
-    python simplenn/train_optax.py                 # a hundred steps beside PyTorch's, then 10 epochs
+    python simplenn/train_optax.py                 # 3,000 steps beside PyTorch's, then 10 epochs
 
 Writes optax.json (the record), drift.png (both losses, in float64 and in float32) and losses.png into --out. Validation
 chooses the epoch; losses.png shows the test loss for the eye.
@@ -20,8 +20,9 @@ from tqdm import tqdm
 import data
 from figures import draw_losses
 from model import MLP, count_parameters
+from studies.tools import log_steps
 
-DRIFT_STEPS = 100
+DRIFT_STEPS = 3000
 
 
 def network(sizes, seed, dtype):
@@ -98,28 +99,33 @@ def optax_losses(dataset, sizes, bs, lr, seed, dtype, steps):
 
 
 def drift(train_set, sizes, args):
-    """{precision: {"torch": losses, "optax": losses, "relative": largest relative difference}}"""
-    found = {}
+    """How far the losses of both drift apart: {precision: {"torch" and "optax": losses, "largest_difference": relative,
+    of any step up to this one}}, at the steps `steps`; and the same after some numbers of steps."""
+    kept = log_steps(DRIFT_STEPS)
+    found = {"steps": kept.tolist()}
     for name, dtype in (("float64", torch.float64), ("float32", torch.float32)):
         ours = torch_losses(train_set, sizes, args.bs, args.lr, args.seed, dtype, DRIFT_STEPS)
         theirs = optax_losses(train_set, sizes, args.bs, args.lr, args.seed, dtype, DRIFT_STEPS)
-        relative = [abs(a - b) / a for a, b in zip(ours, theirs)]
-        found[name] = {"torch": ours, "optax": theirs, "differences": relative, "largest": max(relative)}
-        print(f"{name}: the losses of {DRIFT_STEPS} steps differ by {max(relative):.2g} of their value at most")
+        largest = list(itertools.accumulate((abs(a - b) / a for a, b in zip(ours, theirs)), max))
+        curves = {"torch": ours, "optax": theirs, "largest_difference": largest}
+        found[name] = {key: [values[step - 1] for step in kept] for key, values in curves.items()}
+        found[name]["after"] = {str(step): largest[step - 1] for step in (100, 1000, DRIFT_STEPS)}
+        after = ", ".join(f"{value:.2g} after {step}" for step, value in found[name]["after"].items())
+        print(f"{name}: the largest relative difference of the losses is {after} steps")
     return found
 
 
 def draw_drift(found):
     figure = matplotlib.figure.Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    steps = range(1, DRIFT_STEPS + 1)
-    left.plot(steps, found["float32"]["torch"], lw=2, label="PyTorch, float32")
-    left.plot(steps, found["float32"]["optax"], "--", label="optax, float32")
-    left.set(xlabel="step", ylabel="loss of the batch", yscale="log")
-    for name, values in found.items():
-        right.plot(steps, [max(v, 1e-17) for v in values["differences"]], label=name)
-    right.set(xlabel="step", ylabel="relative difference of the losses", yscale="log")
+    left.plot(found["steps"], found["float32"]["torch"], lw=2, label="PyTorch, float32")
+    left.plot(found["steps"], found["float32"]["optax"], "--", label="optax, float32")
+    left.set(ylabel="loss of the batch")
+    for name in ("float32", "float64"):
+        right.plot(found["steps"], found[name]["largest_difference"], label=name)
+    right.set(ylabel="largest relative difference so far")
     for axes in (left, right):
+        axes.set(xlabel="step", xscale="log", yscale="log")
         axes.grid(alpha=0.3)
         axes.legend()
     return figure

@@ -134,7 +134,9 @@ def animate(grid, z, track, accuracy, every, unit, frames) -> bytes:
         axes.set(title=f"{unit} {last * every}: mean accuracy {accuracy[:, last].mean():.0%}")
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
-        images.append(Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy()).quantize(48))
+        images.append(Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy()))
+    palette = images[-1].quantize(64, Image.Quantize.FASTOCTREE)  # one for all: the colours of the runs stay
+    images = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
     content = io.BytesIO()
     durations = [160] * (len(images) - 1) + [2500]
     images[0].save(content, "GIF", save_all=True, append_images=images[1:], duration=durations, loop=0, optimize=True)

@@ -63,7 +63,7 @@ class Context:
 
     def save(self, rows: list[dict], figure: Figure, **facts) -> dict:
         """Write the record STUDY-PART.json and the figure STUDY-PART.png."""
-        machine = run.environment(torch.device("cpu"), Path(__file__).parent)  # of the folder simplenn/
+        machine = run.environment(torch.device("cpu"), Path(__file__).parents[1] / "sweep.py")
         rows = [{"study": self.name, "state": "done", "command": self.command} | row for row in rows]
         record = {"study": self.name, "quick": self.quick, **machine, **self.facts, **rounded(facts),
                   "wall_s": round(time.monotonic() - self.began, 1), "rows": rounded(rows)}  # fmt: skip
