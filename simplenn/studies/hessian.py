@@ -71,17 +71,32 @@ def lanczos(times: Callable[[Tensor], Tensor], v: Tensor, steps: int) -> tuple[T
 def estimate_signs(times: Callable, size: int, probes: int, steps: int, tolerance: float, seed: int = 0,
                    dtype=torch.float64) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Stochastic Lanczos quadrature (Ubaru, Chen and Saad 2017): the fractions of positive, zero and negative
-    eigenvalues (3,) as means over random sign vectors, and the standard errors of these means (3,)."""
+    eigenvalues (3,) as means over random sign vectors, and their errors (3,).
+
+    An error is the standard error of the mean over vectors and the mean bound of the quadrature. A fraction is the
+    integral of a step function, which the quadrature knows only up to the weight of one of the two nodes beside the
+    step (inequalities of Chebyshev, Markov and Stieltjes).
+    """
     generator, results = torch.Generator().manual_seed(seed), []
     for _ in range(probes):
         v = (torch.randint(2, (size,), generator=generator) * 2 - 1).to(dtype)
         results.append(lanczos(times, v, steps))
     limit = tolerance * max(values.abs().max() for values, _ in results)
-    kinds = [(values > limit, values.abs() <= limit, values < -limit) for values, _ in results]
-    shares = torch.stack([
-        torch.stack([weights[kind].sum() for kind in masks]) for masks, (_, weights) in zip(kinds, results)
-    ])  # fmt: skip
-    return shares.mean(0), shares.std(0) / probes**0.5
+    shares, bounds = [], []
+    for values, weights in results:
+        kinds = (values > limit, values.abs() <= limit, values < -limit)
+        shares.append(torch.stack([weights[kind].sum() for kind in kinds]))
+        exact = len(values) < steps  # Lanczos found the whole space of this vector
+        low, high = (0 * limit if exact else beside(values, weights, step) for step in (-limit, limit))
+        bounds.append(torch.stack([high, low + high, low]))
+    shares = torch.stack(shares)
+    return shares.mean(0), shares.std(0) / probes**0.5 + torch.stack(bounds).mean(0)
+
+
+def beside(values: Tensor, weights: Tensor, step: Tensor) -> Tensor:
+    """The larger weight of the two nodes beside `step`; the nodes ascend."""
+    k = int((values <= step).sum())
+    return weights[max(k - 1, 0) : k + 1].max()
 
 
 def largest_eigenvalue(times: Callable[[Tensor], Tensor], size: int, iterations: int = 100, tolerance: float = 1e-3,
