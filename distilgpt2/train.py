@@ -131,11 +131,12 @@ def train(args, r, net, tokenizer, parts):
                 bar.set_postfix(loss=f"{loss.item() * r.world:.3f}")
             seconds += time.monotonic() - began
             due = r.all_reduce(torch.tensor(int(time.monotonic() - saved > SAVE_EVERY)))
-            if (stop := r.should_stop()) or due and step + 1 < last:
+            stop = r.should_stop()
+            if (stop or due) and step + 1 < last:  # after the last step, the row of the epoch comes first
                 checkpoint()
                 saved = time.monotonic()
-            if stop:
-                r.stop()
+                if stop:
+                    r.stop()
         bar.close()
 
         train_loss = r.all_reduce(losses.sum()).item() / min(len(blocks), last * args.bs)

@@ -470,6 +470,17 @@ def test_stopped_within_an_epoch_and_resumed(method, tmp_path, monkeypatch):
         assert all(torch.equal(whole["model"][name], again[name]) for name in again)
 
 
+def test_stopped_at_the_last_step_of_an_epoch(tmp_path, monkeypatch):
+    """The epoch's row is not lost."""
+    flags, steps = [*TINY, "--limit", "600"], itertools.count(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(train.ddp.Run, "should_stop", lambda self: next(steps) >= 7)  # of 7
+        assert failure(train.main, [*flags, "--out", str(tmp_path / "run")])[0] == 130
+    train.main(["--resume", str(tmp_path / "run")])
+    with open(tmp_path / "run" / "metrics.csv", newline="") as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2"]
+
+
 def test_what_a_run_writes_loads_in_transformers_and_peft(trained):
     """model/ of full fine-tuning, and the adapter, with the logits of ours."""
     ids = some_ids(1, 12, vocab_size=500)
