@@ -134,7 +134,9 @@ def around_minimum(train_set, name, seed, epochs, directions, radii, grid):
                 set_parameters(net, [p + a * q + b * r for p, q, r in zip(w, d, e)])
                 surface[-1].append(training.evaluate(net, x, y)[0])
     norm = torch.cat([p.flatten() for p in w]).norm().item()
-    final = {"train_loss": center, "weight_norm": norm} | {f"rise_{r:g}": v for r, v in zip(radii, rises)}
+    final = {"train_loss": center, "weight_norm": norm} | {
+        f"rise_{round(100 * r)}_percent": v for r, v in zip(radii, rises)
+    }
     return {"setting": name, "seed": seed, "rises": rises, "surface": surface, "final": final}
 
 
