@@ -25,7 +25,7 @@ import extractors
 import videos
 from decode import Caption, caption_all
 
-SIDE, TEXT, GAP = 144, 52, 8  # pixels: of a clip in the GIF, of the text below it, between two clips
+SIDE, TEXT, GAP = 144, 66, 8  # pixels: of a clip in the GIF, of the text below it, between two clips
 
 
 class Shown(NamedTuple):
@@ -73,9 +73,10 @@ def draw_gif(shown: list[Shown], path: Path):
             frame = Image.fromarray(one.frames[min(t * len(one.frames) // length, len(one.frames) - 1)])
             frame = frame.filter(ImageFilter.MedianFilter(3))  # noise would make the file five times as large
             canvas.paste(frame.resize((SIDE, SIDE), Image.Resampling.NEAREST), (x, y))
-            text = "\n".join(textwrap.wrap(" ".join(one.words), 24)[:3])
+            text = "\n".join(textwrap.wrap(" ".join(one.words), 24)[:4])
             pen.multiline_text((x, y + SIDE + 3), text, "firebrick" if one.right is False else "black", font, spacing=2)
-        images.append(canvas.quantize(16, dither=Image.Dither.NONE))
+        # A median cut spends its colours on the dark background, and red objects turn brown.
+        images.append(canvas.quantize(16, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE))
     durations = [110] * (length - 1) + [1100]
     content = io.BytesIO()
     images[0].save(content, "GIF", save_all=True, append_images=images[1:], duration=durations, loop=0, optimize=True)
