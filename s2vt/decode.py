@@ -56,12 +56,12 @@ def greedy(model: S2VT, features: Tensor, max_words: int = 30) -> list[Caption]:
 
 @torch.no_grad()
 def beam_search(
-    model: S2VT, features: Tensor, width: int = 5, max_words: int = 30, length_power: float = 1.0
+    model: S2VT, features: Tensor, width: int = 5, max_words: int = 30, length_power: float = 0.6
 ) -> list[Caption]:
     """The caption with the highest log-likelihood / length ** length_power that a beam of `width` prefixes finds.
 
     The length counts the words and <eos>. Without that division short captions win, since every word makes a sentence
-    less likely. A prefix that ends leaves the beam, which is then narrower (Sutskever et al. 2014, section 3.2). Width
+    less likely; validation preferred a power of 0.6 to 0, 0.3 and 1. A prefix that ends leaves the beam, which is then narrower (Sutskever et al. 2014, section 3.2). Width
     1 is greedy search; a width above the number of all prefixes is an exhaustive search.
     """
     B, W, device = len(features), width, features.device
