@@ -3,6 +3,8 @@
 A fraction of the labels of 10,000 training images is random. The labels of the test images stay true.
 """
 
+from common import run
+
 import numpy as np
 import torch
 
@@ -14,7 +16,8 @@ FRACTIONS = (0.0, 0.25, 0.5, 1.0)
 
 def randomize(labels: torch.Tensor, fraction: float, classes: int, seed: int) -> torch.Tensor:
     """Labels (N,) of which a random `fraction` is replaced by labels drawn uniformly; some of these are still true."""
-    generator = torch.Generator().manual_seed(seed)
+    # not `seed` itself: with seed 0 that would also be the order of the images in the first epoch
+    generator = torch.Generator().manual_seed(run.seed_at(seed, 1 << 23))
     chosen = torch.randperm(len(labels), generator=generator)[: round(fraction * len(labels))]
     labels = labels.clone()
     labels[chosen] = torch.randint(classes, (len(chosen),), generator=generator)
