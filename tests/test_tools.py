@@ -297,6 +297,12 @@ def test_runs_are_listed_and_drawn(tmp_path, capsys):
 # -------------------------------------------------------------------------------------------------- reproduce.py
 
 
+def test_records_name_no_path_of_a_machine():
+    """Arguments and commands are relative to the repository."""
+    files = [file for folder in FOLDERS for file in (ROOT / folder).rglob("results/*.json")]
+    assert files and not [file for file in files if re.search(r'"(/|[A-Z]:\\)', file.read_text(encoding="utf-8"))]
+
+
 @pytest.fixture(scope="module")
 def lms_record(tmp_path_factory):
     """The record of a run of lms/ with today's code, where a committed one would lie."""
