@@ -434,6 +434,17 @@ def test_signs_of_eigenvalues():
     assert hessian.signs(values, 1e-6).tolist() == [[2, 3, 1], [5, 1, 0]]
 
 
+def test_the_error_of_an_estimate_reaches_the_dense_matrix():
+    """With too few steps for eigenvalues near the tolerance, the bound of the quadrature is what covers the truth."""
+    g = torch.Generator().manual_seed(0)
+    values = torch.randn(200, generator=g).sign().double() * 10 ** (-6 * torch.rand(200, generator=g).double())
+    q, _ = torch.linalg.qr(torch.randn(200, 200, generator=g, dtype=torch.float64))
+    matrix, truth = q @ torch.diag(values) @ q.T, hessian.signs(values, 1e-3) / 200
+    for steps in (20, 60):
+        shares, errors = hessian.estimate_signs(lambda u: matrix @ u, 200, 6, steps, 1e-3)
+        assert ((shares - truth).abs() <= errors).all()
+
+
 def test_lanczos_quadrature_against_a_dense_matrix():
     """With as many steps as dimensions the quadrature is exact for its vector, and the mean has its stated error."""
     generator = torch.Generator().manual_seed(0)
