@@ -209,7 +209,8 @@ def test_resume_finds_its_datasets_again(data_dir, tmp_path, monkeypatch, capsys
 
 
 def fit(tmp_path, name, *argv):
-    return train.main(["--data", "builtin", "--recipe", "plain", "--out", str(tmp_path / name), *argv])
+    plain = ["--data", "builtin", "--device", "cpu", "--recipe", "plain"]
+    return train.main([*plain, "--out", str(tmp_path / name), *argv])
 
 
 def weights(folder):
@@ -321,7 +322,7 @@ def test_a_momentum_that_makes_no_sense_is_named(words, capsys):
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for another process")
 def test_ctrl_c_ends_a_run_at_once_and_at_most_one_epoch_is_repeated(tmp_path):
-    arguments = ["--bs", "2", "--epochs", "3", "--augment", "--limit", "1000"]
+    arguments = ["--recipe", "plain", "--bs", "2", "--epochs", "3", "--augment", "--limit", "1000"]
     fit(tmp_path, "whole", *arguments)
     words = [sys.executable, str(ROOT / "cifar" / "train.py"), "--data", "builtin", "--device", "cpu", *arguments]
     out = tmp_path / "broken"
