@@ -45,7 +45,7 @@ def open_model(name: str | None, device="cpu") -> Trained:
     path = Path(name) if name else run.newest_run(FOLDER.name) or COMMITTED
     path = path / "best.pt" if path.is_dir() else path
     if not path.exists():
-        raise run.UserError(f"{path}: is missing; train a model first: python s2vt/train.py --data builtin, 3 minutes")
+        raise run.UserError(f"{path}: is missing; train a model first: python s2vt/train.py --data builtin, 2 minutes")
     state = read_weights(path) if path.suffix == ".safetensors" else run.read_checkpoint(path)
     words, config = state["words"], state["config"]
     if not isinstance(words, list) or not all(isinstance(w, str) for w in words) or words[:4] != Vocabulary.SPECIAL:

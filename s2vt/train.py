@@ -1,6 +1,6 @@
 """Train S2VT to describe videos in words.
 
-    python s2vt/train.py --data builtin       # rendered videos of moving shapes, no download: three minutes
+    python s2vt/train.py --data builtin       # rendered videos of moving shapes, no download: two minutes
     python s2vt/train.py --data msvd          # 1,450 clips of MSVD with features of 80 frames x 4096
     python s2vt/train.py --data msvd40        # 40 of its test clips: 30 train, 10 validate; a demonstration
 
