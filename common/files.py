@@ -1,5 +1,7 @@
 """Files that appear completely or not at all, and folders that are locked."""
 
+import contextlib
+import csv
 import io
 import json
 import os
@@ -39,6 +41,18 @@ def append(path: Path, text: str):
             file.write(text)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+@contextlib.contextmanager
+def csv_reader(path: Path, text: str):
+    """The rows of a CSV file whose content is `text`, with fields of any length. Raises UserError where it is none."""
+    limit = csv.field_size_limit(2**31 - 1)  # the csv module's own limit is 131,072 characters
+    try:
+        yield csv.reader(io.StringIO(text, newline=""), strict=True)
+    except csv.Error as error:
+        raise UserError(f"{path}: is no valid CSV file ({error})") from error
+    finally:
+        csv.field_size_limit(limit)
 
 
 def write_json(path: Path, content):

@@ -6,9 +6,7 @@ document, joined by blank lines, as in Hugging Face's page on perplexity. The to
 (form "unk"), the hub's raw files do not (form "raw").
 """
 
-import csv
 import hashlib
-import io
 import re
 import sys
 from collections import Counter
@@ -16,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from common import run
+from common.files import csv_reader
 from common.terminal import UserError
 
 import generated
@@ -211,13 +210,8 @@ def read_csv(path: Path) -> Corpus:
     """A CSV file with a header, a column `text` (a document a row) and perhaps `split` (train, validation, test) and
     `words`. Rows without text are dropped and counted. Without `split`, a tenth of the rows validates. Raises
     UserError."""
-    limit = csv.field_size_limit(2**31 - 1)  # the csv module's own limit is 131,072 characters
-    try:
-        return parse_csv(path, csv.reader(io.StringIO(read_text(path), newline=""), strict=True))
-    except csv.Error as error:
-        raise UserError(f"{path}: is no valid CSV file ({error})") from error
-    finally:
-        csv.field_size_limit(limit)
+    with csv_reader(path, read_text(path)) as rows:
+        return parse_csv(path, rows)
 
 
 def parse_csv(path, rows):

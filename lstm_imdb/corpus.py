@@ -5,15 +5,14 @@ files of the Hugging Face hub. A CSV file of one's own needs a text column (revi
 (sentiment or label). The split is a function of the texts alone: rows are sorted by the SHA-256 of their text.
 """
 
-import csv
 import hashlib
-import io
 import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from common import fetch, run
+from common.files import csv_reader
 from common.terminal import UserError
 
 import generated
@@ -260,13 +259,8 @@ def read_csv(path: Path) -> Corpus:
     Rows without a label or without text are dropped and counted. Classes are the labels in the order of their names,
     or of their values where all are numbers. Raises UserError.
     """
-    limit = csv.field_size_limit(2**31 - 1)  # the csv module's own limit is 131,072 characters
-    try:
-        return parse_csv(path, csv.reader(io.StringIO(decode(path), newline=""), strict=True))
-    except csv.Error as error:
-        raise UserError(f"{path}: is no valid CSV file ({error})") from error
-    finally:
-        csv.field_size_limit(limit)
+    with csv_reader(path, decode(path)) as rows:
+        return parse_csv(path, rows)
 
 
 def parse_csv(path, rows):

@@ -96,6 +96,21 @@ def failure(call, *args):
     return (caught.value.code, "") if isinstance(caught.value.code, int) else (1, str(caught.value))
 
 
+def run_cells(cells):
+    """Run the code cells of a notebook of nanogpt/, and forget the modules that they import. Returns their names."""
+    modules, path, space = dict(sys.modules), list(sys.path), {"__name__": "__main__"}
+    try:
+        for i, cell in enumerate(cells):
+            exec(compile(cell, f"walkthrough.ipynb, code cell {i + 1}", "exec"), space)
+    finally:
+        sys.path[:] = path
+        for name in set(sys.modules) - set(modules):
+            if str(getattr(sys.modules[name], "__file__", "")).startswith(str(ROOT / "nanogpt")):
+                del sys.modules[name]
+        sys.modules.update(modules)
+    return space
+
+
 def one_line(message):
     return message.startswith("error: ") and "\n" not in message.strip() and "Traceback" not in message
 

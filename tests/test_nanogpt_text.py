@@ -19,7 +19,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from conftest import ROOT, failure, load, one_line
+from conftest import ROOT, failure, load, one_line, run_cells
 from test_hostile import mutations
 
 sample = load("nanogpt", "sample")
@@ -791,18 +791,8 @@ def test_the_walkthrough_runs(monkeypatch):
     notebook = json.loads((ROOT / "nanogpt" / "walkthrough.ipynb").read_text(encoding="utf-8"))
     cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert len(cells) > 8 and not any(cell.get("outputs") for cell in notebook["cells"])
-    modules, path = dict(sys.modules), list(sys.path)
     monkeypatch.chdir(ROOT / "nanogpt")
-    space = {"__name__": "__main__"}
-    try:
-        for i, cell in enumerate(cells):
-            exec(compile(cell, f"walkthrough.ipynb, code cell {i + 1}", "exec"), space)
-    finally:
-        sys.path[:] = path
-        for name in set(sys.modules) - set(modules):
-            if str(getattr(sys.modules[name], "__file__", "")).startswith(str(ROOT / "nanogpt")):
-                del sys.modules[name]
-        sys.modules.update(modules)
+    space = run_cells(cells)
     losses = space["losses"]
     assert list(losses) == stages.STUDIES["stages"] and all(0 < loss < 5 for loss in losses.values())
     assert losses["with residuals"] < losses["averaging"]

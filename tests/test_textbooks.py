@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from conftest import ROOT, failure, load, one_line
+from conftest import ROOT, failure, load, one_line, run_cells
 from test_hostile import mutations
 
 train = load("nanogpt")
@@ -913,19 +913,9 @@ def test_the_walkthrough_runs(monkeypatch, box):
         ["".join(cell["source"]) for cell in book["cells"] if cell["cell_type"] == "code"] for book in (notebook, colab)
     )
     assert cells[0] == others[0] and not any(cell.get("outputs") for cell in notebook["cells"])
-    modules, path = dict(sys.modules), list(sys.path)
     monkeypatch.chdir(ROOT / "nanogpt" / "textbooks")
     monkeypatch.setenv("DATA_DIR", "none")
-    space = {"__name__": "__main__"}
-    try:
-        for i, cell in enumerate(cells):
-            exec(compile(cell, f"walkthrough.ipynb, code cell {i + 1}", "exec"), space)
-    finally:
-        sys.path[:] = path
-        for name in set(sys.modules) - set(modules):
-            if str(getattr(sys.modules[name], "__file__", "")).startswith(str(ROOT / "nanogpt")):
-                del sys.modules[name]
-        sys.modules.update(modules)
+    space = run_cells(cells)
     verdicts = space["verdicts"]
     assert verdicts.pop("right") == "passes" and len(verdicts) == 3 and "passes" not in verdicts.values()
     assert space["record"]["state"] == "done" and not space["RUN_ON_GPU"]
