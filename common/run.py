@@ -231,6 +231,8 @@ class Run:
     def __exit__(self, kind, error, trace):
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
+        if kind and self._signal and not issubclass(kind, UserError):
+            kind = KeyboardInterrupt  # an extension module may have turned it into an error of its own
         ends = {None: self.record["state"], KeyboardInterrupt: "interrupted", Diverged: "diverged"}
         if kind is Diverged:
             self.record["diverged_at_step"] = error.step
@@ -292,6 +294,8 @@ class Run:
 
     def log(self, row: dict):
         """Append a row to metrics.csv; redraw curves.png if it is more than ten seconds old."""
+        if self._signal and not self.stop_within_epoch:  # KeyboardInterrupt was lost in a destructor or a callback
+            self.stop()
         self.rows.append(row)
         if self.rank == 0:
             table = io.StringIO(newline="")

@@ -344,6 +344,23 @@ def test_a_study_lists_commands_that_another_engine_can_run(trainer, tmp_path, c
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+@pytest.mark.parametrize("what", ["lost", "another error", "user error"])
+def test_an_interrupt_that_a_library_loses_still_ends_the_run(trainer, tmp_path, what):
+    """Destructors drop KeyboardInterrupt, and extension modules may turn it into an error of their own."""
+    with pytest.raises((SystemExit, run.UserError)) as end, run.Run(trainer.parse(["--out", str(tmp_path / "o")]),
+                                                                    trainer.__file__, "x") as r:  # fmt: skip
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+        if what != "lost":
+            raise ImportError("initialization failed") if what == "another error" else run.UserError("disk full")
+        r.log({"epoch": 1, "val_loss": 0.5})
+    if what == "user error":
+        assert str(end.value) == "disk full" and r.record["state"] == "failed"
+    else:
+        assert end.value.code == 143 and r.record["state"] == "interrupted"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_a_study_told_to_stop_ends_its_runs_in_order(trainer, tmp_path):
     jobs = [study.Job(tmp_path / f"run{i}", ["--seed", str(i), "--set", "seconds=60"]) for i in range(3)]
     timer = threading.Timer(0, lambda: None)
