@@ -77,7 +77,7 @@ RECIPES = {
     "gpu": ADAMW | dict(tokens="char", iters=5000, bs=64, evals=20, compile=True, model=GPU),
     "gpt2": ADAMW | GPT2_STEPS | dict(tokens="gpt2", compile=True, model=GPT2),
     "phi1": FAST | dict(tokens="bpe", iters=800, evals=4, model=PHI1),  # phi1.py and textbooks/README.md explain these
-    "phi1-finetune": FAST | dict(tokens="bpe", iters=300, bs=32, lr=1e-3, evals=3, model=PHI1),
+    "phi1-finetune": FAST | dict(tokens="bpe", iters=150, bs=32, lr=1e-3, evals=3, model=PHI1),
     "phi1-large": FAST | dict(tokens="bpe", iters=800, evals=4, model=PHI1 | dict(n_layer=6, n_head=6, n_embd=240)),
     "phi1-gpu": ADAMW | PHI1_GPU | dict(iters=10_000, warmup=500, evals=50),
     "phi1-gpu-finetune": ADAMW | PHI1_GPU | dict(iters=1000, bs=256, micro_batch=64, lr=1e-4, warmup=50),

@@ -27,6 +27,8 @@ def report(work: Path, script: str) -> dict:
     record = {"study": "textbooks", "rows": [*rows, solved], "prepared": run.read_json(work / "prepared.json"),
               "comparisons": comparisons, **run.environment(torch.device("cpu"), script)}  # fmt: skip
     run.write_json(work / "report.json", record)
+    if pilot := pilot_rows(work):
+        run.write_json(work / "pilot.json", {"study": "pilot", "rows": pilot, "command": record["command"]})
     draw([row for row in rows if row["finetuned"] and row["size"] == "small"], work / "report.png")
     for row in record["rows"]:
         values = "  ".join(f"{level} {row['scores'][level]['pass@1']:5.1%}" for level in row["scores"])
@@ -35,6 +37,16 @@ def report(work: Path, script: str) -> dict:
         print(f"{name}: {sentence(name, found)}")
     print(f"report.json and report.png in {run.display_path(work)}")
     return record
+
+
+def pilot_rows(work: Path) -> list[dict]:
+    """A row for every pilot run, in the order of their steps; see PREREGISTRATION.md."""
+    folders = [file.parent for file in (work / "finetuned").glob("pilot-*/ladder.scores.json")]
+    rows = [study.row("pilot", "pilot", plan.PILOT_SEED, folder)
+            | {"scores": run.read_json(folder / "ladder.scores.json")["scores"]} for folder in folders]  # fmt: skip
+    for row in rows:
+        row["setting"] = f"{row['args']['iters']:,} steps"
+    return sorted(rows, key=lambda row: row["args"]["iters"])
 
 
 def rows_of(work: Path, finetuned: bool) -> list[dict]:
