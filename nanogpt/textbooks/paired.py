@@ -46,7 +46,8 @@ def detectable(sd: float, seeds: int, power: float = 0.8, alpha: float = 0.05) -
 
     def found(effect):
         shift = effect * np.sqrt(seeds)
-        return stats.nct.sf(bound, seeds - 1, shift) + stats.nct.cdf(-bound, seeds - 1, shift) - power
+        other_tail = np.nan_to_num(stats.nct.cdf(-bound, seeds - 1, shift))  # SciPy has NaN for some that are near 0
+        return stats.nct.sf(bound, seeds - 1, shift) + other_tail - power
 
     most = 1.0
     while found(most) < 0:
