@@ -24,14 +24,18 @@ def report(work: Path, script: str) -> dict:
         raise run.UserError(f"{run.display_path(work)}: no model has been evaluated yet; see phi1.py evaluate --all")
     solved = nearest(work, held_out)
     comparisons = {name: compare(work, *question) for name, question in plan.QUESTIONS.items()}
-    record = {"study": "textbooks", "rows": [*rows, solved], "prepared": run.read_json(work / "prepared.json"),
-              "comparisons": comparisons, **run.environment(torch.device("cpu"), script)}  # fmt: skip
+    made = run.environment(torch.device("cpu"), script)
+    record = made | {"study": "textbooks", "rows": [*rows, solved], "prepared": run.read_json(work / "prepared.json"),
+                     "comparisons": comparisons}  # fmt: skip
     run.write_json(work / "report.json", record)
-    if pilot := pilot_rows(work):
-        run.write_json(work / "pilot.json", {"study": "pilot", "rows": pilot, "command": record["command"]})
+    for name, part in (("pilot", pilot_rows(work)), ("comparisons", comparison_rows(comparisons))):
+        if part:
+            run.write_json(work / f"{name}.json", made | {"study": name, "rows": part})
     draw([row for row in rows if row["finetuned"] and row["size"] == "small"], work / "report.png")
     for row in record["rows"]:
-        values = "  ".join(f"{level} {row['scores'][level]['pass@1']:5.1%}" for level in row["scores"])
+        scores = row["scores"]
+        levels = [level for level in ("all", *exercises.LEVELS) if level in scores]
+        values = "  ".join(f"{level} {scores[level]['pass@1']:5.1%}" for level in levels)
         print(f"{row['setting']:44} seed {row['seed']}  {values}")
     for name, found in comparisons.items():
         print(f"{name}: {sentence(name, found)}")
@@ -115,6 +119,19 @@ def compare(work: Path, arm: str, against: str, level: str) -> dict | None:
     return {"arm": arm, "against": against} | found
 
 
+def comparison_rows(comparisons: dict) -> list[dict]:
+    """A row for every question that has been answered, for the results table."""
+    rows = []
+    for question, found in comparisons.items():
+        if found:
+            low, high = found["all"]["interval"]
+            arms = f"{LABELS[found['arm']]} minus {LABELS[found['against']]}"
+            verdict = "no effect shown" if low <= 0 <= high else "better" if low > 0 else "worse"
+            row = {"question": question, "arms": arms, "low": low, "high": high, "verdict": verdict}
+            rows.append(row | found["all"])
+    return rows
+
+
 def sentence(name: str, found: dict | None) -> str:
     if found is None:
         return "fewer than two seeds of both arms have been evaluated"
@@ -130,7 +147,7 @@ def draw(rows: list[dict], path: Path):
     if not rows:
         return
     figure = Figure(figsize=(10, 4), layout="constrained")
-    axes, arms = figure.subplots(), list(dict.fromkeys(row["arm"] for row in rows))
+    axes, arms = figure.subplots(), [arm for arm in LABELS if any(row["arm"] == arm for row in rows)]
     levels, width = ["all", *exercises.LEVELS], 0.8 / len(arms)
     for i, arm in enumerate(arms):
         some = [row["scores"] for row in rows if row["arm"] == arm]
