@@ -61,7 +61,8 @@ def rows_of(work: Path, finetuned: bool) -> list[dict]:
         if not (folder / "ladder.scores.json").exists():
             continue
         name = f"{LABELS[arm]}{', fine-tuned' if finetuned else ''}{', larger model' if size == 'large' else ''}"
-        row = study.row("textbooks", name, seed, folder, train_loss="train_loss", val_loss="val_loss")
+        kind = "textbooks" if finetuned else "pretrained only"
+        row = study.row(kind, name, seed, folder, train_loss="train_loss", val_loss="val_loss")
         row |= {"arm": arm, "size": size, "finetuned": finetuned}
         for file in sorted(folder.glob("*.scores.json")):
             scored = run.read_json(file)
