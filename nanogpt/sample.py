@@ -3,6 +3,7 @@
 python nanogpt/sample.py                                          # the newest run, else the committed model cpu
 python nanogpt/sample.py cpu --prompt "ROMEO:" --temperature 0.7 --stop "JULIET:"
 python nanogpt/sample.py --out_dir out/nanogpt/shakespeare-cpu-s0-1 --prompt-file scene.txt --length 2000
+python nanogpt/sample.py phi1 --prompt "def add(a, b):"            # textbooks/README.md has better prompts
 python nanogpt/sample.py gpt2 --prompt "What is the answer to life?" --top-p 0.95  # OpenAI's weights, downloaded
 """
 

@@ -773,6 +773,18 @@ def test_a_writer_that_does_not_answer_is_one_line(monkeypatch, tmp_path):
 # -------------------------------------------------------------------------------------------------------------- phi1.py
 
 
+def test_the_committed_model_solves_compositions_that_it_was_not_trained_on(tmp_path):
+    sample = load("nanogpt", "sample")
+    asked = {
+        "product_squared(a, b)": ("Return the product of a and b, squared.", "return result * result"),
+        "even_plus(items)": ("Return a list of the numbers in items that are even, each plus 8.", "x + 8"),
+    }
+    for signature, (docstring, answer) in asked.items():
+        prompt = f'def {signature}:\n    """{docstring}"""\n'
+        sample.main(["phi1", "--prompt", prompt, "--temperature", "0", "--out", str(tmp_path), "--device", "cpu"])
+        assert answer in (tmp_path / "generated_nanogpt.txt").read_text()
+
+
 def test_the_pipeline_from_data_to_report(tmp_path, box, monkeypatch, capsys):
     """All five commands with --quick, without the real data: two seeds of two arms, and the report compares them."""
     monkeypatch.setenv("DATA_DIR", str(tmp_path / "none"))

@@ -13,7 +13,6 @@ from textbooks.prepare import ARMS, MORE
 SEEDS = {"raw": 5, "textbook": 5, "generated": 3, "filtered": 3, "raw4": 3, "scratch": 3}
 RECIPES = {"small": "phi1", "large": "phi1-large", "gpu": "phi1-gpu"}
 LARGE_ARMS = ("raw", "textbook", "scratch")  # with one seed
-PILOT_SEED = 99
 QUICK = {"model": {"block_size": 192, "n_layer": 1, "n_head": 2, "n_embd": 32}, "iters": 6, "bs": 4}
 QUESTIONS = {  # pre-registered in PREREGISTRATION.md: (name, arm, against, difficulty)
     "main": ("textbook", "raw", "all"),

@@ -28,7 +28,7 @@ def report(work: Path, script: str) -> dict:
     record = made | {"study": "textbooks", "rows": [*rows, solved], "prepared": run.read_json(work / "prepared.json"),
                      "comparisons": comparisons}  # fmt: skip
     run.write_json(work / "report.json", record)
-    for name, part in (("pilot", pilot_rows(work)), ("comparisons", comparison_rows(comparisons))):
+    for name, part in (("others", other_rows(work)), ("comparisons", comparison_rows(comparisons))):
         if part:
             run.write_json(work / f"{name}.json", made | {"study": name, "rows": part})
     draw([row for row in rows if row["finetuned"] and row["size"] == "small"], work / "report.png")
@@ -43,14 +43,16 @@ def report(work: Path, script: str) -> dict:
     return record
 
 
-def pilot_rows(work: Path) -> list[dict]:
-    """A row for every pilot run, in the order of their steps; see PREREGISTRATION.md."""
-    folders = [file.parent for file in (work / "finetuned").glob("pilot-*/ladder.scores.json")]
-    rows = [study.row("pilot", "pilot", plan.PILOT_SEED, folder)
-            | {"scores": run.read_json(folder / "ladder.scores.json")["scores"]} for folder in folders]  # fmt: skip
-    for row in rows:
-        row["setting"] = f"{row['args']['iters']:,} steps"
-    return sorted(rows, key=lambda row: row["args"]["iters"])
+def other_rows(work: Path) -> list[dict]:
+    """A row for every evaluated model that is not in the plan: the pilot (PREREGISTRATION.md), and those of --name."""
+    planned = {plan.folder_of(work, *setting, True) for setting in plan.settings()}
+    folders = {file.parent for file in (work / "finetuned").glob("*/ladder.scores.json")} - planned
+    rows = []
+    for folder in folders:
+        scores = run.read_json(folder / "ladder.scores.json")["scores"]
+        rows.append(study.row("others", folder.name, run.read_record(folder / "run.json")["args"]["seed"], folder))
+        rows[-1]["scores"] = scores
+    return sorted(rows, key=lambda row: (row["args"]["iters"], row["setting"]))
 
 
 def rows_of(work: Path, finetuned: bool) -> list[dict]:
