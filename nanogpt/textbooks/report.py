@@ -160,7 +160,7 @@ def draw(rows: list[dict], path: Path):
         for row in values:
             axes.plot(at, row, "k.", markersize=3)
     axes.set_xticks(range(len(levels)), levels)
-    axes.set(ylabel="pass@1 on held-out compositions (%)", ylim=(0, 100))
+    axes.set(ylabel="pass@1 on held-out compositions (%)", ylim=(0, 102))
     axes.grid(alpha=0.3, axis="y")
-    axes.legend(ncols=3, fontsize=8)
+    figure.legend(loc="outside upper center", ncols=6, fontsize=8)
     run.write_figure(path, figure)
