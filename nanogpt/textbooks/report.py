@@ -49,9 +49,9 @@ def other_rows(work: Path) -> list[dict]:
     folders = {file.parent for file in (work / "finetuned").glob("*/ladder.scores.json")} - planned
     rows = []
     for folder in folders:
+        row = study.row("others", folder.name, 0, folder)
         scores = run.read_json(folder / "ladder.scores.json")["scores"]
-        rows.append(study.row("others", folder.name, run.read_record(folder / "run.json")["args"]["seed"], folder))
-        rows[-1]["scores"] = scores
+        rows.append(row | {"seed": row["args"]["seed"], "scores": scores})
     return sorted(rows, key=lambda row: (row["args"]["iters"], row["setting"]))
 
 
