@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import ctypes
 import gzip
 import hashlib
 import http.server
@@ -223,6 +224,21 @@ LIMITS = {"ATEN_CPU_CAPABILITY": {"avx2": False, "default": False, "avx512": Tru
           "ONEDNN_MAX_CPU_ISA": {"AVX2": False, "AVX512_CORE": False, "AVX512_CORE_BF16": True,
                                  "AVX512_CORE_AMX": True},
           "MKL_ENABLE_INSTRUCTIONS": {"AVX2": False, "AVX512": True}}  # fmt: skip
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library has no mallopt"
+)
+def test_freed_memory_is_kept_for_the_next_step():
+    resource = pytest.importorskip("resource")
+
+    def page_faults():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(10_000_000)  # 40 MB, some 9,800 pages
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    run.pick_device("cpu")
+    assert min(page_faults() for _ in range(20)) < 100
 
 
 @pytest.mark.parametrize("name, value", [(name, value) for name, values in LIMITS.items() for value in values])
