@@ -28,7 +28,7 @@ def pick_device(name: str) -> torch.device:
 
 def keep_freed_memory():
     """Let glibc's malloc keep freed memory for the next step. By default it returns large blocks to the system, which
-    then has to clear every page anew: a twentieth to a fifth of a training step. Other C libraries are left alone."""
+    then has to clear every page anew: up to a fifth of a training step. Other C libraries are left alone."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):  # not glibc; TypeError on Windows

@@ -5,8 +5,10 @@ python tools/overview.py
 
 import json
 from pathlib import Path
+from statistics import median
 
 from matplotlib.figure import Figure
+from matplotlib.image import imread
 
 ROOT = Path(__file__).resolve().parent.parent
 BLUE, ORANGE, GREY = "#2a6fb0", "#e0722f", "#8a8a8a"
@@ -36,6 +38,25 @@ def lms(ax):
     label(ax, "unstable\nin theory", (bound, 0.02), ORANGE, (10, 0))
     label(ax, "diverged", (diverged[0], 3e4), ORANGE, (0, -14), "center")
     return "What is a gradient step? LMS against theory"
+
+
+def simplenn(ax):
+    rows = [row for row in read("simplenn/results/deep_vs_shallow-functions.json")["rows"] if row["state"] == "done"]
+    for function, color, shift in (("sinc", BLUE, -0.12), ("square", ORANGE, 0.12)):
+        chosen = [row for row in rows if row["function"] == function]
+        depths = sorted({row["hidden_layers"] for row in chosen})
+        losses = {
+            depth: [row["final"]["train_loss"] for row in chosen if row["hidden_layers"] == depth] for depth in depths
+        }
+        places = {depth: i + shift for i, depth in enumerate(depths)}
+        for depth, values in losses.items():
+            ax.plot([places[depth]] * len(values), values, "o", color=color, ms=4, alpha=0.5, mew=0)
+        ax.plot(places.values(), [median(values) for values in losses.values()], color=color)
+        label(ax, "square wave" if function == "square" else function, (places[depths[-1]], median(losses[depths[-1]])),
+              color, (10, 0))  # fmt: skip
+    ax.set(yscale="log", xlim=(-0.4, 2.75), xlabel="hidden layers, at equal parameters", ylabel="training loss (MSE)")
+    ax.set_xticks(range(len(depths)), depths)
+    return "Is deeper better? Ten seeds, and their median"
 
 
 def cifar(ax):
@@ -73,19 +94,43 @@ def nanogpt(ax):
     return "What does a language model take? On Shakespeare"
 
 
+def distilgpt2(ax):
+    before = next(row for row in read("distilgpt2/results/evaluate.json")["rows"] if row["model"] == "smollm2")
+    perplexities = {"before": [before["perplexity"]]}
+    for row in read("distilgpt2/results/methods.json")["rows"]:
+        if row["state"] == "done":
+            perplexities.setdefault({"lora": "LoRA"}.get(row["setting"], row["setting"]), []).append(
+                row["final"]["test_perplexity"]
+            )
+    dots(ax, perplexities, lambda name: GREY if name == "before" else BLUE)
+    ax.set(xlabel="test perplexity per token, a dot for each seed")
+    return "What does LoRA give up? SmolLM2 on WikiText-2"
+
+
+def gan(ax):
+    ax.imshow(imread(ROOT / "gan/figures/mnist-dcgan.png"), aspect="auto")
+    ax.set(xticks=[], yticks=[], xlabel="digits that DCGAN draws after three epochs")
+    return "Which loss draws best? Digits of DCGAN"
+
+
+def dots(ax, values, color):
+    """A bar for the mean of each name, and a dot for each value."""
+    for i, (name, points) in enumerate(values.items()):
+        ax.barh(i, sum(points) / len(points), color=color(name), alpha=0.7, height=0.6)
+        ax.plot(points, [i] * len(points), "k.", ms=5)
+    ax.set_yticks(range(len(values)), values)
+    ax.invert_yaxis()
+
+
 def lstm_imdb(ax):
     accuracies = {}  # of each model, a value a seed
     for row in read("lstm_imdb/results/baseline.json")["rows"]:
-        accuracies[row["args"]["recipe"]] = [100 * row["final"]["test_accuracy"]]
+        accuracies[row["args"]["recipe"].replace(" ", "\n")] = [100 * row["final"]["test_accuracy"]]
     for recipe in ("plain", "best"):
         records = sorted((ROOT / "lstm_imdb/results").glob(f"{recipe}-s*.json"))
         if records:
-            accuracies[f"LSTM, {recipe}"] = [100 * read(record)["final"]["test_accuracy"] for record in records]
-    for i, (name, values) in enumerate(accuracies.items()):
-        ax.barh(i, sum(values) / len(values), color=BLUE if name.startswith("LSTM") else GREY, alpha=0.7, height=0.6)
-        ax.plot(values, [i] * len(values), "k.", ms=5)
-    ax.set_yticks(range(len(accuracies)), accuracies)
-    ax.invert_yaxis()
+            accuracies[f"LSTM,\n{recipe}"] = [100 * read(record)["final"]["test_accuracy"] for record in records]
+    dots(ax, accuracies, lambda name: BLUE if name.startswith("LSTM") else GREY)
     ax.set(xlim=(84, 94), xlabel="test accuracy (%), a dot for each seed")
     return "Can an LSTM tell praise from blame? IMDB"
 
@@ -95,8 +140,8 @@ def s2vt(ax):
         records = sorted((ROOT / "s2vt/results").glob(f"{runs}-s*.json"))
         return sum(json.loads(record.read_text(encoding="utf-8"))["final"][key] for record in records) / len(records)
 
-    shares = {"frames in order": mean("s2vt", "chance"), "shuffled": mean("s2vt", "shuffled_chance"),
-              "reversed": mean("s2vt", "reversed_chance"), "only their mean": mean("pooled", "chance")}  # fmt: skip
+    shares = {"frames\nin order": mean("s2vt", "chance"), "shuffled": mean("s2vt", "shuffled_chance"),
+              "reversed": mean("s2vt", "reversed_chance"), "only\ntheir mean": mean("pooled", "chance")}  # fmt: skip
     ax.barh(range(len(shares)), [100 * share for share in shares.values()], color=[BLUE, GREY, ORANGE, GREY], alpha=0.7)
     ax.axvline(50, color="k", lw=1, ls=":")
     label(ax, "guessing", (50, 2), GREY, (4, 0))
@@ -107,9 +152,10 @@ def s2vt(ax):
 
 
 def main():
-    figure = Figure(figsize=(14.5, 7), layout="constrained")
+    figure = Figure(figsize=(14.5, 10.5), layout="constrained")
     figure.get_layout_engine().set(hspace=0.06)
-    for ax, panel in zip(figure.subplots(2, 3).flat, (lms, cifar, resnet, nanogpt, lstm_imdb, s2vt)):
+    panels = (lms, simplenn, cifar, resnet, lstm_imdb, nanogpt, distilgpt2, gan, s2vt)
+    for ax, panel in zip(figure.subplots(3, 3).flat, panels):
         ax.set_title(panel(ax), loc="left", size="medium", color="#444444")
         ax.text(0, 1.11, f"{panel.__name__}/", transform=ax.transAxes, size="x-large", weight="bold")
         ax.spines[["top", "right"]].set_visible(False)
