@@ -24,7 +24,11 @@ import pretrained
 import scoring
 import train
 
-LEARNING_RATES = {"full": (1e-5, 3e-5, 1e-4, 3e-4), "lora": (3e-4, 1e-3, 3e-3, 1e-2), "last": (1e-4, 3e-4, 1e-3, 3e-3)}
+LEARNING_RATES = {
+    "full": (1e-5, 3e-5, 1e-4, 3e-4, 1e-3),
+    "lora": (3e-4, 1e-3, 3e-3, 1e-2),
+    "last": (1e-4, 3e-4, 1e-3, 3e-3),
+}
 RANKS = (1, 4, 16, 64)
 SHORT = dict(max_steps=20, val_tokens=8192, test_tokens=0)
 BASE = dict(recipe="smollm2")
