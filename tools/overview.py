@@ -4,11 +4,12 @@ python tools/overview.py
 """
 
 import json
+from io import BytesIO
 from pathlib import Path
 from statistics import median
 
 from matplotlib.figure import Figure
-from matplotlib.image import imread
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 BLUE, ORANGE, GREY = "#2a6fb0", "#e0722f", "#8a8a8a"
@@ -95,20 +96,17 @@ def nanogpt(ax):
 
 
 def distilgpt2(ax):
-    before = next(row for row in read("distilgpt2/results/evaluate.json")["rows"] if row["model"] == "smollm2")
-    perplexities = {"before": [before["perplexity"]]}
+    perplexities = {"before": [read("distilgpt2/results/evaluate.json")["rows"][0]["text_perplexity"]]}
     for row in read("distilgpt2/results/methods.json")["rows"]:
-        if row["state"] == "done":
-            perplexities.setdefault({"lora": "LoRA"}.get(row["setting"], row["setting"]), []).append(
-                row["final"]["test_perplexity"]
-            )
+        name = {"lora": "LoRA", "last": "last\nlayers"}.get(row["setting"], row["setting"])
+        perplexities.setdefault(name, []).append(row["final"]["test_perplexity"])
     dots(ax, perplexities, lambda name: GREY if name == "before" else BLUE)
     ax.set(xlabel="test perplexity per token, a dot for each seed")
     return "What does LoRA give up? SmolLM2 on WikiText-2"
 
 
 def gan(ax):
-    ax.imshow(imread(ROOT / "gan/figures/mnist-dcgan.png"), aspect="auto")
+    ax.imshow(Image.open(ROOT / "gan/figures/mnist-dcgan.png"), aspect="auto")
     ax.set(xticks=[], yticks=[], xlabel="digits that DCGAN draws after three epochs")
     return "Which loss draws best? Digits of DCGAN"
 
@@ -160,7 +158,9 @@ def main():
         ax.text(0, 1.11, f"{panel.__name__}/", transform=ax.transAxes, size="x-large", weight="bold")
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(alpha=0.2)
-    figure.savefig(ROOT / "figures" / "overview.png", dpi=80, metadata={"Software": None})
+    drawn = BytesIO()
+    figure.savefig(drawn, dpi=80)
+    Image.open(drawn).convert("RGB").quantize(96).save(ROOT / "figures" / "overview.png", optimize=True)
 
 
 if __name__ == "__main__":
