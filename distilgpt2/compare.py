@@ -17,6 +17,7 @@ from common import run, study
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 import data
 import generate
@@ -115,6 +116,7 @@ def draw_epochs(axes, rows):
                 mean, colour = np.mean(curves, 0), f"C{list(LEARNING_RATES).index(setting)}"
                 axes.plot(range(1, len(mean) + 1), mean, style, marker=".", color=colour, label=f"{setting}, {part}")
     axes.set(xlabel="epoch", ylabel="loss (nats per token)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(fontsize=8)
 
 

@@ -23,6 +23,15 @@ def label(ax, text, point, color, offset, ha="left"):
     ax.annotate(text, point, xytext=offset, textcoords="offset points", color=color, ha=ha, va="center")
 
 
+def dots(ax, values, color):
+    """A bar for the mean of each name, and a dot for each value."""
+    for i, (name, points) in enumerate(values.items()):
+        ax.barh(i, sum(points) / len(points), color=color(name), alpha=0.7, height=0.6)
+        ax.plot(points, [i] * len(points), "k.", ms=5)
+    ax.set_yticks(range(len(values)), values)
+    ax.invert_yaxis()
+
+
 def lms(ax):
     record = read("lms/results/rates.json")
     bound = record["bounds"]["mean_square"]  # theory: from this learning rate on, the mean squared error is unbounded
@@ -108,16 +117,7 @@ def distilgpt2(ax):
 def gan(ax):
     ax.imshow(Image.open(ROOT / "gan/figures/mnist-dcgan.png"), aspect="auto")
     ax.set(xticks=[], yticks=[], xlabel="digits that DCGAN draws after three epochs")
-    return "Which loss draws best? Digits of DCGAN"
-
-
-def dots(ax, values, color):
-    """A bar for the mean of each name, and a dot for each value."""
-    for i, (name, points) in enumerate(values.items()):
-        ax.barh(i, sum(points) / len(points), color=color(name), alpha=0.7, height=0.6)
-        ax.plot(points, [i] * len(points), "k.", ms=5)
-    ax.set_yticks(range(len(values)), values)
-    ax.invert_yaxis()
+    return "What does a GAN draw? DCGAN on MNIST"
 
 
 def lstm_imdb(ax):
