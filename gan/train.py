@@ -61,6 +61,9 @@ RECIPES = {name: {m: PLAIN | MODELS[m] | change for m in model.MODELS} for name,
 for name in ("digits", "shapes"):
     RECIPES[name]["wgan"] |= dict(lr=5e-4, critic_steps=2)
     RECIPES[name]["wgan-gp"] |= dict(critic_steps=2)
+RECIPES["shapes"]["dcgan"] |= dict(network="paper", lr=2e-3, betas=[0.0, 0.99])
+RECIPES["shapes"]["wgan-gp"] |= dict(critic_steps=1, lr=2e-3)
+RECIPES["shapes"]["acgan"] |= dict(spectral_norm=True)
 RECIPES["paper"]["wgan-gp"] |= dict(decay="linear")
 AUTO_PRECISION = "bf16"  # bench.py: faster than fp32 where the hardware multiplies it
 SAVE_EVERY = 200  # seconds between checkpoints within an epoch
