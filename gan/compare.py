@@ -79,7 +79,7 @@ def draw_curves(name, rows, out):
             by_seconds.plot(when, one, marker=".", color=line.get_color(), alpha=0.7)
     by_epoch.set(xlabel="epoch of the discriminator", ylabel=f"FID to {rows[0]['reference']}")
     by_seconds.set(xlabel="seconds of training", xscale="log")
-    by_epoch.legend(fontsize=8)
+    figure.legend(*by_epoch.get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=8)
     for axes in (by_epoch, by_seconds):
         axes.grid(alpha=0.3)
     run.write_figure(out / f"{name}.png", figure)
@@ -90,7 +90,7 @@ def draw_samples(name, rows, out):
     shown = [row for row in rows if row["seed"] == 0 and (out / row["folder"] / "samples.png").exists()]
     if not shown:
         return
-    figure = Figure(figsize=(9, 1.05 + 2.1 * -(-len(shown) // 2)), layout="constrained")
+    figure = Figure(figsize=(9, 2.15 * -(-len(shown) // 2)), layout="constrained")
     for axes, row in zip(figure.subplots(-(-len(shown) // 2), 2, squeeze=False).flat, shown):
         with Image.open(out / row["folder"] / "samples.png") as image:
             axes.imshow(image.convert("RGB").crop((0, 0, image.width, image.height // 2)))
