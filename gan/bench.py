@@ -144,9 +144,8 @@ def main(argv=None):
         values = argparse.Namespace(**train.RECIPES["plain"][name] | vars(args) | {"model": name})
         values.bs = min(values.bs, len(train_set))
         ways = {way: Way(level, values, train_set, device, bf16) for level, way in enumerate(WAYS)}
-        ways |= {
-            "+ bfloat16" if not bf16 else "the last, in float32": Way(len(WAYS), values, train_set, device, not bf16)
-        }
+        if bf16:
+            ways["the last, in float32"] = Way(len(WAYS), values, train_set, device, False)
         rates = timing.turns(ways, args.rounds)
         for way, measured in rates.items():
             row = {"model": name, "way": way, "precision": "bf16" if ways[way].bf16 else "fp32", "width": args.width,

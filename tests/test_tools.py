@@ -243,7 +243,6 @@ def test_the_overview_is_drawn_from_the_records(tmp_path, monkeypatch):
     assert committed.stat().st_size < 150_000
     for folder in FOLDERS:
         shutil.copytree(ROOT / folder / "results", tmp_path / folder / "results")
-    shutil.copytree(ROOT / "gan" / "figures", tmp_path / "gan" / "figures")
     (tmp_path / "figures").mkdir()
     monkeypatch.setattr(overview, "ROOT", tmp_path)
     overview.main()
