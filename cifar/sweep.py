@@ -35,6 +35,18 @@ LADDER = {
     "+ Swish": dict(activation="swish"),
     "+ L2 0.0005": dict(weight_decay=5e-4),
 }
+SEARCH = {  # one change at a time
+    "recipe best, 30 epochs": {},
+    "learning rate 0.01": dict(lr=0.01),
+    "learning rate 0.04": dict(lr=0.04),
+    "learning rate 0.08": dict(lr=0.08),
+    "batch size 32, learning rate 0.01": dict(bs=32, lr=0.01),
+    "batch size 16, learning rate 0.01, momentum 0.7": dict(bs=16, lr=0.01, momentum=0.7),
+    "cosine": dict(decay="cosine"),
+    "flip alone": dict(augment="flip"),
+    "no label smoothing": dict(label_smoothing=0.0),
+    "weight decay 0.0001": dict(weight_decay=1e-4),
+}
 STUDIES = {  # study: {setting: arguments of train.py}
     "lenet": {
         "defaults": LENET,
@@ -63,11 +75,7 @@ STUDIES = {  # study: {setting: arguments of train.py}
         name: {k: v for part in list(LADDER.values())[: i + 1] for k, v in part.items()}
         for i, name in enumerate(LADDER)
     },
-    "search-lenet5": {
-        "recipe best": dict(model="lenet5", recipe="best"),
-        "learning rate 0.01": dict(model="lenet5", recipe="best", lr=0.01),
-        "learning rate 0.04": dict(model="lenet5", recipe="best", lr=0.04),
-    },
+    "search-lenet5": {name: dict(model="lenet5", recipe="best", epochs=30) | change for name, change in SEARCH.items()},
     "best-lenet5": {"LeNet-5": dict(model="lenet5", recipe="best")},
     "best-simplenn": {"SimpleNN": dict(model="simplenn", recipe="best")},
 }
