@@ -85,7 +85,7 @@ def main(argv=None):
                          "table": table, "taps": taps, "filter": name, "rounds": args.rounds,
                          "final": final})  # fmt: skip
             print(f"{taps:7}  {name:14} {final['samples_per_s']:12,} {final['times_padasip']:15.2f}")
-    write_study(out, "bench", rows)
+    write_study(__file__, out, "bench", rows)
     return rows
 
 

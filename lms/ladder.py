@@ -389,7 +389,7 @@ def main(argv=None):
         rows.append({"study": "ladder", "setting": f"step {step}", "seed": args.seed, "state": "done",
                      "args": {name: getattr(args, name) for name in ("iters", "bs", "lr", "layers")},
                      "final": final})  # fmt: skip
-    write_study(out, f"step{args.step}" if args.step else "ladder", rows, draw(results))
+    write_study(__file__, out, f"step{args.step}" if args.step else "ladder", rows, draw(results))
 
 
 if __name__ == "__main__":

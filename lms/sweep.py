@@ -28,9 +28,9 @@ from train import format_optional, measured_misadjustment, mse
 RATES = dict(data="builtin", epochs=20, lr=[0.005, 0.01, 0.05, 0.1, 0.5, 1.0])  # defaults of the study rates
 
 
-def write_study(out: Path, study: str, rows: list[dict], figure=None, **facts):
-    """Write the record STUDY.json with `facts` and the rows, and the figure STUDY.png, into the folder `out`."""
-    machine = run.environment(torch.device("cpu"), __file__)
+def write_study(script: str, out: Path, study: str, rows: list[dict], figure=None, **facts):
+    """Write the record STUDY.json of `script`, with `facts` and the rows, and the figure STUDY.png into `out`."""
+    machine = run.environment(torch.device("cpu"), script)
     run.write_json(out / f"{study}.json", {"study": study, **facts, "rows": [row | machine for row in rows]})
     if figure:
         run.write_figure(out / f"{study}.png", figure)
@@ -70,7 +70,7 @@ def rates(args, out):
             rows.append(row | {"final": final})
     print_rates(problem, bounds, wiener, rows)
     figure = draw_rates(errors, rows, X, max(wiener.mse, 1e-12 * np.mean(d**2)), bounds)
-    write_study(out, "rates", rows, figure, bounds=bounds._asdict(), wiener_mse=wiener.mse)
+    write_study(__file__, out, "rates", rows, figure, bounds=bounds._asdict(), wiener_mse=wiener.mse)
 
 
 def by_rate(rows):
@@ -174,7 +174,7 @@ def filters(args, out):
     axes.set(xlabel="samples", ylabel="misalignment (dB)")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    write_study(out, "filters", rows, figure)
+    write_study(__file__, out, "filters", rows, figure)
 
 
 # --------------------------------------------------------------------------------------------------------------- main

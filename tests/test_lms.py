@@ -418,7 +418,8 @@ def test_the_bench_compares_every_filter_with_that_of_padasip(tmp_path, monkeypa
     rows = {row["filter"]: row["final"] for row in bench.main(["--out", str(tmp_path)])}
     assert rows["lms"] == {"samples_per_s": 150, "times_padasip": 2.0}
     assert rows["rls"] == {"samples_per_s": 150, "times_padasip": 0.5}
-    assert len(json.loads((tmp_path / "bench.json").read_text())["rows"]) == 4
+    rows = json.loads((tmp_path / "bench.json").read_text())["rows"]
+    assert len(rows) == 4 and rows[0]["command"][0] == "lms/bench.py"
 
 
 def test_the_bench_takes_turns():
