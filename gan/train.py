@@ -60,7 +60,7 @@ CHANGES = {
 RECIPES = {name: {m: PLAIN | MODELS[m] | change for m in model.MODELS} for name, change in CHANGES.items()}
 for name in ("digits", "shapes"):
     RECIPES[name]["wgan"] |= dict(lr=5e-4, critic_steps=2)
-    RECIPES[name]["wgan-gp"] |= dict(critic_steps=2)
+RECIPES["digits"]["wgan-gp"] |= dict(critic_steps=2)
 RECIPES["shapes"]["dcgan"] |= dict(network="paper", lr=2e-3, betas=[0.0, 0.99])
 RECIPES["shapes"]["wgan-gp"] |= dict(critic_steps=1, lr=2e-3)
 RECIPES["shapes"]["acgan"] |= dict(spectral_norm=True)
