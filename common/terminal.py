@@ -28,15 +28,17 @@ def cli(main):
     if is_main_script():
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        main()
+        return main()
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
+        code, message = 130, "interrupted"
     except UserError as error:
         if os.environ.get("DEBUG"):
             raise
-        print(f"error: {error_line(error)}", file=sys.stderr)
-        raise SystemExit(1) from None
+        code, message = 1, f"error: {error_line(error)}"
+    print(message, file=sys.stderr)
+    if is_main_script() and hasattr(signal, "SIGCHLD"):  # PyTorch's handler reports workers that Python ends at exit
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    raise SystemExit(code)
 
 
 def error_line(error: Exception) -> str:

@@ -34,8 +34,11 @@ from conftest import ROOT, failure, one_line, run
 # --------------------------------------------------------------------------------------- errors and the terminal
 
 SCRIPT = """
-import sys
+import multiprocessing, sys, time
 from pathlib import Path
+
+if multiprocessing.current_process().name == "SpawnProcess-2":
+    time.sleep(60)
 from common import run
 import torch
 
@@ -96,6 +99,7 @@ def test_other_exceptions_keep_their_traceback(script):
 
 
 def test_a_user_error_in_a_dataloader_worker_is_one_line(script):
+    """Also where another worker has not started yet: Python kills it at exit, which PyTorch would report."""
     done = script("list(torch.utils.data.DataLoader(Broken(), num_workers=2, multiprocessing_context='spawn'))")
     assert done.returncode == 1 and done.stderr == "error: image 7 is broken: cannot be read\n"
 
