@@ -104,7 +104,7 @@ def run_jobs(train, jobs: list[Job], args) -> bool:
             running = [entry for entry in running if entry not in ended]
             for job, _, errors in ended:
                 state = state_of(job.folder)
-                list_results(out)
+                list_results(out, [job.folder for job, *_ in running])
                 if state not in ("done", "diverged"):
                     raise UserError(f"{display_path(job.folder)}: the run {state} ({last_line(errors)})")
                 bar.update(job.cost)
@@ -152,11 +152,11 @@ def last_line(errors):
     return lines[-1].removeprefix("error: ") if lines else "it said nothing"
 
 
-def list_results(out: Path):
-    """Write results.txt: a line for every run below `out`, with its state and validation metrics."""
+def list_results(out: Path, running=()):
+    """Write results.txt: a line for every run below `out`, with its state and validation metrics. running: folders."""
     lines = []
     for file in sorted(out.glob("*/run.json")):
-        state, final = state_of(file.parent), {}
+        state, final = "running" if file.parent in running else state_of(file.parent), {}
         if state == "done":
             final = read_record(file).get("final", {})
         values = [f"{k} {v:.4f}" for k, v in final.items() if k.startswith("val_") and isinstance(v, float)]

@@ -344,6 +344,12 @@ def test_a_study_reads_how_its_runs_ended_from_their_records(trainer, tmp_path, 
         and "the run failed (the disk is on fire)" in message
         and "failed" in (out / "results.txt").read_text()
     )
+    record = json.loads((out / "done" / "run.json").read_text())
+    (out / "done" / "run.json").write_text(json.dumps(record | {"state": "running"}))
+    for running, state in (([out / "done"], "running"), ([], "failed")):
+        study.list_results(out, running)
+        assert (out / "results.txt").read_text().splitlines()[-1].split() == ["done", state]
+    (out / "done" / "run.json").write_text(json.dumps(record))
     code, message = failure(study.run_jobs, trainer, [study.Job(out / "done", ["--seed", "5"])], args)
     assert code == 1 and "--seed" in message
     (out / "done" / "run.json").write_text("{")
