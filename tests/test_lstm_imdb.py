@@ -507,7 +507,7 @@ def test_predictions_of_odd_texts(finished, tmp_path, capsys, monkeypatch):
         assert "no words" in failure(predict.main, [*argv, *texts])[1]
     assert predict.main([*argv, "xylophonist"]) and "1 of 1 words unknown" in capsys.readouterr().out
     predict.main([*argv, "good " * 100_000])
-    assert "the start of the review: 400 of 100,000 words" in capsys.readouterr().out
+    assert "the end of the review: 400 of 100,000 words" in capsys.readouterr().out
     (tmp_path / "bad.txt").write_bytes(b"good\xff")
     assert "line 1 is not UTF-8" in failure(predict.main, [*argv, "--file", str(tmp_path / "bad.txt")])[1]
     monkeypatch.setattr("sys.stdin", io.StringIO("Good film.\n\nBad film.\n"))
