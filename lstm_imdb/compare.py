@@ -22,7 +22,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def read_models(paths) -> dict[str, dict]:
-    """{recipe: {"correct": mean over seeds (N,), "accuracies": [...], "dataset"}} of records. Raises UserError."""
+    """{recipe or setting: {"correct": mean over seeds (N,), "accuracies": [...], "dataset"}} of records. Raises UserError."""
     models = {}
     for path in paths:
         content = run.read_json(Path(path))
@@ -30,7 +30,9 @@ def read_models(paths) -> dict[str, dict]:
             final, dataset = row.get("final") or {}, row.get("dataset") or {}
             if "test_correct" not in final or not isinstance(dataset.get("test"), int):
                 continue
-            found = models.setdefault(row["args"]["recipe"], {"correct": [], "dataset": dataset})
+            recipe = row["args"]["recipe"]
+            name = recipe if recipe.startswith("TF-IDF") else row.get("setting", recipe)  # the setting of a study
+            found = models.setdefault(name, {"correct": [], "dataset": dataset})
             if any(found["dataset"].get(key) != dataset.get(key) for key in ("digest", "split", "test")):
                 raise run.UserError(f"{path}: was tested on other reviews than the rest")
             found["correct"].append(outcome.unpack(final["test_correct"], dataset["test"]))
@@ -67,7 +69,7 @@ def parser():
 
 def main(argv=None):
     args = parser().parse_args(argv)
-    models = read_models(args.records or sorted(RESULTS.glob("*.json")))
+    models = read_models(args.records or [RESULTS / "baseline.json", *sorted(RESULTS.glob("*-s[0-9].json"))])
     rows = compare(models)
     if not rows:
         raise run.UserError("nothing to compare: name a record of a run and one of baseline.py")

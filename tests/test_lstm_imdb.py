@@ -560,6 +560,12 @@ def test_models_are_compared_on_the_same_reviews(tmp_path):
     rows = compare.main([*files, "--out", str(tmp_path / "out")])
     assert {row["model"]: row["verdict"] for row in rows} == {"best": "passes", "same": "undecided"}
     assert rows[0]["difference"] == pytest.approx(better.mean() - bar.mean())
+    rows = [run.read_json(tmp_path / f"{name}.json") | {"setting": name} for name in ("best", "same")]
+    run.write_json(tmp_path / "study.json", {"rows": [row | {"args": {"recipe": "plain"}} for row in rows]})
+    rows = compare.main([files[0], str(tmp_path / "study.json"), "--out", str(tmp_path / "out")])
+    assert [(row["model"], row["seeds"]) for row in rows] == [("best", 1), ("same", 1)]
+    committed = {(row["model"], row["seeds"]) for row in compare.main(["--out", str(tmp_path / "out")])}
+    assert committed == {("plain", 3), ("best", 3)}, "studies are compared where they are named"
     other = record("other", better, facts | {"digest": "y"}), record("short", better[:900], facts | {"test": 900})
     assert one_line(failure(compare.main, [files[0], other[1], "--out", str(tmp_path / "out")])[1])
 
