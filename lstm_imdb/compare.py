@@ -22,7 +22,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def read_models(paths) -> dict[str, dict]:
-    """{recipe or setting: {"correct": mean over seeds (N,), "accuracies": [...], "dataset"}} of records. Raises UserError."""
+    """{recipe or setting: {"correct": mean over seeds (N,), "accuracies": [...], "dataset"}}. Raises UserError."""
     models = {}
     for path in paths:
         content = run.read_json(Path(path))
