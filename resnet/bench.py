@@ -5,10 +5,10 @@
 
 usual: torchvision's crop, flip, to-tensor and normalize, image by image, a DataLoader with 0 or 2 workers, float32.
 Then batches of tensors instead of the loader; channels last in memory; bfloat16, where the hardware multiplies it.
-"ours" has all of these; "step alone" is its training step on batches prepared beforehand. The ways take turns, so a
-machine that slows down slows all of them. Reported are medians over rounds. "of the peak" is the share of the speed of
-a matrix product in the same precision. Writes bench.json into --out, and step.json: the share of each operation in a
-step of ours.
+"ours" has all of these; "step alone" is its training step on batches prepared beforehand, with SGD or with Muon. The
+ways take turns, so a machine that slows down slows all of them. Reported are medians over rounds. "of the peak" is the
+share of the speed of a matrix product in the same precision. Writes bench.json into --out, and step.json: the share of
+each operation in a step of ours.
 """
 
 import argparse
@@ -26,6 +26,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import data
 import model
+import optim
+import train
 
 
 class PILImages(torch.utils.data.Dataset):
@@ -50,15 +52,16 @@ class PILImages(torch.utils.data.Dataset):
 
 
 class Way:
-    """A way to train: where batches come from, memory format, precision."""
+    """A way to train: where batches come from, memory format, precision, and the recipe that names the optimizer."""
 
-    def __init__(self, batches, device, channels_last=False, precision=torch.float32):
+    def __init__(self, batches, device, channels_last=False, precision=torch.float32, recipe=None):
         self.batches, self.device, self.precision = batches, device, precision
         self.format = torch.channels_last if channels_last else torch.contiguous_format
         torch.manual_seed(0)
         self.net = model.build("resnet20", 10).to(device, memory_format=self.format)
         fused = channels_last and device.type in ("cpu", "cuda")
-        self.optimizer = torch.optim.SGD(self.net.parameters(), 0.1, momentum=0.9, weight_decay=1e-4, fused=fused)
+        sgd = torch.optim.SGD(self.net.parameters(), 0.1, momentum=0.9, weight_decay=1e-4, fused=fused)
+        self.optimizers = optim.build_optimizers(self.net, argparse.Namespace(**recipe)) if recipe else [sgd]
 
     def images_per_second(self, epoch, max_steps=None):
         """Images per second of an epoch, or of its first `max_steps` steps."""
@@ -70,9 +73,10 @@ class Way:
             labels = labels.to(self.device)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
                 loss = F.cross_entropy(self.net(images), labels)
-            self.optimizer.zero_grad()
+            self.net.zero_grad()
             loss.backward()
-            self.optimizer.step()
+            for optimizer in self.optimizers:
+                optimizer.step()
             images_seen += len(labels)
         loss.item()  # a GPU has finished when its last result is here
         return images_seen / (time.perf_counter() - began)
@@ -99,6 +103,7 @@ def build_ways(dataset, batch_size, device):
         ways["bfloat16 without channels last"] = Way(tensors, device, False, best)
     ways["ours"] = Way(tensors, device, True, best)
     ways["ours, step alone"] = Way(lambda epoch: prepared, device, True, best)
+    ways["ours, step alone, Muon"] = Way(lambda epoch: prepared, device, True, best, train.RECIPES["fast"])
     return ways
 
 

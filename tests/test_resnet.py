@@ -1106,7 +1106,7 @@ def test_the_bench_measures_all_ways(tmp_path):
     record = json.loads((tmp_path / "bench.json").read_text())
     native = run.native_bf16(torch.device("cpu"))
     assert {row["precision"] for row in record["rows"]} == {"float32", *["bfloat16"] * native}, "nothing is emulated"
-    assert len(record["rows"]) == (7 if native else 5)
+    assert len(record["rows"]) == (8 if native else 6)
     assert all(row["images_per_s"] > 0 and row["of_peak"] > 0 for row in record["rows"])
     shares = {row["operation"]: row["share"] for row in json.loads((tmp_path / "step.json").read_text())["rows"]}
     assert sum(shares.values()) == pytest.approx(1) and min(shares.values()) > 0 and len(shares) == 5
