@@ -85,7 +85,7 @@ RECIPES = {
     "word-mlp": WORDS | dict(iters=1500, model=dict(kind="wordmlp", block_size=64, context=4, n_embd=64, hidden=64)),
     "word-gpt": WORDS | dict(iters=950, lr=2e-3, model=GPT | dict(n_layer=2, n_embd=96)),
 }
-AUTO_PRECISION = "bf16"  # bench.py: 1.6 times as fast where a CPU multiplies it natively
+AUTO_PRECISION = "bf16"  # bench.py: 1.4 times as fast where a CPU multiplies it natively
 SAMPLE_TOKENS = 120
 
 
