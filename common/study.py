@@ -104,7 +104,7 @@ def run_jobs(train, jobs: list[Job], args) -> bool:
             running = [entry for entry in running if entry not in ended]
             for job, _, errors in ended:
                 state = state_of(job.folder)
-                list_results(out, [job.folder for job, *_ in running])
+                list_results(out, [other.folder for other, *_ in running])
                 if state not in ("done", "diverged"):
                     raise UserError(f"{display_path(job.folder)}: the run {state} ({last_line(errors)})")
                 bar.update(job.cost)
