@@ -53,15 +53,18 @@ class SentimentLSTM(nn.Module):
 
     pool: "last" takes the hidden state at the last word (and, backwards, at the first), "mean" and "max" all states
     (Johnson and Zhang 2016, section 2.1). dropout: of embeddings, between layers and before the linear layer (Zaremba
-    et al. 2014). word_dropout: the share of words that training replaces by <unk> (Iyyer et al. 2015).
+    et al. 2014). word_dropout: the share of words that training replaces by <unk> (Iyyer et al. 2015). embed_std: the
+    standard deviation of the initial word vectors. nn.Embedding's own, 1, drowns what training can add to rare words.
     """
 
     def __init__(self, vocabulary: int, classes: int = 2, embed: int = 64, hidden: int = 128, layers: int = 1,
                  bidirectional: bool = False, pool: str = "last", cell: str = "torch", dropout: float = 0.5,
-                 word_dropout: float = 0.0, pad: int = 0, unk: int = 1):  # fmt: skip
+                 word_dropout: float = 0.0, embed_std: float = 0.1, pad: int = 0, unk: int = 1):  # fmt: skip
         super().__init__()
         self.pool, self.word_dropout, self.unk, directions = pool, word_dropout, unk, 1 + bidirectional
         self.embedding = nn.Embedding(vocabulary, embed, padding_idx=pad)
+        with torch.no_grad():
+            self.embedding.weight *= embed_std
         self.layers = nn.ModuleList()
         for layer in range(layers):
             size = embed if layer == 0 else directions * hidden

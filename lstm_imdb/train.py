@@ -30,6 +30,7 @@ PLAIN = dict(
     decay="onecycle",
     weight_decay=0.0,
     embed=64,
+    embed_std=0.1,
     hidden=128,
     layers=1,
     bidirectional=False,
@@ -133,7 +134,7 @@ def evaluate(net, reviews, r):
 def build_model(args, vocabulary: int, classes: int) -> model.SentimentLSTM:
     """The network of a recipe: of `args`, or of the arguments in a record."""
     return model.SentimentLSTM(vocabulary, classes, args.embed, args.hidden, args.layers, args.bidirectional,
-                               args.pool, args.cell, args.dropout, args.word_dropout)  # fmt: skip
+                               args.pool, args.cell, args.dropout, args.word_dropout, args.embed_std)  # fmt: skip
 
 
 def load_data(args) -> data.Data:
@@ -176,8 +177,9 @@ def check(args):
     for name, high in {"embed": 10_000, "hidden": 10_000, "max_words": 10_000_000, "min_count": 10_000_000}.items():
         if not 0 < getattr(args, name) <= high:
             raise run.UserError(f"--set {name}={getattr(args, name)}: must be from 1 to {high}")
-    if not args.clip > 0:
-        raise run.UserError(f"--set clip={args.clip}: must be above 0")
+    for name in ("clip", "embed_std"):
+        if not getattr(args, name) > 0:
+            raise run.UserError(f"--set {name}={getattr(args, name)}: must be above 0")
 
 
 def parse(argv=None):
