@@ -78,10 +78,13 @@ class SentimentLSTM(nn.Module):
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """tokens: int64 (B, T), padded; lengths: int64 (B,), at least 1. Returns the logits (B, classes)."""
-        if self.training and self.word_dropout:
-            dropped = torch.rand(tokens.shape, device=tokens.device) < self.word_dropout
-            tokens = torch.where(dropped, self.unk, tokens)
-        return self.classify(self.embedding(tokens), lengths)  # (B, T) -> (B, T, E) -> (B, classes)
+        return self.classify(self.embedding(self.drop_words(tokens)), lengths)  # (B, T) -> (B, T, E) -> (B, classes)
+
+    def drop_words(self, tokens: Tensor) -> Tensor:
+        """Word dropout of tokens (B, T), in training."""
+        if not self.training or not self.word_dropout:
+            return tokens
+        return torch.where(torch.rand(tokens.shape, device=tokens.device) < self.word_dropout, self.unk, tokens)
 
     def classify(self, embedded: Tensor, lengths: Tensor) -> Tensor:
         """embedded: (B, T, E), word vectors. Returns the logits (B, classes)."""
