@@ -22,7 +22,7 @@ import data
 import model
 import train
 
-CHANGES = dict(epochs=8, bs=16, lr=0.002, decay="onecycle", dropout=0.2, word_dropout=0.0)
+CHANGES = dict(epochs=4, bs=16, lr=0.003, decay="onecycle", dropout=0.2, word_dropout=0.0, adversarial=0.0)
 RECIPES = {name: values | (CHANGES if name != "tiny" else {}) for name, values in train.RECIPES.items()}
 SAVE_EVERY = 120  # seconds between checkpoints within an epoch
 
