@@ -1,14 +1,17 @@
 """lstm_imdb/: the readers and the split, padding, the LSTM cell against torch's, and training."""
 
+import contextlib
 import csv
 import io
 import json
 import random
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from conftest import failure, load, one_line, run
@@ -192,6 +195,29 @@ def test_word_dropout_acts_in_training_alone():
 
 
 # ------------------------------------------------------------------------------------------------------------- sources
+
+
+def test_adversarial_training_by_hand():
+    torch.manual_seed(0)
+    net = model.SentimentLSTM(30, embed=4, hidden=5, bidirectional=True, pool="max", dropout=0.0)
+    tokens, lengths, labels = torch.randint(2, 30, (3, 7)), torch.tensor([7, 4, 2]), torch.tensor([0, 1, 1])
+    tokens[torch.arange(7) >= lengths[:, None]] = 0
+    vectors = net.embedding(tokens)
+    loss = F.cross_entropy(net.classify(vectors, lengths), labels)
+    (slope,) = torch.autograd.grad(loss, vectors, retain_graph=True)
+    move = torch.stack([0.1 * v.norm() / s.norm() * s for v, s in zip(vectors.detach(), slope, strict=True)])
+    harder = F.cross_entropy(net.classify(vectors + move, lengths), labels)
+    assert harder > loss + 0.001
+    wanted = torch.autograd.grad((loss + harder) / 2, list(net.parameters()))
+    r = SimpleNamespace(autocast=contextlib.nullcontext)
+    got, logits = train.backward(net, tokens, lengths, labels, 0.1, r)
+    torch.testing.assert_close(got, ((loss + harder) / 2).detach())
+    torch.testing.assert_close([p.grad for p in net.parameters()], list(wanted))
+    torch.testing.assert_close(logits, net(tokens, lengths).detach())
+    net.zero_grad()
+    assert train.backward(net, tokens, lengths, labels, 0.0, r)[0] == loss.detach()
+    torch.testing.assert_close([p.grad for p in net.parameters()], list(torch.autograd.grad(
+        F.cross_entropy(net(tokens, lengths), labels), list(net.parameters()))))  # fmt: skip
 
 
 def test_imdb_counts_split_and_labels(data_dir):
@@ -404,8 +430,9 @@ def test_a_checkpoint_within_the_epoch_is_written_in_time(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("words", [["--set", "keep=middle"], ["--set", "dropout=1.0"], ["--set", "clip=0.0"],
-                                   ["--set", "word_dropout=-0.1"], ["--set", "embed=0"], ["--set", "decay=x"],
-                                   ["--pool", "min"], ["--cell", "gru"], ["--max-len", "0"]])  # fmt: skip
+                                   ["--set", "adversarial=-0.1"], ["--set", "word_dropout=-0.1"],
+                                   ["--set", "embed=0"], ["--set", "decay=x"], ["--pool", "min"],
+                                   ["--cell", "gru"], ["--max-len", "0"]])  # fmt: skip
 def test_values_that_make_no_sense(words, capsys):
     assert failure(train.parse, [*TINY, *words])[0] == 2
     assert words[-1].split("=")[0] in capsys.readouterr().err
