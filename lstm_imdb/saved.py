@@ -50,7 +50,7 @@ def open_model(name: str | None = None, device="cpu") -> Model:
         words, classes = state["words"], state["classes"]
         args |= {"data_dir": run.read_json(path / "local.json").get("data_dir")} if in_folder(path) else {}
     try:
-        args = argparse.Namespace(**{"data_dir": None} | args)
+        args = argparse.Namespace(**train.PLAIN | {"data_dir": None} | args)  # a run may be older than an option
         net = train.build_model(args, len(words), len(classes))
         ignored = data.stop_words() if args.stop_words else frozenset()
         vocabulary = data.Vocabulary(words[2:], ignored)
