@@ -107,25 +107,25 @@ class Reviews(torch.utils.data.Dataset):
         places = (first[:, None] + position).clamp(max=len(self.tokens) - 1)
         return torch.where(inside, self.tokens[places], PAD).long(), lengths
 
-    def order(self, batch_size: int, shuffle: tuple[int, int] | None = None) -> list[Tensor]:
+    def order(self, batch_size: int, shuffle: tuple[int, int] | None = None, bucket: int = 50) -> list[Tensor]:
         """The indices of every batch. Without `shuffle` sorted by length. With (seed, epoch): a random permutation is
-        cut into chunks of 50 batches, each is sorted by length, and the batches come in random order. So every review
-        is seen once an epoch, beside others of its length, which differ from epoch to epoch."""
+        cut into chunks of `bucket` batches, each is sorted by length, and the batches come in random order. So every
+        review is seen once an epoch, beside others of its length, which differ from epoch to epoch."""
         if shuffle is None:
             return list(self.lengths.argsort(stable=True).split(batch_size))
         generator = torch.Generator().manual_seed(run.seed_at(*shuffle))
-        chunks = torch.randperm(len(self), generator=generator).split(50 * batch_size)
+        chunks = torch.randperm(len(self), generator=generator).split(bucket * batch_size)
         batches = [b for chunk in chunks for b in chunk[self.lengths[chunk].argsort(stable=True)].split(batch_size)]
         return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
     def batches(
-        self, batch_size: int, shuffle: tuple[int, int] | None = None, start: int = 0, device="cpu"
+        self, batch_size: int, shuffle: tuple[int, int] | None = None, start: int = 0, device="cpu", bucket: int = 50
     ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
         """Yield (tokens int64 (B, T), lengths (B,), labels (B,), index (B,)); T is the longest review of the batch.
 
-        shuffle: see `order`; start: how many batches of the epoch to skip.
+        shuffle, bucket: see `order`; start: how many batches of the epoch to skip.
         """
-        for index in self.order(batch_size, shuffle)[start:]:
+        for index in self.order(batch_size, shuffle, bucket)[start:]:
             tokens, lengths = self.collate(index)
             yield tokens.to(device), lengths.to(device), self.labels[index].to(device), index
 

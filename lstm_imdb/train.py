@@ -26,6 +26,7 @@ import pretrained
 PLAIN = dict(
     epochs=5,
     bs=64,
+    bucket=50,  # batches of a chunk that is sorted by length; 1: reviews in random order
     lr=0.003,
     decay="onecycle",
     weight_decay=0.0,
@@ -104,7 +105,7 @@ def train(args, r, net, loaded):
     for epoch in range(first_epoch, args.epochs):
         net.train()
         began = saved = time.monotonic()
-        batches = loaded.train.batches(args.bs, (args.seed, epoch), start=step, device=r.device)
+        batches = loaded.train.batches(args.bs, (args.seed, epoch), start=step, device=r.device, bucket=args.bucket)
         bar = tqdm(batches, f"epoch {epoch + 1}/{args.epochs}", steps, initial=step, leave=False, disable=None)
         first_step, seen = step, 0
         for tokens, lengths, labels, _ in bar:
@@ -200,7 +201,8 @@ def check(args):
             raise run.UserError(f"--set {name}={getattr(args, name)}: must be at least 0 and below 1")
     if not 0 <= args.adversarial <= 1:
         raise run.UserError(f"--set adversarial={args.adversarial}: must be from 0 to 1")
-    for name, high in {"embed": 10_000, "hidden": 10_000, "max_words": 10_000_000, "min_count": 10_000_000}.items():
+    limits = dict(bucket=10_000, embed=10_000, hidden=10_000, max_words=10_000_000, min_count=10_000_000)
+    for name, high in limits.items():
         if not 0 < getattr(args, name) <= high:
             raise run.UserError(f"--set {name}={getattr(args, name)}: must be from 1 to {high}")
     for name in ("clip", "embed_std"):
