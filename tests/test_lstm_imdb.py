@@ -115,7 +115,7 @@ def test_bucketing_leaves_little_padding(builtin):
         assert batch.shape[1] == lengths.max() and torch.equal(labels, builtin.train.labels[index])
         tokens, padded = tokens + int(lengths.sum()), padded + batch.numel()
     random_order = sum(batch.numel() for batch, *_ in builtin.train.batches(32, (0, 0), bucket=1))
-    assert padded < 1.1 * tokens < random_order
+    assert padded < 1.1 * tokens and padded < random_order
 
 
 # -------------------------------------------------------------------------------------------------------- the network
