@@ -23,8 +23,8 @@ STUDIES = {  # study: {setting: arguments of train.py}
     "plain": {"plain": dict(recipe="plain")},
     "best": {"best": dict(recipe="best")},
     "buckets": {"by length": dict(recipe="plain"), "in random order": dict(recipe="plain", bucket=1)},
-    "vectors": {"standard deviation 1": dict(recipe="plain", embed_std=1.0), "0.1": dict(recipe="plain"),
-                "0.02": dict(recipe="plain", embed_std=0.02)},
+    "vectors": {"standard deviation 1": dict(recipe="plain", embed_std=1.0),
+                "standard deviation 0.1": dict(recipe="plain")},
     "stop-words": {"all words": dict(recipe="plain"), "no stop words": dict(recipe="plain", stop_words=True)},
     "pooling": {f"{pool}, {keep} of the review": dict(recipe="plain", pool=pool, keep=keep)
                 for pool, keep in (("last", "start"), ("last", "end"), ("mean", "end"), ("max", "end"))},
