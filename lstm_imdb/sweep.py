@@ -76,6 +76,7 @@ def report(name, rows, out):
         values = [[row["final"][f"{part}_accuracy"] for row in done] for part in ("val", "test")]
         print(f"  {setting:32} validation {np.mean(values[0]):.2%}  test {np.mean(values[1]):.2%}  {len(done)} runs")
     axes.set(xlabel="epoch", ylabel="validation accuracy")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=8)
