@@ -3,7 +3,7 @@
     python lstm_imdb/train.py                              # the plain recipe, IMDB, five epochs
     python lstm_imdb/train.py --recipe best                # the best recipe found
     python lstm_imdb/train.py --data reviews.csv           # a CSV file of your own
-    python lstm_imdb/train.py --data builtin --epochs 3    # a quick look without any download
+    python lstm_imdb/train.py --data builtin --epochs 10   # a quick look without any download
 
 Validation chooses the epoch; that checkpoint is tested once, at the end. A recipe sets whatever the flags leave open.
 """

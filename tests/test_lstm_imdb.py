@@ -367,7 +367,7 @@ def test_word_counts_fail_on_the_generated_reviews_and_the_lstm_does_not(tmp_pat
     pytest.importorskip("sklearn")
     unigrams, _ = load("lstm_imdb", "baseline").main(["--data", "builtin", "--out", str(tmp_path)])
     assert abs(unigrams["final"]["test_accuracy"] - 0.5) < 0.05
-    record = train.main(["--data", "builtin", "--device", "cpu", "--epochs", "4", "--out", str(tmp_path / "run")])
+    record = train.main(["--data", "builtin", "--device", "cpu", "--epochs", "10", "--out", str(tmp_path / "run")])
     assert record["final"]["test_accuracy"] > 0.95
 
 
