@@ -100,8 +100,7 @@ def ways_of(loaded, args, device):
 def padding(reviews) -> dict:
     """Words of padded batches for each word that is read: with everything at max_len, in random batches, in buckets."""
     words = int(reviews.lengths.sum())
-    order = torch.randperm(len(reviews), generator=torch.Generator().manual_seed(0)).split(BS)
-    wide = {"random batches": order, "buckets": reviews.order(BS, (0, 0))}
+    wide = {"random batches": reviews.order(BS, (0, 0), bucket=1), "buckets": reviews.order(BS, (0, 0))}
     factors = {name: sum(len(b) * int(reviews.lengths[b].max()) for b in batches) / words
                for name, batches in wide.items()}  # fmt: skip
     return {"fixed length": len(reviews) * reviews.max_len / words} | factors

@@ -54,7 +54,7 @@ class SentimentLSTM(nn.Module):
     pool: "last" takes the hidden state at the last word (and, backwards, at the first), "mean" and "max" all states
     (Johnson and Zhang 2016, section 2.1). dropout: of embeddings, between layers and before the linear layer (Zaremba
     et al. 2014). word_dropout: the share of words that training replaces by <unk> (Iyyer et al. 2015). embed_std: the
-    standard deviation of the initial word vectors. nn.Embedding's own, 1, drowns what training can add to rare words.
+    standard deviation of the initial word vectors, which is 1 in nn.Embedding.
     """
 
     def __init__(self, vocabulary: int, classes: int = 2, embed: int = 64, hidden: int = 128, layers: int = 1,

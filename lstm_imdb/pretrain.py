@@ -70,7 +70,7 @@ def pretrain(args, r, lm, loaded):
     for epoch in range(first_epoch, args.epochs):
         lm.train()
         began = saved = time.monotonic()
-        batches = loaded.train.batches(args.bs, (args.seed, epoch), start=step, device=r.device)
+        batches = loaded.train.batches(args.bs, (args.seed, epoch), start=step, device=r.device, bucket=args.bucket)
         bar = tqdm(batches, f"epoch {epoch + 1}/{args.epochs}", steps, initial=step, leave=False, disable=None)
         for tokens, lengths, _, _ in bar:
             for group in optimizer.param_groups:

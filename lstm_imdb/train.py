@@ -71,22 +71,22 @@ def backward(net, tokens, lengths, labels, adversarial, r):
     direction in which the loss rises fastest, by `adversarial` times the norm of the review's vectors.
     """
     tokens = net.drop_words(tokens)
-
-    def step(move=0.0, share=1.0):
-        vectors = net.embedding(tokens)  # (B, T) -> (B, T, E)
-        vectors.retain_grad()
-        with r.autocast():
-            logits = net.classify(vectors + move, lengths)  # (B, T, E), (B,) -> (B, C)
-        loss = F.cross_entropy(logits.float(), labels)
-        (share * loss).backward()
-        return loss.detach(), logits.detach(), vectors
-
+    vectors = net.embedding(tokens)  # (B, T) -> (B, T, E)
+    with r.autocast():
+        logits = net.classify(vectors, lengths)  # (B, T, E), (B,) -> (B, C)
+    loss = F.cross_entropy(logits.float(), labels)
     if not adversarial:
-        return step()[:2]
-    loss, logits, vectors = step(share=0.5)
+        loss.backward()
+        return loss.detach(), logits
+    vectors.retain_grad()
+    (loss / 2).backward()
     size, slope = (x.flatten(1).norm(dim=1)[:, None, None] for x in (vectors.detach(), vectors.grad))  # (B, 1, 1)
-    harder, _, _ = step(adversarial * size / slope.clamp(min=1e-12) * vectors.grad, share=0.5)
-    return (loss + harder) / 2, logits
+    move = adversarial * size / slope.clamp(min=1e-12) * vectors.grad
+    with r.autocast():
+        moved = net.classify(net.embedding(tokens) + move, lengths)
+    adversarial_loss = F.cross_entropy(moved.float(), labels)
+    (adversarial_loss / 2).backward()
+    return (loss + adversarial_loss).detach() / 2, logits
 
 
 def train(args, r, net, loaded):

@@ -195,9 +195,6 @@ def test_word_dropout_acts_in_training_alone():
     assert not torch.equal(net(tokens, lengths), net(tokens, lengths))
 
 
-# ------------------------------------------------------------------------------------------------------------- sources
-
-
 def test_adversarial_training_by_hand():
     torch.manual_seed(0)
     net = model.SentimentLSTM(30, embed=4, hidden=5, bidirectional=True, pool="max", dropout=0.0)
@@ -219,6 +216,9 @@ def test_adversarial_training_by_hand():
     assert train.backward(net, tokens, lengths, labels, 0.0, r)[0] == loss.detach()
     torch.testing.assert_close([p.grad for p in net.parameters()], list(torch.autograd.grad(
         F.cross_entropy(net(tokens, lengths), labels), list(net.parameters()))))  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------------- sources
 
 
 def test_imdb_counts_split_and_labels(data_dir):
