@@ -47,7 +47,7 @@ SEARCH = {  # changes to the recipe best, in runs of 30 epochs
     "no label smoothing": dict(label_smoothing=0.0),
     "weight decay 0.0001": dict(weight_decay=1e-4),
 }
-LONG = ("learning rate 0.04", "batch size 32, learning rate 0.01")  # the two best of them, in runs of 200 epochs
+LONG = ("learning rate 0.04", "batch size 32, learning rate 0.01")  # the two best, 200 epochs; the second also 300
 STUDIES = {  # study: {setting: arguments of train.py}
     "lenet": {
         "defaults": LENET,
@@ -78,6 +78,7 @@ STUDIES = {  # study: {setting: arguments of train.py}
     },
     "search-lenet5": {name: dict(model="lenet5", recipe="best", epochs=30) | change for name, change in SEARCH.items()},
     "long-lenet5": {name: dict(model="lenet5", recipe="best", epochs=200) | SEARCH[name] for name in LONG},
+    "longest-lenet5": {LONG[1]: dict(model="lenet5", recipe="best", epochs=300) | SEARCH[LONG[1]]},
     "best-lenet5": {"LeNet-5": dict(model="lenet5", recipe="best")},
     "best-simplenn": {"SimpleNN": dict(model="simplenn", recipe="best")},
 }
