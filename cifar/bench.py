@@ -6,7 +6,8 @@
 (a) usual: PIL images, torchvision's crop, flip, to-tensor and normalize, one by one, DataLoader with 0 or 2 workers;
 (b) ours: Cifar.batches, whole batches of tensors;
 (c) step alone: forward pass, backward pass and update on batches prepared beforehand, the ceiling;
-(d) the same in bfloat16, where the hardware multiplies it: what --precision auto could gain.
+(d) the same in bfloat16, where the hardware multiplies it: what --precision auto could gain;
+(e) the same with the usual memory layout, contiguous, which (a) has too. The other ways have channels_last.
 Everything else is the same. They take turns, so that a machine that slows down slows all of them. Reported are medians
 of the images per second of whole epochs. Writes bench.json into --out.
 """
@@ -25,7 +26,7 @@ from torch.utils.data import DataLoader
 import data
 from model import LeNet5
 
-BF16 = "step alone, bfloat16"
+BF16, CONTIGUOUS = "step alone, bfloat16", "step alone, contiguous"
 
 
 class PILImages(torch.utils.data.Dataset):
@@ -68,31 +69,36 @@ def epoch_rate(batches, model, optimizer, device, bf16=False):
     return images_seen / (time.perf_counter() - began)
 
 
+def new_network(classes, device, layout):
+    """(LeNet-5 with the same initial weights, its optimizer)"""
+    torch.manual_seed(0)
+    model = LeNet5(classes).to(device, memory_format=layout)
+    return model, torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9, fused=device.type in ("cpu", "cuda"))
+
+
 def measure(dataset, batch_size, rounds, device):
     """{way: [images per second of each of `rounds` epochs]}, in turns."""
     dataset = dataset.to(device)
     prepared = list(dataset.batches(batch_size, shuffle=(0, 0), augment="crop+flip"))
-    torch.manual_seed(0)
-    model = LeNet5(len(dataset.classes)).to(device)
-    optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9, fused=device.type in ("cpu", "cuda"))
-    ways = {}
+    contiguous = [(images.contiguous(), labels) for images, labels in prepared]
+    usual, ours = (new_network(len(dataset.classes), device, layout)
+                   for layout in (torch.contiguous_format, torch.channels_last))  # fmt: skip
+    ways = {}  # way: (batches of an epoch, network, whether in bfloat16)
     for workers in (0, 2):
         loader = usual_loader(dataset.to("cpu"), batch_size, workers)
-        ways[f"usual, {workers} workers"] = lambda epoch, loader=loader: (loader, False)
-    ways["ours"] = lambda epoch: (dataset.batches(batch_size, shuffle=(0, epoch), augment="crop+flip"), False)
-    ways["step alone"] = lambda epoch: (prepared, False)
+        ways[f"usual, {workers} workers"] = (lambda epoch, loader=loader: loader, usual, False)
+    ways["ours"] = (lambda epoch: dataset.batches(batch_size, shuffle=(0, epoch), augment="crop+flip"), ours, False)
+    ways["step alone"] = (lambda epoch: prepared, ours, False)
+    ways[CONTIGUOUS] = (lambda epoch: contiguous, usual, False)
     if run.native_bf16(device):
-        ways[BF16] = lambda epoch: (prepared, True)
+        ways[BF16] = (lambda epoch: prepared, ours, True)
 
-    def rate(way):
-        def of_round(epoch):
-            batches, bf16 = way(epoch)
-            return epoch_rate(batches, model, optimizer, device, bf16)
+    def rate(batches, network, bf16):
+        return lambda epoch: epoch_rate(batches(epoch), *network, device, bf16)
 
-        return of_round
-
-    epoch_rate(prepared[:50], model, optimizer, device)
-    return timing.turns({name: rate(way) for name, way in ways.items()}, rounds, warmup=0)
+    for batches, network in ((prepared, ours), (contiguous, usual)):
+        epoch_rate(batches[:50], *network, device)
+    return timing.turns({name: rate(*way) for name, way in ways.items()}, rounds, warmup=0)
 
 
 def parser():

@@ -392,7 +392,7 @@ def test_the_studies_are_those_of_the_committed_records():
 
 def test_the_bench_measures_all_ways(tmp_path):
     rows = load("cifar", "bench").main(["--data", "builtin", "--limit", "200", "--rounds", "1", "--out", str(tmp_path)])
-    kinds = 5 if run.native_bf16(torch.device("cpu")) else 4
+    kinds = 6 if run.native_bf16(torch.device("cpu")) else 5
     assert len(rows) == 2 * kinds and all(row["images_per_s"] > 0 for row in rows)
     record = json.loads((tmp_path / "bench.json").read_text())
     assert record["dataset"]["builtin"] and record["dataset"]["train"] == 200 and record["rows"] == rows
