@@ -23,7 +23,9 @@ def load_tool(name):
     return module
 
 
-ledger, export, overview, runs, reproduce = map(load_tool, ("ledger", "export", "overview", "runs", "reproduce"))
+ledger, export, overview, runs, reproduce, seconds = map(
+    load_tool, ("ledger", "export", "overview", "runs", "reproduce", "seconds")
+)
 by_path = dict(ids=lambda path: path.relative_to(ROOT).as_posix())
 
 # ----------------------------------------------------------------------------------------------------- ledger.py
@@ -357,3 +359,30 @@ def test_a_record_without_a_command_or_commit_says_so(tmp_path, capsys):
         reproduce.main([str(folder / "run.json")])
     with pytest.raises(runs.UserError, match="no such run"):
         reproduce.main([str(folder / "run.json"), "--setting", "x"])
+
+
+# ---------------------------------------------------------------------------------------------------- seconds.py
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_every_readme_begins_with_a_command_of_its_folder(folder):
+    words = seconds.first_command(ROOT / folder / "README.md")
+    assert words[0] == "python" and Path(words[1]).parts[0] == folder and (ROOT / words[1]).is_file()
+
+
+def test_seconds_runs_the_first_command_with_and_without_limits(tmp_path, monkeypatch, capsys):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "README.md").write_text("# a\n```bash\npython a/train.py 'two words'   # a comment\n```\n")
+    script = "import os, sys; print('first'); print(sys.argv[1:], os.environ.get('ONEDNN_MAX_CPU_ISA'))"
+    (tmp_path / "a" / "train.py").write_text(script)
+    monkeypatch.setattr(seconds, "ROOT", tmp_path)
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    seconds.main(["--out", str(tmp_path / "out")])
+    (row,) = json.loads((tmp_path / "out" / "seconds.json").read_text())["rows"]
+    assert row["setting"] == "python a/train.py 'two words'" and all(value > 0 for value in row["seconds"].values())
+    assert row["last_line"] == {"all": "['two words'] None", "avx2": "['two words'] AVX2"}
+    with pytest.raises(seconds.run.UserError, match="b: no such experiment; there are a"):
+        seconds.main(["b"])
+    (tmp_path / "a" / "train.py").write_text("raise SystemExit('no data')")
+    with pytest.raises(seconds.run.UserError, match="exit status 1: no data"):
+        seconds.main(["a"])
