@@ -60,7 +60,7 @@ def main(argv=None):
     for folder in args.folders or folders:
         words = first_command(ROOT / folder / "README.md")
         results = {kind: measure(words, limits) for kind, limits in KINDS.items()}
-        seconds = {kind: round(value, 1) for kind, (value, _) in results.items()}
+        seconds = {kind: value for kind, (value, _) in results.items()}
         rows.append({"folder": folder, "setting": shlex.join(words), "seconds": seconds,
                      "ratio": seconds["avx2"] / seconds["all"],
                      "last_line": {kind: line for kind, (_, line) in results.items()}})  # fmt: skip
