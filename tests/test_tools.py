@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from conftest import FOLDERS, ROOT
+from conftest import FOLDERS, ROOT, load
 
 
 def load_tool(name):
@@ -364,25 +364,37 @@ def test_a_record_without_a_command_or_commit_says_so(tmp_path, capsys):
 # ---------------------------------------------------------------------------------------------------- seconds.py
 
 
-@pytest.mark.parametrize("folder", FOLDERS)
-def test_every_readme_begins_with_a_command_of_its_folder(folder):
-    words = seconds.first_command(ROOT / folder / "README.md")
-    assert words[0] == "python" and Path(words[1]).parts[0] == folder and (ROOT / words[1]).is_file()
-
-
-def test_seconds_runs_the_first_command_with_and_without_limits(tmp_path, monkeypatch, capsys):
+def test_seconds_runs_every_command_with_and_without_limits(tmp_path, monkeypatch, capsys):
     (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "README.md").write_text("# a\n```bash\npython a/train.py 'two words'   # a comment\n```\n")
-    script = "import os, sys; print('first'); print(sys.argv[1:], os.environ.get('ONEDNN_MAX_CPU_ISA'))"
-    (tmp_path / "a" / "train.py").write_text(script)
     monkeypatch.setattr(seconds, "ROOT", tmp_path)
+    monkeypatch.setattr(seconds, "RECIPES", {"a/train.py --recipe best": ("--epochs 1", 30)})
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    (tmp_path / "a" / "train.py").write_text(
+        "import os, pathlib, sys\n"
+        "assert sys.argv[1:5] == ['--recipe', 'best', '--epochs', '1']\n"
+        "folder = pathlib.Path(sys.argv[6])\n"
+        "folder.mkdir()\n"
+        "value = 4 if os.environ.get('ONEDNN_MAX_CPU_ISA') == 'AVX2' else 2\n"
+        "(folder / 'metrics.csv').write_text(f'epoch,seconds\\n1,{value}\\n')\n"
+    )
     seconds.main(["--out", str(tmp_path / "out")])
     (row,) = json.loads((tmp_path / "out" / "seconds.json").read_text())["rows"]
-    assert row["setting"] == "python a/train.py 'two words'" and all(value > 0 for value in row["seconds"].values())
-    assert row["last_line"] == {"all": "['two words'] None", "avx2": "['two words'] AVX2"}
-    with pytest.raises(seconds.run.UserError, match="b: no such experiment; there are a"):
+    assert row["seconds"] == {"all": 60, "avx2": 120} and row["ratio"] == 2
+    with pytest.raises(seconds.run.UserError, match="b: not among a"):
         seconds.main(["b"])
     (tmp_path / "a" / "train.py").write_text("raise SystemExit('no data')")
-    with pytest.raises(seconds.run.UserError, match="exit status 1: no data"):
-        seconds.main(["a"])
+    with pytest.raises(seconds.run.UserError, match="--epochs 1: exit status 1: no data"):
+        seconds.main(["a", "--out", str(tmp_path / "out")])
+
+
+def test_seconds_knows_every_recipe():
+    """Each command trains a recipe that exists, and as long as it does; the recipes that want a GPU are left out."""
+    for command, (part, parts) in seconds.RECIPES.items():
+        script, *words = command.split()
+        folder = script.split("/")[0]
+        train = load(folder, "train")
+        args, short = (vars(train.parse([*words, *more])) for more in ([], part.split()))
+        length = "iters" if folder == "nanogpt" else "epochs"
+        whole = args[length] / short[length]
+        if not short.get("max_steps"):
+            assert parts == whole or short["limit"] and parts > whole, command
