@@ -179,7 +179,7 @@ def main(argv=None):
     with run.Run(args, __file__, f"{facts['name']}-{args.model}", AUTO_PRECISION) as r:
         train_set, val_set, test_set = (part.to(r.device) for part in (train_set, val_set, test_set))
         model = build_model(args, len(train_set.classes))
-        model = model.to(r.device, memory_format=torch.channels_last)  # max-pooling is much faster, see bench.py
+        model = model.to(r.device, memory_format=torch.channels_last)  # faster, see bench.py
         r.note(f"{args.model}, {count_parameters(model):.6f} M parameters, on {facts['name']}: {len(train_set):,} "
                f"training images, {len(val_set):,} validation images",
                dataset=facts, parameters=round(count_parameters(model) * 1e6))  # fmt: skip
