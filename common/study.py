@@ -106,7 +106,8 @@ def run_jobs(train, jobs: list[Job], args) -> bool:
                 state = state_of(job.folder)
                 list_results(out, [other.folder for other, *_ in running])
                 if state not in ("done", "diverged"):
-                    raise UserError(f"{display_path(job.folder)}: the run {state} ({last_line(errors)})")
+                    errors.seek(0)
+                    raise UserError(f"{display_path(job.folder)}: the run {state} ({last_line(errors.read())})")
                 bar.update(job.cost)
     except KeyboardInterrupt:
         raise UserError("the sweep was stopped; the same command continues where it was") from None
@@ -146,9 +147,9 @@ def state_of(folder):
     return "failed" if state == "running" else state
 
 
-def last_line(errors):
-    errors.seek(0)
-    lines = [line for line in errors.read().replace("\r", "\n").splitlines() if line.strip()]
+def last_line(errors: str) -> str:
+    """The last line of what a command wrote on standard error, which says why it failed."""
+    lines = [line for line in errors.replace("\r", "\n").splitlines() if line.strip()]
     return lines[-1].removeprefix("error: ") if lines else "it said nothing"
 
 

@@ -121,6 +121,7 @@ def test_seeds_of_any_size_differ(builtin):
 def test_without_shuffling_batches_are_the_stored_order(builtin):
     x, y = next(builtin[1].batches(500))
     assert torch.equal(y, builtin[1].labels)
+    assert x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     assert torch.allclose(x * builtin[1].std + builtin[1].mean, builtin[1].images.float(), atol=1e-3)
     x = torch.cat([x for x, _ in builtin[0].batches(1000)])
     assert x.mean((0, 2, 3)).abs().max() < 1e-4 and (x.std((0, 2, 3)) - 1).abs().max() < 1e-3

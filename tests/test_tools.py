@@ -387,8 +387,8 @@ def test_seconds_runs_every_command_with_and_without_limits(tmp_path, monkeypatc
         seconds.main(["a", "--out", str(tmp_path / "out")])
 
 
-def test_seconds_knows_every_recipe():
-    """Each command trains a recipe that exists, and as long as it does; the recipes that want a GPU are left out."""
+def test_seconds_multiplies_by_the_length_of_the_recipe():
+    """The number of parts follows from the epochs or iterations of the recipe, and with --limit is more than that."""
     for command, (part, parts) in seconds.RECIPES.items():
         script, *words = command.split()
         folder = script.split("/")[0]

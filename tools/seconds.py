@@ -1,11 +1,11 @@
-"""How long is the training of every recipe, with all instructions of this CPU and with AVX2 alone?
+"""How long does training take, with all instructions of this CPU and with AVX2 alone? The recipes for a CPU, estimated.
 
-    python tools/seconds.py                      # all folders: a quarter of an hour
+    python tools/seconds.py                      # all folders: an hour on one core
     python tools/seconds.py cifar nanogpt        # these folders
     OMP_NUM_THREADS=1 python tools/seconds.py    # on one core
 
 Most laptops have AVX2 alone. A processor with more can be limited to it by environment variables (AVX2 below), and then
-computes what a laptop computes. Of every recipe a part is trained, once with each, and its seconds in metrics.csv are
+computes what a laptop computes. Of each recipe a part is trained, once with each, and its seconds in metrics.csv are
 multiplied: without start, test and, but for nanogpt/, evaluation. Prints a table and writes seconds.json into --out.
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from common import run  # noqa: E402
+from common import run, study  # noqa: E402
 
 import torch  # noqa: E402
 
@@ -68,7 +68,7 @@ def measure(command: str, limits: dict) -> float:
         env = os.environ | limits
         done = subprocess.run([sys.executable, *words], cwd=ROOT, env=env, capture_output=True, text=True)
         if done.returncode:
-            why = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            why = study.last_line(done.stderr)
             raise run.UserError(f"python {command} {part}: exit status {done.returncode}: {why}")
         with open(Path(folder, "run", "metrics.csv"), newline="", encoding="utf-8") as file:
             return parts * float(list(csv.DictReader(file))[-1]["seconds"])
