@@ -336,6 +336,28 @@ def test_a_record_is_run_again_and_judged(lms_record, capsys):
     assert len(worktrees.splitlines()) == 1, "the worktree is removed again"
 
 
+@pytest.mark.slow
+def test_a_study_that_one_script_trained_is_run_again_as_a_whole(tmp_path, capsys):
+    folder = tmp_path / "lms" / "results"
+    words = ["lms/sweep.py", "--study", "rates", "--data", "fir", "--lr", "0.01", "--seeds", "2", "--out", str(folder)]
+    subprocess.run([sys.executable, *words], cwd=ROOT, check=True, capture_output=True)
+    reproduce.main([str(folder / "rates.json"), "--head"])
+    assert capsys.readouterr().out == f"2 rows: python {' '.join(words)}\n", "one command, not one for each row"
+    reproduce.main([str(folder / "rates.json"), "--head", "--run", "--seed", "1"])
+    lines = [line for line in capsys.readouterr().out.splitlines() if " recorded " in line]
+    assert len(lines) > 3 and all(line.endswith("equal") for line in lines)
+    record = json.loads((folder / "rates.json").read_text())
+    record["rows"][1]["final"]["train_mse"] *= 1.01
+    (folder / "rates.json").write_text(json.dumps(record))
+    with pytest.raises(runs.UserError, match="not those on record"):
+        reproduce.main([str(folder / "rates.json"), "--head", "--run"])
+    for row in record["rows"]:
+        del row["final"]
+    (folder / "rates.json").write_text(json.dumps(record))
+    reproduce.main([str(folder / "rates.json"), "--head", "--run"])
+    assert "no final metrics" in capsys.readouterr().out
+
+
 def test_metrics_of_another_machine_are_judged_by_the_recorded_seeds(capsys):
     low, high = reproduce.prediction_interval([0.1, 0.2, 0.3])
     assert (low + high) / 2 == pytest.approx(0.2) and high - low == pytest.approx(

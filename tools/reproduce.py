@@ -8,7 +8,7 @@
 --run trains in a worktree of the record's commit, or of HEAD with --head. Where versions, threads, device name and
 native_bf16 are those of the record, all metrics must be equal. Else, where the setting has three seeds or more, each
 metric must lie in the 99% prediction interval of the recorded seeds (Student's t). Else the difference is printed.
-Seconds are not judged.
+Seconds are not judged. A study whose script trains all its networks runs as a whole.
 """
 
 import argparse
@@ -23,6 +23,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+KEYS = ("study", "setting", "bs", "epoch", "seed")  # what tells the rows of a record apart
 sys.path.insert(0, str(ROOT))
 from common.records import read_json, recorded_args  # noqa: E402
 from common.terminal import UserError, cli  # noqa: E402
@@ -95,6 +96,19 @@ def title(row: dict) -> str:
     return f"{row['setting']}, seed {row.get('seed', 0)}" if "setting" in row else "the run"
 
 
+def by_script(rows: list[dict]) -> tuple[list[dict], list[list[dict]]]:
+    """The rows that train.py made one by one; those that a script made together, and whose command is on record."""
+    scripts = {}
+    for row in rows:
+        if row.get("command"):
+            scripts.setdefault((commit_of(row), *row["command"]), []).append(row)
+    return [row for row in rows if not row.get("command")], list(scripts.values())
+
+
+def same_setting(a: dict, b: dict) -> bool:
+    return all(a.get(name) == b.get(name) for name in KEYS if name != "seed")
+
+
 def commit_of(row: dict) -> str | None:
     return (row.get("git") or {}).get("commit")
 
@@ -108,15 +122,36 @@ def worktree(commit: str, folder: Path) -> Path:
     return folder
 
 
-def run_again(row: dict, folder: str, tree: Path, argv: list[str], out: Path, data_dir: str | None) -> dict:
-    """Train with `argv` in `tree` and return the new record."""
+def train(row: dict, tree: Path, words: list[str], out: Path, data_dir: str | None):
+    """Run the Python script and arguments `words` in `tree`, into the folder `out`, with the threads of the record."""
     data = data_dir or os.environ.get("DATA_DIR") or str(ROOT / "data")
     threads = (row.get("device") or {}).get("threads", 1)  # the studies train one run a core
-    words = [sys.executable, str(tree / folder / "train.py"), *argv, "--out", str(out)]
+    words = [sys.executable, str(tree / words[0]), *words[1:], "--out", str(out)]
     environment = os.environ | {"DATA_DIR": str(Path(data).resolve()), "OMP_NUM_THREADS": str(threads)}
-    if subprocess.run(words, env=environment, stdout=subprocess.DEVNULL).returncode:
+    if subprocess.run(words, env=environment, stdout=subprocess.DEVNULL, cwd=tree).returncode:
         raise UserError(f"the command failed: {shlex.join(words)}")
-    return read_json(out / "run.json")
+
+
+def judge_script(group: list[dict], every: list[dict], tree: Path, out: Path, data_dir: str | None) -> bool:
+    """Run the script that made the rows `group`, and compare its rows with these. Returns whether all agree."""
+    words, agree = group[0]["command"], True
+    if not (tree / words[0]).exists():
+        print("  not run: the script is not in this repository")
+        return True
+    if not any(scores(row) for row in group):
+        print("  not run: this record has no final metrics to compare")
+        return True
+    train(group[0], tree, words, out, data_dir)
+    found = [row for file in sorted(out.rglob("*.json")) for row in read_rows(file)]
+    for row in group:
+        match = [new for new in found if all(new.get(name) == row.get(name) for name in KEYS)]
+        if not match:
+            print(f"  {title(row)}: the script made no such row")
+            agree = False
+            continue
+        print(f"  {title(row)}")
+        agree &= judge(row, match[0], [other for other in every if same_setting(other, row)])
+    return agree
 
 
 def scores(row: dict) -> dict:
@@ -147,7 +182,8 @@ def judge(row: dict, new: dict, seeds: list[dict]) -> bool:
             verdict = "equal" if after[name] == before else "DIFFERENT on the same machine and versions"
         elif len(values) >= 3:
             low, high = prediction_interval(values)
-            verdict = f"{'inside' if low <= after[name] <= high else 'OUTSIDE'} [{low:.4g}, {high:.4g}]"
+            inside = low <= after[name] <= high or math.isclose(after[name], before, rel_tol=1e-6)  # seeds may be equal
+            verdict = f"{'inside' if inside else 'OUTSIDE'} [{low:.4g}, {high:.4g}]"
         else:
             verdict = f"difference {after[name] - before:+.3g}"
         agree &= not verdict.startswith(("DIFFERENT", "OUTSIDE"))
@@ -191,31 +227,38 @@ def main(argv=None):
     args = parser().parse_args(argv)
     every, agree, parents = read_rows(args.record), True, args.record.resolve().parents
     folder = next((path.name for path in parents if (path / "train.py").exists()), parents[1].name)
-    rows = chosen(every, args)
+    single, scripts = by_script(chosen(every, args))
     if args.run:
-        print(f"{len(rows)} runs; they took {sum(row.get('wall_s') or 0 for row in rows) / 60:.0f} minutes on record")
+        seconds = sum(row.get("wall_s") or 0 for row in [*single, *(group[0] for group in scripts)])
+        print(f"commands: {len(single) + len(scripts)}; minutes on record: {seconds / 60:.0f}")
     with tempfile.TemporaryDirectory() as scratch:
         trees = {"HEAD": ROOT} if args.head and not args.run else {}
+
+        def tree_of(row):
+            commit = "HEAD" if args.head else commit_of(row)
+            if commit not in trees:
+                trees[commit] = worktree(commit, Path(scratch) / f"tree{len(trees)}")
+            return trees[commit]
+
         try:
-            for i, row in enumerate(rows):
-                if row.get("command"):
-                    print(f"{title(row)}: python {shlex.join(row['command'])}")
-                    continue
-                commit = "HEAD" if args.head else commit_of(row)
-                if "args" not in row or not commit:
+            for i, group in enumerate(scripts):
+                words = group[0]["command"]
+                print(f"{title(group[0]) if len(group) == 1 else f'{len(group)} rows'}: python {shlex.join(words)}")
+                if args.run:
+                    agree &= judge_script(group, every, tree_of(group[0]), Path(scratch) / f"script{i}", args.data_dir)
+            for i, row in enumerate(single):
+                if "args" not in row or not (args.head or commit_of(row)):
                     print(f"{title(row)}: has no command on record")
                     continue
-                if commit not in trees:
-                    trees[commit] = worktree(commit, Path(scratch) / f"tree{len(trees)}")
                 wanted = recorded_args(row["args"]) if args.head else row["args"]
-                words, differ = command(trees[commit], folder, wanted)
+                words, differ = command(tree_of(row), folder, wanted)
                 print(f"{title(row)}: python {folder}/train.py {shlex.join(words)}")
                 for name, (then, now) in differ.items():
                     print(f"  cannot be set: {name} was {then!r} and is {now!r}")
                 if args.run:
-                    new = run_again(row, folder, trees[commit], words, Path(scratch) / f"run{i}", args.data_dir)
-                    seeds = [other for other in every if other.get("setting") == row.get("setting")]
-                    agree &= judge(row, new, seeds)
+                    out = Path(scratch) / f"run{i}"
+                    train(row, tree_of(row), [f"{folder}/train.py", *words], out, args.data_dir)
+                    agree &= judge(row, read_json(out / "run.json"), [r for r in every if same_setting(r, row)])
         finally:
             for tree in trees.values():
                 if tree != ROOT:
