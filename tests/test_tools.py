@@ -368,6 +368,9 @@ def test_metrics_of_another_machine_are_judged_by_the_recorded_seeds(capsys):
     assert not reproduce.judge(seeds[0], {"final": {"val_accuracy": 2.0}}, seeds)
     assert reproduce.judge(seeds[0], {"final": {"val_accuracy": 2.0}}, seeds[:2]), "two seeds say nothing"
     assert capsys.readouterr().out.count("val_accuracy") == 3
+    bound = [{"final": {"bound": 0.1}}] * 3  # the same for every seed
+    assert reproduce.judge(bound[0], {"final": {"bound": 0.1 + 1e-16}}, bound)
+    assert not reproduce.judge(bound[0], {"final": {"bound": 0.1 + 1e-6}}, bound)
 
 
 def test_a_record_without_a_command_or_commit_says_so(tmp_path, capsys):
@@ -377,6 +380,15 @@ def test_a_record_without_a_command_or_commit_says_so(tmp_path, capsys):
     reproduce.main([str(folder / "bench.json")])
     assert "no command on record" in capsys.readouterr().out
     (folder / "run.json").write_text(json.dumps({"args": {"data": "fir"}, "git": {"commit": "0" * 40}}))
+    rows = [{"setting": "LMS", "final": {"samples_per_s": 1.0, "times_padasip": 1.0, "seconds": 1.0}}]
+    bench = {"command": ["lms/bench.py"], "git": {"commit": "0" * 40}, "rows": rows}
+    (folder / "bench.json").write_text(json.dumps(bench))
+    reproduce.main([str(folder / "bench.json"), "--run"])
+    assert "not run: the record has no final metrics" in capsys.readouterr().out, "and no commit is looked for"
+    bench |= {"repository": "github.com/a/b", "rows": [{"final": {"loss": 1.0}}]}
+    (folder / "bench.json").write_text(json.dumps(bench))
+    reproduce.main([str(folder / "bench.json"), "--run"])
+    assert "not run: a script of github.com/a/b" in capsys.readouterr().out
     with pytest.raises(runs.UserError, match="is not in this clone"):
         reproduce.main([str(folder / "run.json")])
     with pytest.raises(runs.UserError, match="no such run"):

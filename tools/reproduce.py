@@ -8,13 +8,14 @@
 --run trains in a worktree of the record's commit, or of HEAD with --head. Where versions, threads, device name and
 native_bf16 are those of the record, all metrics must be equal. Else, where the setting has three seeds or more, each
 metric must lie in the 99% prediction interval of the recorded seeds (Student's t). Else the difference is printed.
-Seconds are not judged. A study whose script trains all its networks runs as a whole.
+Seconds and rates are not judged. A study whose script trains all its networks runs as a whole.
 """
 
 import argparse
 import json
 import math
 import os
+import re
 import shlex
 import statistics
 import subprocess
@@ -23,10 +24,12 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-KEYS = ("study", "setting", "bs", "epoch", "seed")  # what tells the rows of a record apart
 sys.path.insert(0, str(ROOT))
 from common.records import read_json, recorded_args  # noqa: E402
 from common.terminal import UserError, cli  # noqa: E402
+
+KEYS = ("study", "setting", "bs", "epoch", "seed")  # what tells the rows of a record apart
+SPEED = re.compile("second|_per_s$|^times_")  # metrics that depend on the machine
 
 # This runs in the tree whose code is asked. It finds the shortest command line of FOLDER/train.py that gives the
 # arguments on standard input, and prints {"argv": [...], "differ": {name: [recorded, parsed]}}.
@@ -132,16 +135,19 @@ def train(row: dict, tree: Path, words: list[str], out: Path, data_dir: str | No
         raise UserError(f"the command failed: {shlex.join(words)}")
 
 
+def why_not_run(group: list[dict], args) -> str | None:
+    """Why there is nothing to run again and judge for the rows of a script, if so; else None."""
+    if "repository" in group[0]:
+        return f"a script of {group[0]['repository']}"
+    if not any(scores(row) for row in group):
+        return "the record has no final metrics but seconds and rates"
+    return None if args.head or commit_of(group[0]) else "the record has no commit"
+
+
 def judge_script(group: list[dict], every: list[dict], tree: Path, out: Path, data_dir: str | None) -> bool:
     """Run the script that made the rows `group`, and compare its rows with these. Returns whether all agree."""
-    words, agree = group[0]["command"], True
-    if not (tree / words[0]).exists():
-        print("  not run: the script is not in this repository")
-        return True
-    if not any(scores(row) for row in group):
-        print("  not run: this record has no final metrics to compare")
-        return True
-    train(group[0], tree, words, out, data_dir)
+    agree = True
+    train(group[0], tree, group[0]["command"], out, data_dir)
     found = [row for file in sorted(out.rglob("*.json")) for row in read_rows(file)]
     for row in group:
         match = [new for new in found if all(new.get(name) == row.get(name) for name in KEYS)]
@@ -155,9 +161,9 @@ def judge_script(group: list[dict], every: list[dict], tree: Path, out: Path, da
 
 
 def scores(row: dict) -> dict:
-    """The final metrics that are numbers, without seconds."""
+    """The final metrics that are numbers, without seconds and rates."""
     final = row.get("final") or {}
-    return {k: v for k, v in final.items() if isinstance(v, int | float) and "second" not in k}
+    return {k: v for k, v in final.items() if isinstance(v, int | float) and not SPEED.search(k)}
 
 
 def same_machine(row: dict, new: dict) -> bool:
@@ -182,7 +188,8 @@ def judge(row: dict, new: dict, seeds: list[dict]) -> bool:
             verdict = "equal" if after[name] == before else "DIFFERENT on the same machine and versions"
         elif len(values) >= 3:
             low, high = prediction_interval(values)
-            inside = low <= after[name] <= high or math.isclose(after[name], before, rel_tol=1e-6)  # seeds may be equal
+            rounded = low == high and math.isclose(after[name], before, rel_tol=1e-9)  # does not depend on the seed
+            inside = low <= after[name] <= high or rounded
             verdict = f"{'inside' if inside else 'OUTSIDE'} [{low:.4g}, {high:.4g}]"
         else:
             verdict = f"difference {after[name] - before:+.3g}"
@@ -244,7 +251,9 @@ def main(argv=None):
             for i, group in enumerate(scripts):
                 words = group[0]["command"]
                 print(f"{title(group[0]) if len(group) == 1 else f'{len(group)} rows'}: python {shlex.join(words)}")
-                if args.run:
+                if args.run and (why := why_not_run(group, args)):
+                    print(f"  not run: {why}")
+                elif args.run:
                     agree &= judge_script(group, every, tree_of(group[0]), Path(scratch) / f"script{i}", args.data_dir)
             for i, row in enumerate(single):
                 if "args" not in row or not (args.head or commit_of(row)):
