@@ -26,6 +26,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from common.records import read_json, recorded_args  # noqa: E402
+from common.study import last_line  # noqa: E402
 from common.terminal import UserError, cli  # noqa: E402
 
 KEYS = ("study", "setting", "bs", "epoch", "seed")  # what tells the rows of a record apart
@@ -118,10 +119,13 @@ def commit_of(row: dict) -> str | None:
 
 def worktree(commit: str, folder: Path) -> Path:
     """A worktree of `commit` in `folder`. Raises UserError where the clone does not have it."""
-    words = ["git", "-C", str(ROOT), "worktree", "add", "--detach", "--force", str(folder), commit]
+    git = ["git", "-C", str(ROOT)]
+    if subprocess.run([*git, "cat-file", "-e", f"{commit}^{{commit}}"], capture_output=True).returncode:
+        raise UserError(f"commit {commit[:12]} is not in this clone; fetch the whole history, or use --head")
+    words = [*git, "worktree", "add", "--detach", "--force", str(folder), commit]
     done = subprocess.run(words, capture_output=True, text=True)
     if done.returncode:
-        raise UserError(f"commit {commit[:12]} is not in this clone; fetch the whole history, or use --head")
+        raise UserError(f"{folder}: git makes no worktree: {last_line(done.stderr)}")
     return folder
 
 
