@@ -58,9 +58,9 @@ from tqdm import tqdm
 
 
 def newest_run(experiment: str) -> Path | None:
-    """The folder of the newest finished run of `experiment` below out/."""
+    """The folder of the newest finished run of `experiment` below out/ that keeps a network, in best.pt."""
     finished = []
-    for file in (ROOT / "out" / experiment).glob("*/run.json"):
+    for file in (best.with_name("run.json") for best in (ROOT / "out" / experiment).glob("*/best.pt")):
         try:
             finished += [(file.stat().st_mtime, file.parent)] if read_record(file)["state"] == "done" else []
         except (OSError, UserError):

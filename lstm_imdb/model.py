@@ -81,10 +81,11 @@ class SentimentLSTM(nn.Module):
         return self.classify(self.embedding(self.drop_words(tokens)), lengths)  # (B, T) -> (B, T, E) -> (B, classes)
 
     def drop_words(self, tokens: Tensor) -> Tensor:
-        """Word dropout of tokens (B, T), in training."""
+        """Word dropout of tokens (B, T), in training; padding stays."""
         if not self.training or not self.word_dropout:
             return tokens
-        return torch.where(torch.rand(tokens.shape, device=tokens.device) < self.word_dropout, self.unk, tokens)
+        dropped = torch.rand(tokens.shape, device=tokens.device) < self.word_dropout
+        return torch.where(dropped & (tokens != self.embedding.padding_idx), self.unk, tokens)
 
     def classify(self, embedded: Tensor, lengths: Tensor) -> Tensor:
         """embedded: (B, T, E), word vectors. Returns the logits (B, classes)."""

@@ -22,8 +22,12 @@ import data
 import model
 import train
 
-CHANGES = dict(epochs=4, bs=16, lr=0.003, decay="onecycle", dropout=0.2, word_dropout=0.0, adversarial=0.0)
-RECIPES = {name: values | (CHANGES if name != "tiny" else {}) for name, values in train.RECIPES.items()}
+UNUSED = dict(word_dropout=0.0, adversarial=0.0, pool="last")  # keys of train.py that a language model does not read
+CHANGES = dict(epochs=4, bs=16, lr=0.003, decay="onecycle", dropout=0.2)
+RECIPES = {
+    name: values | UNUSED | dict(weight_decay=0.01) | (CHANGES if name != "tiny" else {})
+    for name, values in train.RECIPES.items()
+}
 SAVE_EVERY = 120  # seconds between checkpoints within an epoch
 
 
@@ -58,7 +62,8 @@ class LanguageModel(nn.Module):
 
 def pretrain(args, r, lm, loaded):
     """Train. Writes metrics.csv, last.pt and best.pt: `lm.net` at the lowest validation loss."""
-    optimizer = torch.optim.AdamW(lm.parameters(), args.lr, fused=r.device.type in ("cpu", "cuda"))
+    optimizer = torch.optim.AdamW(lm.parameters(), args.lr, weight_decay=args.weight_decay,
+                                  fused=r.device.type in ("cpu", "cuda"))  # fmt: skip
     steps = len(loaded.train.order(args.bs))
     first_epoch, step, best, totals = 0, 0, math.inf, torch.zeros(steps, 2, dtype=torch.float64)
     if state := r.load(model=lm, optimizer=optimizer):
@@ -132,6 +137,9 @@ def parser():
 def check(args):
     """Raise UserError for values that make no sense, or a backward LSTM that would see what it predicts."""
     train.check(args)
+    for name, value in UNUSED.items():
+        if getattr(args, name) != value:
+            raise run.UserError(f"--set {name}: a language model has no {name}")
     if args.layers > 1 and args.bidirectional:
         raise run.UserError("--set layers: in both directions the second layer would see the words that it predicts")
 

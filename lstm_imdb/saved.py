@@ -36,8 +36,7 @@ class Model(NamedTuple):
 def open_model(name: str | None = None, device="cpu") -> Model:
     """The model in the run folder or safetensors file `name`; see the top of this file. Raises UserError."""
     if name is None:
-        newest = run.newest_run(FOLDER.name)
-        name = newest if newest and (newest / "best.pt").exists() else COMMITTED
+        name = run.newest_run(FOLDER.name) or COMMITTED
         print(f"no run named: using {run.display_path(name)}", file=sys.stderr)
     path = Path(name)
     if path.suffix == ".safetensors":
@@ -48,7 +47,10 @@ def open_model(name: str | None = None, device="cpu") -> Model:
             raise run.UserError(f"{path}: holds a run of {record['experiment']}/")
         state, args = run.read_checkpoint(path / "best.pt", device), record["args"]
         words, classes = state["words"], state["classes"]
-        args |= {"data_dir": run.read_json(path / "local.json").get("data_dir")} if in_folder(path) else {}
+        local = run.read_json(path / "local.json") if in_folder(path) else {}
+        args["data_dir"] = local.get("data_dir")
+        if str(args.get("data")).startswith("./"):  # a file of the user's own
+            args["data"] = local.get("data") or str(run.ROOT / args["data"])
     try:
         args = argparse.Namespace(**train.PLAIN | {"data_dir": None} | args)  # a run may be older than an option
         net = train.build_model(args, len(words), len(classes))

@@ -59,7 +59,7 @@ SAVE_EVERY = 120  # seconds between checkpoints within an epoch
 
 def lr_factor(decay: str, progress: float) -> float:
     """The factor of the learning rate at `progress` in [0, 1), the fraction of all steps that are done."""
-    if decay == "onecycle":  # up from zero for a tenth of the run, then down to zero (Smith and Topin 2017)
+    if decay == "onecycle":  # up for a tenth of the run, then down to a hundredth (Smith and Topin 2017)
         return min(progress / 0.1, (1 - progress) / 0.9) + 0.01
     return 1.0
 

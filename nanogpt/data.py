@@ -29,6 +29,7 @@ import prepared
 from tokenizer import BytePairs, Characters, Words
 
 TOKENS = ("char", "word", "gpt2", "bpe")
+READS = {"char": ("char",), "word": ("word",), "bpe": ("bpe", "gpt2"), "hub": ("bpe", "hub")}  # kind of a tokenizer
 BPE_VOCABULARY = 1024  # of --tokens bpe
 SUFFIXES = {".txt", ".text", ".md", ".rst"}  # of the files that are read in a folder
 NAMES = ("auto", "builtin", "shakespeare", "wikitext2", "openwebtext")
@@ -206,6 +207,8 @@ def load(
         tokenizer = gpt2_tokenizer(data_dir)
         train, val, digest = openwebtext.memory_maps(data_dir / "openwebtext", tokenizer, limit)
         return Text(name, tokens, tokenizer, train, val, None, digest)
+    if tokenizer and tokens not in READS[kind := tokenizer.state()["kind"]]:
+        raise UserError(f"--tokens {tokens}: the model of --init reads {kind} tokens")
     parts = read_parts(name, data_dir)
     digest = hashlib.blake2b("\0".join(parts).encode(), digest_size=16).hexdigest()
     tokenizer = tokenizer or make_tokenizer(tokens, name, parts, data_dir)

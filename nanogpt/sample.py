@@ -41,10 +41,9 @@ def open_model(args) -> tuple[nn.Module, Characters | Words | BytePairs, Path]:
     and --out. Raises UserError."""
     if args.model and args.out_dir:
         raise run.UserError(f"name one model: {args.model} or --out_dir {args.out_dir}")
-    name, newest = args.model or args.out_dir, None
+    name = args.model or args.out_dir
     if name is None:
-        newest = run.newest_run(FOLDER.name)
-        name = str(newest) if newest and (newest / "best.pt").exists() else "cpu"
+        name = str(run.newest_run(FOLDER.name) or "cpu")
         print(f"no model named: using {run.display_path(name)}", file=sys.stderr)
     path = COMMITTED.get(name, Path(name))
     folder = args.out or (path if path.is_dir() else ".")
@@ -63,9 +62,13 @@ def open_model(args) -> tuple[nn.Module, Characters | Words | BytePairs, Path]:
 
 def read_prompt(tokenizer, prompt: str | None = None, file: str | None = None) -> list[int]:
     """The tokens of the prompt, or of its file; without one, the end of a line. A character that is not in the
-    vocabulary is a UserError, a word becomes <unk> with a warning."""
+    vocabulary is a UserError, and so is text that is not UTF-8; a word becomes <unk> with a warning."""
     if file is not None:
         prompt = data.read_file(Path(file))
+    try:
+        (prompt or "").encode()
+    except UnicodeEncodeError:
+        raise run.UserError("the prompt is not UTF-8") from None
     if not prompt:
         prompt = "\n" if not tokenizer.missing("\n") else tokenizer.decode([0])
     if missing := tokenizer.missing(prompt):

@@ -241,6 +241,8 @@ def parse(argv=None):
 def main(argv=None):
     args = parse(argv)
     text = data.load(args.data, args.data_dir, args.limit, args.tokens)
+    if text.train.dim() > 1:
+        raise run.UserError(f"{data.display_name(args.data)}: holds exercises; the stages read continuous text")
     args.data = text.name if args.data == "auto" else args.data
     data.check_batch_size(args.bs, text)
     with run.Run(args, __file__, f"{text.name}-{file_name(args.recipe)}") as r:
@@ -269,7 +271,8 @@ def main(argv=None):
         for part, tokens in {"val": text.val, "test": text.test}.items():
             if tokens is not None:
                 loss = final[f"{part}_loss"] = evaluate(net, tokens[:FINAL_TOKENS])
-                final[f"{part}_bits_per_character"] = loss / math.log(2) / text.characters_per_token[part]
+                if text.characters_per_token:
+                    final[f"{part}_bits_per_character"] = loss / math.log(2) / text.characters_per_token[part]
         r.note(sample=sample(net, text.tokenizer))
         r.finish(f"validation loss {final['val_loss']:.4f}", **final)
     return r.record

@@ -222,7 +222,8 @@ def test_the_default_run_folder_is_the_first_free_one(folder, tmp_path, monkeypa
         train(folder, *quick(folder))
     names = sorted(f.name for f in (tmp_path / "out" / folder).iterdir())
     assert len(names) == 2 and names[0].endswith("-s3-1") and names[1].endswith("-s3-2")
-    assert run.newest_run(folder).name == names[1]
+    newest = run.newest_run(folder)
+    assert newest.name == names[1] if folder != "lms" else newest is None, "lms/ keeps no best.pt"
 
 
 @each_folder

@@ -193,6 +193,9 @@ def test_word_dropout_acts_in_training_alone():
     assert torch.equal(net(tokens, lengths), net(tokens, lengths))
     net.train()
     assert not torch.equal(net(tokens, lengths), net(tokens, lengths))
+    tokens[:, 5:] = net.embedding.padding_idx
+    dropped = net.drop_words(tokens)
+    assert (dropped[:, :5] == net.unk).any() and torch.equal(dropped[:, 5:], tokens[:, 5:]), "padding stays"
 
 
 def test_adversarial_training_by_hand():
@@ -604,6 +607,8 @@ def test_a_language_model_is_pretrained_resumed_and_used(tmp_path, capsys, monke
     record = pretrain.main([*argv, "--out", str(tmp_path / "lm")])
     rows = (tmp_path / "lm" / "metrics.csv").read_text().splitlines()
     assert float(rows[-1].split(",")[2]) < float(rows[1].split(",")[2]) and record["final"]["val_loss"] < 6
+    decayed = pretrain.main([*argv, "--set", "weight_decay=9", "--out", str(tmp_path / "decayed")])
+    assert decayed["final"]["val_loss"] != record["final"]["val_loss"]
     calls = iter(range(1000))
     monkeypatch.setattr(run.Run, "should_stop", lambda self: next(calls) >= 25)
     assert failure(pretrain.main, [*argv, "--out", str(tmp_path / "broken")])[0] == 130
@@ -640,6 +645,7 @@ def test_a_language_model_never_sees_what_it_predicts(monkeypatch):
     same = {direction: (seen[0][direction] == seen[1][direction]).all(1).tolist() for direction in (0, 1)}
     assert same == {0: [True] * 4 + [False] * 3, 1: [False] * 4 + [True] * 3}  # rows of targets 1 to 7, and 0 to 6
     assert failure(pretrain.parse, ["--recipe", "best", "--set", "layers=2"])[0] == 2
+    assert failure(pretrain.parse, ["--set", "pool=max"]) == (2, "")
 
 
 def test_the_benchmark_and_the_analysis(finished, tmp_path, capsys):
@@ -658,12 +664,12 @@ def test_the_benchmark_and_the_analysis(finished, tmp_path, capsys):
     assert "is not what this model was trained on" in message
 
 
-def test_the_error_by_stars(tmp_path):
-    """Trained and analyzed on a made folder in the shape of aclImdb."""
+def test_the_error_by_stars(tmp_path, monkeypatch):
+    """Trained and analyzed on a made folder in the shape of aclImdb, from another working directory."""
     folder = make_aclimdb(tmp_path / "aclImdb", 40)
     train.main([*TINY[:2], "--data", str(folder), "--device", "cpu", "--out", str(tmp_path / "run")])
-    analysis = load("lstm_imdb", "analyze").main(["--run", str(tmp_path / "run"), "--data", str(folder),
-                                                  "--out", str(tmp_path / "out")])  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    analysis = load("lstm_imdb", "analyze").main(["--run", str(tmp_path / "run"), "--out", str(tmp_path / "out")])
     assert {row["from"] for row in analysis["stars"]} <= {2, 3, 9, 10} and len(analysis["stars"]) > 2
 
 

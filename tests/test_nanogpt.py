@@ -497,9 +497,19 @@ def test_nested_keys_of_a_recipe_can_be_set(tmp_path):
 
 
 def test_a_run_that_is_stopped_between_evaluations_ends_the_same(tmp_path, monkeypatch):
-    """Stopped after 27 and after 50 of 60 steps, with dropout: the same weights and metrics, bit for bit."""
+    """Stopped after 27 and after 50 of 60 steps, with dropout: the same weights and metrics, bit for bit. Where it is
+    time, a checkpoint is saved between evaluations too."""
+    monkeypatch.setattr(train, "SAVE_EVERY", 0)
+    save, saved = train.ddp.Run.save, set()
+
+    def recorded_save(r, *name, **state):
+        saved.add(state["step"])
+        save(r, *name, **state)
+
+    monkeypatch.setattr(train.ddp.Run, "save", recorded_save)
     dropout = ["--set", "model.dropout=0.1"]
     fit(tmp_path / "whole", *dropout)
+    assert saved == set(range(1, 61))
     steps = iter(range(1, 99))
     monkeypatch.setattr(train.ddp.Run, "should_stop", lambda self: next(steps) in (27, 50))
     command = [*dropout, "--resume", "auto"]

@@ -479,6 +479,7 @@ def test_a_character_not_in_the_vocabulary_is_named(weights, tmp_path, capsys):
     code, message = failure(sample.main, [str(weights), "--out", str(tmp_path), "--prompt", "snow \u2603 man"])
     assert code == 1 and one_line(message) and "\u2603" in message
     words = tokenizer.Words.of("the cat sat. the cat sat.")
+    assert failure(sample.main, ["phi1", "--prompt", "caf\udcff"]) == (1, "error: the prompt is not UTF-8")
     assert sample.read_prompt(words, "the dog sat") == words.encode("the dog sat")
     assert "'dog'" in capsys.readouterr().err
 
@@ -551,6 +552,8 @@ def test_sample_takes_the_newest_run_or_the_committed_model(tmp_path, monkeypatc
     assert "using cpu" in capsys.readouterr().err and (tmp_path / "generated_nanogpt.txt").exists()
     train = load("nanogpt")
     train.main(["--recipe", "tiny", "--data", "builtin", "--limit", "300", "--iters", "2", "--device", "cpu"])
+    stage = load("nanogpt", "stage")  # a run of stage.py keeps no network
+    stage.main(["--recipe", "bigram, counted", "--data", "builtin", "--limit", "2000"])
     sample.main(["--length", "5", "--device", "cpu"])
     folder = tmp_path / "out" / "nanogpt" / "builtin-tiny-s0-1"
     assert f"using {folder.relative_to(tmp_path)}" in capsys.readouterr().err

@@ -182,6 +182,18 @@ def test_a_model_without_an_end_token_is_refused(folders, tmp_path):
     assert code == 1 and one_line(message) and "end token" in message
     code, message = failure(fit, tmp_path / "c", folders / "text", "--init", str(tmp_path / "a"))
     assert code == 1 and one_line(message) and "another tokenizer" in message
+    other = ["--tokens", "word", "--init", str(tmp_path / "a")]
+    code, message = failure(fit, tmp_path / "d", tmp_path / "book.txt", *other)
+    assert code == 1 and one_line(message) and "reads bpe tokens" in message
+
+
+def test_a_stage_of_prepared_data(folders, tmp_path):
+    stage, flags = load("nanogpt", "stage"), ["--recipe", "bigram", "--tokens", "bpe", "--iters", "10", "--bs", "4"]
+    flags += ["--set", "model.block_size=16"]
+    final = stage.main([*flags, "--data", str(folders / "text"), "--out", str(tmp_path / "a")])["final"]
+    assert final["val_loss"] > 0 and "val_bits_per_character" not in final, "its characters are not counted"
+    rows = [*flags, "--data", str(folders / "rows"), "--out", str(tmp_path / "b")]
+    assert "continuous text" in failure(stage.main, rows)[1]
 
 
 @pytest.mark.parametrize(

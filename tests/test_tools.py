@@ -75,6 +75,7 @@ def test_a_run_that_exploded_is_diverged(tmp_path):
     for row in (stopped, exploded, stopped | {"final": {"loss": None}}, exploded | {"final": {"loss": float("nan")}}):
         assert "| a | diverged | 1 |" in render(tmp_path, row)
         assert "| a | 0.50 (1 of 2 diverged) | 2 |" in render(tmp_path, fine, row)
+    assert ledger.has_exploded("final.val_bits_per_character", 2e4)
     assert "| a | 999.00 | 1 |" in render(tmp_path, fine | {"final": {"loss": 999.0}})
 
 

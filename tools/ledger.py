@@ -58,7 +58,7 @@ def look_up(record, key):
 
 def has_exploded(key, value):
     """Is it NaN, or a loss that no network has which still learns?"""
-    limit = 1e3 if "loss" in key else 1e9
+    limit = 1e3 if "loss" in key or "bits" in key else 1e9
     return isinstance(value, float) and not value < limit
 
 
