@@ -166,6 +166,8 @@ def recipe(args):
 def check(args):
     if not (0 <= args.momentum < 1 and (args.momentum or not args.nesterov)):
         raise run.UserError(f"--set momentum={args.momentum}: is not in [0, 1), or zero with Nesterov momentum")
+    if not 0 <= args.label_smoothing < 1:
+        raise run.UserError(f"--set label_smoothing: must be at least 0 and below 1, not {args.label_smoothing}")
 
 
 def parse(argv=None):

@@ -26,7 +26,8 @@ def write(path: Path, content: bytes | str):
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException as error:  # a signal raises KeyboardInterrupt
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         if not isinstance(error, OSError):
             raise
         raise UserError(f"{path}: cannot be written ({error.strerror}); the earlier file is unharmed") from error

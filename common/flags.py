@@ -10,6 +10,7 @@ from common.records import read_json, read_record
 from common.terminal import UserError
 
 ROOT = Path(__file__).resolve().parent.parent  # the repository, or an exported folder
+AUTO = ("data", "auto"), ("model", "auto")  # values that a run replaces by what they stand for
 
 
 def short(text):
@@ -122,7 +123,7 @@ def parse(script, parser, argv=None, recipe=None, check=None, extendable=lambda 
         parser.error(f"--resume {folder}: {error}")
     for name, new in given.items():
         old = getattr(args, name, None)
-        if name in ("out", "resume", "data_dir", "set") or new == old or (name, new) == ("data", "auto"):
+        if name in ("out", "resume", "data_dir", "set") or new == old or (name, new) in AUTO:
             continue
         if not (name in ("epochs", "iters") and new > old and extendable(args)):
             parser.error(f"--{name.replace('_', '-')} {new}: the run in {folder} has {old}")

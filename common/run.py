@@ -35,6 +35,7 @@ from common.files import (  # noqa: F401, scripts take all of these from `run`
     write_json,
 )
 from common.flags import (  # noqa: F401
+    AUTO,
     ROOT,
     add_flags,
     data_dir,
@@ -50,7 +51,7 @@ from common.flags import (  # noqa: F401
 )
 from common.machine import environment, facts, native_bf16, peak_memory_mb, pick_device, seed_at  # noqa: F401
 from common.records import FORMAT, read_json, read_record, recorded_args  # noqa: F401
-from common.terminal import Diverged, UserError, cli  # noqa: F401
+from common.terminal import Diverged, UserError, cli, is_main_script  # noqa: F401
 
 import numpy as np
 import torch
@@ -75,7 +76,7 @@ def is_finished(folder: Path, args) -> bool:
         return False
     record, wanted = read_record(file), record_args(args)
     for name in sorted(wanted.keys() | record["args"].keys()):
-        if record["args"].get(name) != wanted.get(name) and (name, wanted.get(name)) != ("data", "auto"):
+        if record["args"].get(name) != wanted.get(name) and (name, wanted.get(name)) not in AUTO:
             raise UserError(f"{folder}: holds a run with another --{name.replace('_', '-')}; name another --out")
     return record["state"] in ("done", "diverged")
 
@@ -229,14 +230,17 @@ class Run:
         raise KeyboardInterrupt
 
     def __exit__(self, kind, error, trace):
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
         if kind and self._signal and not issubclass(kind, UserError):
             kind = KeyboardInterrupt  # an extension module may have turned it into an error of its own
         ends = {None: self.record["state"], KeyboardInterrupt: "interrupted", Diverged: "diverged"}
         if kind is Diverged:
             self.record["diverged_at_step"] = error.step
-        self._close(ends.get(kind, "failed"))
+        try:
+            self._close(ends.get(kind, "failed"))
+        finally:
+            if kind is not KeyboardInterrupt or not is_main_script():  # else a second signal is still handled here
+                for number, handler in self._handlers.items():
+                    signal.signal(number, handler)
         if kind is KeyboardInterrupt:
             if self.rank == 0:
                 again = [*self._launcher(), display_path(self.script), "--resume", display_path(self.folder)]

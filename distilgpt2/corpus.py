@@ -207,9 +207,9 @@ def read_texts(paths: list[Path]) -> Corpus:
 
 
 def read_csv(path: Path) -> Corpus:
-    """A CSV file with a header, a column `text` (a document a row) and perhaps `split` (train, validation, test) and
-    `words`. Rows without text are dropped and counted. Without `split`, a tenth of the rows validates. Raises
-    UserError."""
+    """A CSV file with a header, a column `text` (a document a row) and perhaps `split` (train, validation,
+    test). Rows without text are dropped and counted. Without `split`, a tenth of the rows validates. Raises UserError.
+    """
     with csv_reader(path, read_text(path)) as rows:
         return parse_csv(path, rows)
 

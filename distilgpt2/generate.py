@@ -75,12 +75,16 @@ def continuation(net, tokenizer, ids: list[int], parts: dict, length: int, seed:
     if written_out:
         options = {STRATEGIES[name][2]: value for name, value in values.items()}
         return list(decode.sample(net, ids, length, eos, greedy=not sampling, **options))
+    from transformers import GenerationConfig
+
     options = dict(top_k=0) if sampling else {}  # the library's own default would be 50
     options |= {STRATEGIES[name][1]: value for name, value in values.items()}
+    settings = GenerationConfig(do_sample=sampling, max_new_tokens=length, eos_token_id=eos, pad_token_id=eos,
+                                **options)  # fmt: skip
+    net.generation_config = settings  # a model from the hub may bring a top_p or a penalty, which would fill the gaps
     inputs = torch.tensor([ids], device=net.device)
-    out = net.generate(inputs, attention_mask=torch.ones_like(inputs), do_sample=sampling, max_new_tokens=length,
-                       eos_token_id=eos, pad_token_id=eos, streamer=streamer if "beam" not in parts else None,
-                       **options)  # fmt: skip
+    out = net.generate(inputs, attention_mask=torch.ones_like(inputs), generation_config=settings,
+                       streamer=streamer if "beam" not in parts else None)  # fmt: skip
     return out[0, len(ids) :].tolist()
 
 

@@ -37,7 +37,7 @@ def parser():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = ", ".join(corpus.DATASETS)
     p.add_argument("--data", type=data.dataset_arg, nargs="+", default=["auto"], metavar="NAME|PATH",
-                   help=f"one of {names}, or text files and folders of them (default: auto)")  # fmt: skip
+                   help=f"one of {names}, a CSV file, or text files and folders of them (default: auto)")  # fmt: skip
     p.add_argument("--fraction", type=fraction, default=1.0, metavar="X", help="of the training documents (default: 1)")
     p.add_argument("--no-titles", action="store_true", help="leave out WikiText's titles, = Title =")
     run.add_flags(p, "data_dir", out=dict(default="data.csv", metavar="FILE", help="the file to write"))
@@ -46,9 +46,10 @@ def parser():
 
 def main(argv=None):
     args = parser().parse_args(argv)
-    if any(name in corpus.DATASETS for name in args.data) and len(args.data) > 1:
-        raise run.UserError(f"--data {' '.join(args.data)}: name one dataset, or files")
-    if args.data[0] in corpus.DATASETS or args.data[0].lower().endswith(".csv"):
+    alone = [name for name in args.data if name in corpus.DATASETS or name.lower().endswith(".csv")]
+    if alone and len(args.data) > 1:
+        raise run.UserError(f"--data {' '.join(args.data)}: name one dataset, one CSV file, or text files and folders")
+    if alone:
         found = corpus.load(args.data[0], args.data_dir)
     else:
         found = corpus.read_texts([Path(path) for path in args.data])

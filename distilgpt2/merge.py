@@ -2,6 +2,8 @@
 
 python distilgpt2/merge.py out/distilgpt2/RUN                 # writes out/distilgpt2/RUN/merged
 python distilgpt2/merge.py out/distilgpt2/RUN --out DIR
+
+The folder has to be new, empty, or that of an earlier merge, which is replaced.
 """
 
 import argparse
@@ -11,6 +13,8 @@ from common import run
 
 import pretrained
 
+MANIFEST = "merge.json"  # names the files that a merge wrote
+
 
 def parser():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -19,14 +23,27 @@ def parser():
     return p
 
 
+def check_folder(folder: Path):
+    """Raise UserError if `folder` holds anything but an earlier merge, since a merge replaces all that it holds."""
+    if not folder.is_dir():
+        return
+    names = {file.name for file in folder.iterdir()}
+    merged = run.read_json(folder / MANIFEST).get("files", []) if MANIFEST in names else []
+    if others := names - {MANIFEST, *merged}:
+        raise run.UserError(f"{folder}: holds {min(others)}, which would be deleted; pass a new --out folder")
+
+
 def main(argv=None):
     args = parser().parse_args(argv)
+    folder = Path(args.out or Path(args.model) / "merged")
+    check_folder(folder)
     net, tokenizer, facts = pretrained.open_model(args.model, args.data_dir)
     if not hasattr(net, "peft_config"):
         raise run.UserError(f"{args.model}: has no adapter to merge; its model is whole")
-    folder = Path(args.out or Path(args.model) / "merged")
     run.make_folder(folder.absolute().parent)
     size = pretrained.save(net.merge_and_unload(), tokenizer, folder)
+    files = sorted(file.name for file in folder.iterdir())
+    run.write_json(folder / MANIFEST, {"model": pretrained.record_name(args.model), "files": files})
     print(f"{facts['base']} with the adapter of {args.model}: {size / 1e6:.1f} MB in {run.display_path(folder)}")
 
 

@@ -70,11 +70,14 @@ def add_lora(net: nn.Module, rank: int, alpha: float, targets: str = "all") -> n
 
 
 def train_last_layers(net: nn.Module, count: int) -> nn.Module:
-    """`net` with only its last `count` blocks, and the norm after them, trained: the cheap baseline of before LoRA."""
+    """`net` with only its last `count` blocks, and the norm after them, trained: the cheap baseline of before LoRA.
+    Raises UserError."""
     net.requires_grad_(False)
-    inner = net.base_model  # the network without the output layer
-    blocks = next(module for module in inner.children() if isinstance(module, nn.ModuleList))
-    norm = next(module for name, module in inner.named_children() if name in ("ln_f", "norm", "final_layer_norm"))
+    inner = dict(net.base_model.named_children())  # the network without the output layer
+    blocks = next((module for module in inner.values() if isinstance(module, nn.ModuleList)), None)
+    norm = next((inner[name] for name in ("ln_f", "norm", "final_layer_norm") if name in inner), None)
+    if blocks is None or norm is None:
+        raise UserError(f"--method last: found no blocks and final norm in {type(net).__name__}; use full or lora")
     for module in (*blocks[-count:], norm):
         module.requires_grad_(True)
     return net

@@ -39,6 +39,14 @@ def model_arg(text: str) -> str:
     return run.path_arg(text)
 
 
+def recorded_arg(text: str) -> str:
+    """The same in the form that a record has, so that a command given again names the model of its run."""
+    try:
+        return record_name(model_arg(text))
+    except (OSError, UserError):  # what is wrong with it is said where it is opened
+        return text
+
+
 def quiet():
     """Keep the bars and warnings of transformers out of the terminal; errors remain."""
     from transformers.utils import logging
@@ -236,13 +244,17 @@ def open_model(name: str, data_dir: str | None = None) -> tuple[nn.Module, objec
 
 def open_for_training(args) -> tuple[nn.Module, object, dict]:
     """(model, tokenizer, what a record says of it) of the base model of a run. Raises UserError, also where a resumed
-    run began with another one, and where the model takes no blocks so long."""
+    run began with another one, where the model is an adapter, and where it takes no blocks so long."""
     name, record = resolve(args.model, args.data_dir), {}
     if args.resume:
         record = run.read_record(Path(args.resume) / "run.json")
         if not isinstance(record.get("base", {}), dict) or record.get("base", {}).get("name", name) != name:
             raise UserError(f"{args.resume}: began with another model than {name}, as its run.json says")
     net, tokenizer, facts = open_model(name, args.data_dir)
+    if hasattr(net, "peft_config"):
+        place = run.display_path((local_path(name, args.data_dir) or Path(name)).resolve())
+        raise UserError(f"{place}: holds a LoRA adapter, which cannot be trained further; merge it first: python "
+                        f"distilgpt2/merge.py {place} --out DIR, then --model DIR")  # fmt: skip
     facts["name"] = record_name(name)
     if record.get("base", facts) != facts:
         raise UserError(f"{args.resume}: began with other weights of {name} than are there now; start a new run")
@@ -276,7 +288,7 @@ def context(net: nn.Module) -> int:
 def save(net: nn.Module, tokenizer, folder: Path) -> int:
     """Write model, or adapter alone, and tokenizer by `save_pretrained` into `folder`: completely or not at all.
 
-    Returns the size of the weights in bytes. Raises UserError.
+    What `folder` held before is deleted. Returns the size of the weights in bytes. Raises UserError.
     """
     readable = str(folder).isprintable() and str(folder).encode(errors="replace") == os.fsencode(folder)
     try:  # the library of tokenizers takes no path that is not Unicode

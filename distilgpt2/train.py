@@ -51,7 +51,8 @@ SMOLLM2 = dict(model="smollm2", epochs=1, bs=4, block_size=256, fraction=0.02, v
 TINY = dict(model="tiny", epochs=2, bs=6, block_size=16, micro_batch=3, decay="none", warmup=0.0)
 RECIPES = {
     "plain": BASE | dict(lr=LR),
-    "smollm2": BASE | SMOLLM2 | dict(lr=LR),  # what compare.py studies
+    # what compare.py studies, with the learning rates that its short runs chose
+    "smollm2": BASE | SMOLLM2 | dict(lr={"full": 3e-4, "lora": 3e-3, "last": 1e-3}),
     "tiny": BASE | TINY | dict(lr=dict.fromkeys(LR, 3e-3)),  # a second, for tests
 }
 AUTO_PRECISION = "bf16"  # bench.py: faster than fp32 where a CPU multiplies it natively
@@ -166,7 +167,7 @@ def parser():
     run.add_flags(p, "set", "tensorboard", "data_dir", "out", "resume",
                   data=dict(type=data.dataset_arg, default="auto", help=data.DATA_HELP))  # fmt: skip
     p.add_argument("--mode", choices=["train", "gen"], default="train", help="gen: as generate.py (default: train)")
-    p.add_argument("--model", type=pretrained.model_arg, metavar="NAME|PATH", help=pretrained.MODEL_HELP)
+    p.add_argument("--model", type=pretrained.recorded_arg, metavar="NAME|PATH", help=pretrained.MODEL_HELP)
     p.add_argument("--method", choices=model.METHODS, help="which weights are trained")
     p.add_argument("--rank", type=run.positive_int, metavar="N", help="of LoRA's matrices")
     run.add_flags(p, "epochs", "lr", "weight_decay", "seed", "device", "precision",

@@ -25,6 +25,8 @@ import saved
 import scores
 
 SIZES = (50, 500, 2000, 10_000, 25_000)  # images on each side
+RUN_FLAGS = dict(run=None, out_dir=None, checkpoint="best", weights="ema", samples=10_000, seed=0)  # not with --real
+REAL_FLAGS = dict(limit=None, feature_size=96)  # only with --real; a run has its own
 
 
 def real_against_real(args, device):
@@ -32,7 +34,7 @@ def real_against_real(args, device):
     train_set, held_out, _, facts = data.load(args.data, args.data_dir, args.limit)
     train_set, held_out = train_set.to(device), held_out.to(device)
     out = run.make_folder(args.out or run.ROOT / "out" / "gan" / "real")
-    seen_by = features.load(args, train_set, held_out, out, device)
+    seen_by = features.load(args, train_set, held_out, facts["digest"], out, device)
     folder = fid.cache_folder(args, facts)
     digest = facts["digest"][:12]
     real = torch.cat([seen_by.of_part(part.images, f"{digest}-{name}", folder)
@@ -63,8 +65,8 @@ def evaluate(args, device):
     for name in ("feature_size", "classifier_images"):
         setattr(args, name, getattr(trained.args, name))
     train_set, held_out, test_set = (part.to(device) for part in saved.data_of(trained, args.data_dir, args.data))
-    seen_by = features.load(args, train_set, held_out, trained.folder, device)
     cache, facts = fid.cache_folder(args, trained.facts), trained.facts
+    seen_by = features.load(args, train_set, held_out, facts["digest"], trained.folder, device)
     tester = fid.Judge(seen_by, test_set, "test", cache, facts["digest"])
     labels, probe = None, None
     images, wanted = fid.generate(trained.gan, args.samples, args.seed + 2, device, args.weights)
@@ -85,21 +87,41 @@ def evaluate(args, device):
 
 def parser():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    saved.add_flags(p)
-    p.add_argument("--real", action="store_true", help="compare real images with real images instead of a run")
+    of_run = p.add_argument_group("generated images, without --real")
+    real = p.add_argument_group("real images, with --real")
+    saved.add_flags(of_run)
+    of_run.add_argument("--samples", type=run.positive_int, metavar="N", help="(default: 10000)")
+    run.add_flags(of_run, seed=dict(default=None, help="of the noise (default: 0)"))
+    real.add_argument("--real", action="store_true", help="compare real images with real images instead of a run")
+    real.add_argument("--feature-size", type=run.positive_int, metavar="N",
+                      help="pixels, for efficientnet-lite0; a run has its own (default: 96)")  # fmt: skip
+    run.add_flags(real, "limit")
+    p.set_defaults(checkpoint=None, weights=None)  # `parse` must see which flags were given
     p.add_argument("--features", choices=features.NAMES, help="(default: those of the run; classifier with --real)")
     p.add_argument("--inception-weights", type=run.path_arg, metavar="FILE",
                    help=f"{features.INCEPTION} (default: in the folder of datasets, else fetched)")  # fmt: skip
-    p.add_argument("--feature-size", type=run.positive_int, default=96, metavar="N",
-                   help="pixels, for efficientnet-lite0 with --real; a run has its own (default: 96)")  # fmt: skip
-    p.add_argument("--samples", type=run.positive_int, default=10_000, metavar="N", help="(default: %(default)s)")
-    run.add_flags(p, "data_dir", "limit", "seed", "device", data=dict(type=data.dataset_arg, help=data.DATA_HELP),
-                  out=dict(help="folder of the record (default: the run folder)"))  # fmt: skip
+    run.add_flags(p, "data_dir", "device", data=dict(type=data.dataset_arg, help=data.DATA_HELP),
+                  out=dict(help="folder to write to (default: the run folder; with --real out/gan/real)"))  # fmt: skip
     return p
 
 
+def parse(argv=None):
+    """The arguments. A flag that would not be read is an error."""
+    p = parser()
+    args = p.parse_args(argv)
+    mine, others = (REAL_FLAGS, RUN_FLAGS) if args.real else (RUN_FLAGS, REAL_FLAGS)
+    for action in p._actions:
+        if action.dest in others and getattr(args, action.dest) is not None:
+            flag = (action.option_strings or [action.metavar])[0]
+            p.error(f"{flag}: is read {'without' if args.real else 'only with'} --real")
+    for name, default in mine.items():
+        if getattr(args, name) is None:
+            setattr(args, name, default)
+    return args
+
+
 def main(argv=None):
-    args = parser().parse_args(argv)
+    args = parse(argv)
     device = run.pick_device(args.device)
     if args.real:
         args.data, args.features, args.classifier_images = args.data or "cifar10", args.features or "classifier", 40_000

@@ -199,24 +199,24 @@ def load_inception(weights: str | None, data_dir: str | None) -> nn.Module:
     return net
 
 
-def load(args, train_set: Images, held_out: Images, folder: Path, device) -> Features:
+def load(args, train_set: Images, held_out: Images, digest: str, folder: Path, device) -> Features:
     """The features that args.features names. A classifier is trained once for a run and kept in its folder as
-    classifier.pt. Raises UserError."""
+    classifier.pt, with what it was trained on. digest: of the dataset. Raises UserError."""
     if args.features == "efficientnet-lite0":
         return Features(args.features, args.feature_size, load_efficientnet(args.feature_size), device)
     if args.features == "inception":
         net = load_inception(getattr(args, "inception_weights", None), args.data_dir)
         return Features(args.features, 299, net, device, batch=50)
-    file = folder / "classifier.pt"
-    if file.exists():
-        state = run.read_checkpoint(file, device)
+    file, trained_on = folder / "classifier.pt", [digest, len(train_set), len(held_out), args.classifier_images]
+    state = run.read_checkpoint(file, device) if file.exists() else {}
+    if state.get("trained_on") == trained_on:
         with torch.random.fork_rng(devices=[]):  # initial weights, which are not needed, must not change what follows
             net = Classifier(train_set.images.shape[1], len(state["model"].get("head.bias", [])))
         state.load_into(model=net)
         return Features(args.features, 32, Uint8(net), device, accuracy=state["accuracy"])
     net, accuracy = train_classifier(train_set, held_out, args.classifier_images)
     content = io.BytesIO()
-    torch.save({"model": net.state_dict(), "accuracy": accuracy}, content)
+    torch.save({"model": net.state_dict(), "accuracy": accuracy, "trained_on": trained_on}, content)
     run.write(folder / file.name, content.getvalue())
     return Features(args.features, 32, Uint8(net), device, accuracy=accuracy)
 

@@ -29,7 +29,7 @@ def add_flags(parser):
     """The flags that name a run and one of its checkpoints, for `open_run`."""
     parser.add_argument("run", nargs="?", type=run.path_arg, metavar="RUN", help=HELP)
     parser.add_argument("--out_dir", type=run.path_arg, metavar="RUN", help="the same")
-    parser.add_argument("--checkpoint", choices=["best", "last"], default="best", help="(default: %(default)s)")
+    parser.add_argument("--checkpoint", choices=["best", "last"], default="best", help="(default: best)")
     parser.add_argument("--weights", choices=["ema", "generator"], default="ema",
                         help="the average of the generator's weights, or these themselves (default: ema)")  # fmt: skip
 

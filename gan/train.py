@@ -228,7 +228,7 @@ def main(argv=None):
         raise run.UserError(f"{args.data}: ACGAN needs classes, a folder of images each; choose another --model")
     with run.Run(args, __file__, f"{facts['name']}-{args.model}", AUTO_PRECISION, stop_within_epoch=True) as r:
         train_set, held_out, test_set = (part.to(r.device) for part in parts)
-        seen_by = features.load(args, train_set, held_out, r.folder, r.device)
+        seen_by = features.load(args, train_set, held_out, facts["digest"], r.folder, r.device)
         gan = model.build(args.model, args.network, facts["channels"], facts["classes"], args.width, args.noise,
                           args.spectral_norm).to(r.device, memory_format=torch.channels_last)  # fmt: skip
         counts = [model.num_parameters(net) for net in (gan.generator, gan.discriminator)]

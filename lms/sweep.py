@@ -5,8 +5,8 @@
     python lms/sweep.py --study filters                                # LMS, NLMS and RLS on a system that changes
     python lms/sweep.py --list                                         # print one command per study, run nothing
 
-All runs of a study are computed at once, in one process, one array operation per sample for all of them. Writes the
-record STUDY.json and the figure STUDY.png of every study into --out.
+The runs of the study `rates` are computed at once, with one array operation per sample for all of them. Every study
+writes its record STUDY.json and its figure STUDY.png into --out.
 """
 
 import argparse

@@ -57,13 +57,13 @@ def do_prepare(args):
 
 def do_pretrain(args):
     if args.all:
-        return study.run_jobs(train, plan.jobs(work_of(args), False, args.seeds, args.quick), args)
+        return study.run_jobs(train, plan.jobs(work_of(args), False, args.seeds, args.quick, more(args)), args)
     return fit(args, plan.job(work_of(args), args.arm, args.size, args.seed, False, args.quick, more=more(args)))
 
 
 def do_finetune(args):
     if args.all:
-        return study.run_jobs(train, plan.jobs(work_of(args), True, args.seeds, args.quick), args)
+        return study.run_jobs(train, plan.jobs(work_of(args), True, args.seeds, args.quick, more(args)), args)
     init = checkpoint.init_arg(args.init) if args.init else None
     work = work_of(args)
     job = plan.job(work, args.arm, args.size, args.seed, True, args.quick, init, more(args))
@@ -75,9 +75,9 @@ def do_finetune(args):
 def more(args) -> tuple:
     """The flags of train.py that these commands pass on."""
     words = [word for setting in args.set or [] for word in ("--set", setting)]
-    for name in ("iters", "bs", "lr"):
-        words += [f"--{name}", str(getattr(args, name))] if getattr(args, name) is not None else []
-    return (*words, "--device", args.device, "--precision", args.precision)
+    for name in ("iters", "bs", "lr", "device", "precision"):
+        words += [f"--{name}", str(getattr(args, name))] if getattr(args, name) not in (None, "auto") else []
+    return tuple(words)
 
 
 def fit(args, job):
@@ -292,8 +292,22 @@ def vocabulary(text: str) -> int:
     return n
 
 
+def parse(argv=None):
+    """The arguments. A flag that would not be read is an error."""
+    p = parser()
+    args = p.parse_args(argv)
+    if getattr(args, "all", False):
+        defaults = p.parse_args([args.command])
+        for name in ("arm", "size", "seed", "init", "name"):  # of one run
+            if args.command != "evaluate" and getattr(args, name, None) != getattr(defaults, name, None):
+                p.error(f"--{name}: is read only without --all, which runs every setting of the study")
+    if args.command == "report" and args.seeds and not args.list:
+        p.error("--seeds: is read only with --list; the report takes every run that it finds")
+    return args
+
+
 def main(argv=None):
-    args = parser().parse_args(argv)
+    args = parse(argv)
     return args.function(args)
 
 

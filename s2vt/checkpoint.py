@@ -20,12 +20,13 @@ HELP = "a run folder or a file of weights (default: the newest finished run, els
 
 class Trained(NamedTuple):
     """name: how to print it; config: features, frames, max_words, the arguments of S2VT, extractor (None if unknown),
-    dataset."""
+    dataset; folder: of the run, None for weights that lie elsewhere."""
 
     model: S2VT
     vocabulary: Vocabulary
     config: dict
     name: str
+    folder: Path | None = None
 
 
 def config_of(args, facts: dict) -> dict:
@@ -43,6 +44,7 @@ def open_model(name: str | None, device="cpu") -> Trained:
     """The model in the run folder or file `name`; for None the newest finished run, else the committed weights. Raises
     UserError."""
     path = Path(name) if name else run.newest_run(FOLDER.name) or COMMITTED
+    is_run = path.is_dir() or path.with_name("run.json").exists()
     path = path / "best.pt" if path.is_dir() else path
     if not path.exists():
         raise run.UserError(f"{path}: is missing; train a model first: python s2vt/train.py --data builtin, 2 minutes")
@@ -58,7 +60,8 @@ def open_model(name: str | None, device="cpu") -> Trained:
     except (LookupError, TypeError, ValueError, RuntimeError) as error:
         raise run.UserError(f"{path}: is damaged (no valid config: {str(error)[:80]})") from error
     state.load_into(model=model)
-    return Trained(model.to(device).eval(), Vocabulary(words), config, run.display_path(path))
+    folder = path.parent if is_run else None
+    return Trained(model.to(device).eval(), Vocabulary(words), config, run.display_path(path), folder)
 
 
 def save_weights(path: Path, model: S2VT, words: list[str], config: dict):

@@ -11,6 +11,7 @@ the --beam widths. scores.json goes into --out.
 
 import argparse
 import hashlib
+import os
 import sys
 from collections import Counter
 from pathlib import Path
@@ -28,12 +29,24 @@ COLUMNS = ("bleu1", "bleu2", "bleu3", "bleu4", "cider", "course_bleu1", "log_lik
 COCO_COLUMNS = ("bleu4", "cider", "rouge_l", "meteor")
 
 
+def data_of(trained) -> str:
+    """The dataset that a network was trained on: its name, or where the folder lies. Raises UserError."""
+    name, local = trained.config["dataset"], trained.folder and trained.folder / "local.json"
+    folder = run.read_json(local).get("data") if local and local.exists() else None  # of the user's own
+    if folder is None and name in ("builtin", "msvd", "msvd40"):
+        return name
+    if folder is None or not os.path.isdir(str(folder)):
+        where = f", and {folder} is gone" if folder else ""
+        raise run.UserError(f"{trained.name}: was trained on a folder named {name}{where}; say where it is with --data")
+    return str(folder)
+
+
 def test_clips(name: str, data_dir: str | None, trained) -> tuple[data.Clips, dict]:
     """(clips, what a record says of them): the test clips of a dataset, its validation clips where it has none, or all
     clips of a folder of features. Clips of a folder without labels have no captions. Raises UserError."""
     folder = run.data_dir(data_dir) / "msvd" if name == "msvd" else Path(name)
     feat = next((f for f in (folder / "testing_data" / "feat", folder / "feat") if f.is_dir()), None)
-    named = name in ("auto", "builtin", "msvd40") or any(folder.glob("*videodatainfo*.json"))
+    named = name in ("builtin", "msvd40") or any(folder.glob("*videodatainfo*.json"))
     if feat and not named:
         clips, facts, extractor = folder_clips(folder, feat, trained.config["features"])
     elif named or data.is_there(folder):
@@ -132,8 +145,7 @@ def main(argv=None):
     trained = checkpoint.open_model(args.run, device)
     if args.run is None:
         print(f"no run named: using {trained.name}, trained on {trained.config['dataset']}", file=sys.stderr)
-    if args.data == "auto" and trained.config["dataset"] in ("builtin", "msvd", "msvd40"):
-        args.data = trained.config["dataset"]
+    args.data = data_of(trained) if args.data == "auto" else args.data
     clips, facts = test_clips(args.data, args.data_dir, trained)
     print(f"{len(clips):,} {facts['scored_on']} clips of {facts['name']}")
     has_labels, rows, texts = any(clips.captions), [], []
@@ -157,14 +169,12 @@ def main(argv=None):
             {"captions": "best constant caption", "text": constant} | score([constant] * len(clips), clips, args.coco)
         )
     print_rows(rows)
-    if args.out or args.run is None or Path(args.run).is_dir():
-        default = Path(args.run) if args.run else run.newest_run(checkpoint.FOLDER.name)
-        folder = run.make_folder(args.out) if args.out else default
-        if folder:
-            torch_facts = run.environment(device, __file__)
-            run.write_json(folder / "scores.json", {"scores": "s2vt", "run": folder.name, **torch_facts,
-                                                    "dataset": facts, "tokenization": scores.TOKENIZATION,
-                                                    "rows": rows})  # fmt: skip
+    folder = args.out or (trained.folder if args.run is None or Path(args.run).is_dir() else None)
+    if folder:
+        name = trained.folder.resolve().name if trained.folder else Path(trained.name).name
+        record = {"scores": "s2vt", "run": name, **run.environment(device, __file__), "dataset": facts,
+                  "tokenization": scores.TOKENIZATION, "rows": rows}  # fmt: skip
+        run.write_json(run.make_folder(folder) / "scores.json", record)
 
 
 if __name__ == "__main__":

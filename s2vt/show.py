@@ -50,7 +50,8 @@ def describe(trained, frames, features, width, events=None) -> Shown:
 def builtin_clips(trained, first, count, width, backwards):
     """`count` built-in test clips from number `first` on. Raises UserError."""
     if trained.config["extractor"] != "small" or trained.config["dataset"] != "builtin":
-        raise run.UserError(f"{trained.name}: was not trained on the built-in videos; name a video file to describe")
+        raise run.UserError(f"{trained.name}: was not trained on the built-in videos; name a video file, or "
+                            f"--run {run.display_path(checkpoint.COMMITTED)}")  # fmt: skip
     for clip in videos.draw("test", count, first):
         frames, events = clip.frames, clip.events
         if backwards:

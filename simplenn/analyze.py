@@ -218,12 +218,11 @@ def main(argv=None):
         rows = with_total(layers(model, x)[0])
         values = gradients(model, x, labels)
         zeros = gradients(zero_all(model), x, labels)
-    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+    except Exception as error:  # the user's own module may raise anything
         if not own:
             raise
-        raise run.UserError(
-            f"--model {args.model}: does not take {shape_of(x)} ({str(error).splitlines()[0]})"
-        ) from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise run.UserError(f"--model {args.model}: does not take {shape_of(x)} ({reason})") from error
     print(as_text(rows), end="")
     run.write(out / "layers.csv", as_csv(rows))
     run.write(out / "layers.md", as_text(rows, markdown=True))

@@ -83,6 +83,8 @@ def open_model(where: str | None = None) -> Model:
 def save(folder: Path, target: Path):
     """Write the best checkpoint of the run in `folder` as bfloat16."""
     record = run.read_record(folder / "run.json")
+    if record["state"] != "done":
+        raise run.UserError(f"{folder}: has not finished; continue it: python simplenn/train.py --resume {folder}")
     state = run.read_checkpoint(folder / "best.pt")["model"]
     if "normalization" not in record or record["args"]["data"] in data.FUNCTIONS:
         raise run.UserError(f"{folder}: is no run on images")

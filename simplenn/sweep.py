@@ -10,6 +10,7 @@ Every part writes its record STUDY-PART.json and its figure STUDY-PART.png into 
 
 import argparse
 import os
+import shlex
 from pathlib import Path
 
 from common import run
@@ -43,7 +44,8 @@ def parser():
     parts = sorted({part for module in STUDIES.values() for part in module.PARTS})
     p.add_argument("--part", choices=parts, help="only this part of each study")
     p.add_argument("--quick", action="store_true", help="seconds instead of minutes, on the built-in digits")
-    p.add_argument("--seeds", type=run.positive_int, default=3, metavar="N", help="seeds 0 to N - 1 on MNIST (3)")
+    p.add_argument("--seeds", type=run.positive_int, metavar="N",
+                   help="seeds 0 to N - 1 on MNIST (default: 3; with --quick always 1)")  # fmt: skip
     p.add_argument("--jobs", type=run.positive_int, default=os.cpu_count(), metavar="N",
                    help="processes, for what is not trained as one batch (default: one a core)")  # fmt: skip
     p.add_argument("--list", action="store_true", help="print one command per part and run nothing")
@@ -52,24 +54,32 @@ def parser():
     return p
 
 
+def part_argv(p, values, study, part):
+    """The command line of one part of a study: `values` where they differ from the defaults of the parser `p`."""
+    chosen = {"study": [study], "part": part}
+    changed = {k: v for k, v in values.items() if k not in (*chosen, "list") and v != p.get_default(k)}
+    return run.to_argv(p, chosen | changed)
+
+
 def main(argv=None):
     p = parser()
     args = p.parse_args(argv)
     if args.data in data.FUNCTIONS:
         p.error(f"--data {args.data}: names the images; which studies use functions is fixed")
+    if args.quick and args.seeds:
+        p.error(f"--seeds {args.seeds}: --quick has one seed")
     parts = [(study, part) for study in args.study for part in STUDIES[study].PARTS if args.part in (None, part)]
     if not parts:
         p.error(f"--part {args.part}: is no part of {', '.join(args.study)}")
     for study, part in parts:
-        command = ["simplenn/sweep.py", "--study", study, "--part", part] + ["--quick"] * args.quick
-        command += ["--seeds", str(args.seeds)] * (args.seeds != p.get_default("seeds"))
         if args.list:
-            print("python " + " ".join(command))
+            print(shlex.join(["python", run.display_path(__file__), *part_argv(p, vars(args), study, part)]))
             continue
+        command = ["simplenn/sweep.py", *part_argv(p, run.record_args(args), study, part)]
         images = "builtin" if args.quick and args.data == "auto" else args.data
         torch.manual_seed(0)
         context = tools.Context(f"{study}-{part}", run.make_folder(Path(args.out)), command, args.quick,
-                                1 if args.quick else args.seeds, images, args.data_dir, args.jobs)  # fmt: skip
+                                1 if args.quick else args.seeds or 3, images, args.data_dir, args.jobs)  # fmt: skip
         STUDIES[study].PARTS[part](context)
 
 

@@ -174,6 +174,8 @@ def check(args):
         raise run.UserError(f"--dropout {args.dropout}: must be below 1")
     if args.data in data.FUNCTIONS and args.augment != "none":
         raise run.UserError("--augment: the points of a function cannot be augmented")
+    if args.data in data.FUNCTIONS and args.label_smoothing:
+        raise run.UserError("--set label_smoothing: the points of a function have no labels to smooth")
     for name, count in (("hidden", None), ("widths", 3)):
         sizes = getattr(args, name, [1] * 3)
         if len(sizes) != (count or len(sizes)) or any(type(n) is not int or not 0 < n < 2**20 for n in sizes):

@@ -312,10 +312,19 @@ def test_flags_that_people_know():
     assert train.parse(["--l2", "0.01"]).weight_decay == 0.01
 
 
-@pytest.mark.parametrize("words", [["momentum=1"], ["momentum=-0.1"], ["momentum=0", "nesterov=true"]])
-def test_a_momentum_that_makes_no_sense_is_named(words, capsys):
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["momentum=1"],
+        ["momentum=-0.1"],
+        ["momentum=0", "nesterov=true"],
+        ["label_smoothing=2.0"],
+        ["label_smoothing=-0.5"],
+    ],
+)
+def test_a_value_that_makes_no_sense_is_named(words, capsys):
     assert failure(train.parse, [word for text in words for word in ("--set", text)])[0] == 2
-    assert "--set momentum" in capsys.readouterr().err.splitlines()[-1]
+    assert f"--set {words[0].split('=')[0]}" in capsys.readouterr().err.splitlines()[-1]
     args = train.parse(["--lr", "0.01", "--bs", "16"])
     assert (args.model, args.lr, args.bs) == ("lenet5", 0.01, 16)
 

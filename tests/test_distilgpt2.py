@@ -150,7 +150,10 @@ def test_make_data_csv_and_back(tmp_path, monkeypatch, capsys):
         (tmp_path / "notes" / f"{name}.txt").write_text(f"This is {name}.")
     make_data_csv.main(["--data", "notes", "--out", "own.csv"])
     assert sum(map(len, corpus.load("own.csv").parts.values())) == 3
-    assert failure(make_data_csv.main, ["--data", "builtin", "notes"])[0] == 1
+    for names in (["builtin", "notes"], ["own.csv", "part.csv"], ["notes", "own.csv"]):
+        code, message = failure(make_data_csv.main, ["--data", *names, "--out", "no.csv"])
+        assert code == 1 and one_line(message) and "name one dataset, one CSV file" in message
+    assert not Path("no.csv").exists()
 
 
 # ------------------------------------------------------------------------------------------------- packing and the loss
@@ -328,6 +331,30 @@ def test_trainable_parameters_of_the_published_models():
     assert code == 1 and "no_such_layer" in message
 
 
+def test_the_last_layers_of_an_unknown_architecture():
+    """OPT has its blocks a level deeper."""
+    net = transformers.OPTForCausalLM(transformers.OPTConfig(vocab_size=40, hidden_size=24, num_hidden_layers=1,
+                                                             ffn_dim=24, num_attention_heads=3))  # fmt: skip
+    code, message = failure(model.prepare, net, "last", None, None, None, 2)
+    assert code == 1 and one_line(message) and "OPTForCausalLM" in message
+
+
+def test_the_default_model_is_that_of_a_resumed_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrained, "resolve", lambda name, data_dir=None: "tiny" if name == "auto" else name)
+    for _ in range(2):
+        train.main([*TINY, "--model", "auto", "--limit", "300", "--set", "max_steps=2", "--out", str(tmp_path),
+                    "--resume", "auto"])  # fmt: skip
+
+
+def test_the_recipe_is_that_of_the_recorded_runs():
+    """`train.py --recipe smollm2 --method M` has the arguments of results/methods.json, with its learning rate."""
+    for row in json.loads((ROOT / "distilgpt2" / "results" / "methods.json").read_text())["rows"]:
+        recorded = row["args"] | {"data": "auto"}
+        flags = ["--method", recorded["method"], "--seed", str(recorded["seed"])]
+        args = vars(train.parse(["--recipe", "smollm2", *flags]))
+        assert {name: args[name] for name in recorded} == recorded
+
+
 # ------------------------------------------------------------------------------------------------------------ decoding
 
 
@@ -349,6 +376,20 @@ def test_decoding_written_out_gives_the_tokens_of_transformers(family, text):
         assert ours == theirs
         lengths.append(len(ours))
     assert max(lengths) > 1
+
+
+@pytest.mark.parametrize("text", ["greedy", "ngram=2", "top-p=0.9", "beam=2"])
+@FAMILIES
+def test_decoding_ignores_the_settings_that_a_model_brings(family, text):
+    """A model from the hub may have a generation_config of its own, and so has the adapter of such a model."""
+    ids, parts = some_ids(5).tolist(), generate.strategy(text)
+    for net in (family(), model.add_lora(family(), 2, 4.0)):
+        net.generation_config = transformers.GenerationConfig(
+            do_sample=True, top_p=0.3, temperature=0.5, repetition_penalty=1.8, num_beams=3, min_length=9
+        )
+        ours, theirs = (generate.continuation(net.eval(), tokenizer_stub(), ids, parts, 20, 0, written_out=written_out)
+                        for written_out in (True, False))  # fmt: skip
+        assert ours == theirs
 
 
 @FAMILIES
@@ -524,6 +565,33 @@ def test_merge_writes_a_model_without_adapter(trained, tmp_path, capsys):
         assert (theirs.eval()(input_ids=ids).logits - expected).abs().max() < 1e-5 * expected.abs().max()
     code, message = failure(merge.main, [str(trained("full"))])
     assert code == 1 and one_line(message) and "no adapter" in message
+
+
+def test_merge_deletes_nothing_but_an_earlier_merge(trained, tmp_path):
+    merge = load("distilgpt2", "merge")
+    lora = Path(shutil.copytree(trained("lora"), tmp_path / "runs" / "lora"))
+    for _ in range(2):
+        merge.main([str(lora)])
+    (lora / "merged" / "notes.txt").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    for folder in (lora / "merged", lora, lora.parent, lora / "model", trained("full") / "model"):
+        code, message = failure(merge.main, [str(lora), "--out", str(folder)])
+        assert code == 1 and one_line(message) and "would be deleted" in message
+    assert sorted(tmp_path.rglob("*")) == before and (trained("full") / "model" / "config.json").exists()
+
+
+def test_a_lora_run_is_merged_before_it_is_trained_further(trained, tmp_path):
+    flags = [*TINY, "--set", "max_steps=2", "--limit", "300", "--out", str(tmp_path / "run")]
+    lora = str(trained("lora"))
+    for method in train.METHODS:
+        code, message = failure(train.main, [*flags, "--model", lora, "--method", method])
+        place = run.display_path(lora)
+        assert code == 1 and one_line(message) and f"python distilgpt2/merge.py {place} --out DIR" in message
+    assert not (tmp_path / "run").exists()
+    load("distilgpt2", "merge").main([lora, "--out", str(tmp_path / "merged")])
+    for more in ([], ["--resume", "auto"]):  # the same command again
+        train.main([*flags, "--model", str(tmp_path / "merged"), "--method", "lora", *more])
+    assert hasattr(pretrained.open_model(str(tmp_path / "run"))[0], "peft_config")
 
 
 def test_the_end_of_a_text_is_learned(tmp_path):

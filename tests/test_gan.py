@@ -608,6 +608,41 @@ def test_evaluate_repeats_what_the_run_said(trained, tmp_path, capsys):
     assert record["protocol"] == final["protocol"] and (tmp_path / "evaluation-classifier.json").exists()
 
 
+@pytest.mark.parametrize("words", ["--limit 5", "--feature-size 64", "--real RUN", "--real --out_dir RUN",
+                                   "--real --checkpoint best", "--real --weights ema", "--real --samples 10000",
+                                   "--real --seed 0"])  # fmt: skip
+def test_flags_that_would_not_be_read(words, capsys):
+    code, _ = failure(load("gan", "evaluate").main, words.split())
+    named = next(word for word in words.split() if word != "--real")
+    assert code == 2 and f"{named}: is read" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_defaults_of_evaluate():
+    parse = load("gan", "evaluate").parse
+    args = parse(["RUN", "--weights", "generator"])
+    assert (args.run, args.checkpoint, args.weights, args.samples, args.seed) == ("RUN", "best", "generator", 10_000, 0)
+    args = parse("--real --data cifar10 --features efficientnet-lite0".split())
+    assert (args.feature_size, args.limit) == (96, None)
+
+
+def test_other_images_get_another_classifier(tmp_path, monkeypatch):
+    """The folder of --real is the same for all datasets; classifier.pt in it is that of one."""
+    evaluate, trained_on = load("gan", "evaluate"), []
+    train_classifier = evaluate.features.train_classifier
+
+    def few_steps(train_set, held_out, seen):
+        trained_on.append(len(train_set))
+        return train_classifier(train_set, held_out, 128)
+
+    monkeypatch.setattr(evaluate.features, "train_classifier", few_steps)
+    write_images(tmp_path / "images", 200)
+    digests = []
+    for name, limit in (("builtin", 100), ("builtin", 100), ("builtin", 90), (str(tmp_path / "images"), 90)):
+        record = evaluate.main(["--real", "--data", name, "--limit", str(limit), "--out", str(tmp_path / "real")])
+        digests.append(record["features"]["digest"])
+    assert trained_on == [100, 90, 90] and digests[0] == digests[1] and len(set(digests)) == 3
+
+
 @pytest.mark.slow
 def test_real_images_against_real_images(trained, tmp_path):
     """FID falls with the number of images, although both sets are real."""

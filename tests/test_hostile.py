@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -175,13 +176,15 @@ def test_names_that_are_not_utf8_in_a_terminal_that_knows_no_unicode(folder, tmp
 @pytest.mark.slow
 @posix
 @each_folder
-def test_a_second_signal_always_ends_a_run(folder, tmp_path):
+@pytest.mark.parametrize("pause", [0, 0.003])
+def test_a_second_signal_always_ends_a_run(folder, pause, tmp_path):
     """Two signals of one kind in a row: the run ends, as interrupted, whatever it is doing."""
     out = tmp_path / "run"
     process = start(folder, *longer(folder), "--out", str(out))
     wait_for_rows(process, out, 1)
-    for _ in range(2):
-        process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(pause)
+    process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 143 and "Traceback" not in errors
     assert json.loads((out / "run.json").read_text())["state"] == "interrupted"

@@ -713,6 +713,29 @@ def test_captions_in_the_form_of_the_course(tmp_path, capsys):
     assert file.read_text().count("\n") == 3 and "bleu" not in capsys.readouterr().out
 
 
+def test_a_run_is_scored_on_the_folder_it_was_trained_on(tmp_path, capsys):
+    """And scores.json names the run, not the folder that it is in."""
+    folder, out = make_course(tmp_path / "own"), tmp_path / "run"
+    train.main(["--data", str(folder), "--recipe", "tiny", "--epochs", "1", "--out", str(out)])
+    evaluate, wanted = load("s2vt", "evaluate"), ["--beam", "1", "--out", str(tmp_path / "scores")]
+    evaluate.main(["--run", str(out), *wanted])
+    record = json.loads((tmp_path / "scores" / "scores.json").read_text())
+    assert record["run"] == "run" and (record["dataset"]["name"], record["dataset"]["clips"]) == ("own", 3)
+    of_that_name = checkpoint.Trained(None, None, {"dataset": "msvd"}, "net", out)
+    assert evaluate.data_of(of_that_name) == str(folder), "a folder may be named like a dataset"
+
+    shutil.copy(out / "best.safetensors", tmp_path / "w.safetensors")
+    folder.rename(tmp_path / "moved")
+    for name in (out, tmp_path / "w.safetensors"):
+        code, message = failure(evaluate.main, ["--run", str(name), *wanted])
+        assert code == 1 and one_line(message) and "own" in message and "--data" in message
+    evaluate.main(["--run", str(tmp_path / "w.safetensors"), "--data", str(tmp_path / "moved"), *wanted])
+    assert json.loads((tmp_path / "scores" / "scores.json").read_text())["run"] == "w.safetensors"
+
+    code, message = failure(load("s2vt", "show").main, ["--run", str(out), "--out", str(tmp_path)])
+    assert code == 1 and one_line(message) and "builtin.safetensors" in message
+
+
 def test_show_draws_clips_and_what_each_word_looked_at(finished, tmp_path):
     show = load("s2vt", "show")
     show.main(["--run", str(finished), "--out", str(tmp_path), "--backwards"])

@@ -5,6 +5,8 @@ What all folders owe is in test_contract.py.
 
 import json
 import random
+import shlex
+import shutil
 import subprocess
 import sys
 
@@ -170,6 +172,7 @@ def test_affine_transformations_move_images_as_they_say():
     (["--model", "cnn", "--data", "sinc"], "a function needs --model mlp"),
     (["--model", "mlp", "--recipe", "best"], "is for cnn"),
     (["--model", "mlp", "--data", "sinc", "--augment", "affine"], "cannot be augmented"),
+    (["--model", "mlp", "--data", "sinc", "--set", "label_smoothing=0.1"], "no labels to smooth"),
     (["--dropout", "1"], "must be below 1"),
     (["--model", "mlp", "--set", "hidden=[0]"], "layer sizes"),
     (["--model", "cnn", "--set", "widths=[8, 8]"], "layer sizes"),
@@ -264,6 +267,11 @@ def test_analyze_a_module_of_ones_own(tmp_path, capsys):
                          ([f"{tmp_path / 'mine.py'}:Net", "--shape", "5", "8"], "does not take 1x5x8")):  # fmt: skip
         code, message = failure(analyze.main, ["--model", *wrong, "--out", str(out)])
         assert code == 1 and one_line(message) and words in message
+    for statement, words in (("assert x.sum() is None", "(AssertionError)"), ("raise ValueError", "(ValueError)")):
+        file = tmp_path / "failing.py"
+        file.write_text(f"import torch\nclass Net(torch.nn.Module):\n    def forward(self, x):\n        {statement}\n")
+        code, message = failure(analyze.main, ["--model", f"{file}:Net", "--out", str(out)])
+        assert code == 1 and one_line(message) and words in message
     for wrong in (["--model", "vgg"], ["--shape", "3", "4", "4"], ["--model", "cnn", "--shape", "1", "32", "32"]):
         assert failure(analyze.main, wrong)[0] == 2
     capsys.readouterr()
@@ -337,6 +345,16 @@ def test_a_run_is_opened_saved_and_opened_again(trained, tmp_path):
     small, x = saved.open_model(str(tmp_path / "small.safetensors")), torch.randn(4, 1, 28, 28)
     assert (network.net(x) - small.net(x)).abs().max() < 0.05 and small.classes == [str(i) for i in range(10)]
     assert small.mean == network.mean and small.std == network.std
+
+
+def test_the_weights_of_an_unfinished_run_are_not_saved(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    del record["final"]
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record | {"state": "interrupted"}))
+    code, message = failure(saved.main, [str(tmp_path / "run"), "--out", str(tmp_path / "small.safetensors")])
+    assert code == 1 and one_line(message) and f"--resume {tmp_path / 'run'}" in message
+    assert not (tmp_path / "small.safetensors").exists()
 
 
 def test_wrong_files_are_a_line_each(trained, tmp_path, capsys):
@@ -525,6 +543,30 @@ def test_sensitivity_against_the_whole_jacobian():
     assert sweep.sensitivity.input_jacobian_norm(net, x) == pytest.approx(expected, rel=1e-5)
 
 
+def test_only_the_batches_that_count_have_their_initial_gradient_computed(monkeypatch):
+    sizes, norm = [], sweep.sensitivity.batch_gradient_norm
+    monkeypatch.setattr(
+        sweep.sensitivity, "batch_gradient_norm", lambda net, x, y: sizes.append(len(x)) or norm(net, x, y)
+    )
+    sweep.sensitivity.gradient_one(data.load("builtin")[0].subset(100, flat=True), bs=10, seed=0, epochs=1, probe=2)
+    assert sizes == [10, 10, 100]
+
+
+def test_the_networks_of_the_minimal_ratio_train_once(tmp_path, monkeypatch):
+    """One optimizer for all epochs, and no epoch after the last measurement."""
+    counts, fit = [], training.fit
+
+    def counted(*args, **options):
+        counts.append(0)
+        for step in fit(*args, **options):
+            counts[-1] += 1
+            yield step
+
+    monkeypatch.setattr(training, "fit", counted)
+    sweep.main(["--study", "minimal_ratio", "--part", "mnist", "--quick", "--jobs", "1", "--out", str(tmp_path)])
+    assert counts == [2, 2], "two networks; one epoch of 150 images in batches of 64"
+
+
 def test_training_on_the_gradient_norm_reaches_critical_points():
     """A double well: from both sides of the saddle at 0 to the nearest point without gradient."""
     w = torch.tensor([[0.9], [0.1], [-1.2]], dtype=torch.float64)
@@ -551,6 +593,19 @@ def test_the_commands_of_the_studies(capsys):
     assert len(lines) == 4 and lines[0] == "python simplenn/sweep.py --study flatness --part line --seeds 5"
     assert failure(sweep.main, ["--study", "flatness", "--part", "widths"])[0] == 2
     assert failure(sweep.main, ["--data", "sinc"])[0] == 2
+    assert failure(sweep.main, ["--quick", "--seeds", "5"])[0] == 2
+
+
+def test_the_commands_have_all_arguments_and_a_record_no_path_of_this_machine(tmp_path, capsys):
+    where = ["--data-dir", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
+    argv = ["--study", "gradient_norm", "--part", "functions", "--quick", "--jobs", "1", "--data", "builtin"]
+    sweep.main([*argv, *where, "--list"])
+    words = shlex.split(capsys.readouterr().out)
+    assert vars(sweep.parser().parse_args(words[2:])) == vars(sweep.parser().parse_args([*argv, *where]))
+    sweep.main([*argv, *where])
+    command = json.loads((tmp_path / "out" / "gradient_norm-functions.json").read_text())["rows"][0]["command"]
+    assert command[0] == "simplenn/sweep.py"
+    assert vars(sweep.parser().parse_args(command[1:])) == vars(sweep.parser().parse_args(argv))
 
 
 @pytest.mark.slow
@@ -559,7 +614,7 @@ def test_a_study_in_two_processes_has_the_same_rows(tmp_path):
         words = ["--study", "random_labels", "--quick", "--jobs", jobs, "--out", str(tmp_path / jobs)]
         subprocess.run([sys.executable, str(ROOT / "simplenn" / "sweep.py"), *words], check=True)
     one, two = (json.loads((tmp_path / jobs / "random_labels-mnist.json").read_text())["rows"] for jobs in "12")
-    assert one == two
+    assert [row | {"command": None} for row in one] == [row | {"command": None} for row in two]
 
 
 @pytest.mark.slow

@@ -549,6 +549,12 @@ def test_no_attack_passes_or_harms(name, box):
     assert alone == sandbox.LIMITS["NPROC"] - 2, "all but itself and process 1: nothing is left of the attack"
 
 
+def test_a_program_may_print_as_much_as_it_likes(box):
+    program = "import sys\ndef f():\n    for stream in (sys.stdout, sys.stderr):\n"
+    program += "        print('x' * 300_000, file=stream, flush=True)\n    return 1"
+    assert [box.call(program, [("f", ())]) for _ in range(2)] == [[1], [1]]
+
+
 def test_what_a_program_finds_in_the_sandbox(box):
     program = """
 import os, resource, socket
@@ -668,6 +674,9 @@ def test_completions_of_any_engine_are_scored(ladder, box, tmp_path, monkeypatch
     assert phi1.main(words) is None and "--execute" in capsys.readouterr().err, "nothing runs unless it is asked for"
     record = phi1.main([*words, "--execute"])
     assert record["scores"]["all"] == {"problems": 35, "pass@1": pytest.approx(17 / 35)}
+    line = {"task_id": "ladder/0", "completion": "", "too_long": True}
+    file.write_text(json.dumps(line) + "\n")
+    assert phi1.main([*words, "--execute"])["too_long"] == 1, "as a shard wrote it"
     for content, word in (("{}\n", "line 1"), ('{"task_id": "ladder/0", "completion": null}\n', "line 1"),
                           ('{"task_id": "x", "completion": ""}\n', "no problem"), ("", "no completion")):  # fmt: skip
         file.write_text(content)
@@ -801,6 +810,9 @@ def test_the_pipeline_from_data_to_report(tmp_path, box, monkeypatch, capsys):
     """All five commands with --quick, without the real data: two seeds of two arms, and the report compares them."""
     monkeypatch.setenv("DATA_DIR", str(tmp_path / "none"))
     where = ["--quick", "--out", str(tmp_path / "work")]
+    for unread in (["--size", "large"], ["--seed", "1"], ["--arm", "raw"]):
+        assert failure(phi1.main, ["pretrain", "--all", "--list", *unread, *where])[0] == 2
+    assert failure(phi1.main, ["report", "--seeds", "1", *where[-2:]])[0] == 2
     code, message = failure(phi1.main, ["pretrain", *where])
     assert code == 1 and one_line(message) and "phi1.py prepare" in message
     phi1.main(["prepare", *where])

@@ -144,6 +144,9 @@ def test_export_refuses_a_folder_with_something_in_it(tmp_path, capsys):
             export.main([FOLDERS[0], str(target)])
         assert caught.value.code == 2 and f"{target} is not an empty folder" in capsys.readouterr().err
     assert [file.name for file in tmp_path.iterdir()] == ["note"]
+    with pytest.raises(SystemExit):
+        export.main([FOLDERS[0], str(tmp_path / "note" / "x")])
+    assert "cannot be created" in capsys.readouterr().err
 
 
 # ----------------------------------------------------------------------------------------------------- notebooks
@@ -287,6 +290,8 @@ def test_runs_are_listed_and_drawn(tmp_path, capsys):
         )
     make_run(tmp_path / "out" / "c", format=1)
     (tmp_path / "out" / "c" / "run.json").write_text("{")
+    with open(tmp_path / "out" / "cifar" / "a" / "metrics.csv", "a") as file:
+        file.write("\n4,1.0")  # a run that was killed while it wrote
     runs.main([str(tmp_path / "out"), "--draw", "a", "--png", str(tmp_path / "runs.png")])
     printed = capsys.readouterr()
     header, first, second, drawn = printed.out.splitlines()
@@ -294,6 +299,8 @@ def test_runs_are_listed_and_drawn(tmp_path, capsys):
     words = ["cifar/a", "cifar", "builtin", "lenet5", "done", "3", "epochs", "accuracy", "0.2500", "loss", "2.0000"]
     assert first.split() == [*words, "12", "aaaaaaa*"] and second.split()[0] == "cifar/b"
     assert "skipped" in printed.err and Image.open(tmp_path / "runs.png").size[0] > 400
+    with pytest.raises(runs.UserError, match="cannot be written"):
+        runs.main([str(tmp_path / "out"), "--draw", "--png", str(tmp_path / "nowhere" / "runs.png")])
     with pytest.raises(runs.UserError, match="holds no run"):
         runs.main([str(tmp_path / "nothing")])
 
@@ -323,7 +330,15 @@ def test_the_command_of_a_record_is_the_shortest_that_gives_its_arguments(lms_re
     assert capsys.readouterr().out == "the run: python lms/train.py --data fir --epochs 3 --lr 0.01\n"
 
 
+@pytest.fixture
+def committed(lms_record):
+    """A skip where today's code is not that of HEAD, which a worktree would have."""
+    if (json.loads(lms_record.read_text())["git"] or {"dirty": True})["dirty"]:
+        pytest.skip("needs a clone without uncommitted changes in lms/ and common/")
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("committed")
 def test_a_record_is_run_again_and_judged(lms_record, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # the worktrees of other tests lie elsewhere
     add, made = reproduce.worktree, []
@@ -342,6 +357,7 @@ def test_a_record_is_run_again_and_judged(lms_record, tmp_path, capsys, monkeypa
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("committed")
 def test_a_study_that_one_script_trained_is_run_again_as_a_whole(tmp_path, capsys):
     folder = tmp_path / "lms" / "results"
     words = ["lms/sweep.py", "--study", "rates", "--data", "fir", "--lr", "0.01", "--seeds", "2", "--out", str(folder)]
@@ -361,6 +377,14 @@ def test_a_study_that_one_script_trained_is_run_again_as_a_whole(tmp_path, capsy
     (folder / "rates.json").write_text(json.dumps(record))
     reproduce.main([str(folder / "rates.json"), "--head", "--run"])
     assert "no final metrics" in capsys.readouterr().out
+
+
+def test_a_metric_that_the_new_run_lacks_is_no_agreement(capsys):
+    assert not reproduce.judge({"final": {"val_loss": 1.0}}, {"final": {}}, [])
+    assert "val_loss: is missing" in capsys.readouterr().out
+    device = dict(name="a", threads=1, native_bf16=True)
+    row = {"final": {"val_loss": float("nan")}, "versions": {"torch": "2"}, "device": device}
+    assert reproduce.judge(row, row, [])
 
 
 def test_metrics_of_another_machine_are_judged_by_the_recorded_seeds(capsys):
@@ -394,6 +418,10 @@ def test_a_record_without_a_command_or_commit_says_so(tmp_path, capsys):
     (folder / "bench.json").write_text(json.dumps(bench))
     reproduce.main([str(folder / "bench.json"), "--run"])
     assert "not run: a script of github.com/a/b" in capsys.readouterr().out
+    bench["command"], _ = ["nanogpt/phi1.py", "report"], bench.pop("repository")
+    (folder / "bench.json").write_text(json.dumps(bench))
+    reproduce.main([str(folder / "bench.json"), "--run"])
+    assert "not run: the command collects runs" in capsys.readouterr().out
     with pytest.raises(runs.UserError, match="is not in this clone"):
         reproduce.main([str(folder / "run.json")])
     with pytest.raises(runs.UserError, match="no such run"):

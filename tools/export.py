@@ -77,6 +77,10 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if args.dir.exists() and not (args.dir.is_dir() and not any(args.dir.iterdir())):
         parser.error(f"{args.dir} is not an empty folder")
+    try:
+        args.dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"{args.dir} cannot be created ({error.strerror})")
     export(ROOT / args.folder, args.dir)
     print(f"{args.dir} stands alone: pip install -r {args.dir}/requirements.txt && python {args.dir}/train.py")
 

@@ -17,6 +17,7 @@ import math
 import os
 import re
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
@@ -120,6 +121,8 @@ def commit_of(row: dict) -> str | None:
 def worktree(commit: str, folder: Path) -> Path:
     """A worktree of `commit` in `folder`. Raises UserError where the clone does not have it."""
     git = ["git", "-C", str(ROOT)]
+    if not (ROOT / ".git").exists() or shutil.which("git") is None:
+        raise UserError(f"{ROOT}: needs git and a clone of the repository")
     if subprocess.run([*git, "cat-file", "-e", f"{commit}^{{commit}}"], capture_output=True).returncode:
         raise UserError(f"commit {commit[:12]} is not in this clone; fetch the whole history, or use --head")
     words = [*git, "worktree", "add", "--detach", "--force", str(folder), commit]
@@ -143,6 +146,8 @@ def why_not_run(group: list[dict], args) -> str | None:
     """Why there is nothing to run again and judge for the rows of a script, if so; else None."""
     if "repository" in group[0]:
         return f"a script of {group[0]['repository']}"
+    if group[0]["command"][-1] == "report":
+        return "the command collects runs that others trained; with --list it prints the commands of all of them"
     if not any(scores(row) for row in group):
         return "the record has no final metrics but seconds and rates"
     return None if args.head or commit_of(group[0]) else "the record has no commit"
@@ -186,10 +191,13 @@ def judge(row: dict, new: dict, seeds: list[dict]) -> bool:
     exact, agree, after = same_machine(row, new), True, scores(new)
     for name, before in scores(row).items():
         if name not in after:
+            print(f"  {name}: is missing in the new run")
+            agree = False
             continue
         values = [scores(seed)[name] for seed in seeds if name in scores(seed)]
         if exact:
-            verdict = "equal" if after[name] == before else "DIFFERENT on the same machine and versions"
+            equal = after[name] == before or math.isnan(after[name]) and math.isnan(before)
+            verdict = "equal" if equal else "DIFFERENT on the same machine and versions"
         elif len(values) >= 3:
             low, high = prediction_interval(values)
             rounded = low == high and math.isclose(after[name], before, rel_tol=1e-9)  # does not depend on the seed

@@ -15,14 +15,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+from common.files import write_figure  # noqa: E402
 from common.records import read_record  # noqa: E402
 from common.terminal import UserError, cli  # noqa: E402
 
 COLUMNS = ("folder", "experiment", "data", "model", "state", "length", "validation", "test", "seconds", "commit")
 
 
-def find_runs(folder: Path) -> list[tuple[Path, dict | None]]:
-    """(run folder, record) of every run below `folder`, the oldest first; None for a record that cannot be read."""
+def find_runs(folder: Path) -> list[tuple[Path, dict]]:
+    """(run folder, record) of every run below `folder`, the oldest first. Records that cannot be read are skipped, with
+    a line on standard error."""
     runs = []
     for file in sorted(folder.rglob("run.json")):
         try:
@@ -75,7 +77,7 @@ def draw(runs: list[tuple[Path, dict]], path: Path):
         if not (folder / "metrics.csv").exists():
             continue
         with open(folder / "metrics.csv", newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+            rows = [row for row in csv.DictReader(file) if None not in row.values()]  # a killed run may cut a line
         for name in (name for name in rows[0] if name.startswith("val_")) if rows else []:
             x = next(iter(rows[0]))
             points = [float(row[x]) for row in rows], [float(row[name]) for row in rows]
@@ -89,7 +91,7 @@ def draw(runs: list[tuple[Path, dict]], path: Path):
         axes.set(xlabel=x, title=f"validation {name}")
         axes.grid(alpha=0.3)
     axes.legend(fontsize=7)
-    figure.savefig(path, dpi=110)
+    write_figure(path, figure)
 
 
 def parser():

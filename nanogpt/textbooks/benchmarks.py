@@ -200,7 +200,7 @@ def read_completions(file: Path, problems: list[Problem]) -> list[dict]:
             raise UserError(f"{run.display_path(file)}, line {number}: {what}") from error
         if line["task_id"] not in known:
             raise UserError(f"{run.display_path(file)}, line {number}: there is no problem {line['task_id'][:60]!r}")
-        lines.append({"task_id": line["task_id"], "completion": line["completion"]})
+        lines.append({name: line[name] for name in ("task_id", "completion", "too_long") if name in line})
     if not lines:
         raise UserError(f"{run.display_path(file)}: holds no completion")
     return lines

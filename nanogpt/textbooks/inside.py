@@ -99,8 +99,8 @@ def child(read, write, limits):
     os.setsid()
     for name, value in limits.items():
         resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
-    for stream in (0, 1):
-        os.dup2(2, stream)  # the null device: neither the terminal nor the pipes of the supervisor
+    for stream in (0, 1, 2):
+        os.dup2(3, stream)  # the null device: neither the terminal nor the pipes of the supervisor
     os.closerange(3, min(read, write))
     os.closerange(min(read, write) + 1, max(read, write))
     os.closerange(max(read, write) + 1, 256)

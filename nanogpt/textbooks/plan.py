@@ -59,10 +59,10 @@ def job(work: Path, arm: str, size: str, seed: int, finetuned: bool, quick: bool
     return study.Job(folder, run.to_argv(train.parser(), values) + list(more), cost)
 
 
-def jobs(work: Path, finetuned: bool, seeds: dict | None = None, quick: bool = False) -> list[study.Job]:
-    """All runs of pretraining or of fine-tuning."""
+def jobs(work: Path, finetuned: bool, seeds: dict | None = None, quick: bool = False, more=()) -> list[study.Job]:
+    """All runs of pretraining or of fine-tuning. more: further flags of train.py for all of them."""
     wanted = [s for s in settings(seeds) if finetuned or s[0] != "scratch"]
-    return [job(work, *setting, finetuned, quick) for setting in wanted]
+    return [job(work, *setting, finetuned, quick, more=more) for setting in wanted]
 
 
 def evaluations(work: Path, benchmark: list[str], seeds: dict | None = None) -> list[Path]:

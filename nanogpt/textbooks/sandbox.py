@@ -28,7 +28,8 @@ MEMORY = 512 * 2**20  # bytes of address space of each process
 NOBODY = 65534
 LIMITS = {"AS": MEMORY, "CPU": int(SECONDS) + 1, "FSIZE": 2**20, "NOFILE": 32, "NPROC": 8, "CORE": 0}
 # Makes the root directory of the sandbox below $1, then runs the rest of the arguments there. A process that is in a
-# changed root directory cannot create user namespaces, so no program gets capabilities of its own.
+# changed root directory cannot create user namespaces, so no program gets capabilities of its own. File descriptor 3 is
+# the null device, for what programs print.
 SETUP = """set -eu
 top=$1; mask=$2; shift 2
 mount -t tmpfs -o size=1m,mode=755,nosuid,nodev none "$top"
@@ -48,6 +49,7 @@ if [ -d "box$mask" ]; then mount -t tmpfs -o ro,size=4k none "box$mask"; fi
 for path in box/*; do [ -e "${path#box/}" ] || ln -s "$path" "${path#box/}"; done
 mount --rbind /proc proc
 mount -o remount,bind,ro .
+exec 3<>/dev/null
 pivot_root . old
 cd /
 umount -l old

@@ -5,6 +5,8 @@ point: a minimum or a saddle. The course from which the study comes counts posit
 Gauss-Newton blocks, which have no negative ones. Here it is the true Hessian.
 """
 
+import itertools
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -108,7 +110,9 @@ def mnist(ctx: tools.Context):
         for case, (x, sizes) in cases.items():
             torch.manual_seed(seed)
             net = MLP(sizes, "tanh")
-            for epoch in range(max(epochs) + 1):
+            steps_done = training.fit(net, x, labels, max(epochs), 64, seed=seed)  # one optimizer for all epochs
+            epochs_done = training.epochs_of(steps_done, max(1, len(x) // 64))
+            for epoch, _ in itertools.chain([(0, None)], epochs_done):
                 if epoch in epochs:
                     double = MLP(sizes, "tanh").double()
                     double.load_state_dict(net.state_dict())
@@ -125,8 +129,6 @@ def mnist(ctx: tools.Context):
                         final["positive_dense"] = hessians.signs(eigenvalues, tolerance)[0].item() / len(w)
                     rows.append({"setting": case, "seed": seed, "epoch": epoch, "parameters": count_parameters(net),
                                  "final": final})  # fmt: skip
-                for _ in training.fit(net, x, labels, 1, 64, seed=1000 * seed + epoch):
-                    pass
     figure, axes = tools.panels(1, 2)
     for one, (case, same) in zip(axes[0], tools.groups(rows, "setting").items()):
         for row in same:

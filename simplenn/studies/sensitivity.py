@@ -84,16 +84,18 @@ def batch(ctx: tools.Context):
 
 
 def gradient_one(train_set, bs, seed, epochs, probe):
-    """Adam at 0.001: mean norms of the batch gradient, of the full gradient, and at one same network."""
+    """Adam at 0.001: mean norms of the batch gradient, of the full gradient, and of the first `probe` batches at the
+    initial weights."""
     torch.manual_seed(seed)
     (x, y), net, norms = train_set.tensors(), MLP([784, 64, 10]), []
     bs = min(bs, len(x))
-    start = [batch_gradient_norm(net, x[i : i + bs], y[i : i + bs]) for i in range(0, len(x) - bs + 1, bs)][:probe]
+    starts = range(0, len(x) - bs + 1, bs)[:probe]
+    initial = [batch_gradient_norm(net, x[i : i + bs], y[i : i + bs]) for i in starts]
     for _ in training.fit(net, x, y, epochs, bs, seed=seed):
         norms.append(torch.cat([p.grad.flatten() for p in net.parameters()]).norm())
     last = torch.stack(norms[-(len(x) // bs) :])
     final = {"mean_norm": torch.stack(norms).mean().item(), "mean_norm_last_epoch": last.mean().item(),
-             "full_norm_at_end": batch_gradient_norm(net, x, y), "norm_at_initial_weights": sum(start) / len(start),
+             "full_norm_at_end": batch_gradient_norm(net, x, y), "norm_at_initial_weights": sum(initial) / len(initial),
              "train_loss": training.evaluate(net, x, y)[0], "steps": len(norms)}  # fmt: skip
     return {"setting": f"batch size {bs}", "bs": bs, "seed": seed, "final": final}
 
