@@ -1,11 +1,13 @@
 """What the tests share: the folders, and one way to import from them, since nine modules are called `model`."""
 
+import atexit
 import functools
 import importlib
 import os
 import re
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,11 @@ FOLDERS = sorted(file.parent.name for file in ROOT.glob("*/train.py"))
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny networks gain nothing from more threads
+
+if "MPLCONFIGDIR" not in os.environ:  # fonts are listed once, not by the first training, which would say so
+    os.environ["MPLCONFIGDIR"] = tempfile.mkdtemp(prefix="matplotlib-")
+    atexit.register(shutil.rmtree, os.environ["MPLCONFIGDIR"], ignore_errors=True)
+    importlib.import_module("matplotlib.font_manager")
 
 sys.path.insert(0, str(ROOT))  # `common`: one copy for the tests and for all folders
 run = importlib.import_module("common.run")
