@@ -48,6 +48,15 @@ def path_arg(text):
     return text
 
 
+def data_place(folder: Path, data: str) -> str:
+    """Where the data lie that the record of the run in `folder` calls `data`: a path of the user's own is on record
+    relative to the repository, and local.json has where it was. Any other name stays as it is."""
+    if not data.startswith("./"):
+        return data
+    local = folder / "local.json"
+    return str(local.exists() and read_json(local).get("data") or ROOT / data)
+
+
 def dataset_arg(*names, files=False):
     """An argparse type for --data: one of `names`, or a folder (with `files` also a file) as an absolute path."""
 

@@ -39,6 +39,7 @@ from common.flags import (  # noqa: F401
     ROOT,
     add_flags,
     data_dir,
+    data_place,
     dataset_arg,
     nonnegative_float,
     nonnegative_int,
@@ -58,12 +59,14 @@ import torch
 from tqdm import tqdm
 
 
-def newest_run(experiment: str) -> Path | None:
-    """The folder of the newest finished run of `experiment` below out/ that keeps a network, in best.pt."""
+def newest_run(experiment: str, accept=lambda record: True) -> Path | None:
+    """The folder of the newest finished run of `experiment` below out/ that keeps a network, in best.pt, and whose
+    record `accept` takes."""
     finished = []
     for file in (best.with_name("run.json") for best in (ROOT / "out" / experiment).glob("*/best.pt")):
         try:
-            finished += [(file.stat().st_mtime, file.parent)] if read_record(file)["state"] == "done" else []
+            record = read_record(file)
+            finished += [(file.stat().st_mtime, file.parent)] if record["state"] == "done" and accept(record) else []
         except (OSError, UserError):
             pass  # damaged, or of another version
     return max(finished)[1] if finished else None

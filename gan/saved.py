@@ -64,10 +64,7 @@ def open_run(args, device) -> Trained:
 def data_of(trained: Trained, data_dir: str | None, name: str | None = None) -> tuple:
     """(train, held out, test) on which the run was trained; it must be the same dataset. name: where a folder of images
     lies now. Raises UserError."""
-    name = name or trained.args.data
-    if name.startswith("./"):
-        local = trained.folder / "local.json"
-        name = (run.read_json(local).get("data") if local.exists() else None) or str(run.ROOT / name)
+    name = run.data_place(trained.folder, name or trained.args.data)
     if name not in data.image_data.NAMES and not Path(name).is_dir():
         raise run.UserError(f"the images of this run are gone from {name}; name their new place with --data")
     *parts, facts = data.load(name, data_dir, trained.args.limit)

@@ -47,10 +47,8 @@ def open_model(name: str | None = None, device="cpu") -> Model:
             raise run.UserError(f"{path}: holds a run of {record['experiment']}/")
         state, args = run.read_checkpoint(path / "best.pt", device), record["args"]
         words, classes = state["words"], state["classes"]
-        local = run.read_json(path / "local.json") if in_folder(path) else {}
-        args["data_dir"] = local.get("data_dir")
-        if str(args.get("data")).startswith("./"):  # a file of the user's own
-            args["data"] = local.get("data") or str(run.ROOT / args["data"])
+        args |= {"data_dir": run.read_json(path / "local.json").get("data_dir")} if in_folder(path) else {}
+        args |= {"data": run.data_place(path, str(args.get("data")))}
     try:
         args = argparse.Namespace(**train.PLAIN | {"data_dir": None} | args)  # a run may be older than an option
         net = train.build_model(args, len(words), len(classes))

@@ -296,10 +296,10 @@ def parse(argv=None):
     """The arguments. A flag that would not be read is an error."""
     p = parser()
     args = p.parse_args(argv)
-    if getattr(args, "all", False):
+    if args.command in ("pretrain", "finetune") and args.all:
         defaults = p.parse_args([args.command])
         for name in ("arm", "size", "seed", "init", "name"):  # of one run
-            if args.command != "evaluate" and getattr(args, name, None) != getattr(defaults, name, None):
+            if getattr(args, name, None) != getattr(defaults, name, None):
                 p.error(f"--{name}: is read only without --all, which runs every setting of the study")
     if args.command == "report" and args.seeds and not args.list:
         p.error("--seeds: is read only with --list; the report takes every run that it finds")

@@ -84,7 +84,7 @@ def test_images(folder, args, data_dir, family):
     local = run.read_json(file) if file.exists() else {}
     where = data_dir = data_dir or local.get("data_dir")
     if name.startswith("./"):  # a folder of the user's own
-        where = name = str(local.get("data") or run.ROOT / name)
+        where = name = run.data_place(folder, name)
     if not (where is None or os.path.isdir(str(where))):
         raise run.UserError(f"{folder}: its data is gone from {where}; name a folder of images with --data")
     test_set = data.load(name, data_dir, args.get("limit"), family)[2]

@@ -51,15 +51,7 @@ def build(facts: dict, state: dict, source) -> Model:
 
 def newest_run() -> Path | None:
     """The newest finished run that was trained on images."""
-    finished = []
-    for file in (run.ROOT / "out" / "simplenn").glob("*/run.json"):
-        try:
-            record = run.read_record(file)
-            if record["state"] == "done" and record.get("normalization"):
-                finished.append((file.stat().st_mtime, file.parent))
-        except (OSError, run.UserError):
-            pass  # damaged, or of another version
-    return max(finished)[1] if finished else None
+    return run.newest_run("simplenn", lambda record: record.get("normalization"))
 
 
 def open_model(where: str | None = None) -> Model:
