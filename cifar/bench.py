@@ -103,7 +103,7 @@ def measure(dataset, batch_size, rounds, device):
 
 def parser():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    run.add_flags(p, "data_dir", "limit", "device",
+    run.add_flags(p, "data_dir", "limit", "device", "threads",
                   data=dict(type=data.dataset_arg, default="auto", help=data.DATA_HELP),
                   out=dict(default=str(run.ROOT / "out/cifar/bench"), help="folder for bench.json"))  # fmt: skip
     p.add_argument("--rounds", type=run.positive_int, default=5, help="epochs of each way (default: %(default)s)")
@@ -112,6 +112,7 @@ def parser():
 
 def main(argv=None):
     args = parser().parse_args(argv)
+    run.set_threads(args.threads)
     device, out = run.pick_device(args.device), run.make_folder(args.out)
     train_set, _, _, dataset = data.load(args.data, args.data_dir, args.limit)
     machine = run.environment(device, __file__, argv)

@@ -39,6 +39,7 @@ RECIPES = {
 }
 DATASET = {"lenet5": "cifar100", "simplenn": "cifar10"}  # what --data auto means
 AUTO_PRECISION = "fp32"  # bench.py: these networks are too small to gain from bfloat16
+AUTO_THREADS = 1  # tools/seconds.py: a second one gains a tenth on an idle machine, and loses all of it on a busy one
 
 
 def lr_factor(decay: str, progress: float) -> float:
@@ -139,7 +140,7 @@ def parser():
     run.add_flags(p, "set", "tensorboard", "data_dir", "out", "resume",
                   recipe=dict(choices=list(RECIPES), default="quick"),
                   data=dict(type=data.dataset_arg, default="auto", help=help))  # fmt: skip
-    run.add_flags(p, "epochs", "bs", "lr", "seed", "device", "precision", "limit")
+    run.add_flags(p, "epochs", "bs", "lr", "seed", "device", "threads", "precision", "limit")
     p.add_argument("--decay", choices=["none", "step", "cosine", "onecycle"], help="schedule of the learning rate")
     p.add_argument("--augment", choices=data.AUGMENT, nargs="?", const="crop+flip", help="alone: crop+flip")
     p.add_argument("--no-augment", dest="augment", action="store_const", const="none", help="--augment none")
@@ -178,7 +179,7 @@ def main(argv=None):
     args = parse(argv)
     train_set, val_set, test_set, facts = data.load(args.data, args.data_dir, args.limit, auto=DATASET[args.model])
     args.data = facts["name"] if args.data == "auto" else args.data
-    with run.Run(args, __file__, f"{facts['name']}-{args.model}", AUTO_PRECISION) as r:
+    with run.Run(args, __file__, f"{facts['name']}-{args.model}", AUTO_PRECISION, AUTO_THREADS) as r:
         train_set, val_set, test_set = (part.to(r.device) for part in (train_set, val_set, test_set))
         model = build_model(args, len(train_set.classes))
         model = model.to(r.device, memory_format=torch.channels_last)  # faster, see bench.py

@@ -48,6 +48,11 @@ def path_arg(text):
     return text
 
 
+def threads_arg(text):
+    """An argparse type: a number of threads, or "auto"."""
+    return text if text == "auto" else positive_int(text)
+
+
 def data_place(folder: Path, data: str) -> str:
     """Where the data lie that the record of the run in `folder` calls `data`: a path of the user's own is on record
     relative to the repository, and local.json has where it was. Any other name stays as it is."""
@@ -89,6 +94,7 @@ FLAGS = {
     "seed": dict(type=nonnegative_int, metavar="N", default=0, help="initial weights, data order, augmentation"),
     "device": dict(choices=["auto", "cpu", "cuda", "mps"], default="auto", help="auto: cuda, else mps, else cpu"),
     "precision": dict(choices=["auto", "fp32", "bf16"], default="auto", help="auto: bf16 where it is known to gain"),
+    "threads": dict(type=threads_arg, default="auto", metavar="N", help="CPU threads; auto: as many as it gains from"),
     "tensorboard": dict(action="store_true", help="write the metrics as event files too, for tensorboard --logdir out"),
     "limit": dict(type=positive_int, metavar="N", help="only the first N examples of each part, for a quick look"),
 }

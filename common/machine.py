@@ -8,10 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+from common.cores import usable_cores
 from common.terminal import UserError
 
 import numpy as np
 import torch
+
+ALL_THREADS = min(torch.get_num_threads(), usable_cores())  # torch's number follows affinity and $OMP_NUM_THREADS
 
 
 def pick_device(name: str) -> torch.device:
@@ -36,6 +39,17 @@ def keep_freed_memory():
     trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX: numbers of malloc.h
     mallopt(mmap_max, 0)
     mallopt(trim_threshold, 2**31 - 1)
+
+
+def set_threads(threads: int | str = "auto", auto_threads: int | None = None):
+    """Let torch compute with so many threads.
+
+    threads: --threads, a number or "auto". auto_threads: what "auto" means, the script's AUTO_THREADS. None stands for
+    all cores that this process may use. "auto" never exceeds those, nor $OMP_NUM_THREADS.
+    """
+    if threads == "auto":
+        threads = ALL_THREADS if auto_threads is None else min(auto_threads, ALL_THREADS)
+    torch.set_num_threads(threads)
 
 
 def seed_at(seed: int, place: int) -> int:

@@ -50,7 +50,7 @@ from common.flags import (  # noqa: F401
     record_args,
     to_argv,
 )
-from common.machine import environment, facts, native_bf16, peak_memory_mb, pick_device, seed_at  # noqa: F401
+from common.machine import environment, facts, native_bf16, peak_memory_mb, pick_device, seed_at, set_threads  # noqa: F401
 from common.records import FORMAT, read_json, read_record, recorded_args  # noqa: F401
 from common.terminal import Diverged, UserError, cli, is_main_script  # noqa: F401
 
@@ -148,15 +148,15 @@ class Run:
 
     rank, world = 0, 1  # common/ddp.py has runs of several processes
 
-    def __init__(self, args, script, name, auto_precision="fp32", stop_within_epoch=False):
+    def __init__(self, args, script, name, auto_precision="fp32", auto_threads=None, stop_within_epoch=False):
         self.args, self.script, self.stop_within_epoch = args, Path(script).resolve(), stop_within_epoch
         if self.world == 1 and int(os.environ.get("WORLD_SIZE", 1)) > 1:
             raise UserError(f"{self.script.name} trains in one process: start it with python, not with torchrun")
         self.device = self._pick_device()
         self.folder, self._lock = self._open_folder(name)
         old = read_record(self.folder / "run.json") if args.resume else {}
-        if old:
-            torch.set_num_threads(old["device"]["threads"])
+        threads = old["device"]["threads"] if old else getattr(args, "threads", "auto")
+        set_threads(threads, auto_threads)
         auto = auto_precision if auto_precision != "bf16" or native_bf16(self.device) else "fp32"
         precision = getattr(args, "precision", "auto")
         self.precision = old.get("precision", auto) if precision == "auto" else precision

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common import run
+from common.cores import usable_cores
 from common.files import display_path, lock_folder, make_folder, write
 from common.records import read_record
 from common.terminal import UserError
@@ -43,7 +44,7 @@ def add_flags(parser, studies, seeds=3):
     parser.add_argument(
         "--seeds", type=run.positive_int, default=seeds, metavar="N", help=f"seeds 0 to N - 1 ({seeds})"
     )
-    parser.add_argument("--jobs", type=run.positive_int, default=os.cpu_count(), metavar="N",
+    parser.add_argument("--jobs", type=run.positive_int, default=usable_cores(), metavar="N",
                         help="runs at a time, which share the cores (default: one a core)")  # fmt: skip
     parser.add_argument("--list", action="store_true", help="print the commands and run nothing")
 
@@ -98,7 +99,7 @@ def run_jobs(train, jobs: list[Job], args) -> bool:
         while running or waiting:
             while waiting and len(running) < args.jobs:
                 job = waiting.pop(0)
-                running.append((job, *start(script, job, max(1, (os.cpu_count() or 1) // args.jobs))))
+                running.append((job, *start(script, job, max(1, usable_cores() // args.jobs))))
             time.sleep(0.05)
             ended = [entry for entry in running if entry[1].poll() is not None]
             running = [entry for entry in running if entry not in ended]

@@ -10,6 +10,8 @@ import signal
 import sys
 from pathlib import Path
 
+from common.cores import affinity_cores, usable_cores
+
 
 class UserError(Exception):
     """An error that the user can fix; `cli` prints its message as one line and exits with 1."""
@@ -84,6 +86,17 @@ def exit_interrupted(*_):
     os._exit(130)
 
 
+def set_up_openmp():
+    """Set what OpenMP reads when torch is imported. Variables of the user's own stay as they are.
+
+    By default, threads of libgomp that wait for each other compute in a loop for milliseconds. Beside other programs, a
+    training with two threads then takes many times as long as with one.
+    """
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    if usable_cores() < affinity_cores():  # a CPU quota, which OpenMP does not know
+        os.environ.setdefault("OMP_NUM_THREADS", str(usable_cores()))
+
+
 def protect():
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:  # a closed 0, 1 or 2 would be given to the next file
         pass
@@ -92,6 +105,7 @@ def protect():
         stream = getattr(sys, name) or open(os.devnull, "w", encoding="utf-8")
         stream.reconfigure(errors="backslashreplace")
         setattr(sys, name, Stream(stream))
+    set_up_openmp()
     signal.signal(signal.SIGINT, exit_interrupted)  # while modules are imported; `cli` restores Python's own
 
 

@@ -117,7 +117,8 @@ def parser():
         p.add_argument(
             f"--{name}", type=run.positive_int, default=default, metavar="N", help=f"{help} (default: {default})"
         )
-    run.add_flags(p, "data_dir", "device", "precision", bs=dict(default=8, help="blocks, or paragraphs, of a batch"),
+    run.add_flags(p, "data_dir", "device", "threads", "precision",
+                  bs=dict(default=8, help="blocks, or paragraphs, of a batch"),
                   data=dict(type=data.dataset_arg, default="wikitext2", help=data.DATA_HELP),
                   out=dict(default=str(run.ROOT / "out/distilgpt2/bench"), help="folder for bench.json"))  # fmt: skip
     return p
@@ -125,6 +126,7 @@ def parser():
 
 def main(argv=None):
     args = parser().parse_args(argv)
+    run.set_threads(args.threads)
     device, out = run.pick_device(args.device), run.make_folder(args.out)
     name = pretrained.resolve(args.model, args.data_dir)
     net, tokenizer, facts = pretrained.open_model(name, args.data_dir)

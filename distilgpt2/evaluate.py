@@ -22,6 +22,8 @@ import pretrained
 import scoring
 import train
 
+AUTO_THREADS = None  # all cores: tools/seconds.py
+
 
 def parser():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -31,7 +33,7 @@ def parser():
     p.add_argument("--form", choices=corpus.FORMS, default="detokenized", help="of WikiText (default: %(default)s)")
     p.add_argument("--block-size", type=run.positive_int, default=256, metavar="N", help="(default: %(default)s)")
     p.add_argument("--stride", type=run.positive_int, metavar="N", help="(default: the block size, no overlap)")
-    run.add_flags(p, "data_dir", "device", "precision",
+    run.add_flags(p, "data_dir", "device", "threads", "precision",
                   data=dict(type=data.dataset_arg, default="wikitext2", help=data.DATA_HELP),
                   limit=dict(help="only the first N tokens"),
                   out=dict(default=str(run.ROOT / "out/distilgpt2/evaluate"), help="folder of the record"))  # fmt: skip
@@ -71,6 +73,7 @@ def main(argv=None):
         raise run.UserError(
             f"--stride {args.stride}: is above --block-size {args.block_size}; tokens would be left out"
         )
+    run.set_threads(args.threads, AUTO_THREADS)
     device, out = run.pick_device(args.device), run.make_folder(args.out)
     automatic = train.AUTO_PRECISION if run.native_bf16(device) else "fp32"
     precision = automatic if args.precision == "auto" else args.precision

@@ -24,6 +24,8 @@ import corpus
 import decode
 import pretrained
 
+AUTO_THREADS = None  # all cores
+
 STRATEGIES = {  # name: (default value, the keyword of transformers' generate, that of decode.sample, sampling?)
     "greedy": (None, None, "greedy", False),
     "beam": (5, "num_beams", None, False),
@@ -129,7 +131,7 @@ def choose_model(name: str | None, data_dir: str | None = None) -> tuple[str, Pa
 
 def argv_of(args) -> list[str]:
     """The arguments of this script for `train.py --mode gen`."""
-    words = ["--device", args.device, "--seed", str(args.seed)]
+    words = ["--device", args.device, "--threads", str(args.threads), "--seed", str(args.seed)]
     for flag, value in (("--model", args.model if args.model != "auto" else None), ("--data-dir", args.data_dir),
                         ("--out", args.out)):  # fmt: skip
         words += [flag, value] if value else []
@@ -149,7 +151,7 @@ def parser():
                    help=f"sums of {', '.join(STRATEGIES)} (default: {', '.join(ALL)})")  # fmt: skip
     p.add_argument("--length", type=run.positive_int, default=60, metavar="N", help="tokens (default: %(default)s)")
     p.add_argument("--written-out", action="store_true", help="decode with the loops of decode.py: the same tokens")
-    run.add_flags(p, "data_dir", "device", seed=dict(help="of the random choices"),
+    run.add_flags(p, "data_dir", "device", "threads", seed=dict(help="of the random choices"),
                   out=dict(help="folder of distilgpt2.txt (default: the run folder, else this one)"))  # fmt: skip
     p.epilog = "parts of a strategy:\n" + "\n".join(f"  {name}" + f"={default}" * (default is not None)
                                                    for name, (default, *_) in STRATEGIES.items())  # fmt: skip
@@ -158,6 +160,7 @@ def parser():
 
 def main(argv=None):
     args = parser().parse_args(argv)
+    run.set_threads(args.threads, AUTO_THREADS)
     device = run.pick_device(args.device)
     name, folder = choose_model(args.model, args.data_dir)
     folder = run.make_folder(args.out or folder)

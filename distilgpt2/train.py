@@ -56,6 +56,7 @@ RECIPES = {
     "tiny": BASE | TINY | dict(lr=dict.fromkeys(LR, 3e-3)),  # a second, for tests
 }
 AUTO_PRECISION = "bf16"  # bench.py: faster than fp32 where a CPU multiplies it natively
+AUTO_THREADS = None  # all cores: its matrices are large
 SAVE_EVERY = 240  # seconds between checkpoints within an epoch
 
 
@@ -170,7 +171,7 @@ def parser():
     p.add_argument("--model", type=pretrained.recorded_arg, metavar="NAME|PATH", help=pretrained.MODEL_HELP)
     p.add_argument("--method", choices=model.METHODS, help="which weights are trained")
     p.add_argument("--rank", type=run.positive_int, metavar="N", help="of LoRA's matrices")
-    run.add_flags(p, "epochs", "lr", "weight_decay", "seed", "device", "precision",
+    run.add_flags(p, "epochs", "lr", "weight_decay", "seed", "device", "threads", "precision",
                   bs=dict(help="blocks of one optimizer step"),
                   limit=dict(help="only the first N tokens of each part, for a quick look"))  # fmt: skip
     plain, lines = RECIPES["plain"], ["recipes:"]
@@ -220,7 +221,9 @@ def main(argv=None):
     args.data, args.model = facts["name"] if args.data == "auto" else args.data, base["name"]
     precision = "fp32" if base["builtin"] else AUTO_PRECISION  # matrices as small as those of tiny gain nothing
     name = f"{facts['name']}-{pretrained.short_name(base['name'])}-{args.method}"
-    with ddp.Run(args, __file__, name, auto_precision=precision, stop_within_epoch=True) as r:
+    with ddp.Run(
+        args, __file__, name, auto_precision=precision, auto_threads=AUTO_THREADS, stop_within_epoch=True
+    ) as r:
         net = model.prepare(net, args.method, *(getattr(args, name, None) for name in model.OPTIONS)).to(r.device)
         if args.checkpointing:
             model.checkpoint_activations(net)

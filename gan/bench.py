@@ -123,7 +123,7 @@ class Way:
 
 def parser():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    run.add_flags(p, "data_dir", "limit", "device", "precision",
+    run.add_flags(p, "data_dir", "limit", "device", "threads", "precision",
                   data=dict(type=data.dataset_arg, default="auto", help=data.DATA_HELP),
                   out=dict(default=str(run.ROOT / "out/gan/bench"), help="folder for bench.json"))  # fmt: skip
     p.add_argument("--rounds", type=run.positive_int, default=5, help="(default: %(default)s)")
@@ -134,6 +134,7 @@ def parser():
 
 def main(argv=None):
     args = parser().parse_args(argv)
+    run.set_threads(args.threads)
     device, out = run.pick_device(args.device), run.make_folder(args.out)
     train_set, _, _, facts = data.load(args.data, args.data_dir, args.limit or 10_000)
     if facts["channels"] != 3:

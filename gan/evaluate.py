@@ -24,6 +24,8 @@ import fid
 import saved
 import scores
 
+AUTO_THREADS = None  # all cores: the features of thousands of images
+
 SIZES = (50, 500, 2000, 10_000, 25_000)  # images on each side
 RUN_FLAGS = dict(run=None, out_dir=None, checkpoint="best", weights="ema", samples=10_000, seed=0)  # not with --real
 REAL_FLAGS = dict(limit=None, feature_size=96)  # only with --real; a run has its own
@@ -100,7 +102,7 @@ def parser():
     p.add_argument("--features", choices=features.NAMES, help="(default: those of the run; classifier with --real)")
     p.add_argument("--inception-weights", type=run.path_arg, metavar="FILE",
                    help=f"{features.INCEPTION} (default: in the folder of datasets, else fetched)")  # fmt: skip
-    run.add_flags(p, "data_dir", "device", data=dict(type=data.dataset_arg, help=data.DATA_HELP),
+    run.add_flags(p, "data_dir", "device", "threads", data=dict(type=data.dataset_arg, help=data.DATA_HELP),
                   out=dict(help="folder to write to (default: the run folder; with --real out/gan/real)"))  # fmt: skip
     return p
 
@@ -122,6 +124,7 @@ def parse(argv=None):
 
 def main(argv=None):
     args = parse(argv)
+    run.set_threads(args.threads, AUTO_THREADS)
     device = run.pick_device(args.device)
     if args.real:
         args.data, args.features, args.classifier_images = args.data or "cifar10", args.features or "classifier", 40_000

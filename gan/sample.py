@@ -21,6 +21,8 @@ import fid
 import grids
 import saved
 
+AUTO_THREADS = 1  # a few images gain nothing from more
+
 KINDS = ("grid", "images", "interpolation", "classes", "neighbours")
 
 
@@ -90,13 +92,15 @@ def parser():
     saved.add_flags(p)
     p.add_argument("--kind", nargs="+", choices=KINDS, metavar="KIND", help=f"any of {', '.join(KINDS)}")
     p.add_argument("--count", type=run.positive_int, default=80, metavar="N", help="of grid and images (default: 80)")
-    run.add_flags(p, "data_dir", "seed", "device", data=dict(type=data.dataset_arg, help="where the images lie now"),
+    run.add_flags(p, "data_dir", "seed", "device", "threads",
+                  data=dict(type=data.dataset_arg, help="where the images lie now"),
                   out=dict(help="folder to write to (default: the run folder)"))  # fmt: skip
     return p
 
 
 def main(argv=None):
     args = parser().parse_args(argv)
+    run.set_threads(args.threads, AUTO_THREADS)
     device = run.pick_device(args.device)
     trained = saved.open_run(args, device)
     conditional = trained.gan.generator.classes > 0

@@ -66,6 +66,7 @@ RECIPES["shapes"]["wgan-gp"] |= dict(critic_steps=1, lr=2e-3)
 RECIPES["shapes"]["acgan"] |= dict(spectral_norm=True)
 RECIPES["paper"]["wgan-gp"] |= dict(decay="linear")
 AUTO_PRECISION = "bf16"  # bench.py: faster than fp32 where the hardware multiplies it
+AUTO_THREADS = 1  # tools/seconds.py: a second one gains nothing, and beside other work it loses much
 SAVE_EVERY = 200  # seconds between checkpoints within an epoch
 COLUMNS = ("train_d_loss", "train_estimate", "d_gradient", "train_g_loss", "g_gradient")
 
@@ -179,7 +180,7 @@ def parser():
     run.add_flags(p, "set", "tensorboard", "data_dir", "out", "resume",
                   recipe=dict(choices=list(RECIPES), help="(default: plain; digits for mnist, shapes for builtin)"),
                   data=dict(type=data.dataset_arg, default="auto", help=data.DATA_HELP))  # fmt: skip
-    run.add_flags(p, "epochs", "bs", "lr", "seed", "device", "precision", "limit")
+    run.add_flags(p, "epochs", "bs", "lr", "seed", "device", "threads", "precision", "limit")
     p.add_argument("--width", type=run.positive_int, metavar="N", help="channels of the first layer; scales all others")
     features.add_flags(p)
     p.epilog = "recipes, as they differ from plain:\n" + "\n".join(
@@ -226,7 +227,9 @@ def main(argv=None):
     args.data = facts["name"] if args.data == "auto" else args.data
     if args.model == "acgan" and facts["classes"] < 2:
         raise run.UserError(f"{args.data}: ACGAN needs classes, a folder of images each; choose another --model")
-    with run.Run(args, __file__, f"{facts['name']}-{args.model}", AUTO_PRECISION, stop_within_epoch=True) as r:
+    with run.Run(
+        args, __file__, f"{facts['name']}-{args.model}", AUTO_PRECISION, AUTO_THREADS, stop_within_epoch=True
+    ) as r:
         train_set, held_out, test_set = (part.to(r.device) for part in parts)
         seen_by = features.load(args, train_set, held_out, facts["digest"], r.folder, r.device)
         gan = model.build(args.model, args.network, facts["channels"], facts["classes"], args.width, args.noise,

@@ -374,6 +374,7 @@ def recipe(args):
 
 def main(argv=None):
     args = run.parse(__file__, parser(), argv, recipe)
+    run.set_threads(auto_threads=1)
     if args.check:
         return check(args)
     out, results, rows = run.make_folder(args.out), {}, []

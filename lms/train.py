@@ -153,7 +153,9 @@ def main(argv=None):
     if wiener.rank < X.shape[1]:
         print(f"{problem.name}: the inputs are linearly dependent (rank {wiener.rank} of {X.shape[1]} columns); the "
               "Wiener solution is that of least norm", file=sys.stderr)  # fmt: skip
-    with run.Run(args, __file__, f"{problem.name}-lms", auto_precision="fp64") as r:  # NumPy, on the CPU
+    with run.Run(
+        args, __file__, f"{problem.name}-lms", auto_precision="fp64", auto_threads=1
+    ) as r:  # NumPy, on the CPU
         dataset = {"name": problem.name, "digest": problem.digest, "builtin": args.data in data.BUILT_IN,
                    "train": len(d), "val": len(problem.val_targets), "rank": wiener.rank}  # fmt: skip
         r.note(f"LMS, {X.shape[1]} weights, on {problem.name}: {len(d):,} rows per epoch, r = {args.lr:g}; "

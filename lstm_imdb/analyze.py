@@ -21,6 +21,8 @@ import outcome
 import saved
 import train
 
+AUTO_THREADS = 1
+
 EDGES = (0, 50, 100, 150, 200, 300, 400, 600, 1000, 10**9)  # words
 TRUNCATIONS = (50, 100, 200, 400, 800)
 ADJECTIVES = {
@@ -103,7 +105,7 @@ def draw(path: Path, analysis: dict):
 def parser():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--run", type=run.path_arg, metavar="RUN", help="a run folder or a safetensors file of weights")
-    run.add_flags(p, "data_dir", "limit", "device",
+    run.add_flags(p, "data_dir", "limit", "device", "threads",
                   data=dict(type=data.dataset_arg, help="(default: the dataset of the run)"),
                   out=dict(default=str(run.ROOT / "out/lstm_imdb/analysis"), help="folder of the results"))  # fmt: skip
     return p
@@ -111,6 +113,7 @@ def parser():
 
 def main(argv=None):
     args = parser().parse_args(argv)
+    run.set_threads(args.threads, AUTO_THREADS)
     out, device = run.make_folder(args.out), run.pick_device(args.device)
     found = saved.open_model(args.run, device)
     values = found.args

@@ -108,7 +108,7 @@ def padding(reviews) -> dict:
 
 def parser():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    run.add_flags(p, "data_dir", "limit", "device",
+    run.add_flags(p, "data_dir", "limit", "device", "threads",
                   data=dict(type=data.dataset_arg, default="auto", help=data.DATA_HELP),
                   out=dict(default=str(run.ROOT / "out/lstm_imdb/bench"), help="folder for bench.json"))  # fmt: skip
     p.add_argument("--max-len", type=run.positive_int, default=400, metavar="N", help="(default: %(default)s)")
@@ -119,6 +119,7 @@ def parser():
 
 def main(argv=None):
     args = parser().parse_args(argv)
+    run.set_threads(args.threads)
     device, out = run.pick_device(args.device), run.make_folder(args.out)
     loaded = data.load(args.data, args.data_dir, args.limit, max_len=args.max_len)
     machine, factors = run.environment(device, __file__, argv), padding(loaded.train)

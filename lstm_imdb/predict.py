@@ -24,6 +24,8 @@ import corpus
 import data
 import saved
 
+AUTO_THREADS = 1  # a few texts gain nothing from more
+
 COLUMNS = 100  # characters of a line of the figure
 
 
@@ -113,7 +115,7 @@ def parser():
     p.add_argument("--run", type=run.path_arg, metavar="RUN", help="a run folder or a safetensors file of weights")
     p.add_argument("--figure", type=run.path_arg, metavar="FILE", help="draw the reviews as a PNG too")
     p.add_argument("--colour", choices=["auto", "always", "never"], default="auto", help="auto: in a terminal")
-    run.add_flags(p, "device")
+    run.add_flags(p, "device", "threads")
     return p
 
 
@@ -122,6 +124,7 @@ def main(argv=None):
     texts = read_texts(args)
     if not texts:
         raise run.UserError("no review: give one as an argument, with --file, or on standard input")
+    run.set_threads(args.threads, AUTO_THREADS)
     found, answers = saved.open_model(args.run, run.pick_device(args.device)), []
     terminal = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     for text in texts:

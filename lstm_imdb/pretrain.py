@@ -127,7 +127,8 @@ def evaluate(lm, reviews, r) -> float:
 def parser():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     run.add_flags(p, recipe=dict(choices=list(RECIPES), default="best"))
-    run.add_flags(p, "set", "data_dir", "resume", "epochs", "bs", "lr", "seed", "device", "precision", "limit",
+    run.add_flags(p, "set", "data_dir", "resume", "epochs", "bs", "lr", "seed", "device", "threads", "precision",
+                  "limit",
                   data=dict(type=data.dataset_arg, default="auto", help=data.DATA_HELP),
                   out=dict(help="run folder (default: out/lstm_imdb/lm/RECIPE)"))  # fmt: skip
     p.add_argument("--split", choices=("7:1:2", "official"), default="7:1:2", help="(default: %(default)s)")
@@ -155,7 +156,7 @@ def main(argv=None):
     args.data = loaded.facts["name"] if args.data == "auto" else args.data
     if not args.out and not args.resume:  # a level deeper than the runs of train.py, which predict.py looks for
         args.out = str(run.ROOT / "out" / "lstm_imdb" / "lm" / args.recipe)
-    with run.Run(args, __file__, "lm", train.AUTO_PRECISION, stop_within_epoch=True) as r:
+    with run.Run(args, __file__, "lm", train.AUTO_PRECISION, train.AUTO_THREADS, stop_within_epoch=True) as r:
         lm = LanguageModel(train.build_model(args, len(loaded.vocabulary), len(loaded.corpus.classes))).to(r.device)
         parameters = model.num_parameters(lm)
         r.note(f"language model, {parameters:,} parameters, on the {loaded.facts['train']:,} training reviews of "

@@ -54,6 +54,7 @@ RECIPES = {
     "tiny": PLAIN | dict(epochs=2, bs=20, embed=8, hidden=8, max_words=500, decay="none"),  # a second, for tests
 }
 AUTO_PRECISION = "bf16"  # bench.py: 1.35 times as fast as fp32 where the hardware multiplies bfloat16
+AUTO_THREADS = 1  # tools/seconds.py: a second one gains nothing
 SAVE_EVERY = 120  # seconds between checkpoints within an epoch
 
 
@@ -174,7 +175,7 @@ def parser():
     run.add_flags(p, "set", "tensorboard", "data_dir", "out", "resume",
                   data=dict(type=data.dataset_arg, default="auto", help=data.DATA_HELP))  # fmt: skip
     p.add_argument("--split", choices=corpus.SPLITS, default="7:1:2", help="(default: %(default)s)")
-    run.add_flags(p, "epochs", "bs", "lr", "weight_decay", "seed", "device", "precision", "limit")
+    run.add_flags(p, "epochs", "bs", "lr", "weight_decay", "seed", "device", "threads", "precision", "limit")
     p.add_argument("--layers", type=run.positive_int, metavar="N", help="LSTM layers")
     p.add_argument("--bidirectional", action=argparse.BooleanOptionalAction, help="read in both directions")
     p.add_argument("--cell", choices=model.CELLS, help="nn.LSTM, or the one written out in model.py")
@@ -221,7 +222,7 @@ def main(argv=None):
     facts, classes = loaded.facts, loaded.corpus.classes
     args.data = facts["name"] if args.data == "auto" else args.data
     name = f"{facts['name']}-{args.recipe}"
-    with run.Run(args, __file__, name, AUTO_PRECISION, stop_within_epoch=True) as r:
+    with run.Run(args, __file__, name, AUTO_PRECISION, AUTO_THREADS, stop_within_epoch=True) as r:
         net = build_model(args, len(loaded.vocabulary), len(classes))
         start = pretrained.initialize(net, loaded.vocabulary, args, r)
         net, parameters = net.to(r.device), model.num_parameters(net)

@@ -181,7 +181,8 @@ def whole_runs(text, device, args, out):
 
 def parser():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    run.add_flags(p, "data_dir", "device", data=dict(type=data.dataset_arg, default="auto", help=data.DATA_HELP),
+    run.add_flags(p, "data_dir", "device", "threads",
+                  data=dict(type=data.dataset_arg, default="auto", help=data.DATA_HELP),
                   limit=dict(help="only the first N tokens of each part (not with --whole)"),
                   out=dict(default=str(run.ROOT / "out" / "nanogpt" / "bench"), help="for bench.json"))  # fmt: skip
     p.add_argument("--steps", type=run.positive_int, default=100, help="steps of each way (default: %(default)s)")
@@ -194,6 +195,7 @@ def main(argv=None):
     args = p.parse_args(argv)
     if args.whole and args.limit:
         p.error("--limit: --whole trains on the whole text")
+    run.set_threads(args.threads)
     device, out = run.pick_device(args.device), run.make_folder(args.out)
     text = data.load(args.data, args.data_dir, args.limit)
     machine = run.environment(device, __file__, argv)

@@ -33,6 +33,8 @@ from textbooks.complete import completions
 from textbooks.prepare import ARMS, prepare, read_held_out
 from textbooks.report import report
 
+AUTO_THREADS = 1
+
 DEFAULT = run.ROOT / "out" / "nanogpt" / "phi1"
 SAMPLES, TEMPERATURE, NEW_TOKENS = 20, 0.5, {"ladder": 128, "humaneval": 256, "mbpp": 256}
 
@@ -75,7 +77,7 @@ def do_finetune(args):
 def more(args) -> tuple:
     """The flags of train.py that these commands pass on."""
     words = [word for setting in args.set or [] for word in ("--set", setting)]
-    for name in ("iters", "bs", "lr", "device", "precision"):
+    for name in ("iters", "bs", "lr", "device", "threads", "precision"):
         words += [f"--{name}", str(getattr(args, name))] if getattr(args, name) not in (None, "auto") else []
     return tuple(words)
 
@@ -113,6 +115,7 @@ def do_evaluate(args):
         raise run.UserError("name a run folder or a model of the hub, or use --all")
     for folder in folders:
         model, tokenizer = open_model(str(folder))
+        run.set_threads(args.threads, AUTO_THREADS)
         model.to(run.pick_device(args.device))
         place = folder if folder.is_dir() and not hub.is_model(folder) else run.make_folder(work / "hub" / folder.name)
         for name in args.benchmark:
@@ -255,7 +258,7 @@ def parser():
     q.add_argument("--write", type=run.positive_int, default=10, metavar="N", help="how many of each (%(default)s)")
     q.add_argument("--execute", action="store_true", help="run the solutions of --writer in the sandbox")
 
-    train_flags = ("seed", "device", "precision", "iters", "bs", "lr", "set")
+    train_flags = ("seed", "device", "threads", "precision", "iters", "bs", "lr", "set")
     for name, function, text in (("pretrain", do_pretrain, "pretrain a model on the texts of an arm"),
                                  ("finetune", do_finetune, "fine-tune a model on the exercises")):  # fmt: skip
         q = command(name, function, text, *train_flags)
@@ -269,7 +272,7 @@ def parser():
                 "--name", type=run.path_arg, metavar="NAME", help="of the run folder (default: ARM-SIZE-sSEED)"
             )
 
-    q = command("evaluate", do_evaluate, "sample completions and score them", "data_dir", "seed", "device")
+    q = command("evaluate", do_evaluate, "sample completions and score them", "data_dir", "seed", "device", "threads")
     q.add_argument("model", nargs="*", metavar="RUN|NAME", help="run folders, or models of the hub")
     q.add_argument("--benchmark", nargs="+", choices=list(NEW_TOKENS), default=["ladder"], help="(default: ladder)")
     q.add_argument("--n", type=run.positive_int, default=SAMPLES, metavar="N", help="samples a problem (%(default)s)")

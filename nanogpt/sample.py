@@ -23,6 +23,8 @@ from checkpoint import load_checkpoint, load_gpt2
 from generate import generate, stream
 from tokenizer import END_OF_TEXT, BytePairs, Characters, Words, tokenizer_from
 
+AUTO_THREADS = 1  # one token after another: small products gain nothing from more
+
 FOLDER = Path(__file__).resolve().parent
 COMMITTED = {file.stem: file for file in sorted((FOLDER / "weights").glob("*.safetensors"))}
 HUGGING_FACE = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
@@ -106,12 +108,13 @@ def parser():
     p.add_argument("--repetition-penalty", type=run.positive_float, default=1.0, metavar="X", help=penalty)
     p.add_argument("--stop", metavar="TEXT", help="end before the first occurrence of TEXT")
     where = "where generated_nanogpt.txt goes (default: the run folder, else the current one)"
-    run.add_flags(p, "data_dir", "device", out=dict(help=where), seed=dict(help="of the random choices"))
+    run.add_flags(p, "data_dir", "device", "threads", out=dict(help=where), seed=dict(help="of the random choices"))
     return p
 
 
 def main(argv=None):
     args = parser().parse_args(argv)
+    run.set_threads(args.threads, AUTO_THREADS)
     device = run.pick_device(args.device)
     model, tokenizer, folder = open_model(args)
     prompt = read_prompt(tokenizer, args.prompt, args.prompt_file)

@@ -245,7 +245,7 @@ def main(argv=None):
         raise run.UserError(f"{data.display_name(args.data)}: holds exercises; the stages read continuous text")
     args.data = text.name if args.data == "auto" else args.data
     data.check_batch_size(args.bs, text)
-    with run.Run(args, __file__, f"{text.name}-{file_name(args.recipe)}") as r:
+    with run.Run(args, __file__, f"{text.name}-{file_name(args.recipe)}", auto_threads=1) as r:
         net, V = build(args.model, text.tokenizer.vocab_size), text.tokenizer.vocab_size
         parameters = sum(p.numel() for p in net.parameters())
         initial_loss = evaluate(net, text.val[: net.block_size * args.bs])

@@ -87,6 +87,7 @@ RECIPES = {
 }
 SAVE_EVERY = 240  # seconds between checkpoints where no evaluation is due
 AUTO_PRECISION = "bf16"  # bench.py: 1.4 times as fast where a CPU multiplies it natively
+AUTO_THREADS = None  # all cores; tools/seconds.py: two are 1.4 times as fast as one
 SAMPLE_TOKENS = 120
 
 
@@ -219,7 +220,7 @@ def parser():
                    help="start from these weights, and take over their shape and tokenizer: a run, a checkpoint, or a "
                    "causal model of the Hugging Face hub")  # fmt: skip
     limit = dict(help="only the first N tokens of each part, for a quick look")
-    run.add_flags(p, "iters", "bs", "lr", "seed", "device", "precision", limit=limit)
+    run.add_flags(p, "iters", "bs", "lr", "seed", "device", "threads", "precision", limit=limit)
     p.add_argument("--overfit", action="store_true", help="the same batch at every step: the loss must go to near 0")
     p.epilog = "recipes:\n" + "\n".join(
         f"  {name}: " + ", ".join(f"{k} {v}" for k, v in (recipe | recipe["model"]).items() if k != "model")
@@ -255,7 +256,9 @@ def main(argv=None):
     args.data = text.name if args.data == "auto" else args.data
     name, micro_batch = f"{text.name}-{args.recipe}", ddp.micro_batch_size(args.bs, args.micro_batch)
     data.check_batch_size(args.bs, text)
-    with ddp.Run(args, __file__, name, auto_precision=AUTO_PRECISION, stop_within_epoch=True) as r:
+    with ddp.Run(
+        args, __file__, name, auto_precision=AUTO_PRECISION, auto_threads=AUTO_THREADS, stop_within_epoch=True
+    ) as r:
         model, seconds = train(args, r, text, init)
         best = r.load_best(model=model)
         val_loss = best["val_loss"]

@@ -143,6 +143,7 @@ def parser():
         p,
         "data_dir",
         "device",
+        "threads",
         data=dict(type=data.dataset_arg, default="auto", help="cifar10, builtin or auto"),
         bs=dict(default=128),
         limit=dict(default=5000, help="images of an epoch"),
@@ -157,6 +158,7 @@ def main(argv=None):
     args = p.parse_args(argv)
     if args.data not in ("auto", "cifar10", "builtin"):
         p.error(f"--data {args.data}: the comparison is on CIFAR-10's images")
+    run.set_threads(args.threads)
     device, out = run.pick_device(args.device), run.make_folder(args.out)
     dataset, _, _, facts = data.load(args.data, args.data_dir, args.limit)
     if len(dataset) < args.bs:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from common import image_files, run, shapes
 from common import images as image_data
+from common.cores import usable_cores
 
 import numpy as np
 import torch
@@ -113,7 +114,7 @@ def examples_per_step(n: int, batch_size: int, world: int = 1) -> int:
 
 def num_workers(n: int) -> int:
     """How many workers decode n images for one training process. For few images, starting workers takes longer."""
-    return max(1, min(16, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))) if n > 1000 else 0
+    return max(1, min(16, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))) if n > 1000 else 0
 
 
 class ListSampler:

@@ -29,6 +29,8 @@ import data
 import folders
 import model
 
+AUTO_THREADS = 1  # a few images gain nothing from more
+
 EXPERIMENT = Path(__file__).resolve().parent.name
 
 
@@ -180,6 +182,7 @@ def parser():
         p,
         "data_dir",
         "device",
+        "threads",
         data=dict(type=run.path_arg, metavar="DIR", help="folder of images (default: the test set of the run)"),
         out=dict(help="where to write (default: the run folder)"),
     )
@@ -188,6 +191,7 @@ def parser():
 
 def main(argv=None):
     args = parser().parse_args(argv)
+    run.set_threads(args.threads, AUTO_THREADS)
     folder, device = find_run(args.run), run.pick_device(args.device)
     net, best, trained = load_run(folder, device)
     family, classes = data.family_of_model(trained["model"]), best["classes"]

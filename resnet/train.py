@@ -64,6 +64,7 @@ VARIANTS = {  # of the fast recipe, each with one change: sweep.py --study parts
 RECIPES |= {f"fast-{name}": RECIPES["fast"] | change for name, change in VARIANTS.items()}
 DEFAULTS = {"cifar": ("resnet20", "fast"), "mnist": ("mnist", "mnist"), "imagenet": ("resnet50", "imagenet")}
 AUTO_PRECISION = "bf16"  # bench.py: 1.4 times as fast as fp32 where the hardware multiplies bfloat16
+AUTO_THREADS = 1  # tools/seconds.py: a second one gains less than a fifth
 SAVE_EVERY = 1000  # steps between checkpoints within an epoch
 
 
@@ -192,7 +193,7 @@ def parser():
     run.add_flags(p, recipe=dict(choices=list(RECIPES), help="(default: fast, mnist or imagenet, by the data)"))
     run.add_flags(p, "set", "tensorboard", "data_dir", "out", "resume",
                   data=dict(type=data.dataset_arg, default="auto", help=data.DATA_HELP))  # fmt: skip
-    run.add_flags(p, "epochs", "bs", "lr", "weight_decay", "seed", "device", "precision", "limit")
+    run.add_flags(p, "epochs", "bs", "lr", "weight_decay", "seed", "device", "threads", "precision", "limit")
     p.add_argument("--decay", choices=["none", "step", "cosine", "onecycle"], help="schedule of the learning rate")
     p.add_argument("--augment", choices=data.AUGMENT, help="augmentation of the training images")
     p.add_argument("--shortcut", choices=model.SHORTCUTS, help="option A or B of the paper, or none (CIFAR networks)")
@@ -262,7 +263,9 @@ def main(argv=None):
     *parts, facts = data.load(args.data, args.data_dir, args.limit, data.family_of_model(args.model))
     args.data = facts["name"] if args.data == "auto" else args.data
     name = f"{facts['name']}-{args.model}"
-    with ddp.Run(args, __file__, name, auto_precision=AUTO_PRECISION, stop_within_epoch=True) as r:
+    with ddp.Run(
+        args, __file__, name, auto_precision=AUTO_PRECISION, auto_threads=AUTO_THREADS, stop_within_epoch=True
+    ) as r:
         train_set, val_set, test_set = (part and part.to(r.device) for part in parts)
         net = build_model(args, train_set).to(r.device, memory_format=torch.channels_last)
         parameters = model.num_parameters(net)

@@ -68,12 +68,15 @@ def parser():
     p.add_argument("--rounds", type=run.positive_int, default=3, metavar="N", help="steps of each way (default: 3)")
     p.add_argument("--clips", type=run.positive_int, default=32, metavar="N", help="clips of a step (default: 32)")
     p.add_argument("--cell", choices=list(CELLS), default="gru", help="(default: %(default)s)")
-    run.add_flags(p, "device", out=dict(default=str(run.ROOT / "out/s2vt/bench"), help="folder for bench.json"))
+    run.add_flags(
+        p, "device", "threads", out=dict(default=str(run.ROOT / "out/s2vt/bench"), help="folder for bench.json")
+    )
     return p
 
 
 def main(argv=None):
     args = parser().parse_args(argv)
+    run.set_threads(args.threads)
     device, out = run.pick_device(args.device), run.make_folder(args.out)
     clips = make_clips(args.clips)
     torch.manual_seed(0)

@@ -19,6 +19,8 @@ import extractors
 from decode import caption_all
 from extractors import find_videos, read_video
 
+AUTO_THREADS = 1
+
 
 def extractor_for(trained: checkpoint.Trained, given: str | None) -> str:
     """The name of the extractor that a network needs; `given` says it where that is unknown. Raises UserError."""
@@ -48,12 +50,13 @@ def parser():
     p.add_argument("--run", type=run.path_arg, metavar="RUN", help=checkpoint.HELP)
     p.add_argument("--beam", type=run.positive_int, default=5, metavar="N", help="beam width (default: %(default)s)")
     p.add_argument("--extractor", choices=extractors.NAMES, help="only where the network does not know its own")
-    run.add_flags(p, "device")
+    run.add_flags(p, "device", "threads")
     return p
 
 
 def main(argv=None):
     args = parser().parse_args(argv)
+    run.set_threads(args.threads, AUTO_THREADS)
     device = run.pick_device(args.device)
     trained = checkpoint.open_model(args.run, device)
     extractor = extractor_for(trained, args.extractor)

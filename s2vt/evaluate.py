@@ -24,6 +24,8 @@ import readers
 import scores
 from decode import caption_all
 
+AUTO_THREADS = 1
+
 BASELINE_CANDIDATES = 30  # the most frequent training captions, of which validation chooses the best constant one
 COLUMNS = ("bleu1", "bleu2", "bleu3", "bleu4", "cider", "course_bleu1", "log_likelihood")
 COCO_COLUMNS = ("bleu4", "cider", "rouge_l", "meteor")
@@ -127,7 +129,8 @@ def print_table(rows, names):
 
 def parser():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    run.add_flags(p, "data_dir", "device", data=dict(type=data.dataset_arg, default="auto", help=data.DATA_HELP),
+    run.add_flags(p, "data_dir", "device", "threads",
+                  data=dict(type=data.dataset_arg, default="auto", help=data.DATA_HELP),
                   out=dict(help="folder for scores.json (default: the run folder)"))  # fmt: skip
     p.add_argument("--run", type=run.path_arg, metavar="RUN", help=checkpoint.HELP)
     p.add_argument("--captions", type=run.path_arg, metavar="OUT", help="file for the lines id,caption")
@@ -139,6 +142,7 @@ def parser():
 
 def main(argv=None):
     args = parser().parse_args(argv)
+    run.set_threads(args.threads, AUTO_THREADS)
     device = run.pick_device(args.device)
     if args.captions and Path(args.captions).exists() and not Path(args.captions).is_file():
         raise run.UserError(f"{args.captions}: is not a regular file")  # a device would be replaced by a file

@@ -21,6 +21,8 @@ from tqdm import tqdm
 import extractors
 from extractors import find_videos, read_video
 
+AUTO_THREADS = None  # all cores: large convolutions
+
 
 def shard_arg(text):
     """An argparse type: i/n with 1 <= i <= n, as (i, n)."""
@@ -52,12 +54,13 @@ def parser():
     p.add_argument(
         "--shard", type=shard_arg, default=(1, 1), metavar="i/n", help="only every n-th video, from the i-th"
     )
-    run.add_flags(p, "device", out=dict(required=True, help="folder of the features"))
+    run.add_flags(p, "device", "threads", out=dict(required=True, help="folder of the features"))
     return p
 
 
 def main(argv=None):
     args = parser().parse_args(argv)
+    run.set_threads(args.threads, AUTO_THREADS)
     device, size, out = run.pick_device(args.device), extractors.EXTRACTORS[args.extractor].size, Path(args.out)
     files, other = find_videos(args.videos)
     names = [file.name for file in files]

@@ -25,6 +25,8 @@ import extractors
 import videos
 from decode import Caption, caption_all
 
+AUTO_THREADS = 1
+
 SIDE, TEXT, GAP = 144, 66, 8  # pixels: of a clip in the GIF, of the text below it, between two clips
 
 
@@ -120,7 +122,9 @@ def parser():
     p.add_argument("--beam", type=run.positive_int, default=1, metavar="N",
                    help="beam width; attention is drawn for greedy search alone (default: %(default)s)")  # fmt: skip
     p.add_argument("--extractor", choices=extractors.NAMES, help="only where the network does not know its own")
-    run.add_flags(p, "device", out=dict(help="folder for the two files (default: the run folder, else this one)"))
+    run.add_flags(
+        p, "device", "threads", out=dict(help="folder for the two files (default: the run folder, else this one)")
+    )
     return p
 
 
@@ -132,6 +136,7 @@ def main(argv=None):
     first, count = args.first or 0, args.count or 6
     if first >= videos.PARTS["test"]:
         p.error(f"--first {first}: there are {videos.PARTS['test']} clips")
+    run.set_threads(args.threads, AUTO_THREADS)
     device = run.pick_device(args.device)
     trained = checkpoint.open_model(args.run, device)
     print(f"captions by {trained.name}, trained on {trained.config['dataset']}")

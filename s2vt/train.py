@@ -50,6 +50,7 @@ RECIPES = {
     | dict(epochs=2, bs=100, hidden=24, embed=16, min_count=1, captions_each=1, caption_clips=9, decay="none"),
 }
 AUTO_PRECISION = "fp32"  # bench.py: bf16 is faster at the size of MSVD; no training has compared its scores yet
+AUTO_THREADS = 1  # tools/seconds.py: a second one gains less than a third
 SAVE_SECONDS = 240  # between checkpoints within an epoch
 
 
@@ -169,7 +170,7 @@ def parser():
     )
     run.add_flags(p, "set", "tensorboard", "data_dir", "out", "resume",
                   data=dict(type=data.dataset_arg, default="auto", help=data.DATA_HELP))  # fmt: skip
-    run.add_flags(p, "epochs", "lr", "weight_decay", "seed", "device", "precision", "limit",
+    run.add_flags(p, "epochs", "lr", "weight_decay", "seed", "device", "threads", "precision", "limit",
                   bs=dict(help="batch size: clips of one optimizer step"))  # fmt: skip
     p.add_argument("--cell", choices=list(model.CELLS), help="recurrent cells")
     p.add_argument("--attention", action=argparse.BooleanOptionalAction, help="attention over the frames")
@@ -220,7 +221,7 @@ def main(argv=None):
     )
     args.data = facts["name"] if args.data == "auto" else args.data
     name = f"{facts['name']}-{args.cell}" + "-attention" * args.attention
-    with run.Run(args, __file__, name, AUTO_PRECISION, stop_within_epoch=True) as r:
+    with run.Run(args, __file__, name, AUTO_PRECISION, AUTO_THREADS, stop_within_epoch=True) as r:
         config = checkpoint.config_of(args, facts)
         net = checkpoint.build(config, len(vocabulary))
         model.standardize(net, train_set.features)

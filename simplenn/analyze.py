@@ -198,6 +198,7 @@ def parser():
 
 def main(argv=None):
     args = parser().parse_args(argv)
+    run.set_threads(auto_threads=1)
     shape, own = tuple(args.shape), ":" in args.model
     if not own and args.model not in models((1, 28, 28)):
         parser().error(f"--model {args.model}: is none of {', '.join(models((1, 28, 28)))}, and no FILE.py:CLASS")

@@ -115,6 +115,7 @@ def parser():
 
 def main(argv=None):
     args = parser().parse_args(argv)
+    run.set_threads(auto_threads=1)
     model, out, answers, failed = saved.open_model(args.run), run.make_folder(args.out), [], []
     for path in args.images:
         try:

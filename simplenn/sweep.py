@@ -9,11 +9,11 @@ Every part writes its record STUDY-PART.json and its figure STUDY-PART.png into 
 """
 
 import argparse
-import os
 import shlex
 from pathlib import Path
 
 from common import run
+from common.cores import usable_cores
 
 import torch
 
@@ -46,7 +46,7 @@ def parser():
     p.add_argument("--quick", action="store_true", help="seconds instead of minutes, on the built-in digits")
     p.add_argument("--seeds", type=run.positive_int, metavar="N",
                    help="seeds 0 to N - 1 on MNIST (default: 3; with --quick always 1)")  # fmt: skip
-    p.add_argument("--jobs", type=run.positive_int, default=os.cpu_count(), metavar="N",
+    p.add_argument("--jobs", type=run.positive_int, default=usable_cores(), metavar="N",
                    help="processes, for what is not trained as one batch (default: one a core)")  # fmt: skip
     p.add_argument("--list", action="store_true", help="print one command per part and run nothing")
     run.add_flags(p, "data_dir", data=dict(type=data.dataset_arg, default="auto", help="the images: mnist, ..."),

@@ -48,6 +48,7 @@ RECIPES = {
 }  # fmt: skip
 MODELS = ("mlp", "cnn", "simplenn", "simplenn-custom")
 AUTO_PRECISION = {"cnn": "bf16"}  # bench.py: it gains; fp32 for the others
+AUTO_THREADS = 1  # steps of such small networks are too short for more
 
 
 def build_model(args, train_set):
@@ -145,7 +146,7 @@ def parser():
     run.add_flags(p, "set", "tensorboard", "data_dir", "out", "resume",
                   recipe=dict(choices=list(RECIPES), default="plain"),
                   data=dict(type=data.dataset_arg, default="auto", help=data.DATA_HELP))  # fmt: skip
-    run.add_flags(p, "epochs", "bs", "lr", "seed", "device", "precision", "limit")
+    run.add_flags(p, "epochs", "bs", "lr", "seed", "device", "threads", "precision", "limit")
     p.add_argument("--optimizer", choices=["adam", "sgd"], help="adam: AdamW; sgd: with Nesterov momentum 0.9")
     run.add_flags(p, weight_decay=dict(help="weight decay; on weights, not on biases"))
     p.add_argument("--dropout", type=run.nonnegative_float, metavar="P", help="probability of dropping a hidden unit")
@@ -196,7 +197,9 @@ def main(argv=None):
     args = parse(argv)
     train_set, val_set, test_set, facts = data.load(args.data, args.data_dir, args.limit)
     args.data = facts["name"] if args.data == "auto" else args.data
-    with run.Run(args, __file__, f"{facts['name']}-{args.model}", AUTO_PRECISION.get(args.model, "fp32")) as r:
+    with run.Run(
+        args, __file__, f"{facts['name']}-{args.model}", AUTO_PRECISION.get(args.model, "fp32"), AUTO_THREADS
+    ) as r:
         train_set, val_set, test_set = (part.to(r.device) for part in (train_set, val_set, test_set))
         model = build_model(args, train_set).to(r.device, memory_format=torch.channels_last)  # faster, see bench.py
         r.note(f"{args.model}, {count_parameters(model):,} parameters, on {facts['name']}: {len(train_set):,} training "

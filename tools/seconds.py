@@ -1,30 +1,35 @@
-"""How long does training take, with all instructions of this CPU and with AVX2 alone? The recipes for a CPU, estimated.
+"""How long does training take on this machine? Each command of a list is timed under two conditions, in turns.
 
-    python tools/seconds.py                      # all folders: an hour on one core
+    python tools/seconds.py                      # all instructions of this CPU, and AVX2 alone: an hour on one core
     python tools/seconds.py cifar nanogpt        # these folders
-    OMP_NUM_THREADS=1 python tools/seconds.py    # on one core
+    python tools/seconds.py --compare threads    # one thread, and all cores: what AUTO_THREADS of each script rests on
+    python tools/seconds.py --compare load       # an idle machine, and one with a busy process on every core
 
-Most laptops have AVX2 alone. A processor with more can be limited to it by environment variables (AVX2 below), and then
-computes what a laptop computes. Of each recipe a part is trained, once with each, and its seconds in metrics.csv are
-multiplied: without start, test and, but for nanogpt/, evaluation. Prints a table and writes seconds.json into --out.
+instructions: most laptops have AVX2 alone. A processor with more can be limited to it by environment variables (AVX2
+below), and then computes what a laptop computes. threads, load: leave the machine idle.
+Of each recipe a part is trained, and its seconds in metrics.csv are multiplied: without start, test and, but for
+nanogpt/, evaluation. For `load`, the commands are the first ones of the READMEs, and their seconds are those of the
+whole process. Prints a table and writes COMPARE.json (seconds.json for instructions) into --out.
 """
 
 import argparse
+import contextlib
 import csv
 import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from common import run, study  # noqa: E402
+from common.cores import usable_cores  # noqa: E402
 
 import torch  # noqa: E402
 
 AVX2 = dict(ATEN_CPU_CAPABILITY="avx2", ONEDNN_MAX_CPU_ISA="AVX2", MKL_ENABLE_INSTRUCTIONS="AVX2")
-KINDS = {"all": {}, "avx2": AVX2}
 CLIPPED = "--set test_tokens=0 --set val_tokens=2048 --set max_steps=8"  # 8 of 51 steps
 GAN = "--set classifier_images=500 --set eval_samples=100 --set samples=100 --epochs 1"
 RECIPES = {  # command: (flags that train a part of it, how many such parts the training has)
@@ -60,39 +65,120 @@ RECIPES = {  # command: (flags that train a part of it, how many such parts the 
 }
 
 
-def measure(command: str, limits: dict) -> float:
-    """Seconds of the whole training, estimated from a part of it. Raises UserError where the command fails."""
-    part, parts = RECIPES[command]
+FIRST = {  # the first command of each README: flags that run a part of it, some twenty seconds
+    "lms/train.py": "",
+    "simplenn/train.py --model cnn --recipe best": "--epochs 1",
+    "cifar/train.py --lr 0.01 --bs 16": "--epochs 1",
+    "resnet/train.py --data mnist": "--epochs 1 --limit 20000",
+    "lstm_imdb/train.py": "--epochs 1 --limit 4000",
+    "nanogpt/train.py --recipe fast": "--iters 200",
+    "distilgpt2/generate.py --model smollm2 --strategy greedy beam top-p min-p": "--length 10",
+    "gan/train.py --data mnist": "--epochs 1 --limit 4000",
+    "s2vt/show.py": "",
+}
+
+
+def run_command(command: str, part: str, folder: Path, limits: dict):
+    """Run a script of this repository with its output in `folder`. Raises UserError if it fails."""
+    words = [sys.executable, *command.split(), *part.split(), "--out", str(folder)]
+    done = subprocess.run(words, cwd=ROOT, env=os.environ | limits, capture_output=True, text=True)
+    if done.returncode:
+        why = study.last_line(done.stderr)
+        raise run.UserError(f"python {command} {part}: exit status {done.returncode}: {why}")
+
+
+def training_seconds(command: str, part: str, parts: float, limits: dict) -> float:
+    """Seconds of the whole training, estimated from a part of it. Raises UserError if the command fails."""
     with tempfile.TemporaryDirectory() as folder:
-        words = [*command.split(), *part.split(), "--out", str(Path(folder, "run"))]
-        env = os.environ | limits
-        done = subprocess.run([sys.executable, *words], cwd=ROOT, env=env, capture_output=True, text=True)
-        if done.returncode:
-            why = study.last_line(done.stderr)
-            raise run.UserError(f"python {command} {part}: exit status {done.returncode}: {why}")
-        with open(Path(folder, "run", "metrics.csv"), newline="", encoding="utf-8") as file:
-            return parts * float(list(csv.DictReader(file))[-1]["seconds"])
+        out = Path(folder, "run")
+        run_command(command, part, out, limits)
+        with open(out / "metrics.csv", newline="", encoding="utf-8") as file:
+            last_row = list(csv.DictReader(file))[-1]
+    return parts * float(last_row["seconds"])
+
+
+def process_seconds(command: str, part: str) -> float:
+    """Seconds of the whole process, from its start to its end. Raises UserError if the command fails."""
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        run_command(command, part, Path(folder, "run"), {})
+        return time.perf_counter() - began
+
+
+@contextlib.contextmanager
+def busy_processes(count: int):
+    """`count` processes that compute without end while the block runs."""
+    busy = [subprocess.Popen([sys.executable, "-c", "while 1: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+
+
+def compare_instructions(command: str) -> dict:
+    part, parts = RECIPES[command]
+    seconds = {"all": training_seconds(command, part, parts, {}), "avx2": training_seconds(command, part, parts, AVX2)}
+    return {"part": part, "parts": parts, "limits": AVX2, "seconds": seconds, "ratio": seconds["avx2"] / seconds["all"]}
+
+
+def compare_threads(command: str) -> dict:
+    """One thread and all cores take turns; each has the smaller of two measurements."""
+    part, parts = RECIPES[command]
+    numbers = {"one": 1, "all": usable_cores()}
+    turns = {name: [] for name in numbers}
+    for _ in range(2):
+        for name, threads in numbers.items():
+            turns[name].append(training_seconds(command, f"{part} --threads {threads}", parts, {}))
+    seconds = {name: min(values) for name, values in turns.items()}
+    return {
+        "part": part,
+        "parts": parts,
+        "threads": numbers,
+        "seconds": seconds,
+        "turns": turns,
+        "ratio": seconds["one"] / seconds["all"],
+    }
+
+
+def compare_load(command: str) -> dict:
+    part = FIRST[command]
+    seconds = {"idle": process_seconds(command, part)}
+    with busy_processes(usable_cores()):
+        seconds["busy"] = process_seconds(command, part)
+    return {"part": part, "cores": usable_cores(), "seconds": seconds, "ratio": seconds["busy"] / seconds["idle"]}
+
+
+COMPARE = {  # name: (commands, function of a command, name of the record)
+    "instructions": (RECIPES, compare_instructions, "seconds.json"),
+    "threads": (RECIPES, compare_threads, "threads.json"),
+    "load": (FIRST, compare_load, "load.json"),
+}
 
 
 def main(argv=None):
-    folders = list(dict.fromkeys(command.split("/")[0] for command in RECIPES))
+    folders = list(dict.fromkeys(command.split("/")[0] for command in RECIPES | FIRST))
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("folders", nargs="*", metavar="FOLDER", help="experiments (default: all)")
-    p.add_argument("--out", default=str(ROOT / "out"), help="folder for seconds.json (default: out)")
+    p.add_argument("--compare", choices=list(COMPARE), default="instructions", help="(default: %(default)s)")
+    p.add_argument("--out", default=str(ROOT / "out"), help="folder of the record (default: out)")
     args = p.parse_args(argv)
     if unknown := [name for name in args.folders if name not in folders]:
         raise run.UserError(f"{unknown[0]}: not among {', '.join(folders)}")
-    out, rows = run.make_folder(args.out), []
+    commands, compare, file_name = COMPARE[args.compare]
+    out = run.make_folder(args.out)
+    rows = []
     machine = run.environment(torch.device("cpu"), __file__, argv)
-    print(f"{machine['device']['name']}, {machine['device']['threads']} threads\n{'all':>6} {'AVX2':>6}  seconds of")
-    for command, (part, parts) in RECIPES.items():
+    print(f"{machine['device']['name']}, {usable_cores()} cores; seconds and their ratio")
+    for command in commands:
         folder = command.split("/")[0]
         if folder in (args.folders or folders):
-            seconds = {kind: measure(command, limits) for kind, limits in KINDS.items()}
-            rows.append({"folder": folder, "setting": f"python {command}", "part": part, "parts": parts,
-                         "seconds": seconds, "ratio": seconds["avx2"] / seconds["all"]})  # fmt: skip
-            print(f"{seconds['all']:>6.0f} {seconds['avx2']:>6.0f}  python {command}", flush=True)
-            run.write_json(out / "seconds.json", {"bench": "seconds", **machine, "limits": AVX2, "rows": rows})
+            row = {"folder": folder, "setting": f"python {command}"} | compare(command)
+            rows.append(row)
+            times = "".join(f"{name} {seconds:>7.1f}  " for name, seconds in row["seconds"].items())
+            print(f"{times}{row['ratio']:>6.2f}  python {command}", flush=True)
+            run.write_json(out / file_name, {"bench": args.compare, **machine, "rows": rows})
 
 
 if __name__ == "__main__":
