@@ -8,11 +8,13 @@
 Validation chooses the epoch; that checkpoint is tested once, at the end. A recipe sets whatever the flags leave open.
 """
 
-import argparse
 import math
 import time
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from common import run
+from common.options import option
 
 import matplotlib.figure
 import numpy as np
@@ -21,21 +23,49 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import data
+from data import AUGMENT, DATA_HELP, dataset_arg
 from model import ACTIVATIONS, LeNet5, SimpleNN, count_parameters
 
-PLAIN = dict(epochs=10, bs=32, lr=0.001, decay="none", augment="none", l1=0.0, weight_decay=0.0, nesterov=False,
-             label_smoothing=0.0, momentum=0.9)  # fmt: skip
-BEST = PLAIN | dict(bs=128, decay="onecycle", augment="crop+flip", weight_decay=5e-4, nesterov=True)
-SIMPLENN = dict(bn=False, activation="relu")  # what only this model has
-QUICK = PLAIN | dict(lr=0.01, bs=16, decay="onecycle", augment="flip", label_smoothing=0.1, momentum=0.7)
+RECIPE_NAMES = ["quick", "plain", "best", "tiny"]
+
+
+@dataclass(kw_only=True)
+class Options(run.TrainOptions):
+    data: str = option("auto", DATA_HELP, type=dataset_arg, metavar="NAME|PATH")
+    recipe: str = option("quick", "a named set of hyper-parameters; flags override it", choices=RECIPE_NAMES)
+    model: str = option("lenet5", "the network", choices=["lenet5", "simplenn"])
+    epochs: int = option(10, "passes over the training set", above=0)
+    bs: int = option(32, "batch size", above=0)
+    lr: float = option(0.001, "learning rate; its peak, if it is scheduled", above=0)
+    decay: str = option("none", "schedule of the learning rate", choices=["none", "step", "cosine", "onecycle"])
+    momentum: float = option(0.9, "momentum of SGD", at_least=0, below=1)
+    nesterov: bool = option(False, "Nesterov's momentum")
+    augment: str = option("none", "alone: crop+flip", choices=AUGMENT, nargs="?", const="crop+flip", off="none")
+    l1: float = option(0.0, "strength of the L1 penalty", at_least=0)
+    weight_decay: float = option(0.0, "weight decay (L2 penalty)", at_least=0, names=["--l2"])
+    label_smoothing: float = option(0.0, "share of the target that all classes get equally", at_least=0, below=1)
+    bn: bool = option(False, "batch normalization", only="simplenn")
+    activation: str = option("relu", "after each layer", choices=list(ACTIVATIONS), only="simplenn")
+
+    variant: ClassVar[str] = "model"
+
+    def check(self):
+        if self.nesterov and not self.momentum:
+            raise run.UserError("--nesterov: needs a --momentum above 0")
+
+
+PLAIN = Options()
+BEST = replace(PLAIN, bs=128, decay="onecycle", augment="crop+flip", weight_decay=5e-4, nesterov=True)
+QUICK = replace(PLAIN, lr=0.01, bs=16, decay="onecycle", augment="flip", label_smoothing=0.1, momentum=0.7)
+TINY = replace(PLAIN, epochs=2, lr=0.01)  # a second, for tests
 RECIPES = {
-    "quick": {"lenet5": QUICK, "simplenn": QUICK | SIMPLENN | dict(bn=True, activation="swish")},
-    "plain": {"lenet5": PLAIN, "simplenn": PLAIN | SIMPLENN},
+    "quick": {"lenet5": QUICK, "simplenn": replace(QUICK, bn=True, activation="swish")},
+    "plain": {"lenet5": PLAIN, "simplenn": PLAIN},
     "best": {
-        "lenet5": BEST | dict(epochs=90, lr=0.02, label_smoothing=0.1),
-        "simplenn": BEST | dict(epochs=30, lr=0.05, bn=True, activation="swish"),
+        "lenet5": replace(BEST, epochs=90, lr=0.02, label_smoothing=0.1),
+        "simplenn": replace(BEST, epochs=30, lr=0.05, bn=True, activation="swish"),
     },
-    "tiny": {"lenet5": PLAIN | dict(epochs=2, lr=0.01), "simplenn": PLAIN | SIMPLENN | dict(epochs=2, lr=0.01)},
+    "tiny": {"lenet5": TINY, "simplenn": TINY},
 }
 DATASET = {"lenet5": "cifar100", "simplenn": "cifar10"}  # what --data auto means
 AUTO_PRECISION = "fp32"  # bench.py: these networks are too small to gain from bfloat16
@@ -133,46 +163,14 @@ def draw_predictions(dataset, logits, rows=3, columns=8):
     return figure
 
 
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--model", choices=list(DATASET), default="lenet5", help="(default: %(default)s)")
-    help = f"{data.DATA_HELP}; auto is cifar100 for lenet5, cifar10 for simplenn"
-    run.add_flags(p, "set", "tensorboard", "data_dir", "out", "resume",
-                  recipe=dict(choices=list(RECIPES), default="quick"),
-                  data=dict(type=data.dataset_arg, default="auto", help=help))  # fmt: skip
-    run.add_flags(p, "epochs", "bs", "lr", "seed", "device", "threads", "precision", "limit")
-    p.add_argument("--decay", choices=["none", "step", "cosine", "onecycle"], help="schedule of the learning rate")
-    p.add_argument("--augment", choices=data.AUGMENT, nargs="?", const="crop+flip", help="alone: crop+flip")
-    p.add_argument("--no-augment", dest="augment", action="store_const", const="none", help="--augment none")
-    p.add_argument("--l1", type=run.nonnegative_float, metavar="X", help="strength of the L1 penalty")
-    p.add_argument("--weight-decay", "--l2", type=run.nonnegative_float, metavar="X", help="weight decay (L2 penalty)")
-    p.add_argument("--bn", action=argparse.BooleanOptionalAction, help="batch normalization (simplenn)")
-    p.add_argument("--activation", choices=list(ACTIVATIONS), help="(simplenn)")
-    p.epilog = "recipes:\n" + "\n".join(
-        f"  {name} {model}: " + ", ".join(f"{k} {v}" for k, v in values.items())
-        for name, models in RECIPES.items()
-        for model, values in models.items()
-    )
-    return p
+def recipe(given: dict) -> Options:
+    """The recipe of the model that the flags `given` name."""
+    name, model = given.get("recipe", "quick"), given.get("model", "lenet5")
+    return replace(RECIPES[name][model], recipe=name, model=model)
 
 
-def recipe(args):
-    """The recipe of the model. Raises UserError for a flag that the model does not have."""
-    for name in SIMPLENN.keys() - RECIPES[args.recipe][args.model].keys():
-        if getattr(args, name) is not None:
-            raise run.UserError(f"--{name}: {args.model} has no such option")
-    return RECIPES[args.recipe][args.model]
-
-
-def check(args):
-    if not (0 <= args.momentum < 1 and (args.momentum or not args.nesterov)):
-        raise run.UserError(f"--set momentum={args.momentum}: is not in [0, 1), or zero with Nesterov momentum")
-    if not 0 <= args.label_smoothing < 1:
-        raise run.UserError(f"--set label_smoothing: must be at least 0 and below 1, not {args.label_smoothing}")
-
-
-def parse(argv=None):
-    return run.parse(__file__, parser(), argv, recipe, check, extendable=lambda args: args.decay == "none")
+def parse(argv=None) -> Options:
+    return run.parse_options(__file__, Options, argv, recipe, extendable=lambda args: args.decay == "none")
 
 
 def main(argv=None):

@@ -50,6 +50,8 @@ def read_record(path: Path) -> dict:
 def recorded_args(args: dict) -> dict:
     """The arguments in a committed record under today's names and meanings."""
     args = dict(args)
+    if isinstance(args.get("model"), dict):  # the shape of a language model
+        args |= args.pop("model")
     if "l2" in args:
         args["weight_decay"] = args.pop("l2")
     if isinstance(args.get("augment"), bool):

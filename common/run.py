@@ -24,6 +24,20 @@ import zipfile
 from datetime import UTC, datetime
 from pathlib import Path
 
+from common.arguments import (  # noqa: F401, scripts take these from `run`, too
+    AUTO,
+    ROOT,
+    RunOptions,
+    TrainOptions,
+    data_dir,
+    data_place,
+    dataset_arg,
+    defaults_of,
+    parse_options,
+    path_arg,
+    record_args,
+    recorded_options,
+)
 from common.files import (  # noqa: F401, scripts take all of these from `run`
     append,
     display_path,
@@ -35,19 +49,12 @@ from common.files import (  # noqa: F401, scripts take all of these from `run`
     write_json,
 )
 from common.flags import (  # noqa: F401
-    AUTO,
-    ROOT,
     add_flags,
-    data_dir,
-    data_place,
-    dataset_arg,
     nonnegative_float,
     nonnegative_int,
     parse,
-    path_arg,
     positive_float,
     positive_int,
-    record_args,
     to_argv,
 )
 from common.machine import environment, facts, native_bf16, peak_memory_mb, pick_device, seed_at, set_threads  # noqa: F401
@@ -78,8 +85,9 @@ def is_finished(folder: Path, args) -> bool:
     if not file.exists():
         return False
     record, wanted = read_record(file), record_args(args)
+    recorded = defaults_of(args) | record["args"]
     for name in sorted(wanted.keys() | record["args"].keys()):
-        if record["args"].get(name) != wanted.get(name) and (name, wanted.get(name)) not in AUTO:
+        if recorded.get(name) != wanted.get(name) and (name, wanted.get(name)) not in AUTO:
             raise UserError(f"{folder}: holds a run with another --{name.replace('_', '-')}; name another --out")
     return record["state"] in ("done", "diverged")
 
@@ -167,6 +175,7 @@ class Run:
             "experiment": self.script.parent.name,
             "format": FORMAT,
             "args": record_args(args),
+            "options": sorted(record_args(args)),
             "state": "running",
             **facts(self.device, script, old.get("git")),
             "processes": self.world,

@@ -1,0 +1,240 @@
+"""The arguments of a script: from the command line over a recipe, or from the record of the run that it resumes."""
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from common.options import applies, as_dict, flag, make_parser, option, options_of, short
+from common.records import read_json, read_record, recorded_args
+from common.terminal import UserError
+
+ROOT = Path(__file__).resolve().parent.parent  # the repository, or an exported folder
+AUTO = ("data", "auto"), ("model", "auto")  # values that a run resolves
+PLACES = ("out", "resume", "data_dir")  # where things lie on this machine: not in a record
+
+
+def path_arg(text):
+    """An argparse type: a path. An empty one, from a shell variable that is not set, is an error."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the path is empty")
+    return text
+
+
+def dataset_arg(*names, files=False):
+    """An argparse type for --data: one of `names`, or a folder (with `files` also a file) as an absolute path."""
+
+    def parse(text):
+        if text in names:
+            return text
+        if text.strip() and (os.path.isdir(text) or files and os.path.isfile(text)):
+            return os.path.abspath(text)
+        kinds = "a file or folder" if files else "a folder"
+        raise argparse.ArgumentTypeError(f"{short(text)!r} is neither {', '.join(names)} nor {kinds}")
+
+    return parse
+
+
+def threads_arg(text):
+    """An argparse type: a number of threads, or "auto"."""
+    if text == "auto":
+        return text
+    if not text.isdecimal() or not 0 < int(text) < 10_000:
+        raise argparse.ArgumentTypeError(f"{short(text)!r} is neither auto nor a positive whole number")
+    return int(text)
+
+
+@dataclass(kw_only=True)
+class RunOptions:
+    """The options of every script that trains. `check` raises UserError if values of several fields do not fit."""
+
+    data: str = option("auto", "the dataset", metavar="NAME|PATH")
+    out: str | None = option(
+        None, "run folder (default: the first free out/FOLDER/DATA-MODEL-sSEED-N)", type=path_arg, metavar="DIR"
+    )
+    resume: str | None = option(
+        None, "continue the run in DIR; `auto`: the one in --out, if any", type=path_arg, metavar="DIR"
+    )
+    seed: int = option(0, "initial weights, data order, augmentation", at_least=0)
+    tensorboard: bool = option(False, "write the metrics as event files too, for tensorboard --logdir out")
+
+    variant: ClassVar[str | None] = None  # the field on which other options depend
+
+    def check(self):
+        pass
+
+
+@dataclass(kw_only=True)
+class TrainOptions(RunOptions):
+    """The options of most scripts that train a network."""
+
+    data_dir: str | None = option(
+        None, "folder of the datasets (default: $DATA_DIR, else data/)", type=path_arg, metavar="DIR"
+    )
+    device: str = option("auto", "auto: cuda, else mps, else cpu", choices=["auto", "cpu", "cuda", "mps"])
+    threads: int | str = option(
+        "auto", "CPU threads; auto: as many as the script gains from", type=threads_arg, metavar="N"
+    )
+    precision: str = option("auto", "auto: bf16 where it is known to gain", choices=["auto", "fp32", "bf16"])
+    limit: int | None = option(None, "only the first N examples of each part, for a quick look", above=0)
+
+
+def parse_options(script, cls, argv=None, recipe=None, extendable=lambda options: False):
+    """The options of the script whose path is `script`: an instance of the dataclass `cls`.
+
+    recipe: a function of the flags on the command line, {name: value}, that returns the instance which they override;
+    None: the defaults of the fields. With --resume DIR, the options are those in DIR's run.json. A flag that differs
+    from the run's is an error that names it, except a larger --epochs or --iters if extendable(options) holds.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    recipe = recipe or (lambda given: cls())
+    if "-h" in argv or "--help" in argv:
+        make_parser(cls, base=recipe(peek(cls, argv))).parse_args(argv)
+    parser = make_parser(cls)
+    given = vars(parser.parse_args(argv))
+    try:
+        if given.get("resume") == "auto":
+            if "out" not in given:
+                raise UserError("--resume auto: name the run folder with --out DIR")
+            given["resume"] = given["out"] if (Path(given["out"]) / "run.json").exists() else None
+            if given["resume"]:  # the same command again: each of its options must be that of the run
+                given = as_dict(complete(recipe(given), given))
+        if not given.get("resume"):
+            return complete(recipe(given), given)
+        return resumed(cls, Path(script).resolve().parent.name, given, extendable)
+    except UserError as error:
+        parser.error(str(error))
+
+
+def peek(cls, argv) -> dict:
+    """The flags in `argv` on which the defaults depend, unchecked: for --help alone."""
+    parser = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    for name in ("recipe", "data", cls.variant or "model"):
+        if name in options_of(cls):
+            parser.add_argument(flag(name), choices=options_of(cls)[name].settings["choices"])
+    return vars(parser.parse_known_args(argv)[0])
+
+
+def complete(base, given: dict):
+    """The instance `base` with the values `given`, checked. Raises UserError."""
+    options = dataclasses.replace(base, **given)
+    for name in given:
+        if not applies(options, name):
+            raise UserError(f"{flag(name)}: {getattr(options, options.variant)} has no such option")
+    options.check()
+    return options
+
+
+def resumed(cls, experiment: str, given: dict, extendable):
+    """The options of the run in the folder given["resume"]. Raises UserError."""
+    folder = Path(given["resume"])
+    if given.get("out") and Path(given["out"]).resolve() != folder.resolve():
+        raise UserError(f"--out {given['out']}: a resumed run stays in its folder, {folder}")
+    try:
+        record = read_record(folder / "run.json")
+        if record["experiment"] != experiment:
+            raise UserError(f"{folder / 'run.json'}: holds a run of {record['experiment']}/")
+        places = where_data_lie(folder, record, given)
+        options = recorded_options(cls, record, folder / "run.json", places["data"])
+    except UserError as error:
+        raise UserError(f"--resume {folder}: {error}") from error
+    options.resume = str(folder)
+    if "data_dir" in options_of(cls):
+        options.data_dir = places["data_dir"]
+    for name, new in given.items():
+        old = getattr(options, name)
+        if name in PLACES or new == old or (name, new) in AUTO:
+            continue
+        longer = name in ("epochs", "iters") and new > old
+        if not (longer and extendable(options)):
+            raise UserError(f"{flag(name)} {new}: the run in {folder} has {old}")
+        setattr(options, name, new)
+    return options
+
+
+def where_data_lie(folder: Path, record: dict, given: dict) -> dict:
+    """{"data": the path of the user's own data or None, "data_dir": ...} of the run in `folder`: as given now, or as
+    they were. Raises UserError if they are gone."""
+    local = folder / "local.json"
+    before = read_json(local) if local.exists() else {}
+    places = {"data": None, "data_dir": given.get("data_dir") or before.get("data_dir")}
+    recorded = str(record["args"].get("data", ""))
+    if recorded.startswith("./"):
+        now = str(given.get("data", ""))
+        places["data"] = now if os.path.isabs(now) else before.get("data") or str(ROOT / recorded)
+    for name, path in places.items():
+        if path is not None and not os.path.exists(str(path)):
+            raise UserError(f"its data is gone from {path}; name the new place with {flag(name)}")
+    return {name: path and str(path) for name, path in places.items()}
+
+
+def recorded_options(cls, record: dict, path: Path, data: str | None = None):
+    """The options in the record of a run, checked as those of the command line are: an instance of `cls`.
+
+    An option that is newer than the record has its default, which is said on standard error. path: the record's, for
+    messages. data: the path that takes the place of the recorded one, which is relative to the repository. Raises
+    UserError.
+    """
+    known = options_of(cls)
+    recorded = recorded_args(record["args"])
+    values = {}
+    for name, value in recorded.items():
+        if name not in known or name in PLACES:
+            raise UserError(f"{path}: has an unknown option {flag(short(name))}")
+        if name == "data" and data is not None:
+            value = data
+        try:
+            values[name] = known[name].check(value)
+        except (argparse.ArgumentTypeError, ValueError) as error:
+            raise UserError(f"{path}: has an invalid {flag(name)}: {short(recorded[name])} ({short(error)})") from error
+    options = cls(**values)
+    for name in known:
+        if name in values and not applies(options, name):
+            raise UserError(f"{path}: has an invalid {flag(name)}: {getattr(options, cls.variant)} has no such option")
+        if name not in values and name not in PLACES and applies(options, name):
+            if name in record.get("options", []):
+                raise UserError(f"{path}: is damaged: it has no {flag(name)}")
+            print(f"{path}: has no {flag(name)}, which is newer; it is {getattr(options, name)}", file=sys.stderr)
+    try:
+        options.check()
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return options
+
+
+def values_of(options) -> dict:
+    """{name: value} of the options that exist for the model."""
+    return as_dict(options) if dataclasses.is_dataclass(options) else vars(options)
+
+
+def defaults_of(options) -> dict:
+    """{name: default} of all options, for those that are newer than a record."""
+    if not dataclasses.is_dataclass(options):
+        return {}
+    return {name: item.default for name, item in options_of(type(options)).items()}
+
+
+def record_args(options) -> dict:
+    """What a record keeps of the options: all that exist for the model, but not where things lie on this machine."""
+    values = {name: value for name, value in values_of(options).items() if name not in (*PLACES, "set")}
+    if os.path.isabs(str(values.get("data", ""))):
+        values["data"] = "./" + Path(os.path.relpath(values["data"], ROOT)).as_posix()
+    return json.loads(json.dumps(values))
+
+
+def data_place(folder: Path, data: str) -> str:
+    """The path of a run's data on this machine. The record of the run in `folder` has a path of the user's own relative
+    to the repository, and local.json has where it was. Any other name stays as it is."""
+    if not data.startswith("./"):
+        return data
+    local = folder / "local.json"
+    return str(local.exists() and read_json(local).get("data") or ROOT / data)
+
+
+def data_dir(given=None) -> Path:
+    """The folder of datasets: --data-dir, else $DATA_DIR, else data/ beside the experiment's folder."""
+    return Path(given or os.environ.get("DATA_DIR") or ROOT / "data")
