@@ -47,7 +47,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 def best_lr(method, out):
     """The learning rate with the lowest validation loss in the short runs of a method: of the study in `out`, else of
-    the committed record. Raises UserError where there is none."""
+    the committed record. Raises UserError if there is none."""
     files = [folder / f"lr-{method}.json" for folder in (out, RESULTS)]
     file = next((file for file in files if file.exists()), None)
     if file is None:

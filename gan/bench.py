@@ -46,7 +46,7 @@ class PILImages(torch.utils.data.Dataset):
 
 
 def usual_loader(dataset, bs):
-    """A shuffling DataLoader of torchvision's transforms. Raises UserError where torchvision is not installed."""
+    """A shuffling DataLoader of torchvision's transforms. Raises UserError if torchvision is not installed."""
     try:
         from torchvision import transforms
     except ImportError:

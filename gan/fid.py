@@ -17,8 +17,8 @@ from model import GAN
 
 @torch.no_grad()
 def generate(gan: GAN, count: int, seed: int, device, weights: str = "ema") -> tuple[Tensor, Tensor]:
-    """(uint8 (count, C, 32, 32), int64 (count,)): images from noise that is a function of `seed`, and the classes asked
-    for, as many of each. weights: "ema", or "generator" for those that the average is of."""
+    """(uint8 (count, C, 32, 32), int64 (count,)): images from noise that is a function of `seed`, and their labels,
+    equally many per class. weights: "ema" (averaged) or "generator" (last)."""
     net = getattr(gan, weights)
     was_training = net.training
     net.eval()
@@ -32,7 +32,7 @@ def generate(gan: GAN, count: int, seed: int, device, weights: str = "ema") -> t
 class Judge:
     """Real images, as `features` has them, against which generated ones are measured.
 
-    part: "held out" or "test", for the protocol; folder: where features of real images are kept between runs, or None.
+    part: "held out" or "test", for the protocol; folder: keeps the features of real images between runs, or None.
     """
 
     def __init__(self, features: Features, real: Images, part: str, folder: Path | None, digest: str):
@@ -52,12 +52,12 @@ class Judge:
 
     def distance(self, fake: Tensor) -> tuple[float, float]:
         """(FID, diversity): the Frechet distance of features (N, D) of generated images, and their total variance as
-        a share of that of real ones. A generator that always draws the same image has a diversity of zero."""
+        a share of the diversity of real ones. A generator that always draws the same image has a diversity of zero."""
         moments = scores.moments(fake)
         return scores.frechet(*self.moments, *moments), (moments[1].trace() / self.moments[1].trace()).item()
 
     def measure(self, images: Tensor, labels: Tensor | None, classes: int, probe: dict | None = None) -> dict:
-        """All measures of generated images (N, C, 32, 32). labels: the classes asked for, or None; probe: see below."""
+        """All measures of generated images (N, C, 32, 32). labels: the requested classes, or None; probe: see below."""
         fake = self.features(images)
         values = dict(zip(("fid", "diversity"), self.distance(fake)))
         values["kid"] = scores.kid(self.real, fake)

@@ -35,7 +35,7 @@ def parse_config(config: dict) -> tuple[type[nn.Module], object]:
         values = {name: value for name, value in config.items() if name != "kind"}
         types = {field.name: field.type for field in fields(shape)}
         if wrong := [name for name, value in values.items() if type(value) is not types.get(name, type(value))]:
-            raise TypeError(f"{', '.join(wrong)}: must be of the kind of {types[wrong[0]].__name__}")
+            raise TypeError(f"{', '.join(wrong)}: must be of type {types[wrong[0]].__name__}")
         return model, shape(**values)
     except (KeyError, TypeError) as error:
         text = f"the configuration {str(config):.300} describes no model of this folder ({str(error):.100})"
@@ -138,8 +138,8 @@ def init_file(init: str) -> Path | None:
 
 
 def init_recipe(init: str | None) -> dict:
-    """What the recipe takes from --init: the tokens and the shape of the model. Nothing where the file is gone; a run
-    that is resumed has them in its record."""
+    """The values that the recipe takes from --init: the tokens and the shape of the model. Empty if the file is gone; a
+    run that is resumed has them in its record."""
     if not init:
         return {}
     file = init_file(init)

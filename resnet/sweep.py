@@ -6,7 +6,7 @@
     python resnet/sweep.py --study fast --seeds 3 --jobs 1           # the fast recipe over seeds
     python resnet/sweep.py --study lr --list                         # only print the commands, for another engine
 
-One process a core, with one thread each; use --jobs 1 where the seconds matter. Given again, the command continues
+One process per core, with one thread each; use --jobs 1 if the seconds matter. Given again, the command continues
 where it stopped. Under --out: a run folder for every setting and seed, results.txt with a line for each, and for every
 study its record STUDY.json and its figure STUDY.png.
 """
@@ -153,7 +153,7 @@ def draw_epochs(axes, rows):
 
 
 def draw_clock(axes, rows):
-    """Validation accuracy against the seconds of training, a line a run; the paper's recipe the usual way as well."""
+    """Validation accuracy against the seconds of training, one line per run; also the paper's recipe the usual way."""
     bench = Path(__file__).parent / "results" / "bench.json"
     for row in (row for row in rows if row["state"] == "done"):
         label = f"{row['setting']}, seed {row['seed']}"

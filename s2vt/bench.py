@@ -113,7 +113,7 @@ def main(argv=None):
         rows.append({"way": name, "cell": args.cell, "clips": args.clips, "seconds": median, "loss": found[name],
                      "epoch_minutes": median * CLIPS / args.clips / 60, "values": values,
                      "times_usual": 1 / timing.median_ratio(values, seconds["usual"])})  # fmt: skip
-        print(f"{name:16} {median:7.2f} s a step   loss {found[name]:.5f}   {rows[-1]['times_usual']:.1f} times the "
+        print(f"{name:16} {median:7.2f} s per step   loss {found[name]:.5f}   {rows[-1]['times_usual']:.1f} times the "
               f"usual way   an epoch of MSVD: {rows[-1]['epoch_minutes']:.1f} minutes")  # fmt: skip
     run.write_json(out / "bench.json", {"bench": "s2vt", **machine, "rows": rows})
 

@@ -20,7 +20,7 @@ ENDINGS = {".avi", ".mp4", ".mkv", ".webm", ".mov", ".mpg", ".mpeg", ".m4v", ".g
 
 
 def import_av():
-    """The module av. Raises UserError where it is not installed."""
+    """The module av. Raises UserError if it is not installed."""
     try:
         import av
     except ImportError:
@@ -52,7 +52,7 @@ def read_video(file: Path, count: int, size: int) -> np.ndarray:
     except (av.error.FFmpegError, OSError, ValueError, MemoryError, IndexError, OverflowError) as caught:
         error = " ".join(str(getattr(caught, "strerror", None) or caught).split())[:80]
     if not frames:
-        raise run.UserError(f"{file}: is no readable video ({error or 'it has no frames'})")
+        raise run.UserError(f"{file}: is not a readable video ({error or 'it has no frames'})")
     places = np.linspace(0, len(frames) - 1, count).round().astype(int)
     return np.stack([frames[i] for i in places])
 

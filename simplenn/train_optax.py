@@ -132,7 +132,7 @@ def draw_drift(found):
 
 
 def train(parts, sizes, args):
-    """Train in float32 to the end. Returns (a row an epoch, the final metrics of the best validation epoch)."""
+    """Train in float32 to the end. Returns (one row per epoch, the final metrics of the best validation epoch)."""
     init, step, evaluate = jax_functions(args.lr)
     parameters, state = init(network(sizes, args.seed, torch.float32))
     tensors = [[t.numpy() for t in part.tensors()] for part in parts]

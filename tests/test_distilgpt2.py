@@ -667,7 +667,7 @@ def test_evaluate_names_form_block_and_stride(trained, tmp_path, capsys):
     (b"text\r\n", "two different ones or more"),
     (b"text\r\n\r\n12\r\nnan\r\n", "holds 0 rows with text"),
     (b"text\r\ngood text\r\n\xff\xfe bad\r\n", "line 3 is not UTF-8"),
-    (b'text\r\n"no end', "is no valid CSV file"),
+    (b'text\r\n"no end', "is not a valid CSV file"),
     (b"text\r\nhello, world\r\n", "line 2 has 2 fields"),
     (b"text,split\r\nhello,train\r\nworld,training set\r\n", "line 3: split 'training set'"),
     (b"text,split\r\nhello,test\r\nworld,test\r\n", "holds no rows for train and validation"),

@@ -317,7 +317,7 @@ BAD_FILES = {
     "few rows": ("review,sentiment\na,1\nb,0\n", "only 1 different texts"),
     "bytes": (b"review,sentiment\na,1\nb\xff,0\n", "line 3 is not UTF-8"),
     "commas": ("review,sentiment\ngood, really,1\n", "line 2 has 3 fields"),
-    "quote": ('review,sentiment\n"never closed,1\n', "is no valid CSV file"),
+    "quote": ('review,sentiment\n"never closed,1\n', "is not a valid CSV file"),
 }
 
 

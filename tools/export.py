@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = {"PIL": "pillow", "sklearn": "scikit-learn"}  # where a package is not called what is imported
+PACKAGES = {"PIL": "pillow", "sklearn": "scikit-learn"}  # modules whose package has another name
 
 
 def imported(file: Path) -> set[str]:
@@ -73,7 +73,7 @@ def export(folder: Path, target: Path) -> None:
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", choices=sorted(file.parent.name for file in ROOT.glob("*/train.py")))
-    parser.add_argument("dir", type=Path, metavar="DIR", help="where to write it: a folder that is empty or not there")
+    parser.add_argument("dir", type=Path, metavar="DIR", help="the folder to write: empty, or new")
     args = parser.parse_args(argv)
     if args.dir.exists() and not (args.dir.is_dir() and not any(args.dir.iterdir())):
         parser.error(f"{args.dir} is not an empty folder")

@@ -28,7 +28,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from common.records import recorded_args  # noqa: E402
+from common.records import recorded_args, recorded_setting  # noqa: E402
 
 TABLE = re.compile(r"<!-- ledger\n(.*?)-->\n(.*?)<!-- /ledger -->", re.DOTALL)
 MARKS = {
@@ -47,7 +47,12 @@ def read_records(folder, patterns):
             record = json.loads(file.read_text(encoding="utf-8"))
             common = {k: v for k, v in record.items() if k != "rows"}
             rows += [common | row for row in record.get("rows", [{}])]
-    return [row | {"args": recorded_args(row["args"])} if "args" in row else row for row in rows]
+    for row in rows:
+        if "args" in row:
+            row["args"] = recorded_args(row["args"])
+        if "setting" in row:
+            row["setting"] = recorded_setting(row["setting"])
+    return rows
 
 
 def look_up(record, key):

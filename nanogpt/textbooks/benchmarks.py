@@ -37,7 +37,7 @@ ALLOWED = {"math", "re", "collections", "sys"}  # modules that MBPP's asserts us
 
 
 class Problem(NamedTuple):
-    """check(sandbox, program) returns an empty text where the program passes, else the reason."""
+    """check(sandbox, program) returns an empty text if the program passes, else the reason."""
 
     task_id: str
     level: str
@@ -142,7 +142,7 @@ def functions(test: str, code: str) -> set[str]:
 
 
 def attempt(check: Callable) -> str:
-    """The reason why a check fails; an empty text where it passes."""
+    """The reason why a check fails; an empty text if it passes."""
     try:
         check()
         return ""
@@ -160,7 +160,7 @@ def truncate(completion: str, stops: Iterable[str]) -> str:
 
 def pass_at_k(n: int, c: int, k: int) -> float:
     """The probability that one of k of n completions, of which c pass, passes: the unbiased estimator of Chen et al.
-    2021, section 2.1. Raises ValueError where k > n."""
+    2021, section 2.1. Raises ValueError if k > n."""
     if not 0 <= c <= n or not 1 <= k <= n:
         raise ValueError(f"pass@{k} of {c} in {n}")
     return 1.0 - float(np.prod(1.0 - k / np.arange(n - c + 1, n + 1))) if n - c >= k else 1.0
@@ -244,7 +244,7 @@ def nearest(train: list[dict], problems: list[Problem]) -> list[dict]:
 
 
 def docstring(prompt: str) -> str:
-    """The docstring of a prompt, or the whole prompt where there is none."""
+    """The docstring of a prompt, or the whole prompt if there is none."""
     parts = prompt.split('"""')
     return parts[1] if len(parts) > 2 else prompt
 

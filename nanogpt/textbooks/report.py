@@ -44,7 +44,7 @@ def report(work: Path, script: str) -> dict:
 
 
 def other_rows(work: Path) -> list[dict]:
-    """A row for every evaluated model that is not in the plan: the pilot (PREREGISTRATION.md), and those of --name."""
+    """A row for every evaluated model that is not in the plan: the pilot (PREREGISTRATION.md) and runs with --name."""
     planned = {plan.folder_of(work, *setting, True) for setting in plan.settings()}
     folders = {file.parent for file in (work / "finetuned").glob("*/ladder.scores.json")} - planned
     rows = []

@@ -54,7 +54,7 @@ def documentation(data_dir: Path) -> list[str]:
             what = "unpack it as shared/data/README.md says, or take the pages of Debian's python3-doc"
             raise UserError(f"{run.display_path(file)}: cannot be read ({error.strerror}); {what}") from error
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{run.display_path(file)}: is damaged: a line is no page") from error
+            raise UserError(f"{run.display_path(file)}: is damaged: a line is not a page") from error
     return in_random_order(pages)
 
 

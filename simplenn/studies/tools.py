@@ -20,7 +20,7 @@ import data
 
 @dataclass
 class Context:
-    """One part of a study: what the command line says of it, and where its record goes."""
+    """One part of a study: its arguments, and the path of its record."""
 
     name: str  # of the record: STUDY-PART
     out: Path
@@ -124,7 +124,7 @@ def panels(rows: int, columns: int, width: float = 4.4, height: float = 3.3):
 
 
 def finish_axes(axes):
-    """A grid, and a legend where something has a label."""
+    """A grid, and a legend if something has a label."""
     for one in np.ravel(axes):
         one.grid(alpha=0.3)
         if one.get_legend_handles_labels()[0]:
