@@ -1,6 +1,6 @@
 """Runs of several processes under torchrun (DistributedDataParallel). Only folders that offer torchrun import this.
 
-    torchrun --nproc-per-node=2 resnet/train.py ...
+    torchrun --nproc-per-node=2 FOLDER/train.py ...
 
 Every process has a Run; only rank 0 writes and prints. Call `should_stop`, `save` and the collectives on all ranks.
 Reduce values over ranks before `log` and `check_finite`.

@@ -47,17 +47,6 @@ def read_record(path: Path) -> dict:
     return record
 
 
-RENAMED = {  # names of settings in committed records: today's names
-    "head tied to embeddings of deviation 1": "head tied to embeddings with std 1",
-    "targets not moved on": "targets not shifted",
-}
-
-
-def recorded_setting(setting: str) -> str:
-    """The name of a setting in a committed record under today's name."""
-    return RENAMED.get(setting, setting)
-
-
 def recorded_args(args: dict) -> dict:
     """The arguments in a committed record under today's names and meanings."""
     args = dict(args)

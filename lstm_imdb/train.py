@@ -124,10 +124,11 @@ def train(args, r, net, loaded):
                 r.check_finite(totals[:step, 0], epoch * steps)
                 loss, accuracy = (totals[first_step:step].sum(0) / seen).tolist()
                 bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{accuracy:.1%}")
-            if r.should_stop() or time.monotonic() - saved > SAVE_EVERY:
+            stopping = r.should_stop()
+            if stopping or time.monotonic() - saved > SAVE_EVERY:
                 checkpoint(epoch, step)
                 saved = time.monotonic()
-            if r.should_stop():
+            if stopping:
                 r.stop()
 
         seconds, (train_loss, train_accuracy) = time.monotonic() - began, (totals.sum(0) / n).tolist()

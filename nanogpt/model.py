@@ -125,7 +125,7 @@ class Attention(nn.Module):
         maps: list[Tensor] | None = None,
     ) -> Tensor:
         """(B, T, C) -> (B, T, C). `rotary`: cosines and sines of rotary positions. `cache`: keys and values of the
-        earlier tokens; the keys and values of x are added. `maps`: a list to which the weights (B, n_head, T, S) are added.
+        earlier tokens; x adds its own. `maps`: a list to which the weights (B, n_head, T, S) are added.
         """
         B, T, C = x.shape
         qkv = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)

