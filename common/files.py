@@ -70,7 +70,7 @@ def write_figure(path: Path, figure):
 
 
 def plain_text(text: str) -> str:
-    """A user's text for a figure: matplotlib would take what stands between dollar signs for mathematics."""
+    """A user's text for a figure: matplotlib would read text between dollar signs as mathematics."""
     return str(text).encode(errors="backslashreplace").decode().replace("$", r"\$")
 
 

@@ -38,7 +38,7 @@ EMNIST_CLASSES = {  # by their number (Cohen et al. 2017)
 
 @dataclass
 class ImageFolder:
-    """What lies in a folder of images: class names, and the (path, label) pairs of each part; None for a part that the
+    """A folder of images: class names, and the (path, label) pairs of each part; None for a part that the
     folder does not have."""
 
     classes: list[str]
@@ -94,7 +94,7 @@ def find(
 
 
 class Notes:
-    """What was skipped in a folder of images."""
+    """The files skipped in a folder of images."""
 
     def __init__(self, folder):
         self.folder, self.skipped, self.empty, self.unknown = folder, [], [], []

@@ -268,7 +268,7 @@ def fetch_parquet(name, packed):
 
 
 class ArraysOnly(pickle.Unpickler):
-    """Unpickling may call whatever a file names; this one admits what NumPy arrays are made of, and nothing else."""
+    """Unpickling may call whatever a file names; this one admits the parts of NumPy arrays, and nothing else."""
 
     PARTS = {
         "_reconstruct": np._core.multiarray._reconstruct,
@@ -284,7 +284,7 @@ class ArraysOnly(pickle.Unpickler):
 
 
 def read_pickle(path):
-    """What a file of the published batches holds, arrays only. Raises UserError."""
+    """The content of a file of the published batches, arrays only. Raises UserError."""
     try:
         with open(path, "rb") as file:
             return ArraysOnly(file, encoding="latin1").load()

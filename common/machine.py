@@ -58,7 +58,7 @@ def seed_at(seed: int, place: int) -> int:
     return ((seed << 24) + (seed >> 8) * 2_654_435_761 + place) % 2**32
 
 
-CPU_LIMITS = {  # environment variables that keep libraries from instructions that the CPU has, and what allows bfloat16
+CPU_LIMITS = {  # environment variables that keep libraries from instructions of the CPU: values that allow bfloat16
     "ATEN_CPU_CAPABILITY": r"avx512.*|amx.*",
     "ONEDNN_MAX_CPU_ISA": r"avx512_core_(bf16|fp16|amx).*|avx10.*|all|default",
     "MKL_ENABLE_INSTRUCTIONS": r"avx512.*|avx10.*",

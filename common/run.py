@@ -1,4 +1,4 @@
-"""What every run shares: device, run folder, record, metrics, curves and checkpoints.
+"""The common part of all runs: device, run folder, record, metrics, curves and checkpoints.
 
 Nothing here knows which experiment it serves. In outline:
 
@@ -259,7 +259,7 @@ class Run:
         self.record["state"] = state
         try:
             self._write_record()
-        except UserError:  # a full disk, or a folder that is gone: what ended the run says it
+        except UserError:  # a full disk, or a folder that is gone: the error that ended the run names it
             if state == "done":
                 raise
         finally:
@@ -317,7 +317,7 @@ class Run:
 
         if self.rank == 0 and self._summary_writer:
             x, step = next(iter(row.items()))
-            if self._events is None:  # what an earlier process wrote from this step on is hidden
+            if self._events is None:  # events of an earlier process from this step on are hidden
                 self._events = self._summary_writer(str(self.folder), purge_step=step)
             for name, value in row.items():
                 part, _, quantity = name.partition("_")

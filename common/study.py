@@ -149,7 +149,7 @@ def state_of(folder):
 
 
 def last_line(errors: str) -> str:
-    """The last line of what a command wrote on standard error, which says why it failed."""
+    """The last line that a command wrote on standard error: the reason for its failure."""
     lines = [line for line in errors.replace("\r", "\n").splitlines() if line.strip()]
     return lines[-1].removeprefix("error: ") if lines else "it said nothing"
 
@@ -167,7 +167,7 @@ def list_results(out: Path, running=()):
 
 
 def row(study: str, setting: str, seed: int, folder: Path, **curves: str) -> dict:
-    """What the record of a study keeps of one run. curves: names for columns of its metrics.csv, as lists."""
+    """The row of one run in the record of a study. curves: names for columns of its metrics.csv, as lists."""
     record = read_record(folder / "run.json")
     kept = {"study": study, "setting": setting, "seed": seed, "folder": folder.name} | {k: record.get(k) for k in ROW}
     if (folder / "metrics.csv").exists():  # there is none if the run diverged before its first evaluation

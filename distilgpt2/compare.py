@@ -141,7 +141,7 @@ def draw_methods(figure, rows):
 
 
 def write_texts(args, out):
-    """compare.txt: what the model writes, greedily, before fine-tuning and after each method (seed 0)."""
+    """compare.txt: texts that the model writes, greedily, before fine-tuning and after each method (seed 0)."""
     table = settings(args, out)["methods"]
     models = {"before": pretrained.resolve(train.RECIPES[args.recipe]["model"])}
     models |= {f"after {method}": str(out / folder_name(values, 0)) for method, values in table.items()}

@@ -120,7 +120,7 @@ def measure(net, prompts: list[list[int]], continuations: list[list[int]], token
 
 
 def choose_model(name: str | None, data_dir: str | None = None) -> tuple[str, Path]:
-    """(model, folder for what it generates): `name`, else the newest finished run, else the base model; says which."""
+    """(model, folder for its texts): `name`, else the newest finished run, else the base model; says which."""
     newest = None if name else run.newest_run("distilgpt2")
     if name is None:
         name = str(newest) if newest and (newest / "model").is_dir() else pretrained.resolve("auto", data_dir)

@@ -1,4 +1,4 @@
-"""The Hugging Face hub, asked once and briefly: does it answer within 5 seconds, and does it have what is wanted?
+"""The Hugging Face hub, asked once and briefly: does it answer within 5 seconds, and does it have the repository?
 
 `transformers` and `datasets` alone would try again for minutes if there is no network.
 """

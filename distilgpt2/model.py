@@ -116,7 +116,7 @@ class Trainable:
         return {name: p.detach() for name, p in self.weights.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]):
-        """Load what `state_dict` returned. Raises RuntimeError if names or shapes differ."""
+        """Load the result of `state_dict`. Raises RuntimeError if names or shapes differ."""
         if self.weights.keys() != state.keys():
             raise RuntimeError(f"other names, such as {min(self.weights.keys() ^ state.keys())}")
         for name, p in self.weights.items():

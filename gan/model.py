@@ -35,7 +35,7 @@ def wasserstein_d_loss(real: Tensor, fake: Tensor) -> Tensor:
 
 
 def wasserstein_g_loss(fake: Tensor) -> Tensor:
-    """WGAN's generator: raise the critic's score of what it generates."""
+    """WGAN's generator: raise the critic's score of generated images."""
     return -fake.mean()
 
 

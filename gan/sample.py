@@ -4,7 +4,7 @@
     python gan/sample.py RUN --kind images --count 1000    # 1,000 PNG files
     python gan/sample.py --out_dir RUN --kind neighbours   # is it memorizing its training images?
 
-Kinds: grid; images; interpolation, from one noise to another in ten steps; classes, a row each (ACGAN); neighbours,
+Kinds: grid; images; interpolation, from one noise to another in ten steps; classes, one per row (ACGAN); neighbours,
 each sample beside the training images that are nearest to it. Default: all but images.
 """
 

@@ -1,4 +1,4 @@
-"""Trained generators: what sample.py and evaluate.py read from a run folder."""
+"""Trained generators: read from a run folder, for sample.py and evaluate.py."""
 
 from pathlib import Path
 from types import SimpleNamespace

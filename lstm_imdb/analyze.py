@@ -121,7 +121,9 @@ def main(argv=None):
         setattr(values, name, getattr(args, name) or getattr(values, name))
     loaded = train.load_data(values)
     if loaded.vocabulary.words != found.vocabulary.words or len(loaded.corpus.classes) != 2:
-        raise run.UserError(f"--data {values.data}: is not what this model was trained on, or has not two classes")
+        raise run.UserError(
+            f"--data {values.data}: is not the dataset of this model's training, or does not have two classes"
+        )
     evaluator = Evaluator(device)
     _, accuracy, logits = train.evaluate(found.net, loaded.test, evaluator)
     correct = logits.argmax(1) == loaded.test.labels
@@ -158,7 +160,7 @@ def main(argv=None):
 
 
 class Evaluator:
-    """What train.evaluate takes of a run: the device, and float32."""
+    """The part of a run that train.evaluate needs: the device, and float32."""
 
     def __init__(self, device):
         self.device = device

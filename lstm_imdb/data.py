@@ -141,7 +141,7 @@ def build(rows, tokenized, labels, vocabulary, max_len, keep) -> Reviews:
 
 @dataclass
 class Data:
-    """What `load` returns: the three parts, the vocabulary, the corpus (texts, classes) and facts for a record."""
+    """The result of `load`: the three parts, the vocabulary, the corpus (texts, classes) and facts for a record."""
 
     train: Reviews
     val: Reviews
@@ -182,7 +182,7 @@ def main(argv=None):
 
 
 def print_counts(loaded: Data):
-    """Print what was read, dropped and split."""
+    """Print the counts of reviews read, dropped and split."""
     facts = loaded.facts
     print(f"{facts['name']}: {facts['rows']:,} rows")
     for reason, count in facts["dropped"].items():

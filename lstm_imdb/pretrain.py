@@ -137,7 +137,7 @@ def parser():
 
 
 def check(args):
-    """Raise UserError for values that make no sense, or a backward LSTM that would see what it predicts."""
+    """Raise UserError for values that make no sense, or a backward LSTM that would see the words it predicts."""
     train.check(args)
     for name, value in UNUSED.items():
         if getattr(args, name) != value:

@@ -102,7 +102,7 @@ def read_weights(path: Path) -> run.Checkpoint:
 
 
 class Init(NamedTuple):
-    """What a run with --init starts from: the weights, their tokenizer, and the digest of the file for the record."""
+    """The start of a run with --init: the weights, their tokenizer, and the digest of the file for the record."""
 
     weights: dict
     tokenizer: object
@@ -116,7 +116,7 @@ class Init(NamedTuple):
 
 
 def init_arg(text: str) -> str:
-    """An argparse type for --init: what exists here as ./PATH below the folder of `common/`, else a name of the hub.
+    """An argparse type for --init: a path that exists, as ./PATH relative to the repository, else a name of the hub.
 
     A record holds no paths of a machine, and this form is valid in any working directory.
     """
@@ -152,7 +152,7 @@ def init_recipe(init: str | None) -> dict:
 
 
 def load_init(init: str, resume: str | None = None) -> Init:
-    """What the run starts from, or, where `resume` has a checkpoint of the run itself, that. Raises UserError."""
+    """The start of the run, or the run's own checkpoint if `resume` has one. Raises UserError."""
     last = Path(resume) / "last.pt" if resume else None
     file = last if last and last.exists() else init_file(init)
     if file is None:

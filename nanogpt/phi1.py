@@ -277,7 +277,7 @@ def parser():
     q.add_argument("--benchmark", nargs="+", choices=list(NEW_TOKENS), default=["ladder"], help="(default: ladder)")
     q.add_argument("--n", type=run.positive_int, default=SAMPLES, metavar="N", help="samples per problem (%(default)s)")
     q.add_argument("--temperature", type=run.nonnegative_float, default=TEMPERATURE, metavar="X", help="(%(default)s)")
-    q.add_argument("--execute", action="store_true", help="run what the model wrote, in a sandbox")
+    q.add_argument("--execute", action="store_true", help="run the generated code, in a sandbox")
     q.add_argument("--completions", type=run.path_arg, metavar="FILE", help="score these: task_id and completion")
     q.add_argument("--shard", type=shard, default=(1, 1), metavar="I/N", help="sample only the part I of N")
     plan_flags(q)

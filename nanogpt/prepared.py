@@ -60,7 +60,7 @@ def load(folder: str | Path, limit: int | None = None, tokenizer=None) -> tuple:
         if tokenizer and tokenizer.state() != own.state():
             raise UserError(f"{run.display_path(folder)}: has the tokens of another tokenizer than the model's")
         if len(content) % 2 or len(content) < 4:
-            raise UserError(f"{run.display_path(files[0])}: holds no two tokens of 16 bits")
+            raise UserError(f"{run.display_path(files[0])}: has fewer than two tokens of 16 bits")
         tokens = torch.from_numpy(np.frombuffer(content, dtype="<u2").astype(np.uint16))[:limit]
         if int(tokens.int().max()) >= own.vocab_size:
             raise UserError(f"{run.display_path(files[0])}: holds a token that is not in {TOKENIZER}")

@@ -157,7 +157,9 @@ class BytePairs:
             lines = merges_txt.read_text(encoding="utf-8").split("\n")
             return cls(vocabulary, [tuple(line.split(" ")) for line in lines if line and not line.startswith("#ver")])
         except (OSError, ValueError, AttributeError) as error:
-            raise UserError(f"{vocab_json.parent}: holds no vocabulary and merges like GPT-2's ({error})") from error
+            raise UserError(
+                f"{vocab_json.parent}: does not have a vocabulary and merges like GPT-2's ({error})"
+            ) from error
 
     @classmethod
     def of(cls, tokens: list[str], merges: list[tuple[str, ...]]) -> "BytePairs":

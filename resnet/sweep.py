@@ -86,7 +86,7 @@ def dataset_of(args, name):
 
 
 def row_of(name, setting, seed, folder):
-    """What the record of a study keeps of one run."""
+    """The row of one run in the record of a study."""
     columns = dict(train_accuracy="train_accuracy", val_accuracy="val_accuracy", seconds="seconds")
     row = study.row(name, setting, seed, folder, **columns)
     if "seconds" in row:
@@ -169,7 +169,7 @@ def draw_clock(axes, rows):
 
 
 def draw_best(axes, rows):
-    """The best epoch's validation accuracy of each run against what varies; a cross at chance if it diverged."""
+    """The best epoch's validation accuracy of each run against the varied option; a cross at chance if it diverged."""
     key = "lr" if rows[0]["study"] == "lr" else "weight_decay"
     for row in rows:
         done = row["state"] == "done"

@@ -74,7 +74,7 @@ def train(args, r, net, train_set, val_set):
     optimizers = optim.build_optimizers(net, args)
     n, steps = data.examples_per_step(len(train_set), args.bs, r.world), data.steps_per_epoch(len(train_set), args.bs)
     average = optim.build_average(net, args.ema, args.epochs * steps) if args.ema else None
-    eval_model = average.module if average else net  # what is validated, and saved as best.pt
+    eval_model = average.module if average else net  # the network that is validated, and saved as best.pt
     parts = {"model": net, "optimizers": optimizers} | ({"average": average} if average else {})
     first_epoch, step, best, totals = 0, 0, -1.0, torch.zeros(steps, 2)
     if state := r.load(**parts):
@@ -209,7 +209,7 @@ def parser():
 def recipe(args):
     """The recipe. The data chooses model and recipe if no flag names them. Raises UserError."""
     family = data.family_of_data(args.data)
-    if family is None:  # the images are scaled to what the network takes
+    if family is None:  # the images are scaled to the network's input
         quick = "mnist" if args.data == "builtin" else "cifar"
         by_recipe = {"mnist": "mnist", "imagenet": "imagenet", "tiny": quick}.get(args.recipe, "cifar")
         family = data.family_of_model(args.model) if args.model else by_recipe

@@ -66,7 +66,7 @@ def same_cells(net: S2VT, cell: str):
 def parser():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--rounds", type=run.positive_int, default=3, metavar="N", help="steps of each way (default: 3)")
-    p.add_argument("--clips", type=run.positive_int, default=32, metavar="N", help="clips of a step (default: 32)")
+    p.add_argument("--clips", type=run.positive_int, default=32, metavar="N", help="clips per step (default: 32)")
     p.add_argument("--cell", choices=list(CELLS), default="gru", help="(default: %(default)s)")
     run.add_flags(
         p, "device", "threads", out=dict(default=str(run.ROOT / "out/s2vt/bench"), help="folder for bench.json")

@@ -134,7 +134,7 @@ def split_off(ids: list[str], share: float) -> tuple[list[str], list[str]]:
 
 
 def is_there(folder: Path) -> bool:
-    """Does the folder hold what --data msvd needs?"""
+    """Does the folder have the files of --data msvd?"""
     return (folder / "training_label.json").is_file() and (folder / "training_data" / "feat").is_dir()
 
 

@@ -106,7 +106,7 @@ def best_constant(train: data.Clips, val: data.Clips) -> str:
 
 
 def print_rows(rows):
-    """All scores with our tokenization, right directions by kind of event, and what --coco asked for, as tables."""
+    """All scores with our tokenization, right directions by kind of event, and the scores of --coco, as tables."""
     print_table(rows, [*COLUMNS, *(key for key in ("order", "chance") if key in rows[0])])
     print(f"bleu, cider: {scores.TOKENIZATION}; published scores use PTB's tokenization")
     print("course_bleu1: the score of the course, with its own words and reference length; log p: mean log-likelihood")

@@ -25,7 +25,7 @@ def import_av():
         import av
     except ImportError:
         raise run.UserError("video files need PyAV: pip install -r requirements.txt") from None
-    av.logging.set_level(None)  # what is wrong with a file is said in one line, by us
+    av.logging.set_level(None)  # we report a damaged file, in one line
     return av
 
 

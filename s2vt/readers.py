@@ -26,7 +26,7 @@ def normalize(caption: str) -> str:
 
 
 class Notes:
-    """What was left out, by reason."""
+    """The clips left out, by reason."""
 
     def __init__(self):
         self.names = {}
@@ -44,7 +44,7 @@ class Notes:
 
 
 def read_json(file: Path):
-    """What a file of labels holds. Raises UserError."""
+    """The content of a file of labels. Raises UserError."""
     try:
         if not file.is_file():
             raise OSError(0, "not a regular file" if file.exists() else "no such file")

@@ -33,7 +33,7 @@ WORDS |= {"bigger": ("size", True), "smaller": ("size", False), "together": ("di
 
 
 class Event(NamedTuple):
-    """What an object does, or two equal ones that meet or part: the kind of change and its direction."""
+    """An event of an object, or of two equal ones that meet or part: the kind of change and its direction."""
 
     kind: str
     forwards: bool

@@ -52,7 +52,7 @@ class Digits(torch.utils.data.Dataset):
 
     @property
     def normalization(self) -> dict:
-        """What predict.py needs to know of the training images."""
+        """The facts about the training images that predict.py needs."""
         return {"mean": self.mean, "std": self.std}
 
     def to(self, device) -> "Digits":

@@ -93,7 +93,7 @@ def prepare(path: Path) -> np.ndarray:
 
 
 def draw_seen(answers):
-    """What the network saw, with its answer. answers: (name, image (28, 28), title)."""
+    """The network's input, with its answer. answers: (name, image (28, 28), title)."""
     columns = min(len(answers), 6)
     rows = -(-len(answers) // columns)
     figure = matplotlib.figure.Figure(figsize=(1.9 * columns, 2.2 * rows), layout="constrained")

@@ -167,7 +167,7 @@ def main(argv=None):
     args = p.parse_args(argv)
     if args.data in data.FUNCTIONS:
         p.error(f"--data {args.data}: train_optax.py trains on images")
-    jax_functions(args.lr)  # says at once what is not installed
+    jax_functions(args.lr)  # names a missing package at once
     import jax
     import optax
 

@@ -744,7 +744,7 @@ def test_auto_falls_back_to_tiny_and_says_so(server, monkeypatch, tmp_path, caps
 
 
 def test_damaged_and_foreign_models(trained, tmp_path):
-    """A damaged file, an adapter of another base model, a run of which the base has changed: a line each."""
+    """A damaged file, an adapter of another base model, a run whose base has changed: one line for each."""
     shutil.copytree(trained("full") / "model", tmp_path / "model")
     weights = (tmp_path / "model" / "model.safetensors").read_bytes()
     (tmp_path / "model" / "model.safetensors").write_bytes(weights[: len(weights) // 2])

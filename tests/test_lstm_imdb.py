@@ -664,7 +664,7 @@ def test_the_benchmark_and_the_analysis(finished, tmp_path, capsys):
     assert {"analysis.json", "analysis.png", "mistakes.txt"} <= {file.name for file in tmp_path.iterdir()}
     assert analysis["minimal_pairs"]["pairs"] == len(analyze.minimal_pairs()) > 30
     message = failure(analyze.main, ["--run", str(finished), "--data", str(make_aclimdb(tmp_path / "aclImdb"))])[1]
-    assert "is not what this model was trained on" in message
+    assert "is not the dataset of this model's training" in message
 
 
 def test_the_error_by_stars(tmp_path, monkeypatch):

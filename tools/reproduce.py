@@ -30,7 +30,7 @@ from common.records import read_json, recorded_args  # noqa: E402
 from common.study import last_line  # noqa: E402
 from common.terminal import UserError, cli  # noqa: E402
 
-KEYS = ("study", "setting", "bs", "epoch", "seed")  # what tells the rows of a record apart
+KEYS = ("study", "setting", "bs", "epoch", "seed")  # keys that tell the rows of a record apart
 SPEED = re.compile("second|_per_s$|^times_")  # metrics that depend on the machine
 
 # This runs in the tree whose code is asked. It finds the shortest command line of FOLDER/train.py that gives the
@@ -87,7 +87,7 @@ def read_rows(path: Path) -> list[dict]:
 
 
 def command(tree: Path, folder: str, args: dict) -> tuple[list[str], dict]:
-    """The command line of FOLDER/train.py in `tree` that gives `args`; {name: [recorded, parsed]} of what differs."""
+    """The command line of FOLDER/train.py in `tree` that gives `args`; {name: [recorded, parsed]} if they differ."""
     words = [sys.executable, "-c", PROBE, str(tree / folder)]
     done = subprocess.run(words, input=json.dumps(args), capture_output=True, text=True, cwd=tree)
     if done.returncode:

@@ -253,7 +253,7 @@ def build(level: str, parts: tuple, rng: random.Random) -> Exercise:
 
 
 def admit(exercises: list[Exercise]) -> tuple[list[Exercise], list[str]]:
-    """(the exercises whose solutions, executed, return what is expected, a reason for each of the others)."""
+    """(the exercises whose solutions, executed, return the expected values, a reason for each of the others)."""
     jobs = [(e.prompt + e.completion, [(e.name, given) for given, _ in e.calls]) for e in exercises]
     good, reasons = [], []
     for exercise, found in zip(exercises, sandbox.work(jobs, seconds=300), strict=True):

@@ -1,4 +1,4 @@
-"""The comparison of two arms: paired over seeds, with problems resampled; and what difference it can detect."""
+"""The comparison of two arms: paired over seeds, with problems resampled; and its smallest detectable difference."""
 
 import numpy as np
 

@@ -17,7 +17,7 @@ LABELS = {"scratch": "no pretraining", "raw": "raw Python", "raw4": "raw Python,
 
 
 def report(work: Path, script: str) -> dict:
-    """Collect what has been run below `work`; write report.json and report.png there. Raises UserError."""
+    """Collect the runs below `work`; write report.json and report.png there. Raises UserError."""
     held_out = read_held_out(work / "heldout.jsonl")
     rows = [row for finetuned in (True, False) for row in rows_of(work, finetuned)]
     if not rows:

@@ -1,4 +1,4 @@
-"""Where programs run: a sandbox for what a model wrote, a worker process for the solutions of our own generator.
+"""Running programs: a sandbox for generated code, a worker process for the solutions of our own generator.
 
 The sandbox is made by `unshare` of util-linux (Linux only): user, network, pid, mount, ipc and uts namespaces of its
 own; an unprivileged uid, also if the user is root; a root directory that holds Python and the system's libraries,
@@ -150,7 +150,7 @@ class Sandbox:
             return {"error": str(error)}
 
     def call(self, program: str, calls: list[tuple[str, tuple]]) -> list:
-        """What each call (name of a function, its arguments) of `program` returns: a value, or a Failure."""
+        """The result of each call (name of a function, its arguments) of `program`: a value, or a Failure."""
         return values(self.ask({"program": program, "calls": encoded(calls)}), len(calls))
 
     def again(self, calls: list[tuple[str, tuple]]) -> list:
@@ -200,7 +200,7 @@ def same(expected, got) -> bool:
 
 
 def work(jobs: list[tuple[str, list]], seconds: float = 60.0) -> list[list]:
-    """What the calls of each (program, calls) return, from a worker process: for solutions of our own generator only.
+    """The results of the calls of each (program, calls), from a worker process: for solutions of our own generator.
 
     Raises UserError if it takes longer than `seconds`.
     """

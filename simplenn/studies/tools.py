@@ -1,4 +1,4 @@
-"""What the studies share: their settings, their records, and the small pieces of their figures."""
+"""The common parts of the studies: settings, records, and the small pieces of their figures."""
 
 import io
 import multiprocessing
@@ -83,7 +83,7 @@ def write_small_figure(path: Path, figure: Figure):
 
 
 def rounded(value):
-    """Numbers to five significant digits, in lists and dicts and arrays too: what a record needs of a curve."""
+    """Numbers to five significant digits, in lists and dicts and arrays too: enough for a curve in a record."""
     if isinstance(value, dict):
         return {k: rounded(v) for k, v in value.items()}
     if isinstance(value, torch.Tensor | np.ndarray):
