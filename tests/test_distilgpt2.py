@@ -769,7 +769,7 @@ def test_damaged_and_foreign_models(trained, tmp_path):
         json.dumps(config | {"base_model_name_or_path": str(folder)})
     )
     code, message = failure(pretrained.open_model, str(adapter / "model"))
-    assert code == 1 and one_line(message) and "no adapter of the base model" in message
+    assert code == 1 and one_line(message) and "not an adapter of the base model" in message
 
 
 # ------------------------------------------------------------------------------------------------------------ long ones
