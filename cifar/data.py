@@ -18,7 +18,7 @@ from torch import Tensor
 
 PADDING = 4  # black pixels around an image before it is cropped back to 32 x 32
 AUGMENT = ("none", "flip", "crop+flip")
-DATA_HELP = "cifar10, cifar100, builtin, auto, or a folder with one folder of images a class"
+DATA_HELP = "cifar10, cifar100, builtin, auto, or a folder with one subfolder of images per class"
 dataset_arg = run.dataset_arg("auto", "builtin", "cifar10", "cifar100")
 
 
@@ -72,7 +72,7 @@ class Cifar(torch.utils.data.Dataset):
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (images float32 (B, 3, 32, 32) normalized, labels int64 (B,)); the last batch may be smaller.
 
-        shuffle: None for the stored order; or (seed, epoch), of which order and augmentation are a function.
+        shuffle: None: the stored order. (seed, epoch): seeds of the order and the augmentation.
         """
         n, device = len(self), self.images.device
         if shuffle is None:
@@ -99,9 +99,9 @@ class Cifar(torch.utils.data.Dataset):
 def load(
     name: str, data_dir: str | None = None, limit: int | None = None, auto: str = "cifar100"
 ) -> tuple[Cifar, Cifar, Cifar, dict]:
-    """(train, validation, test, what a record says of the dataset) of the dataset `name`: see common/images.py.
+    """(train, validation, test, the dataset's entry in run.json) of the dataset `name`: see common/images.py.
 
-    "auto" is the dataset `auto` if it can be had. limit: only the first so many images of each part. Raises UserError.
+    "auto" is the dataset `auto` if it can be had. limit: only the first `limit` images of each part. Raises UserError.
     """
     arrays = image_data.load(name, data_dir, limit, auto, by_colour=True)
     mean, std = (torch.from_numpy(value).view(1, 3, 1, 1) for value in (arrays.mean, arrays.std))

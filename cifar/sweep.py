@@ -5,7 +5,7 @@
     python cifar/sweep.py --study best-lenet5 --seeds 5
     python cifar/sweep.py --study lenet --list       # only print the commands, for another engine to run
 
-One process a core, with one thread each, which is faster than one process with all threads. Given again, the command
+One process per core, with one thread each, which is faster than one process with all threads. Given again, the command
 continues where it stopped. Under --out: a run folder for every setting and seed, results.txt with a line for each, and
 for every study its record STUDY.json and its figure STUDY.png.
 """

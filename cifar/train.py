@@ -5,7 +5,8 @@
     python cifar/train.py --model simplenn --recipe best   # and for SimpleNN, on CIFAR-10
     python cifar/train.py --data builtin                   # a quick look without any download
 
-Validation chooses the epoch; that checkpoint is tested once, at the end. A recipe sets whatever the flags leave open.
+Validation chooses the epoch; that checkpoint is tested once, at the end. The recipe sets every
+hyper-parameter; flags override it.
 """
 
 import math
@@ -149,7 +150,7 @@ def evaluate(model, dataset, r):
 
 
 def draw_predictions(dataset, logits, rows=3, columns=8):
-    """A figure of the first images with the predicted class, and the true class where that is wrong."""
+    """A figure of the first images with the predicted class, and the true class if that is wrong."""
     figure = matplotlib.figure.Figure(figsize=(1.15 * columns, 1.4 * rows), layout="constrained")
     predicted = logits.argmax(1).tolist()
     for i, axes in zip(range(len(dataset)), np.ravel(figure.subplots(rows, columns))):

@@ -1,6 +1,6 @@
 """Runs of several processes under torchrun (DistributedDataParallel). Only folders that offer torchrun import this.
 
-    torchrun --nproc-per-node=2 resnet/train.py ...
+    torchrun --nproc-per-node=2 FOLDER/train.py ...
 
 Every process has a Run; only rank 0 writes and prints. Call `should_stop`, `save` and the collectives on all ranks.
 Reduce values over ranks before `log` and `check_finite`.
@@ -29,9 +29,9 @@ def init_distributed() -> tuple[int, int]:
 
 
 def micro_batch_size(bs: int, micro_batch: int | None = None) -> int:
-    """Examples of one forward pass of one process, where `bs` are those of one optimizer step of all processes.
+    """Examples of one forward pass of one process, where `bs` examples make one optimizer step of all processes.
 
-    micro_batch: the wanted size; None for the whole share of a process. Raises UserError where `bs` does not divide.
+    micro_batch: the requested size; None for the whole share of a process. Raises UserError if `bs` does not divide.
     """
     world = int(os.environ.get("WORLD_SIZE", 1))
     if bs % world:
@@ -112,7 +112,7 @@ class Run(run.Run):
                 dist.broadcast(buffer, 0)
 
     def wrap(self, module: torch.nn.Module):
-        """(the module as DDP where there are several processes, a context manager without all-reduce)."""
+        """(the module as DDP if there are several processes, a context manager without all-reduce)."""
         if self.world == 1:
             return module, contextlib.nullcontext
         ids = [self.device.index] if self.device.type == "cuda" else None

@@ -46,12 +46,12 @@ def append(path: Path, text: str):
 
 @contextlib.contextmanager
 def csv_reader(path: Path, text: str):
-    """The rows of a CSV file whose content is `text`, with fields of any length. Raises UserError where it is none."""
+    """The rows of a CSV file whose content is `text`, with fields of any length. Raises UserError if it is not CSV."""
     limit = csv.field_size_limit(2**31 - 1)  # the csv module's own limit is 131,072 characters
     try:
         yield csv.reader(io.StringIO(text, newline=""), strict=True)
     except csv.Error as error:
-        raise UserError(f"{path}: is no valid CSV file ({error})") from error
+        raise UserError(f"{path}: is not a valid CSV file ({error})") from error
     finally:
         csv.field_size_limit(limit)
 
@@ -70,7 +70,7 @@ def write_figure(path: Path, figure):
 
 
 def plain_text(text: str) -> str:
-    """A user's text for a figure: matplotlib would take what stands between dollar signs for mathematics."""
+    """A user's text for a figure: matplotlib would read text between dollar signs as mathematics."""
     return str(text).encode(errors="backslashreplace").decode().replace("$", r"\$")
 
 
@@ -98,7 +98,7 @@ def lock_folder(folder: Path) -> filelock.FileLock:
 
 
 def display_path(path: str | Path) -> str:
-    """`path` as one would type it here: relative to the current directory where that is shorter."""
+    """`path` as one would type it here: relative to the current directory if that is shorter."""
     try:
         return min(str(path), os.path.relpath(path), key=len)
     except (OSError, ValueError):  # another drive, or a current directory that is gone

@@ -10,11 +10,11 @@ from common.records import read_json, read_record
 from common.terminal import UserError
 
 ROOT = Path(__file__).resolve().parent.parent  # the repository, or an exported folder
-AUTO = ("data", "auto"), ("model", "auto")  # values that a run replaces by what they stand for
+AUTO = ("data", "auto"), ("model", "auto")  # values that a run resolves
 
 
 def short(text):
-    """`text` for a message: the beginning of it, where it is long."""
+    """`text` for a message: only its beginning if it is long."""
     return text if len(text) <= 80 else text[:77] + "..."
 
 
@@ -26,7 +26,7 @@ def number(kind, low, inclusive):
         try:
             value = kind(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{short(text)!r} is no {word}") from None
+            raise argparse.ArgumentTypeError(f"{short(text)!r} is not a {word}") from None
         text = short(text)
         if not (value >= low if inclusive else value > low):
             raise argparse.ArgumentTypeError(f"{text} is not {'at least' if inclusive else 'above'} {low}")
@@ -54,8 +54,8 @@ def threads_arg(text):
 
 
 def data_place(folder: Path, data: str) -> str:
-    """Where the data lie that the record of the run in `folder` calls `data`: a path of the user's own is on record
-    relative to the repository, and local.json has where it was. Any other name stays as it is."""
+    """The path of a run's data on this machine. data: the name on record. The record has a path of the user's own
+    relative to the repository, and local.json in the run's `folder` the absolute one. Any other name is returned."""
     if not data.startswith("./"):
         return data
     local = folder / "local.json"
@@ -84,16 +84,16 @@ FLAGS = {
         type=path_arg, metavar="DIR", help="run folder (default: the first free out/FOLDER/DATA-MODEL-sSEED-N)"
     ),
     "resume": dict(type=path_arg, metavar="DIR", help="continue the run in DIR; `auto`: the one in --out, if any"),
-    "recipe": dict(help="named values for what the flags leave open"),
+    "recipe": dict(help="a named set of hyper-parameters; flags override it"),
     "set": dict(action="append", metavar="NAME=VALUE", help="change one key of the recipe (repeatable)"),
     "epochs": dict(type=positive_int, metavar="N", help="passes over the training set"),
     "iters": dict(type=positive_int, metavar="N", help="training steps"),
     "bs": dict(type=positive_int, metavar="N", help="batch size: examples of one optimizer step"),
-    "lr": dict(type=positive_float, metavar="X", help="learning rate (its peak, where it is scheduled)"),
+    "lr": dict(type=positive_float, metavar="X", help="learning rate (the peak of a schedule)"),
     "weight_decay": dict(type=nonnegative_float, metavar="X", help="weight decay (L2 penalty)"),
     "seed": dict(type=nonnegative_int, metavar="N", default=0, help="initial weights, data order, augmentation"),
     "device": dict(choices=["auto", "cpu", "cuda", "mps"], default="auto", help="auto: cuda, else mps, else cpu"),
-    "precision": dict(choices=["auto", "fp32", "bf16"], default="auto", help="auto: bf16 where it is known to gain"),
+    "precision": dict(choices=["auto", "fp32", "bf16"], default="auto", help="auto: bf16 if it is known to be faster"),
     "threads": dict(type=threads_arg, default="auto", metavar="N", help="CPU threads; auto: as many as it gains from"),
     "tensorboard": dict(action="store_true", help="write the metrics as event files too, for tensorboard --logdir out"),
     "limit": dict(type=positive_int, metavar="N", help="only the first N examples of each part, for a quick look"),
@@ -112,10 +112,10 @@ def add_flags(parser, *names, **changes):
 def parse(script, parser, argv=None, recipe=None, check=None, extendable=lambda args: False):
     """Parse the command line of the script whose path is `script`.
 
-    recipe(args) returns a dict of values for what the flags leave open; --set changes its keys. check(args) comes last.
-    Both may raise UserError where arguments do not fit together. With --resume DIR, the arguments come from DIR's
+    recipe(args) returns a dict of hyper-parameters; flags override it, and --set changes its keys. check(args) comes
+    last. Both may raise UserError if arguments do not fit together. With --resume DIR, the arguments come from DIR's
     run.json and pass the same checks. A flag that differs is an error that names it, except a larger --epochs or
-    --iters where extendable(args) holds.
+    --iters if extendable(args) is true.
     """
     complete = Completion(parser, recipe or (lambda args: {}), check or (lambda args: None))
     args, unset = parser.parse_args(argv), object()
@@ -125,7 +125,7 @@ def parse(script, parser, argv=None, recipe=None, check=None, extendable=lambda 
         if not args.out:
             parser.error("--resume auto: name the run folder with --out DIR")
         args.resume = args.out if (Path(args.out) / "run.json").exists() else None
-        if args.resume:  # the same command again: each of its arguments must be that of the run
+        if args.resume:  # the same command again: each of its arguments must equal the run's
             given = vars(complete(argparse.Namespace(**vars(args))))
     if not getattr(args, "resume", None):
         return complete(args)
@@ -185,7 +185,7 @@ class Completion:
                 self.parser.error(f"--set {short(text)}: {error}")
 
     def convert(self, name, word, old):
-        """The value that `word` stands for: checked as that of the flag `name` is, or else of the type of `old`."""
+        """The value that `word` stands for: checked like a value of the flag `name`, or else of the type of `old`."""
         try:
             value = json.loads(word)
         except (ValueError, RecursionError):
@@ -199,11 +199,11 @@ class Completion:
         value = float(value) if isinstance(old, float) and type(value) is int else value
         finite = not isinstance(value, float) or abs(value) <= sys.float_info.max
         if not finite or None not in (old, value) and type(value) is not type(old):
-            raise ValueError(f"must be of the kind of {json.dumps(old)}")
+            raise ValueError(f"must be of the same type as {json.dumps(old)}")
         return value
 
     def resumed(self, folder, experiment, given):
-        """The arguments of the run in `folder`, checked as if they came from a stranger. Raises UserError."""
+        """The arguments of the run in `folder`, validated. Raises UserError."""
         file, local = folder / "run.json", folder / "local.json"
         record = read_record(file)
         if record["experiment"] != experiment:
@@ -227,7 +227,7 @@ class Completion:
             now = record_args(args) | ({"data": saved["data"]} if "data" in saved else {})  # it may have moved
             for name in sorted(now.keys() | saved.keys()):
                 if name not in saved or name not in now or now[name] != saved[name]:
-                    refuse(f"holds no valid --{name.replace('_', '-')} ({str(saved.get(name)):.60})")
+                    refuse(f"has an invalid --{name.replace('_', '-')}: {str(saved.get(name)):.60}")
         finally:
             del self.parser.error
         args.resume, args.data_dir = str(folder), where["data_dir"] and str(where["data_dir"])
@@ -235,14 +235,14 @@ class Completion:
 
 
 def look_up(values, name):
-    """values["a"]["b"] for the name "a.b"; None where there is no such key."""
+    """values["a"]["b"] for the name "a.b"; None if there is no such key."""
     for part in filter(None, name.split(".")):
         values = values.get(part) if isinstance(values, dict) else None
     return values
 
 
 def to_argv(parser, values: dict) -> list[str]:
-    """The command line that sets `values`: flags where `parser` has them, --set for keys of the recipe."""
+    """The command line that sets `values`: flags if `parser` has them, --set for keys of the recipe."""
     actions, words = {}, []
     for action in parser._actions:  # the first flag of a name: --augment, and not --no-augment
         actions.setdefault(action.dest, action)
@@ -261,7 +261,7 @@ def to_argv(parser, values: dict) -> list[str]:
 
 
 def record_args(args) -> dict:
-    """What a record keeps of the arguments: all but where things lie on this machine."""
+    """The arguments for a record: all but the paths of this machine."""
     values = {k: v for k, v in vars(args).items() if k not in ("out", "resume", "data_dir", "set")}
     if os.path.isabs(str(values.get("data", ""))):
         values["data"] = "./" + Path(os.path.relpath(values["data"], ROOT)).as_posix()

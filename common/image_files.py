@@ -1,7 +1,7 @@
-"""Images of the user's own: a folder with one folder of images a class, or idx files as MNIST's.
+"""Images of the user's own: a folder with one subfolder of images per class, or idx files like MNIST's.
 
     FOLDER/class/*.png                          split into training, validation and test images here
-    FOLDER/train/class/*.png, FOLDER/val/...    with FOLDER/val and FOLDER/test where they are there
+    FOLDER/train/class/*.png, FOLDER/val/...    with FOLDER/val and FOLDER/test if present
     FOLDER/*images-idx3-ubyte[.gz]              MNIST, Fashion-MNIST, KMNIST, EMNIST (letters, balanced, digits)
 
 Hidden files and files without the ending of an image are skipped and counted.
@@ -38,7 +38,7 @@ EMNIST_CLASSES = {  # by their number (Cohen et al. 2017)
 
 @dataclass
 class ImageFolder:
-    """What lies in a folder of images: class names, and the (path, label) pairs of each part; None for a part that the
+    """A folder of images: class names, and the (path, label) pairs of each part; None for a part that the
     folder does not have."""
 
     classes: list[str]
@@ -50,10 +50,10 @@ class ImageFolder:
 def find(
     folder: Path, at_least: int = 3, classless: bool = False, parts: tuple = ("train", "val", "test")
 ) -> ImageFolder:
-    """The images below `folder`, in one of the layouts above; what is skipped is said in a line on standard error.
+    """The images below `folder`, in one of the layouts above; skipped files are reported in a line on standard error.
 
     at_least: how many training images a class needs. classless: images that lie in `folder` itself are one class.
-    parts: which of the parts are read, where they are there. Raises UserError.
+    parts: which of the parts are read, if present. Raises UserError.
     """
     try:
         train = folder / "train"
@@ -72,7 +72,9 @@ def find(
         raise UserError(f"{error.filename or folder}: cannot be read ({error.strerror})") from error
     classes = list(found["train"])
     if len(classes) < (1 if classless else 2):
-        raise UserError(f"{roots['train']}: must hold two folders of images or more, one a class; found {len(classes)}")
+        raise UserError(
+            f"{roots['train']}: must have two folders of images or more, one per class; found {len(classes)}"
+        )
     small = [f"{name} ({len(files)})" for name, files in found["train"].items() if len(files) < at_least]
     if small and not classless:
         raise UserError(f"{roots['train']}: each class needs {at_least} images or more; too few in {', '.join(small)}")
@@ -92,7 +94,7 @@ def find(
 
 
 class Notes:
-    """What was skipped in a folder of images."""
+    """The files skipped in a folder of images."""
 
     def __init__(self, folder):
         self.folder, self.skipped, self.empty, self.unknown = folder, [], [], []
@@ -107,7 +109,7 @@ class Notes:
     def print(self):
         if os.environ.get("RANK", "0") != "0":  # under torchrun, the first process says it
             return
-        said = {"files that are no images": self.skipped, "folders without images": self.empty,
+        said = {"files that are not images": self.skipped, "folders without images": self.empty,
                 "classes that only one part has": self.unknown}  # fmt: skip
         for what, names in said.items():
             if names:
@@ -151,7 +153,7 @@ def read_image(file: Path, channels: int, size: int) -> np.ndarray:
     try:
         image = ImageOps.fit(open_image(file), (size, size))
     except UNREADABLE as error:
-        raise UserError(f"{file}: is no readable image ({error or type(error).__name__}); remove it") from error
+        raise UserError(f"{file}: is not a readable image ({error or type(error).__name__}); remove it") from error
     if channels == 1:
         return np.asarray(image.convert("L"))[None]
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))

@@ -79,7 +79,7 @@ class ImageArrays:
     std: np.ndarray
 
     def facts(self) -> dict:
-        """What a record says of the dataset."""
+        """The dataset's entry in run.json."""
         counts = {part: len(getattr(self, part)[1]) for part in ("train", "val", "test")}
         return {"name": self.name, "digest": self.digest, "builtin": self.name == "builtin"} | counts
 
@@ -96,10 +96,10 @@ def load(
     """The dataset `name`, split into training, validation and test images.
 
     name: cifar10, cifar100, mnist, builtin, the path of a folder (see image_files.py), or "auto": the dataset `auto` if
-    its files are there or a mirror delivers them, else the built-in one, with a loud line on standard error. shape:
+    its files are there or a mirror delivers them, else the built-in one, with a warning on standard error. shape:
     (channels, size) of built-in images and of a folder's. by_colour: the built-in classes are shapes in ten colours.
     fraction: how much of each class of the training images validates, where there is no validation part. limit: only
-    the first so many images of each part. Raises UserError.
+    the first `limit` images of each part. Raises UserError.
     """
     folder = run.data_dir(data_dir)
     name = choose(name, folder, auto)
@@ -175,7 +175,7 @@ def statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def choose(name: str, folder: Path, auto: str) -> str:
-    """What `name` stands for: itself, or for "auto" the dataset `auto` if it can be had, else builtin, said loudly."""
+    """`name` itself; for "auto" the dataset `auto` if it can be had, else builtin, with a warning."""
     if name != "auto":
         return name
     try:
@@ -268,7 +268,7 @@ def fetch_parquet(name, packed):
 
 
 class ArraysOnly(pickle.Unpickler):
-    """Unpickling may call whatever a file names; this one admits what NumPy arrays are made of, and nothing else."""
+    """Unpickling may call whatever a file names; this one admits the parts of NumPy arrays, and nothing else."""
 
     PARTS = {
         "_reconstruct": np._core.multiarray._reconstruct,
@@ -280,11 +280,11 @@ class ArraysOnly(pickle.Unpickler):
     def find_class(self, module, name):
         if module.split(".")[0] in ("numpy", "_codecs") and name in self.PARTS:
             return self.PARTS[name]
-        raise pickle.UnpicklingError(f"it names {module}.{name}, which is no array")
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which is not an array")
 
 
 def read_pickle(path):
-    """What a file of the published batches holds, arrays only. Raises UserError."""
+    """The content of a file of the published batches, arrays only. Raises UserError."""
     try:
         with open(path, "rb") as file:
             return ArraysOnly(file, encoding="latin1").load()
@@ -305,7 +305,7 @@ def read_batches(name: str, folder: Path) -> tuple[list, list[str]]:
                 images.append(batch["data"].reshape(-1, 3, 32, 32))
                 labels.append(np.array(batch[label_key], dtype=np.int64).reshape(len(images[-1])))
             except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
-                raise UserError(f"{folder / file}: is no batch of {name} ({error!r})") from error
+                raise UserError(f"{folder / file}: is not a batch of {name} ({error!r})") from error
         parts.append((np.concatenate(images), np.concatenate(labels)))
     try:
         return parts, list(read_pickle(folder / spec["meta"])[names_key])
@@ -332,7 +332,7 @@ def read_mnist(folder: Path) -> tuple[list, list[str]]:
     return image_files.read_idx(folder, [name.removesuffix(".gz") for name in MNIST["files"]])
 
 
-DATA_HELP = "cifar10, cifar100, mnist, builtin, auto, or a folder with one folder of images a class"
+DATA_HELP = "cifar10, cifar100, mnist, builtin, auto, or a folder with one subfolder of images per class"
 
 
 def print_counts(data: ImageArrays):

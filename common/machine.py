@@ -1,4 +1,4 @@
-"""Device, precision and environment: what a run needs to know, and a record says, of the machine."""
+"""Device, precision and environment: the facts about the machine that a run needs and a record keeps."""
 
 import ctypes
 import os
@@ -18,7 +18,7 @@ ALL_THREADS = min(torch.get_num_threads(), usable_cores())  # torch's number fol
 
 
 def pick_device(name: str) -> torch.device:
-    """The device that --device names. Raises UserError where it is not available."""
+    """The device that --device names. Raises UserError if it is not available."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(kind for kind, there in available.items() if there)
@@ -58,7 +58,7 @@ def seed_at(seed: int, place: int) -> int:
     return ((seed << 24) + (seed >> 8) * 2_654_435_761 + place) % 2**32
 
 
-CPU_LIMITS = {  # environment variables that keep libraries from instructions that the CPU has, and what allows bfloat16
+CPU_LIMITS = {  # environment variables that keep libraries from instructions of the CPU: values that allow bfloat16
     "ATEN_CPU_CAPABILITY": r"avx512.*|amx.*",
     "ONEDNN_MAX_CPU_ISA": r"avx512_core_(bf16|fp16|amx).*|avx10.*|all|default",
     "MKL_ENABLE_INSTRUCTIONS": r"avx512.*|avx10.*",
@@ -81,9 +81,9 @@ def native_bf16(device: torch.device) -> bool:
 
 
 def environment(device: torch.device, script: str, argv: list[str] | None = None) -> dict:
-    """What the record of a bench, a sweep or an analysis says of the command, the code, the versions and the machine.
+    """The command, the code, the versions and the machine, for the record of a bench, a sweep or an analysis.
 
-    argv: the arguments of `script`; None: those of the command line.
+    argv: the arguments of `script`; None: from the command line.
     """
     words = sys.argv[1:] if argv is None else [str(word) for word in argv]
     path = os.path.relpath(Path(script).resolve(), Path(__file__).resolve().parent.parent)
@@ -91,7 +91,7 @@ def environment(device: torch.device, script: str, argv: list[str] | None = None
 
 
 def facts(device: torch.device, script: str, git: dict | None = None) -> dict:
-    """What a record says of the code, the versions and the machine. git: the state when a resumed run started."""
+    """The code, the versions and the machine, for a record. git: the state when a resumed run started."""
     hardware = {"type": device.type, "name": platform.processor() or platform.machine(), "memory_gb": None}
     cpuinfo = Path("/proc/cpuinfo")
     if device.type == "cuda":

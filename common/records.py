@@ -1,4 +1,4 @@
-"""Records, run.json: read as if they came from a stranger, and old ones under today's names. Standard library only."""
+"""Records, run.json: validated, and old ones read under today's names. Standard library only."""
 
 import json
 import re
@@ -23,7 +23,7 @@ def read_json(path: Path) -> dict:
 
 
 def read_record(path: Path) -> dict:
-    """The run.json at `path`, checked as if it came from a stranger. Raises UserError."""
+    """The run.json at `path`, validated. Raises UserError."""
     record = read_json(path)
     git = record.get("git")
     commit = git.get("commit") if isinstance(git, dict) else None
@@ -43,7 +43,7 @@ def read_record(path: Path) -> dict:
     if not isinstance(record.get("dataset", {}), dict):
         wrong.append("dataset")
     if wrong:
-        raise UserError(f"{path}: is damaged (no valid {', '.join(wrong)})")
+        raise UserError(f"{path}: is damaged (not valid: {', '.join(wrong)})")
     return record
 
 

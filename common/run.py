@@ -1,4 +1,4 @@
-"""What every run shares: device, run folder, record, metrics, curves and checkpoints.
+"""The common part of all runs: device, run folder, record, metrics, curves and checkpoints.
 
 Nothing here knows which experiment it serves. In outline:
 
@@ -67,8 +67,8 @@ from tqdm import tqdm
 
 
 def newest_run(experiment: str, accept=lambda record: True) -> Path | None:
-    """The folder of the newest finished run of `experiment` below out/ that keeps a network, in best.pt, and whose
-    record `accept` takes."""
+    """The folder of the newest finished run of `experiment` below out/ that has a best.pt and whose record passes
+    `accept`."""
     finished = []
     for file in (best.with_name("run.json") for best in (ROOT / "out" / experiment).glob("*/best.pt")):
         try:
@@ -96,12 +96,12 @@ def is_finished(folder: Path, args) -> bool:
 
 
 class Checkpoint(dict):
-    """What a checkpoint holds; a key that it lacks is a UserError that names the file."""
+    """The content of a checkpoint. A missing key raises a UserError that names the file."""
 
     path: Path
 
     def __missing__(self, key):
-        raise UserError(f"{self.path}: is no checkpoint of such a run (it has no {key!r})")
+        raise UserError(f"{self.path}: is not a checkpoint of this experiment: {key!r} is missing")
 
     def load_into(self, **parts):
         """Load the state dicts of the checkpoint into the modules and optimizers `parts`; a list takes a list."""
@@ -124,12 +124,12 @@ def read_checkpoint(path: Path, device="cpu") -> Checkpoint:
     except Exception as error:  # torch raises half a dozen kinds
         whole = path.is_file() and zipfile.is_zipfile(path)
         reason = "holds more than tensors, numbers and strings, or is damaged" if whole else "is damaged or cut short"
-        raise UserError(f"{path}: is no readable checkpoint: it {reason}") from error
+        raise UserError(f"{path}: is not a readable checkpoint: it {reason}") from error
     if not isinstance(state, dict):
-        raise UserError(f"{path}: is no checkpoint of a run (it holds a {type(state).__name__})")
+        raise UserError(f"{path}: is not a checkpoint of a run: it holds a {type(state).__name__}")
     counts = [key for key in ("rows", "epoch", "step") if type(state.get(key, 0)) is not int or state.get(key, 0) < 0]
     if counts or not isinstance(state.get("best", 0), int | float) or not isinstance(state.get("random", []), list):
-        raise UserError(f"{path}: is no checkpoint of a run (its {', '.join(counts) or 'state'} cannot be right)")
+        raise UserError(f"{path}: is not a checkpoint of a run: its {', '.join(counts) or 'state'} cannot be right")
     state = Checkpoint(state)
     state.path = path
     return state
@@ -218,7 +218,7 @@ class Run:
         place = data_dir(getattr(self.args, "data_dir", None)).absolute()
         path = getattr(self.args, "data", None)
         local = {"data_dir": str(place) if place.is_dir() else None, "data": path if os.path.isabs(str(path)) else None}
-        if self.rank == 0:  # where the data lies, for --resume; never copied to results/
+        if self.rank == 0:  # the path of the data, for --resume; never copied to results/
             write_json(self.folder / "local.json", local)
         self._write_record()
         return self
@@ -268,7 +268,7 @@ class Run:
         self.record["state"] = state
         try:
             self._write_record()
-        except UserError:  # a full disk, or a folder that is gone: what ended the run says it
+        except UserError:  # a full disk, or a folder that is gone: the error that ended the run names it
             if state == "done":
                 raise
         finally:
@@ -326,7 +326,7 @@ class Run:
 
         if self.rank == 0 and self._summary_writer:
             x, step = next(iter(row.items()))
-            if self._events is None:  # what an earlier process wrote from this step on is hidden
+            if self._events is None:  # events of an earlier process from this step on are hidden
                 self._events = self._summary_writer(str(self.folder), purge_step=step)
             for name, value in row.items():
                 part, _, quantity = name.partition("_")
@@ -342,7 +342,7 @@ class Run:
             self._events.flush()
 
     def check_finite(self, losses: torch.Tensor, first_step: int):
-        """Raise Diverged at the first loss that is not finite; losses[0] is that of step `first_step`."""
+        """Raise Diverged at the first loss that is not finite; losses[0] belongs to step `first_step`."""
         bad = (~torch.isfinite(losses)).nonzero()
         if len(bad):
             raise Diverged(first_step + bad[0].item())
@@ -373,19 +373,19 @@ class Run:
 
     def load(self, **parts) -> Checkpoint | None:
         """Load last.pt into the modules and optimizers `parts`, restore torch's random state, and drop later rows of
-        the metrics. Returns the checkpoint, or None where there is none."""
+        the metrics. Returns the checkpoint, or None if there is none."""
         path, state = self.folder / "last.pt", None
         if path.exists():
             state = read_checkpoint(path)
             state.load_into(**parts)
             if len(state["random"]) != self.world:
-                raise UserError(f"{path}: was written by {len(state['random'])} processes; continue it with as many")
+                raise UserError(f"{path}: was written by {len(state['random'])} processes; continue with that number")
             try:
                 torch.set_rng_state(state["random"][self.rank]["cpu"])
                 if self.device.type == "cuda" and "cuda" in state["random"][self.rank]:
                     torch.cuda.set_rng_state(state["random"][self.rank]["cuda"], self.device)
             except (RuntimeError, TypeError, LookupError) as error:
-                raise UserError(f"{path}: is damaged: it has no valid random state") from error
+                raise UserError(f"{path}: is damaged: its random state is not valid") from error
         self._read_metrics(state["rows"] if state else 0)
         return state
 
@@ -420,7 +420,7 @@ class Run:
 
 
 def summary_writer():
-    """TensorBoard's writer of event files. Raises UserError where it is not installed."""
+    """TensorBoard's writer of event files. Raises UserError if it is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:

@@ -1,7 +1,7 @@
 """Studies: many runs of a train.py, each a plain command in a process of its own, several at a time.
 
 A sweep.py names its runs (`Job`) and calls `run_jobs`. Given again, the same command continues where it stopped. With
---list it prints the commands, one a line, for any other engine to run; the sweep then only collects the results.
+--list it prints the commands, one per line, for any other engine to run; the sweep then only collects the results.
 """
 
 import csv
@@ -45,7 +45,7 @@ def add_flags(parser, studies, seeds=3):
         "--seeds", type=run.positive_int, default=seeds, metavar="N", help=f"seeds 0 to N - 1 ({seeds})"
     )
     parser.add_argument("--jobs", type=run.positive_int, default=usable_cores(), metavar="N",
-                        help="runs at a time, which share the cores (default: one a core)")  # fmt: skip
+                        help="runs at a time, which share the cores (default: one per core)")  # fmt: skip
     parser.add_argument("--list", action="store_true", help="print the commands and run nothing")
 
 
@@ -53,7 +53,7 @@ def plan(train, studies, args, folder, dataset, cost) -> list[Job]:
     """Every run that the studies in `args` need, once. Seed by seed: a sweep stopped early has all settings.
 
     studies: {study: {setting: arguments of train.py}}. folder(setting, seed), dataset(study, setting), cost(arguments)
-    say where a run lies, its dataset, and about how long it takes. --limit and --epochs replace a setting's own.
+    give a run's folder, its dataset, and about how long it takes. --limit and --epochs replace a setting's own.
     """
     changes = {name: getattr(args, name) for name in ("limit", "epochs") if getattr(args, name) is not None}
     where = ["--data-dir", args.data_dir] if getattr(args, "data_dir", None) else []
@@ -75,8 +75,8 @@ def command(script: Path, job: Job) -> list[str]:
 def run_jobs(train, jobs: list[Job], args) -> bool:
     """Run all jobs of the module `train` that have not ended, `args.jobs` at a time, one core or more for each.
 
-    Returns False if `args.list` asked for the commands only. Raises UserError where a run fails, where a folder holds a
-    run with other arguments, and where the sweep is told to stop; the runs then save and end.
+    Returns False if `args.list` asked for the commands only. Raises UserError if a run fails, if a folder holds a
+    run with other arguments, and if the sweep is told to stop; the runs then save and end.
     """
     script = Path(train.__file__)
     if args.list:
@@ -149,7 +149,7 @@ def state_of(folder):
 
 
 def last_line(errors: str) -> str:
-    """The last line of what a command wrote on standard error, which says why it failed."""
+    """The last line that a command wrote on standard error: the reason for its failure."""
     lines = [line for line in errors.replace("\r", "\n").splitlines() if line.strip()]
     return lines[-1].removeprefix("error: ") if lines else "it said nothing"
 
@@ -167,7 +167,7 @@ def list_results(out: Path, running=()):
 
 
 def row(study: str, setting: str, seed: int, folder: Path, **curves: str) -> dict:
-    """What the record of a study keeps of one run. curves: names for columns of its metrics.csv, as lists."""
+    """The row of one run in the record of a study. curves: names for columns of its metrics.csv, as lists."""
     record = read_record(folder / "run.json")
     kept = {"study": study, "setting": setting, "seed": seed, "folder": folder.name} | {k: record.get(k) for k in ROW}
     if (folder / "metrics.csv").exists():  # there is none if the run diverged before its first evaluation

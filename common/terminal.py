@@ -1,7 +1,7 @@
-"""What the user sees: errors of one line, Ctrl-C, and output streams that may be closed, full or of another encoding.
+"""The screen: errors of one line, Ctrl-C, and output streams that may be closed, full or of another encoding.
 
-Importing this module from a script that lies beside `common` protects that process. It does nothing in tests, notebooks
-and DataLoader workers.
+Importing it first makes Ctrl-C, a closed pipe and a full disk end in one line instead of a traceback, in a script that
+lies beside `common`. It does nothing in tests, notebooks and DataLoader workers.
 """
 
 import multiprocessing

@@ -15,7 +15,7 @@ def seconds_of(work: Callable) -> float:
 
 
 def turns(ways: dict, rounds: int, warmup: int = 1) -> dict:
-    """{name: [what `way(round)` returned, for each round]} for `ways` {name: function of the round}, which take turns.
+    """{name: [the result of `way(round)` for each round]} for `ways` {name: function of the round}, which take turns.
 
     The first `warmup` rounds are not kept. A function that returns None is timed: its value is its seconds.
     """

@@ -1,4 +1,4 @@
-"""How many real tokens a second does training read, packed against padded? Padding counts for nothing.
+"""How many real tokens per second does training read, packed against padded? Padding counts for nothing.
 
     python distilgpt2/bench.py --model smollm2                     # 20,000 tokens of WikiText-2 in every way
     python distilgpt2/bench.py --model tiny --data builtin --tokens 2000 --rounds 3      # seconds

@@ -47,7 +47,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 def best_lr(method, out):
     """The learning rate with the lowest validation loss in the short runs of a method: of the study in `out`, else of
-    the committed record. Raises UserError where there is none."""
+    the committed record. Raises UserError if there is none."""
     files = [folder / f"lr-{method}.json" for folder in (out, RESULTS)]
     file = next((file for file in files if file.exists()), None)
     if file is None:
@@ -141,7 +141,7 @@ def draw_methods(figure, rows):
 
 
 def write_texts(args, out):
-    """compare.txt: what the model writes, greedily, before fine-tuning and after each method (seed 0)."""
+    """compare.txt: texts that the model writes, greedily, before fine-tuning and after each method (seed 0)."""
     table = settings(args, out)["methods"]
     models = {"before": pretrained.resolve(train.RECIPES[args.recipe]["model"])}
     models |= {f"after {method}": str(out / folder_name(values, 0)) for method, values in table.items()}

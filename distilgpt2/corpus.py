@@ -1,6 +1,6 @@
 """Documents: WikiText in several forms, the built-in text, and CSV or text files of one's own.
 
-WikiText (Merity et al. 2016) is one file per part, a paragraph a line, tokens separated by spaces. Two forms of it:
+WikiText (Merity et al. 2016) is one file per part, one paragraph per line, tokens separated by spaces. Two forms of it:
 "detokenized", a document an article, with the spaces of ordinary English; and "lines", the lines as they are in one
 document, joined by blank lines, as in Hugging Face's page on perplexity. The token files have <unk> for rare words
 (form "unk"), the hub's raw files do not (form "raw").
@@ -64,7 +64,7 @@ def load(name: str, data_dir: str | None = None, form: str = "detokenized") -> C
     """The corpus `name`: one of DATASETS, or the path of a CSV or text file, or of a folder of text files.
 
     "auto" is wikitext2 if it is there, or if the hub answers within 5 seconds and delivers it; else the built-in text,
-    with a loud line on standard error. Raises UserError.
+    with a warning on standard error. Raises UserError.
     """
     if name == "builtin":
         found = generated.articles(460, seed=0)
@@ -101,7 +101,7 @@ def load_wikitext(name: str, folder: Path, form: str) -> Corpus:
 
 
 def wikitext(lines: list[str], form: str) -> list[Document]:
-    """The documents of a file of WikiText. Words are those of the file plus one end of line each, as in the published
+    """The documents of a file of WikiText. The words are the file's, plus one end of line each, as in the published
     perplexities per word. Empty lines are dropped in the form "detokenized"; titles are kept."""
     words = [len(line.split()) + 1 for line in lines]
     if form == "lines":
@@ -122,7 +122,7 @@ def wikitext(lines: list[str], form: str) -> list[Document]:
 
 
 def is_title(line: str) -> bool:
-    """Is it the title of an article, = Title =, and not that of a section, = = Section = = ?"""
+    """Is it the title of an article, = Title =, and not the title of a section, = = Section = = ?"""
     return re.fullmatch(r"= (?!= )[^=].*(?<! =) =", line.strip()) is not None
 
 
@@ -248,5 +248,5 @@ def parse_csv(path, rows):
 
 
 def is_text(value: str) -> bool:
-    """Has it a letter, in any script? Numbers, `nan` and empty cells of a spreadsheet are no text."""
+    """Has it a letter, in any script? Numbers, `nan` and empty cells of a spreadsheet are not text."""
     return any(character.isalpha() for character in value) and value.strip().lower() not in ("nan", "null", "none")

@@ -39,8 +39,8 @@ class Part:
 class Blocks(torch.utils.data.Dataset):
     """The blocks of a part: int64 (block_size + 1,) each, for inputs block[:-1] and targets block[1:].
 
-    Consecutive blocks share one token, so every token but the first is a target once. What is left at the end, fewer
-    tokens than a block, is not trained on: `left_over` says how many.
+    Consecutive blocks share one token, so every token but the first is a target once. The incomplete last block
+    is dropped: `left_over` is the number of its tokens.
     """
 
     def __init__(self, ids: Tensor, block_size: int):
@@ -71,7 +71,7 @@ def check_blocks(name: str, part: Part, block_size: int):
 def windows(count: int, block_size: int, stride: int) -> Iterator[tuple[int, int, int]]:
     """Yield (begin, end, first) for a text of `count` tokens: from inputs [begin, end) the targets [first + 1, end + 1)
     are scored. Every token but the first is scored once, with a context of block_size - stride tokens or more as soon
-    as the text has so many before it."""
+    as that many tokens precede it."""
     begin = first = 0
     while first < count - 1:
         end = min(begin + block_size, count - 1)
@@ -93,7 +93,7 @@ def document_mask(blocks: Tensor, eos: int) -> tuple[Tensor, Tensor]:
 
 
 def tokenize(documents: list[corpus.Document], tokenizer, limit: int | None = None) -> Part:
-    """The tokens of documents, each followed by the end-of-text token; with `limit` only the first so many tokens. The
+    """The tokens of documents, each followed by the end-of-text token; only the first `limit` tokens, if given. The
     words of a document that is cut count in proportion."""
     ids, words, count, chunk = [], 0.0, 0, 64
     for first in range(0, len(documents), chunk):
@@ -118,9 +118,9 @@ def load(
     fraction: float = 1.0,
     limits: dict | None = None,
 ) -> tuple[dict[str, Part], dict]:
-    """({part: Part}, what a record says of the dataset) of the corpus `name`: see corpus.load.
+    """({part: Part}, the dataset's entry in run.json) of the corpus `name`: see corpus.load.
 
-    limit: only the first so many tokens of each part; limits: {part: the same for it, where 0 leaves the part out}.
+    limit: only the first `limit` tokens of each part. limits: {part: a limit for that part; 0 skips it}.
     fraction: of the training documents. Raises UserError.
     """
     found = corpus.load(name, data_dir)

@@ -1,4 +1,4 @@
-"""Decoding written out: from logits to text, one token at a time; and what can be counted on the result.
+"""Decoding written out: from logits to text, one token at a time; and measures of the result.
 
 Every function here gives the tokens of `transformers`' own generate(), where that has the strategy; tests check it.
 Contrastive search is only here: transformers no longer carries it. Logits are (V,), ids are lists of token numbers.
@@ -76,7 +76,7 @@ def penalized(logits: Tensor, ids: list[int], repetition=1.0, ngram=0) -> Tensor
 def forward(net, tokens: list[list[int]], cache, **options) -> tuple:
     """(output, cache) of the model on the new `tokens` (B, T) after those whose keys and values the cache holds."""
     inner = net.get_base_model() if hasattr(net, "get_base_model") else net  # of peft
-    # what it is called depends on the version of transformers
+    # its name depends on the version of transformers
     name = "cache" if "cache" in inspect.signature(inner.forward).parameters else "past_key_values"
     out = net(input_ids=torch.tensor(tokens, device=net.device), use_cache=True, **{name: cache}, **options)
     return out, out[name]

@@ -26,7 +26,7 @@ import pretrained
 
 AUTO_THREADS = None  # all cores
 
-STRATEGIES = {  # name: (default value, the keyword of transformers' generate, that of decode.sample, sampling?)
+STRATEGIES = {  # name: (default value, the keyword of transformers' generate, the keyword of decode.sample, sampling?)
     "greedy": (None, None, "greedy", False),
     "beam": (5, "num_beams", None, False),
     "repetition": (1.2, "repetition_penalty", "repetition", False),
@@ -120,7 +120,7 @@ def measure(net, prompts: list[list[int]], continuations: list[list[int]], token
 
 
 def choose_model(name: str | None, data_dir: str | None = None) -> tuple[str, Path]:
-    """(model, folder for what it generates): `name`, else the newest finished run, else the base model; says which."""
+    """(model, folder for its texts): `name`, else the newest finished run, else the base model; says which."""
     newest = None if name else run.newest_run("distilgpt2")
     if name is None:
         name = str(newest) if newest and (newest / "model").is_dir() else pretrained.resolve("auto", data_dir)
@@ -146,7 +146,7 @@ def parser():
     prompts.add_argument(
         "--prompt", nargs="+", metavar="TEXT", help="beginnings of texts (default: four of WikiText's)"
     )
-    prompts.add_argument("--prompt-file", type=run.path_arg, metavar="FILE", help="the same, one a line")
+    prompts.add_argument("--prompt-file", type=run.path_arg, metavar="FILE", help="file of prompts, one per line")
     p.add_argument("--strategy", type=strategy, nargs="+", metavar="PART[=VALUE][+...]",
                    help=f"sums of {', '.join(STRATEGIES)} (default: {', '.join(ALL)})")  # fmt: skip
     p.add_argument("--length", type=run.positive_int, default=60, metavar="N", help="tokens (default: %(default)s)")

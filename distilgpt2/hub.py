@@ -1,6 +1,6 @@
-"""The Hugging Face hub, asked once and briefly: does it answer within 5 seconds, and does it have what is wanted?
+"""The Hugging Face hub, asked once and briefly: does it answer within 5 seconds, and does it have the repository?
 
-`transformers` and `datasets` alone would try again for minutes where there is no network.
+`transformers` and `datasets` alone would try again for minutes if there is no network.
 """
 
 import os
@@ -17,7 +17,7 @@ def endpoint() -> str:
 
 
 def missing(kind: str, name: str) -> str | None:
-    """Why the hub cannot deliver the repository `name` of a kind ("models" or "datasets"); None where it can."""
+    """Why the hub cannot deliver the repository `name` of a kind ("models" or "datasets"); None if it can."""
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         return "HF_HUB_OFFLINE forbids to ask the hub"
     token = os.environ.get("HF_TOKEN")
@@ -33,7 +33,7 @@ def missing(kind: str, name: str) -> str | None:
 
 
 def fetch_model(name: str) -> str | None:
-    """Fetch the files of a model into the hub's cache. Returns why that failed; None where it did not."""
+    """Fetch the files of a model into the hub's cache. Returns the reason for a failure, else None."""
     from huggingface_hub import snapshot_download
 
     try:
@@ -44,7 +44,7 @@ def fetch_model(name: str) -> str | None:
 
 
 def dataset_lines(name: str, configuration: str, parts, where: str) -> dict[str, list[str]]:
-    """{part: lines} of a dataset with a column `text`. where: what is said first if it cannot be had, as UserError."""
+    """{part: lines} of a dataset with a column `text`. where: the beginning of the UserError if it cannot be had."""
     if reason := missing("datasets", name):
         raise UserError(f"{where}, and {reason}; lay the files out there, or pass --data builtin")
     import datasets

@@ -3,7 +3,7 @@
 python distilgpt2/merge.py out/distilgpt2/RUN                 # writes out/distilgpt2/RUN/merged
 python distilgpt2/merge.py out/distilgpt2/RUN --out DIR
 
-The folder has to be new, empty, or that of an earlier merge, which is replaced.
+The folder must be new, empty, or from an earlier merge, which is replaced.
 """
 
 import argparse

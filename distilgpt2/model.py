@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 METHODS = ("full", "lora", "last")
 OPTIONS = ("rank", "alpha", "targets", "last_blocks")  # of the methods
-ATTENTION = ("c_attn", "query_key_value", "qkv_proj", "q_proj", "v_proj")  # where the paper on LoRA puts it
+ATTENTION = ("c_attn", "query_key_value", "qkv_proj", "q_proj", "v_proj")  # as in the paper on LoRA
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -116,7 +116,7 @@ class Trainable:
         return {name: p.detach() for name, p in self.weights.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]):
-        """Load what `state_dict` returned. Raises RuntimeError where names or shapes differ."""
+        """Load the result of `state_dict`. Raises RuntimeError if names or shapes differ."""
         if self.weights.keys() != state.keys():
             raise RuntimeError(f"other names, such as {min(self.weights.keys() ^ state.keys())}")
         for name, p in self.weights.items():

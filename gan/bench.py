@@ -1,4 +1,4 @@
-"""Steps per second of training: the usual way, and what each change adds.
+"""Steps per second of training: the usual way, and the gain of each change.
 
     python gan/bench.py                     # DCGAN and WGAN-GP at width 32, batches of 64
     python gan/bench.py --rounds 2 --steps 10 --width 8
@@ -46,7 +46,7 @@ class PILImages(torch.utils.data.Dataset):
 
 
 def usual_loader(dataset, bs):
-    """A shuffling DataLoader of torchvision's transforms. Raises UserError where torchvision is not installed."""
+    """A shuffling DataLoader of torchvision's transforms. Raises UserError if torchvision is not installed."""
     try:
         from torchvision import transforms
     except ImportError:

@@ -5,9 +5,9 @@
     python gan/compare.py --study losses --list        # only print the commands, for another engine to run
     python gan/compare.py --data mnist --epochs 2      # a quick look
 
-One process a core, with one thread each. Given again, the command continues where it stopped. Under --out: a run folder
-for every setting and seed, results.txt with a line for each, and for every study its record STUDY.json, its curves
-STUDY.png and the samples of seed 0, STUDY-samples.png.
+One process per core, with one thread each. Given again, the command continues where it stopped. Under --out: a run
+folder for every setting and seed, results.txt with a line for each, and for every study its record STUDY.json, its
+curves STUDY.png and the samples of seed 0, STUDY-samples.png.
 """
 
 import argparse
@@ -115,7 +115,7 @@ def at_equal_seconds(rows):
 
 
 def collect(name, args, out):
-    """The rows of a study: what each run measured, with its curves."""
+    """The rows of a study: the measures of each run, with its curves."""
     rows = []
     for setting, values in STUDIES[name].items():
         for seed in range(args.seeds):

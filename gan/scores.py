@@ -13,8 +13,8 @@ def moments(features: Tensor) -> tuple[Tensor, Tensor]:
 def frechet(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -> float:
     """The squared Frechet distance of two Gaussians: |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) (Heusel et al. 2017).
 
-    With S the symmetric root of C1, the eigenvalues of C1 C2 are those of S C2 S, which is symmetric. So they are real,
-    and the result is stable where the covariances are singular, as they are for fewer samples than dimensions.
+    With S the symmetric root of C1, C1 C2 has the eigenvalues of S C2 S, which is symmetric. So they are real,
+    and the result is stable if the covariances are singular, as they are for fewer samples than dimensions.
     """
     values, vectors = torch.linalg.eigh(cov1)
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T

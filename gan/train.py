@@ -1,13 +1,13 @@
 """Train DCGAN, WGAN, WGAN-GP or ACGAN on CIFAR-10, MNIST or images of your own.
 
-    python gan/train.py --data mnist                       # digits that anyone recognises, in minutes
+    python gan/train.py --data mnist                       # digits, 47% of them clear to a classifier, in minutes
     python gan/train.py --model wgan-gp --width 16 --epochs 10      # CIFAR-10, a small network
     python gan/train.py --model acgan --recipe paper       # the network of ACGAN's paper
     python gan/train.py --data builtin                     # shapes, without any download
     python gan/train.py --data FOLDER --model dcgan        # your own images, scaled to 32 x 32
 
 An epoch is one pass of the discriminator over the training images. The distance to held-out images chooses best.pt;
-what is reported uses new noise and the test images. A recipe sets whatever the flags leave open.
+what is reported uses new noise and the test images. The recipe sets every hyper-parameter; flags override it.
 """
 
 import argparse
@@ -29,7 +29,7 @@ PLAIN = dict(
     epochs=50,
     bs=64,
     width=64,
-    network="plain",  # the same for all four; "paper": that of the model's own paper
+    network="plain",  # the same for all four; "paper": the network of the model's own paper
     noise=128,  # numbers that an image is generated from
     lr_ratio=1.0,  # learning rate of the discriminator / of the generator (Heusel et al. 2017)
     decay="none",  # "linear": the learning rate falls to zero
@@ -65,7 +65,7 @@ RECIPES["shapes"]["dcgan"] |= dict(network="paper", lr=2e-3, betas=[0.0, 0.99])
 RECIPES["shapes"]["wgan-gp"] |= dict(critic_steps=1, lr=2e-3)
 RECIPES["shapes"]["acgan"] |= dict(spectral_norm=True)
 RECIPES["paper"]["wgan-gp"] |= dict(decay="linear")
-AUTO_PRECISION = "bf16"  # bench.py: faster than fp32 where the hardware multiplies it
+AUTO_PRECISION = "bf16"  # bench.py: faster than fp32 if the hardware multiplies it
 AUTO_THREADS = 1  # tools/seconds.py: a second one gains nothing, and beside other work it loses much
 SAVE_EVERY = 200  # seconds between checkpoints within an epoch
 COLUMNS = ("train_d_loss", "train_estimate", "d_gradient", "train_g_loss", "g_gradient")
@@ -193,7 +193,7 @@ def parser():
 
 
 def recipe(args):
-    """The recipe of the model; where no flag names one, that of the data."""
+    """The recipe of the model, which the data chooses if no flag names it."""
     args.recipe = args.recipe or {"mnist": "digits", "builtin": "shapes"}.get(args.data, "plain")
     return RECIPES[args.recipe][args.model]
 
@@ -246,8 +246,8 @@ def main(argv=None):
         grids.write_gif(r.folder / "training.gif", files)
         final = fid.final_measures(args, r, gan, seen_by, judge, test_set, held_out, facts)
         final["problems"] = [problem for row in r.rows for problem in fid.problems_of(args.model, row, args.epochs / 4)]
-        r.finish(f"FID {final['last_fid']:.2f} with the last weights, {final['best_fid']:.2f} with those of epoch "
-                 f"{final['best_epoch']}, of {fid.describe(final['protocol'])}", **final)  # fmt: skip
+        r.finish(f"FID {final['last_fid']:.2f} with the last weights, {final['best_fid']:.2f} with the weights of "
+                 f"epoch {final['best_epoch']}, of {fid.describe(final['protocol'])}", **final)  # fmt: skip
     return r.record
 
 

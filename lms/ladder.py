@@ -94,7 +94,7 @@ def step_1(args):
 
 
 def step_2(args):
-    """The same in PyTorch: backward() computes the derivatives. The results are those of step 1."""
+    """The same in PyTorch: backward() computes the derivatives. The results equal step 1's."""
     rng = np.random.default_rng(args.seed)
     x, y, truth = line(rng)
     x, y = torch.from_numpy(x), torch.from_numpy(y)
@@ -214,7 +214,7 @@ def step_5(args):
 
 
 def step_6(args):
-    """The same network with torch.nn, torch.nn.functional and torch.optim. The results are those of step 5."""
+    """The same network with torch.nn, torch.nn.functional and torch.optim. The results equal step 5's."""
     rng = np.random.default_rng(args.seed)
     X, Y, truth = wave(rng)
     X, Y = torch.from_numpy(X), torch.from_numpy(Y)

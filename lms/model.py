@@ -54,7 +54,7 @@ def lms(X: Array, d: Array, r: float, w: Array | None = None) -> Trajectory:
 def nlms(X: Array, d: Array, r: float, w: Array | None = None, eps: float = 1e-3) -> Trajectory:
     """Normalized LMS: the step is divided by the power of the input (Haykin 2002, section 6.1).
 
-    Therefore 0 < r < 2 is stable for inputs of any scale. eps: avoids a division by zero where the input is zero.
+    Therefore 0 < r < 2 is stable for inputs of any scale. eps: avoids a division by zero if the input is zero.
     """
     weights, errors, w = initialize(X, w)
     for k, x in enumerate(X):

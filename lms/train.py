@@ -3,7 +3,7 @@
     python lms/train.py                                     # a plane: r = 0.005, 20 epochs, some seconds
     python lms/train.py --data fir                          # an unknown filter of 16 taps
     python lms/train.py --data houses.csv --target price    # a CSV of your own
-    python lms/train.py --lr 1.0                            # too large a step size: diverges and says where
+    python lms/train.py --lr 1.0                            # too large a step size: diverges and names the sample
 
 The run folder gets metrics.csv with the MSE of every epoch, learning.png with the excess MSE and the distance of the
 weights from the Wiener solution, and planes.png (two features: all points and both planes) or weights.png.
@@ -111,7 +111,7 @@ def draw_planes(problem, fits):
 
 
 def draw_weights(problem, fits):
-    """The weights of `fits`, {label: weights (M,)}, and the true ones where they are known, as bars."""
+    """The weights of `fits`, {label: weights (M,)}, and the true ones if known, as bars."""
     figure = matplotlib.figure.Figure(figsize=(max(6, min(24, 0.45 * len(problem.columns))), 3.8), layout="constrained")
     axes, x = figure.subplots(), np.arange(len(problem.columns))
     if problem.true_weights is not None:
@@ -152,7 +152,7 @@ def main(argv=None):
     wiener, bounds, (textbook, exact) = model.wiener_solution(X, d), model.stability(X), model.misadjustment(X, args.lr)
     if wiener.rank < X.shape[1]:
         print(f"{problem.name}: the inputs are linearly dependent (rank {wiener.rank} of {X.shape[1]} columns); the "
-              "Wiener solution is that of least norm", file=sys.stderr)  # fmt: skip
+              "Wiener solution is the one of least norm", file=sys.stderr)  # fmt: skip
     with run.Run(
         args, __file__, f"{problem.name}-lms", auto_precision="fp64", auto_threads=1
     ) as r:  # NumPy, on the CPU

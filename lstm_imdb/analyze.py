@@ -4,8 +4,8 @@
     python lstm_imdb/analyze.py --run out/lstm_imdb/imdb-plain-s0-1 --data-dir DIR
 
 Writes into --out: analysis.json, analysis.png and mistakes.txt, the most confident mistakes on the test set. Stars are
-known where the files are named after them, as in aclImdb. A minimal pair is a sentence and its negation, which differ
-in one word; it counts where both are right.
+known if the files are named after them, as in aclImdb. A minimal pair is a sentence and its negation, which differ
+in one word; it counts if both are right.
 """
 
 import argparse
@@ -77,7 +77,7 @@ def groups(values: torch.Tensor, correct: torch.Tensor, edges) -> list[dict]:
 
 
 def draw(path: Path, analysis: dict):
-    """Panels: error by length, by stars where they are known, and accuracy against truncation."""
+    """Panels: error by length, by stars if known, and accuracy against truncation."""
     panels = ["length", "truncation"] + ["stars"] * bool(analysis["stars"])
     figure = Figure(figsize=(4.4 * len(panels), 3.3), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(panels)), panels):
@@ -121,7 +121,9 @@ def main(argv=None):
         setattr(values, name, getattr(args, name) or getattr(values, name))
     loaded = train.load_data(values)
     if loaded.vocabulary.words != found.vocabulary.words or len(loaded.corpus.classes) != 2:
-        raise run.UserError(f"--data {values.data}: is not what this model was trained on, or has not two classes")
+        raise run.UserError(
+            f"--data {values.data}: is not the dataset of this model's training, or does not have two classes"
+        )
     evaluator = Evaluator(device)
     _, accuracy, logits = train.evaluate(found.net, loaded.test, evaluator)
     correct = logits.argmax(1) == loaded.test.labels
@@ -158,7 +160,7 @@ def main(argv=None):
 
 
 class Evaluator:
-    """What train.evaluate takes of a run: the device, and float32."""
+    """The part of a run that train.evaluate needs: the device, and float32."""
 
     def __init__(self, device):
         self.device = device

@@ -1,4 +1,4 @@
-"""How many reviews a second does training read? The usual way and ours, side by side.
+"""How many reviews per second does training read? The usual way and ours, side by side.
 
     python lstm_imdb/bench.py                      # IMDB, 400 words, some minutes
     python lstm_imdb/bench.py --max-len 200 --steps 5

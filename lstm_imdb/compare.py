@@ -3,8 +3,8 @@
     python lstm_imdb/compare.py                        # the committed records: every recipe against the baselines
     python lstm_imdb/compare.py RUN.json BASELINE.json
 
-A record keeps a bit for each test review: right or wrong. Of several seeds the mean of each review counts. The 95%
-interval is that of the mean of the differences over reviews; where it excludes zero, one model passes the other.
+A record keeps a bit for each test review: right or wrong. With several seeds, each review
+counts with its mean. The 95% interval is for the mean difference; if it excludes zero, the models differ.
 Writes compare.json into --out.
 """
 

@@ -1,4 +1,4 @@
-"""Reviews and their labels: where they come from, which are dropped, and how they are split.
+"""Reviews and their labels: sources, dropped rows, and the split.
 
 IMDB (Maas et al. 2011) is read from the folder aclImdb, its archive, the CSV file "IMDB Dataset.csv" or the Parquet
 files of the Hugging Face hub. A CSV file of one's own needs a text column (review or text) and a label column
@@ -49,7 +49,7 @@ def load(name: str, data_dir: str | None = None, split: str = "7:1:2") -> tuple[
     """(corpus, {"train", "val", "test": rows of the corpus}, facts for a record) of the dataset `name`.
 
     name: imdb, builtin, the path of a CSV file or of a folder like aclImdb, or "auto": imdb if it is there or a mirror
-    delivers it, else builtin, with a loud line on standard error. Raises UserError.
+    delivers it, else builtin, with a warning on standard error. Raises UserError.
     """
     corpus = read(name, run.data_dir(data_dir))
     corpus.dropped = corpus.dropped or {}
@@ -79,7 +79,7 @@ def load(name: str, data_dir: str | None = None, split: str = "7:1:2") -> tuple[
 
 
 def distinct(corpus: Corpus, keys: list[str]) -> tuple[list[int], int]:
-    """(the first row of each text, number of rows whose text occurs with two labels, of which none is kept)"""
+    """(the first row of each text, number of rows dropped because their text occurs with both labels)"""
     labels = {}
     for key, label in zip(keys, corpus.labels):
         labels.setdefault(key, set()).add(label)
@@ -91,7 +91,7 @@ def distinct(corpus: Corpus, keys: list[str]) -> tuple[list[int], int]:
 
 
 def check_imdb(corpus: Corpus, kept: int, digest: str):
-    """Raise UserError unless labels and counts are those of IMDB. Changed copies are in circulation: one with a single
+    """Raise UserError unless labels and counts are IMDB's. Changed copies are in circulation: one with a single
     label has given other projects an accuracy of 100%."""
     positive = sum(corpus.labels)
     if (len(corpus.texts), positive, kept) != (ROWS, ROWS // 2, DISTINCT):
@@ -101,7 +101,7 @@ def check_imdb(corpus: Corpus, kept: int, digest: str):
         )
     if digest != DIGEST:
         print(
-            f"*** the texts differ from those of the records here (digest {digest}, not {DIGEST}): so does the split",
+            f"*** the texts differ from the texts of the records (digest {digest}, not {DIGEST}): so does the split",
             file=sys.stderr,
         )
 
@@ -209,7 +209,7 @@ def read_folder(folder: Path) -> Corpus:
         for label, kind in enumerate(("neg", "pos")):
             files = sorted((folder / part / kind).glob("*.txt"))
             if not files:
-                raise UserError(f"{folder}: is no folder like aclImdb ({part}/{kind}/ holds no .txt file)")
+                raise UserError(f"{folder}: is not a folder like aclImdb ({part}/{kind}/ has no .txt file)")
             for file in files:
                 stars = file.stem.rpartition("_")[2]
                 texts.append(decode(file))
@@ -257,7 +257,7 @@ def read_csv(path: Path) -> Corpus:
     """A CSV file with a header: a text column (review or text) and a label column (sentiment or label).
 
     Rows without a label or without text are dropped and counted. Classes are the labels in the order of their names,
-    or of their values where all are numbers. Raises UserError.
+    or of their values if all are numbers. Raises UserError.
     """
     with csv_reader(path, decode(path)) as rows:
         return parse_csv(path, rows)
@@ -294,7 +294,7 @@ def parse_csv(path, rows):
 
 
 def class_order(names):
-    """The key by which labels are sorted: their values where all are numbers, else their names."""
+    """The key by which labels are sorted: their values if all are numbers, else their names."""
     try:
         numbers = {name: float(name) for name in set(names)}
     except ValueError:

@@ -110,7 +110,7 @@ class Reviews(torch.utils.data.Dataset):
     def order(self, batch_size: int, shuffle: tuple[int, int] | None = None, bucket: int = 50) -> list[Tensor]:
         """The indices of every batch. Without `shuffle` sorted by length. With (seed, epoch): a random permutation is
         cut into chunks of `bucket` batches, each is sorted by length, and the batches come in random order. So every
-        review is seen once an epoch, beside others of its length, which differ from epoch to epoch."""
+        review is seen once per epoch, beside others of its length, which differ from epoch to epoch."""
         if shuffle is None:
             return list(self.lengths.argsort(stable=True).split(batch_size))
         generator = torch.Generator().manual_seed(run.seed_at(*shuffle))
@@ -141,7 +141,7 @@ def build(rows, tokenized, labels, vocabulary, max_len, keep) -> Reviews:
 
 @dataclass
 class Data:
-    """What `load` returns: the three parts, the vocabulary, the corpus (texts, classes) and facts for a record."""
+    """The result of `load`: the three parts, the vocabulary, the corpus (texts, classes) and facts for a record."""
 
     train: Reviews
     val: Reviews
@@ -156,7 +156,7 @@ def load(name: str, data_dir: str | None = None, limit: int | None = None, split
          keep: str = "start") -> Data:  # fmt: skip
     """The dataset `name` (see corpus.load), tokenized and indexed by the vocabulary of its training reviews.
 
-    limit: only the first so many reviews of each part. Raises UserError.
+    limit: only the first `limit` reviews of each part. Raises UserError.
     """
     texts, parts, facts = corpus.load(name, data_dir, split)
     parts = {part: rows[:limit] for part, rows in parts.items()}
@@ -182,7 +182,7 @@ def main(argv=None):
 
 
 def print_counts(loaded: Data):
-    """Print what was read, dropped and split."""
+    """Print the counts of reviews read, dropped and split."""
     facts = loaded.facts
     print(f"{facts['name']}: {facts['rows']:,} rows")
     for reason, count in facts["dropped"].items():

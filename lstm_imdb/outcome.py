@@ -1,4 +1,4 @@
-"""What a finished run says of its test set: F1, the confusion matrix, every prediction, and the worst mistakes."""
+"""The results of a finished run on its test set: F1, the confusion matrix, every prediction, and the worst mistakes."""
 
 import csv
 import io

@@ -2,7 +2,7 @@
 
     python lstm_imdb/predict.py "Not bad at all, I liked it!"      # with the newest run, else the committed model
     python lstm_imdb/predict.py --file review.txt --run RUN        # RUN: a run folder or a safetensors file
-    echo "What a waste of time." | python lstm_imdb/predict.py     # standard input, a review a line
+    echo "What a waste of time." | python lstm_imdb/predict.py     # standard input, one review per line
     python lstm_imdb/predict.py "First." "Second." --figure words.png
 
 A word's push is the gradient of the score with respect to its vector times the vector (gradient times input; Simonyan
@@ -110,7 +110,7 @@ def read_texts(args) -> list[str]:
 
 def parser():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("text", nargs="*", help="reviews (default: standard input, a review a line)")
+    p.add_argument("text", nargs="*", help="reviews (default: standard input, one review per line)")
     p.add_argument("--file", type=run.path_arg, help="a text file that holds one review")
     p.add_argument("--run", type=run.path_arg, metavar="RUN", help="a run folder or a safetensors file of weights")
     p.add_argument("--figure", type=run.path_arg, metavar="FILE", help="draw the reviews as a PNG too")

@@ -91,10 +91,11 @@ def pretrain(args, r, lm, loaded):
             if step % 20 == 0 or step == steps:
                 r.check_finite(totals[:step, 0], epoch * steps)
                 bar.set_postfix(loss=f"{totals[:step, 0].sum() / totals[:step, 1].sum():.3f}")
-            if r.should_stop() or time.monotonic() - saved > SAVE_EVERY:
+            stopping = r.should_stop()
+            if stopping or time.monotonic() - saved > SAVE_EVERY:
                 checkpoint(epoch, step)
                 saved = time.monotonic()
-            if r.should_stop():
+            if stopping:
                 r.stop()
 
         seconds, train_loss = time.monotonic() - began, (totals[:, 0].sum() / totals[:, 1].sum()).item()
@@ -136,7 +137,7 @@ def parser():
 
 
 def check(args):
-    """Raise UserError for values that make no sense, or a backward LSTM that would see what it predicts."""
+    """Raise UserError for values that make no sense, or a backward LSTM that would see the words it predicts."""
     train.check(args)
     for name, value in UNUSED.items():
         if getattr(args, name) != value:

@@ -26,14 +26,14 @@ def initialize(net, vocabulary: data.Vocabulary, args, r) -> dict:
         words = len(vocabulary) - 2
         facts["vectors"] = counts | {"words": words, "covered": len(rows)}
         r.print(f"vectors for {len(rows):,} of {words:,} words ({len(rows) / max(words, 1):.1%}); skipped "
-                f"{counts['skipped']:,} of {counts['lines']:,} lines that are no word and {size} numbers")  # fmt: skip
+                f"{counts['skipped']:,} of {counts['lines']:,} lines without a word and {size} numbers")  # fmt: skip
     return facts
 
 
 def read_vectors(path: Path, wanted, size: int) -> tuple[dict[str, np.ndarray], dict[str, int]]:
     """({word: float32 (size,)} for the words in `wanted`, {"lines", "skipped"}) of a file "word x1 ... xN" a line.
 
-    A line that is no word and `size` finite numbers is skipped and counted: headers, and tokens with spaces, which
+    A line that is not a word and `size` finite numbers is skipped and counted: headers, and tokens with spaces, which
     glove.840B has. Of a word that comes twice the first line counts. Raises UserError.
     """
     found, lines, skipped = {}, 0, 0

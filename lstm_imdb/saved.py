@@ -24,7 +24,7 @@ COMMITTED = FOLDER / "weights" / "plain.safetensors"
 
 
 class Model(NamedTuple):
-    """A network in evaluation mode, its vocabulary and classes, the arguments of its run, and where it lies."""
+    """A network in evaluation mode, its vocabulary and classes, the arguments of its run, and its path."""
 
     net: model.SentimentLSTM
     vocabulary: data.Vocabulary
@@ -84,7 +84,7 @@ def read_weights(path: Path):
             state = {name: file.get_tensor(name).float() for name in file.keys()}
         return state, json.loads(header["args"]), header["words"].split("\n"), json.loads(header["classes"])
     except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise run.UserError(f"{path}: is no file of weights of this folder ({str(error)[:80]})") from error
+        raise run.UserError(f"{path}: is not a file of weights of this folder ({str(error)[:80]})") from error
 
 
 def save_weights(found: Model, path: Path):

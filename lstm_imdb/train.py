@@ -5,7 +5,8 @@
     python lstm_imdb/train.py --data reviews.csv           # a CSV file of your own
     python lstm_imdb/train.py --data builtin --epochs 10   # a quick look without any download
 
-Validation chooses the epoch; that checkpoint is tested once, at the end. A recipe sets whatever the flags leave open.
+Validation chooses the epoch; that checkpoint is tested once, at the end. The recipe sets every
+hyper-parameter; flags override it.
 """
 
 import argparse
@@ -53,7 +54,7 @@ RECIPES = {
     | dict(epochs=6, embed=100, bidirectional=True, pool="max", word_dropout=0.2, max_words=30_000, adversarial=0.05),
     "tiny": PLAIN | dict(epochs=2, bs=20, embed=8, hidden=8, max_words=500, decay="none"),  # a second, for tests
 }
-AUTO_PRECISION = "bf16"  # bench.py: 1.35 times as fast as fp32 where the hardware multiplies bfloat16
+AUTO_PRECISION = "bf16"  # bench.py: 1.35 times as fast as fp32 if the hardware multiplies bfloat16
 AUTO_THREADS = 1  # tools/seconds.py: a second one gains nothing
 SAVE_EVERY = 120  # seconds between checkpoints within an epoch
 
@@ -123,10 +124,11 @@ def train(args, r, net, loaded):
                 r.check_finite(totals[:step, 0], epoch * steps)
                 loss, accuracy = (totals[first_step:step].sum(0) / seen).tolist()
                 bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{accuracy:.1%}")
-            if r.should_stop() or time.monotonic() - saved > SAVE_EVERY:
+            stopping = r.should_stop()
+            if stopping or time.monotonic() - saved > SAVE_EVERY:
                 checkpoint(epoch, step)
                 saved = time.monotonic()
-            if r.should_stop():
+            if stopping:
                 r.stop()
 
         seconds, (train_loss, train_accuracy) = time.monotonic() - began, (totals.sum(0) / n).tolist()

@@ -33,7 +33,7 @@ NEW_TOKENS = 63  # generated, after one token
 
 
 class OneProcess:
-    """What train.py's functions need of a run: precision, device and collectives."""
+    """The part of a run that train.py's functions need: precision, device and collectives."""
 
     rank, world, all_reduce = 0, 1, staticmethod(lambda tensor: tensor)
 

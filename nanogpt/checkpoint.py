@@ -35,7 +35,7 @@ def parse_config(config: dict) -> tuple[type[nn.Module], object]:
         values = {name: value for name, value in config.items() if name != "kind"}
         types = {field.name: field.type for field in fields(shape)}
         if wrong := [name for name, value in values.items() if type(value) is not types.get(name, type(value))]:
-            raise TypeError(f"{', '.join(wrong)}: must be of the kind of {types[wrong[0]].__name__}")
+            raise TypeError(f"{', '.join(wrong)}: must be of type {types[wrong[0]].__name__}")
         return model, shape(**values)
     except (KeyError, TypeError) as error:
         text = f"the configuration {str(config):.300} describes no model of this folder ({str(error):.100})"
@@ -102,7 +102,7 @@ def read_weights(path: Path) -> run.Checkpoint:
 
 
 class Init(NamedTuple):
-    """What a run with --init starts from: the weights, their tokenizer, and the digest of the file for the record."""
+    """The start of a run with --init: the weights, their tokenizer, and the digest of the file for the record."""
 
     weights: dict
     tokenizer: object
@@ -116,7 +116,7 @@ class Init(NamedTuple):
 
 
 def init_arg(text: str) -> str:
-    """An argparse type for --init: what exists here as ./PATH below the folder of `common/`, else a name of the hub.
+    """An argparse type for --init: a path that exists, as ./PATH relative to the repository, else a name of the hub.
 
     A record holds no paths of a machine, and this form is valid in any working directory.
     """
@@ -138,8 +138,8 @@ def init_file(init: str) -> Path | None:
 
 
 def init_recipe(init: str | None) -> dict:
-    """What the recipe takes from --init: the tokens and the shape of the model. Nothing where the file is gone; a run
-    that is resumed has them in its record."""
+    """The values that the recipe takes from --init: the tokens and the shape of the model. Empty if the file is gone; a
+    run that is resumed has them in its record."""
     if not init:
         return {}
     file = init_file(init)
@@ -152,7 +152,7 @@ def init_recipe(init: str | None) -> dict:
 
 
 def load_init(init: str, resume: str | None = None) -> Init:
-    """What the run starts from, or, where `resume` has a checkpoint of the run itself, that. Raises UserError."""
+    """The start of the run, or the run's own checkpoint if `resume` has one. Raises UserError."""
     last = Path(resume) / "last.pt" if resume else None
     file = last if last and last.exists() else init_file(init)
     if file is None:

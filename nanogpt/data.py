@@ -79,8 +79,9 @@ class Text:
     """A text as tokens, in parts.
 
     train, val, test: uint16 (N,) each, or rows, int32 (N, 2, T), of prepared.py. test is None if there is no third
-    part; the validation loss is then selected on. characters_per_token: {part: ratio} or None. The ratio converts a
-    loss in nats per token to bits per character, loss / ln 2 / ratio, which is comparable between tokenizers.
+    part; the validation loss is then slightly optimistic, since it chooses the checkpoint. characters_per_token: {part:
+    ratio} or None. The ratio converts a loss in nats per token to bits per character, loss / ln 2 / ratio, which is
+    comparable between tokenizers.
     """
 
     name: str
@@ -93,7 +94,7 @@ class Text:
     characters_per_token: dict[str, float] | None = None
 
     def facts(self) -> dict:
-        """What a record says of the text."""
+        """The text's entry in run.json."""
         return {
             "name": self.name,
             "digest": self.digest,
@@ -121,7 +122,7 @@ def n_targets(part: Tensor) -> int:
 
 
 def check_batch_size(bs: int, text: Text):
-    """Raise UserError if a batch of `bs` sequences cannot be meant; it would only fill the memory."""
+    """Raise UserError if --bs exceeds the number of training examples, which is surely a mistake."""
     if bs > len(text.train):
         kind = "tokens" if text.train.dim() == 1 else "exercises"
         raise UserError(f"--bs {bs}: must be at most {len(text.train)}, the number of {kind} to train on")
@@ -159,7 +160,7 @@ def blocks(
     """Yield (x, y), int64 (B, block_size) each, until every token but the first has been a target exactly once.
 
     The blocks do not overlap. The last batch may be smaller, and the remaining tokens make one shorter block. To
-    average losses, weight them by y.numel(). limit: at most so many targets, in blocks that are evenly spaced over the
+    average losses, weight them by y.numel(). limit: at most `limit` targets, in blocks that are evenly spaced over the
     text, the same ones at every call. Rows (N, 2, T) are taken in their order.
     """
     if tokens.dim() == 3:
@@ -191,8 +192,8 @@ def load(
     name: one of NAMES, or the path of a text file or of a folder of text files. "auto" is shakespeare if it is there or
     can be downloaded, else the built-in text, with a warning on standard error.
     tokens: "char", "word", "gpt2", or "bpe" (byte pairs trained on the training part).
-    limit: only the first `limit` tokens of each part. tokenizer: that of a model to start from, in place of `tokens`.
-    Raises UserError.
+    limit: only the first `limit` tokens of each part. tokenizer: the tokenizer of a model to start
+    from, in place of `tokens`. Raises UserError.
     """
     data_dir = run.data_dir(data_dir)
     name = choose(name, data_dir)

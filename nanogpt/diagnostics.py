@@ -15,8 +15,8 @@ SAMPLE_TOKENS = 2048  # on which the initial weights are checked; enough for an 
 @torch.no_grad()
 def check_start(model: nn.Module, x: Tensor, y: Tensor, trained: bool = False) -> float:
     """The first loss on x, y (B, T). Raises UserError if the targets y are not x shifted by one token (or -1), if the
-    loss on random tokens is far from that of a uniform prediction, or if the model is not causal: these mistakes show
-    here, before any training. A model that is `trained` already does not predict uniformly."""
+    loss on random tokens is far from the loss of a uniform prediction, or if the model is not causal: these mistakes
+    show here, before any training. A model that is `trained` already does not predict uniformly."""
     known = y[:, :-1] >= 0
     if not torch.equal(y[:, :-1][known], x[:, 1:][known]):
         raise UserError("the targets are wrong: the target of a token is not the token after it")
@@ -29,7 +29,7 @@ def check_start(model: nn.Module, x: Tensor, y: Tensor, trained: bool = False) -
 
 @torch.no_grad()
 def check_initial_weights(model: nn.Module, length: int, device: torch.device | str = "cpu"):
-    """Raise UserError if the first loss on random sequences of `length` tokens is far from that of a uniform
+    """Raise UserError if the first loss on random sequences of `length` tokens is far from the loss of a uniform
     prediction. The model should be in eval mode.
 
     A tied head favours the input token itself, and in a text of few different tokens this moves the loss away from

@@ -15,7 +15,7 @@ MAX_BLOCK = 1024  # tokens of a sequence; the models take more, but exercises ar
 
 @dataclass
 class HubConfig:
-    """A model of the hub: its name, or a folder as ./PATH below that of `common/`."""
+    """A model of the hub: its name, or ./PATH, a folder relative to the repository."""
 
     vocab_size: int
     name: str
@@ -28,7 +28,7 @@ def is_model(path: Path) -> bool:
 
 
 def call(function, init: str, **options):
-    """function(where the model lies), with what goes wrong as a UserError of one line."""
+    """function(path of the model); an error becomes a UserError of one line."""
     place = run.ROOT / init if init.startswith("./") else init
     try:
         return function(place, **options)
@@ -38,7 +38,7 @@ def call(function, init: str, **options):
 
 
 def auto(kind: str):
-    """A class of `transformers`, which is imported only where it is needed: it takes seconds."""
+    """A class of `transformers`, which is imported only if needed: that takes seconds."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         import transformers
@@ -55,7 +55,7 @@ def config_of(init: str) -> dict:
 
 
 class Hub(nn.Module):
-    """A causal model of `transformers` that takes (B, T) and returns logits (B, T, V), like those of model.py."""
+    """A causal model of `transformers` that takes (B, T) and returns logits (B, T, V), like the models of model.py."""
 
     def __init__(self, config: HubConfig):
         super().__init__()

@@ -18,7 +18,7 @@ FUSED_ABOVE = 256  # tokens; on a CPU `attend` is faster than PyTorch's fused at
 
 @dataclass
 class GPTConfig:
-    """The shape of a GPT. The defaults are those of nanoGPT's laptop run; the last four options go beyond GPT-2."""
+    """The shape of a GPT. The defaults are from nanoGPT's laptop run; the last four options go beyond GPT-2."""
 
     vocab_size: int
     block_size: int = 64  # the longest sequence, in tokens
@@ -125,7 +125,7 @@ class Attention(nn.Module):
         maps: list[Tensor] | None = None,
     ) -> Tensor:
         """(B, T, C) -> (B, T, C). `rotary`: cosines and sines of rotary positions. `cache`: keys and values of the
-        earlier tokens, to which those of x are added. `maps`: a list to which the weights (B, n_head, T, S) are added.
+        earlier tokens; x adds its own. `maps`: a list to which the weights (B, n_head, T, S) are added.
         """
         B, T, C = x.shape
         qkv = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)
@@ -244,7 +244,7 @@ class GPT(nn.Module):
     def forward(self, idx: Tensor, cache: list | None = None) -> Tensor:
         """idx: (B, T) int64. Returns logits (B, T, V). Raises UserError if T exceeds `block_size`.
 
-        `cache`, from `new_cache()`, holds the keys and values of the tokens before idx; those of idx are added.
+        `cache`, from `new_cache()`, holds the keys and values of the tokens before idx, and gets idx's.
         """
         x = self.hidden(idx, cache)
         return F.linear(x, self.tokens.weight) if self.head is None else self.head(x)

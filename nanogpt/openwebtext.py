@@ -28,14 +28,14 @@ SOURCE = dict(
 )
 DOCUMENTS = 8_013_769
 VAL_DOCUMENTS = 1_000  # the first ones, so the validation set does not depend on how much was fetched
-VAL_TOKENS = 2**20  # of these documents; GPT-2 evaluates so many in a minute on a GPU
+VAL_TOKENS = 2**20  # of these documents; GPT-2 evaluates 2**20 tokens in a minute on a GPU
 TOO_SHORT = "is shorter than it should be; remove its folder to start again"
 
 
 def memory_maps(folder: Path, tokenizer: BytePairs, limit: int | None = None) -> tuple[Tensor, Tensor, str]:
     """(train, val, digest): two memory-mapped uint16 tensors (N,) and a digest of their lengths and first tokens.
 
-    Streams what is missing first. limit: at most so many tokens of each. Files that nanoGPT's prepare.py wrote are used
+    Streams what is missing first. limit: at most `limit` tokens of each. Files that nanoGPT's prepare.py wrote are used
     as they are. Raises UserError.
     """
     progress = prepare(folder, tokenizer, limit)
@@ -60,7 +60,7 @@ def prepare(folder: Path, tokenizer: BytePairs, limit: int | None = None, stream
     Stops when train.bin has `limit` tokens; without a limit, at the end. After every `chunk_size` documents the files
     are synced, and progress.json records their lengths and the state of the stream. After an interruption the same call
     truncates the files to those lengths and continues; they end up the same, byte for byte.
-    stream: documents {"text": ...} with state_dict() and load_state_dict(), like those of `datasets`.
+    stream: documents {"text": ...} with state_dict() and load_state_dict(), as in `datasets`.
     Returns {"train": tokens, "val": tokens, "documents": ..., "complete": ...}, or {} if another program wrote the
     files. Raises UserError.
     """

@@ -213,7 +213,7 @@ def do_report(args):
 
 
 def seeds(text: str) -> dict:
-    """An argparse type: at most so many seeds of every arm."""
+    """An argparse type: the maximum number of seeds per arm."""
     n = run.positive_int(text)
     return {arm: min(n, wanted) for arm, wanted in plan.SEEDS.items()}
 
@@ -275,9 +275,9 @@ def parser():
     q = command("evaluate", do_evaluate, "sample completions and score them", "data_dir", "seed", "device", "threads")
     q.add_argument("model", nargs="*", metavar="RUN|NAME", help="run folders, or models of the hub")
     q.add_argument("--benchmark", nargs="+", choices=list(NEW_TOKENS), default=["ladder"], help="(default: ladder)")
-    q.add_argument("--n", type=run.positive_int, default=SAMPLES, metavar="N", help="samples a problem (%(default)s)")
+    q.add_argument("--n", type=run.positive_int, default=SAMPLES, metavar="N", help="samples per problem (%(default)s)")
     q.add_argument("--temperature", type=run.nonnegative_float, default=TEMPERATURE, metavar="X", help="(%(default)s)")
-    q.add_argument("--execute", action="store_true", help="run what the model wrote, in a sandbox")
+    q.add_argument("--execute", action="store_true", help="run the generated code, in a sandbox")
     q.add_argument("--completions", type=run.path_arg, metavar="FILE", help="score these: task_id and completion")
     q.add_argument("--shard", type=shard, default=(1, 1), metavar="I/N", help="sample only the part I of N")
     plan_flags(q)

@@ -5,7 +5,7 @@ ids as little-endian uint16, documents ended by the end token; or train.jsonl an
 
     {"prompt": "def add(a, b):\\n    \\"\\"\\"Add two numbers.\\"\\"\\"\\n", "completion": "    return a + b\\n"}
 
-An exercise is a row of its own, never cut. The loss is that of the completion and of the end token after it; the
+An exercise is a row of its own, never cut. The loss counts the completion and the end token after it; the
 targets of the prompt and of the padding are -1. A part of rows is one int32 tensor (N, 2, T): inputs and targets.
 """
 
@@ -31,7 +31,7 @@ def is_prepared(folder: str | Path) -> bool:
 
 
 def end_token(tokenizer) -> int:
-    """The id of the end token. Raises UserError where the tokenizer has none."""
+    """The id of the end token. Raises UserError if the tokenizer has none."""
     vocabulary = tokenizer.vocabulary
     if END_OF_TEXT not in vocabulary:
         raise UserError(f"the tokenizer has no end token {END_OF_TEXT}: use a model that phi1.py pretrained")
@@ -60,7 +60,7 @@ def load(folder: str | Path, limit: int | None = None, tokenizer=None) -> tuple:
         if tokenizer and tokenizer.state() != own.state():
             raise UserError(f"{run.display_path(folder)}: has the tokens of another tokenizer than the model's")
         if len(content) % 2 or len(content) < 4:
-            raise UserError(f"{run.display_path(files[0])}: holds no two tokens of 16 bits")
+            raise UserError(f"{run.display_path(files[0])}: has fewer than two tokens of 16 bits")
         tokens = torch.from_numpy(np.frombuffer(content, dtype="<u2").astype(np.uint16))[:limit]
         if int(tokens.int().max()) >= own.vocab_size:
             raise UserError(f"{run.display_path(files[0])}: holds a token that is not in {TOKENIZER}")

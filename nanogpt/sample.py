@@ -39,8 +39,8 @@ def add_flags(parser):
 
 
 def open_model(args) -> tuple[nn.Module, Characters | Words | BytePairs, Path]:
-    """(model, tokenizer, folder for what it generates) of the model that `args` name: those of `add_flags`, --data-dir
-    and --out. Raises UserError."""
+    """(model, tokenizer, folder for generated texts) of the model that `args` name: the flags of `add_flags`,
+    --data-dir and --out. Raises UserError."""
     if args.model and args.out_dir:
         raise run.UserError(f"name one model: {args.model} or --out_dir {args.out_dir}")
     name = args.model or args.out_dir

@@ -23,7 +23,7 @@ from generate import generate
 
 CURVE_TOKENS, FINAL_TOKENS = 10_000, 100_000  # tokens of a part for a point of the curve, and for the final loss
 MISTAKES = ("no mask", "mask after the softmax", "softmax over the wrong dimension", "scores not divided by sqrt(d)",
-            "no positions", "head tied to embeddings of deviation 1", "targets not moved on")  # fmt: skip
+            "no positions", "head tied to embeddings with std 1", "targets not shifted")  # fmt: skip
 NETWORK = dict(kind="network", block_size=64, width=64, n_layer=1, n_head=0, mlp=False, residual=False, norm=False,
                mistake=None)  # fmt: skip
 DEEP = NETWORK | dict(n_layer=4, n_head=4, mlp=True)
@@ -31,7 +31,7 @@ FULL = DEEP | dict(residual=True, norm=True)
 BIGRAM = dict(kind="bigram", block_size=64)
 # lr: the best of those tried on the validation text. The networks are too small to gain from a GPU or from bfloat16.
 PLAIN = dict(iters=600, bs=12, lr=1e-2, count=False, device="cpu", precision="fp32")
-RECIPES = {  # the names are those of the committed records
+RECIPES = {  # named as in the committed records
     "bigram, counted": PLAIN | dict(count=True, model=BIGRAM),
     "bigram": PLAIN | dict(lr=0.3, model=BIGRAM),  # a batch has few examples for each row of its table
     "averaging": PLAIN | dict(model=NETWORK),
@@ -115,7 +115,7 @@ class Network(nn.Module):
         self.blocks = nn.Sequential(*(Block(width, mix(), **block) for _ in range(n_layer)))
         self.norm = nn.LayerNorm(width) if block.get("norm") else nn.Identity()
         self.head = nn.Linear(width, vocab_size)
-        if mistake == "head tied to embeddings of deviation 1":
+        if mistake == "head tied to embeddings with std 1":
             self.head.weight = self.tokens.weight
 
     def forward(self, idx):
@@ -146,7 +146,7 @@ def count_pairs(tokens, vocab_size):
 
 def loss_of(net, x, y):
     """Mean cross-entropy of x and y (B, T), in nats per token."""
-    if getattr(net, "mistake", None) == "targets not moved on":
+    if getattr(net, "mistake", None) == "targets not shifted":
         y = x
     return F.cross_entropy(net(x).flatten(0, 1), y.flatten())  # (B, T, V) -> (B * T, V)
 
@@ -222,7 +222,7 @@ def parser():
 
 
 def check(args):
-    """Raise UserError where a value of the recipe makes no sense."""
+    """Raise UserError if a value of the recipe makes no sense."""
     if args.model.get("mistake") not in (None, *MISTAKES):
         raise run.UserError(f"--set model.mistake={args.model['mistake']}: must be one of {'; '.join(MISTAKES)}")
     n_head = args.model.get("n_head", 0)

@@ -44,7 +44,7 @@ def jobs_of(args, out):
 
 
 def row_of(name, setting, seed, out):
-    """The row of the record: what study.row keeps, the first loss, the sample, and the curve [[step, loss], ...]."""
+    """The row of the record: the values of study.row, the first loss, the sample, and the curve [[step, loss], ...]."""
     folder = folder_of(out, setting, seed)
     row = study.row(name, setting, seed, folder, iter="iter", val_loss="val_loss")
     record = run.read_record(folder / "run.json")

@@ -96,7 +96,7 @@ class Words:
         return [self.id.get(word, unknown) for word in self.words(text, self.split)]
 
     def decode(self, ids: list[int]) -> str:
-        """The text, with spaces where prose usually has them."""
+        """The text, with spaces as in prose."""
         words = [self.vocabulary[i] for i in ids]
         if self.split == "spaces":
             return "".join("\n" if word == END_OF_LINE else f" {word}" for word in words)
@@ -157,7 +157,9 @@ class BytePairs:
             lines = merges_txt.read_text(encoding="utf-8").split("\n")
             return cls(vocabulary, [tuple(line.split(" ")) for line in lines if line and not line.startswith("#ver")])
         except (OSError, ValueError, AttributeError) as error:
-            raise UserError(f"{vocab_json.parent}: holds no vocabulary and merges like GPT-2's ({error})") from error
+            raise UserError(
+                f"{vocab_json.parent}: does not have a vocabulary and merges like GPT-2's ({error})"
+            ) from error
 
     @classmethod
     def of(cls, tokens: list[str], merges: list[tuple[str, ...]]) -> "BytePairs":
@@ -266,7 +268,7 @@ def tokenizer_from(state: dict) -> "Characters | Words | BytePairs | hub.HubToke
             return hub.HubTokenizer(str(state["name"]))
         kind, vocabulary, split = state["kind"], list(state["vocabulary"]), state.get("split")
         if len(set(vocabulary)) < len(vocabulary) or not all(isinstance(token, str) for token in vocabulary):
-            raise ValueError("its vocabulary is no list of different strings")
+            raise ValueError("its vocabulary is not a list of different strings")
         if kind == "char":
             return Characters(vocabulary)
         if kind == "word" and split in ("prose", "spaces") and UNKNOWN in vocabulary:

@@ -11,7 +11,7 @@
 
 The validation loss is the mean over the whole validation text. During the run a long text is evaluated in part, and
 best.pt is the checkpoint with the lowest loss there. --bs is the number of sequences in one optimizer step, over all
-processes. A recipe sets whatever the flags leave open.
+processes. The recipe sets every hyper-parameter; flags override it.
 """
 
 import argparse
@@ -85,8 +85,8 @@ RECIPES = {
     "word-mlp": WORDS | dict(iters=1500, model=dict(kind="wordmlp", block_size=64, context=4, n_embd=64, hidden=64)),
     "word-gpt": WORDS | dict(iters=950, lr=2e-3, model=GPT | dict(n_layer=2, n_embd=96)),
 }
-SAVE_EVERY = 240  # seconds between checkpoints where no evaluation is due
-AUTO_PRECISION = "bf16"  # bench.py: 1.4 times as fast where a CPU multiplies it natively
+SAVE_EVERY = 240  # seconds between checkpoints if no evaluation is due
+AUTO_PRECISION = "bf16"  # bench.py: 1.4 times as fast if a CPU multiplies it natively
 AUTO_THREADS = None  # all cores; tools/seconds.py: two are 1.4 times as fast as one
 SAMPLE_TOKENS = 120
 
@@ -94,8 +94,8 @@ SAMPLE_TOKENS = 120
 def backward(model, x, y, micro_batch, no_sync, r, targets=None):
     """Compute the gradients of the loss on x and y, `micro_batch` sequences at a time. Returns the loss.
 
-    targets: those of the whole batch, per process. Micro-batches of rows have different numbers of targets, and each
-    target has the same weight in the mean.
+    targets: the number in the whole batch, per process. Micro-batches of rows have different numbers of targets, and
+    each target has the same weight in the mean.
     """
     targets = (y >= 0).sum() if targets is None else targets
     total, parts = torch.zeros((), device=r.device), list(zip(x.split(micro_batch), y.split(micro_batch)))
@@ -230,7 +230,7 @@ def parser():
 
 
 def check(args):
-    """Raise UserError where a value of the recipe, or a combination of values, makes no sense."""
+    """Raise UserError if a value of the recipe, or a combination of values, makes no sense."""
     bounds = {"muon": 0, "ns_steps": 1, "weight_decay": 0, "clip": 0, "warmup": 0, "final_lr": 0, "evals": 1}
     for name, low in bounds.items():
         if getattr(args, name) < low:
@@ -273,7 +273,7 @@ def main(argv=None):
         if text.characters_per_token:  # bits per character
             final["val_bits"] = val_loss / math.log(2) / text.characters_per_token["val"]
         if text.test is None:
-            results.append("selected on: the corpus has no test part")
+            results.append("no test part in this corpus, so slightly optimistic")
         else:
             final["test_loss"] = evaluate(model, text.test, micro_batch, r)
             final["test_perplexity"] = perplexity(final["test_loss"])

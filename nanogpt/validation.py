@@ -9,8 +9,8 @@ from torch import Tensor, nn
 import data
 
 ESTIMATE_BATCHES = 20  # as in nanoGPT's laptop run
-EVAL_COST = 0.1  # of the training: what the evaluations of a run may cost
-SMALL, SMALL_COST = 2**17, 0.4  # the same for a validation text of so many characters, which is then evaluated whole
+EVAL_COST = 0.1  # evaluations may take this fraction of the training time
+SMALL, SMALL_COST = 2**17, 0.4  # a validation text of up to SMALL characters is evaluated whole, within SMALL_COST
 
 
 def loss_of(model: nn.Module, x: Tensor, y: Tensor, r) -> Tensor:

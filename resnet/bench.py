@@ -52,7 +52,7 @@ class PILImages(torch.utils.data.Dataset):
 
 
 class Way:
-    """A way to train: where batches come from, memory format, precision, and the recipe that names the optimizer."""
+    """A way to train: source of the batches, memory format, precision, and the recipe that names the optimizer."""
 
     def __init__(self, batches, device, channels_last=False, precision=torch.float32, recipe=None):
         self.batches, self.device, self.precision = batches, device, precision

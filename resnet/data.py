@@ -23,8 +23,8 @@ from folders import examples_per_step
 
 AUGMENT = ("none", "flip", "crop", "crop+flip", "affine")
 DATA_HELP = (
-    "cifar10, mnist, imagenet, builtin, auto (cifar10), or a folder: with one folder of images a class, or with these "
-    "in train/ and where they are there val/ and test/, or with idx files as MNIST's"
+    "cifar10, mnist, imagenet, builtin, auto (cifar10), or a folder: with one subfolder of images per class, or with "
+    "these in train/ and, if present, val/ and test/, or with idx files like MNIST's"
 )
 dataset_arg = run.dataset_arg("auto", "builtin", "cifar10", "mnist", "imagenet")
 
@@ -32,7 +32,7 @@ dataset_arg = run.dataset_arg("auto", "builtin", "cifar10", "mnist", "imagenet")
 class Images:
     """Labelled images of one size, all in memory.
 
-    images: uint8 (N, C, S, S); labels: int64 (N,); classes: names; mean, std: float32 (1, C, 1, 1), those of the
+    images: uint8 (N, C, S, S); labels: int64 (N,); classes: names; mean, std: float32 (1, C, 1, 1), over the
     training images in units of pixel values.
     """
 
@@ -100,8 +100,8 @@ class Images:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (images float32 (B, C, S, S) normalized, labels int64 (B,)).
 
-        shuffle: None for the stored order, with a smaller last batch; or (seed, epoch), which determine order and
-        augmentation. Then a last batch that is not full is dropped, since it would disturb the batch statistics.
+        shuffle: None: the stored order, with a smaller last batch. (seed, epoch): seeds of the order and the
+        augmentation; an incomplete last batch is then dropped, since it would disturb the batch statistics.
         augment: one of AUGMENT. skip: the number of batches to skip. size: of the images in pixels, if not their own.
         shard: (rank, world): the share of one process, of every batch with `shuffle`, else of all images.
         """
@@ -164,13 +164,13 @@ def family_of_model(name: str) -> str:
 
 
 def load(name: str, data_dir: str | None = None, limit: int | None = None, family: str = "cifar") -> tuple:
-    """(train, validation, test, what a record says of the dataset). imagenet has no test set: it is None.
+    """(train, validation, test, the dataset's entry in run.json). imagenet has no test set: it is None.
 
     name: cifar10, mnist, imagenet, builtin, the path of a folder in one of the layouts of common/image_files.py; or
-    "auto": CIFAR-10 if its files are there or a mirror delivers them, else builtin, with a loud line on standard error.
+    "auto": CIFAR-10 if its files are there or a mirror delivers them, else builtin, with a warning on standard error.
     family: of the networks that are to take the images of builtin or of a folder: it determines their size, 32 x 32
-    ("cifar"), grey 28 x 28 ("mnist") or large, decoded as they are needed ("imagenet"). limit: only the first so many
-    images of each part. Raises UserError.
+    ("cifar"), grey 28 x 28 ("mnist") or large, decoded as they are needed ("imagenet"). limit: only the first
+    `limit` images of each part. Raises UserError.
     """
     if name == "builtin" and family == "imagenet":
         return folders.builtin(limit)

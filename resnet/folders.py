@@ -31,7 +31,7 @@ class LazyImageFolder:
 
     sources: paths, or encoded images as bytes; names: one for each source; labels: int64 (N,); classes: names.
     size: side of the crops in pixels. `undecodable` collects the names of images that could not be decoded. Raises
-    UserError where none can.
+    UserError if none can.
     """
 
     eval_batch_size = 100
@@ -213,7 +213,7 @@ def load(name: str, folder: Path, limit: int | None = None) -> tuple:
     """(train, validation, test, facts for the record) of a folder in one of the layouts of common/image_files.py.
 
     A missing validation or test part is a tenth of the training images of each class. "imagenet" has no test part: it
-    is folder/train and folder/val, or those in folder/imagenet. limit: only the first so many images of each part.
+    is folder/train and folder/val, or those in folder/imagenet. limit: only the first `limit` images of each part.
     Raises UserError.
     """
     if name == "imagenet":
@@ -243,8 +243,8 @@ def imagenet_root(folder: Path) -> Path:
         if (root / "train").is_dir() and (root / "val").is_dir():
             return root
     raise run.UserError(
-        f"{folder}: has no train/ and val/ with one folder of images a class (ImageNet must be downloaded by hand from "
-        "image-net.org: then name its folder with --data-dir)"
+        f"{folder}: has no train/ and val/ with one subfolder of images per class (ImageNet must be downloaded by hand "
+        "from image-net.org: then name its folder with --data-dir)"
     )
 
 
@@ -263,7 +263,7 @@ def in_order(part: list[tuple[Path, int]], root: Path, hashed) -> tuple[np.ndarr
 
 
 def facts(name, hashed, *datasets) -> dict:
-    """What a record says of the dataset."""
+    """The dataset's entry in run.json."""
     counts = {part: len(dataset) for part, dataset in zip(("train", "val", "test"), datasets)}
     return {"name": name, "digest": hashed.hexdigest(), "builtin": name == "builtin"} | counts
 

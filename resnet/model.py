@@ -140,7 +140,7 @@ class Bottleneck(nn.Module):
 
 
 def projection(c_in: int, c_out: int, stride: int) -> nn.Sequential | None:
-    """The 1 x 1 convolution of option B where the shape changes, else None."""
+    """The 1 x 1 convolution of option B if the shape changes, else None."""
     if stride == 1 and c_in == c_out:
         return None
     return nn.Sequential(conv(c_in, c_out, 1, stride), nn.BatchNorm2d(c_out))

@@ -1,4 +1,4 @@
-"""What a step does to the weights: the optimizers, the schedule of the learning rate, and the average of weights."""
+"""The update of the weights: the optimizers, the schedule of the learning rate, and the average of weights."""
 
 import math
 

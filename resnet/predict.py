@@ -5,7 +5,7 @@
     python resnet/predict.py --run out/resnet/cifar10-resnet20-s0-1 --data DIR    # images in DIR, of any size
 
 An image in a folder named like a class has this label; images elsewhere in DIR have none. Writes into --out:
-predictions.csv (id, predicted label, its name and probability), and where labels are known confusion.png and
+predictions.csv (id, predicted label, its name and probability), and if labels are known confusion.png and
 mistakes.png, the most confident mistakes. The id is the name of the file, or the index in the test set.
 """
 
@@ -55,9 +55,9 @@ def load_run(folder, device):
     valid = [args.get("model") in model.NAMES, args.get("shortcut", "?") in (*model.SHORTCUTS, None), "data" in args,
              isinstance(args.get("limit"), int | None)]  # fmt: skip
     if not all(valid):
-        raise run.UserError(f"{folder / 'run.json'}: its arguments are not those of a run of {EXPERIMENT}/")
+        raise run.UserError(f"{folder / 'run.json'}: its arguments do not belong to a run of {EXPERIMENT}/")
     if not isinstance(best["classes"], list) or not all(isinstance(best[name], Tensor) for name in ("mean", "std")):
-        raise run.UserError(f"{best.path}: is no checkpoint of such a run (its classes, mean or std)")
+        raise run.UserError(f"{best.path}: is not a checkpoint of this experiment: invalid classes, mean or std")
     net = model.build(args["model"], len(best["classes"]), args["shortcut"]).to(device)
     best.load_into(model=net)
     return net.eval(), best, args
@@ -82,7 +82,7 @@ def list_images(folder, classes):
 
 def test_images(folder, args, data_dir, family):
     """(ids, sources, labels int64 (N,)) of the test set of the run in `folder`. Raises UserError."""
-    file, name = folder / "local.json", str(args["data"])  # where the run found its data
+    file, name = folder / "local.json", str(args["data"])  # the path of the run's data
     local = run.read_json(file) if file.exists() else {}
     where = data_dir = data_dir or local.get("data_dir")
     if name.startswith("./"):  # a folder of the user's own
@@ -113,7 +113,7 @@ def pixels(source, family):
 @torch.no_grad()
 def predict(net, sources, family, mean, std):
     """(rows of the images that can be decoded, softmax of their logits as float32 (rows, classes)). Raises UserError
-    where none can."""
+    if none can."""
     rows, probabilities = [], []
     for part in tqdm(torch.arange(len(sources)).split(256), "predicting", leave=False, disable=None):
         images = {}
@@ -184,7 +184,7 @@ def parser():
         "device",
         "threads",
         data=dict(type=run.path_arg, metavar="DIR", help="folder of images (default: the test set of the run)"),
-        out=dict(help="where to write (default: the run folder)"),
+        out=dict(help="folder of the results (default: the run folder)"),
     )
     return p
 
@@ -197,7 +197,7 @@ def main(argv=None):
     family, classes = data.family_of_model(trained["model"]), best["classes"]
     if args.data:
         if not Path(args.data).is_dir():
-            raise run.UserError(f"{args.data}: is no folder of images")
+            raise run.UserError(f"{args.data}: is not a folder of images")
         ids, sources, labels = list_images(Path(args.data), classes)
     else:
         ids, sources, labels = test_images(folder, trained, args.data_dir, family)

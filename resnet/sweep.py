@@ -6,7 +6,7 @@
     python resnet/sweep.py --study fast --seeds 3 --jobs 1           # the fast recipe over seeds
     python resnet/sweep.py --study lr --list                         # only print the commands, for another engine
 
-One process a core, with one thread each; use --jobs 1 where the seconds matter. Given again, the command continues
+One process per core, with one thread each; use --jobs 1 if the seconds matter. Given again, the command continues
 where it stopped. Under --out: a run folder for every setting and seed, results.txt with a line for each, and for every
 study its record STUDY.json and its figure STUDY.png.
 """
@@ -86,7 +86,7 @@ def dataset_of(args, name):
 
 
 def row_of(name, setting, seed, folder):
-    """What the record of a study keeps of one run."""
+    """The row of one run in the record of a study."""
     columns = dict(train_accuracy="train_accuracy", val_accuracy="val_accuracy", seconds="seconds")
     row = study.row(name, setting, seed, folder, **columns)
     if "seconds" in row:
@@ -153,7 +153,7 @@ def draw_epochs(axes, rows):
 
 
 def draw_clock(axes, rows):
-    """Validation accuracy against the seconds of training, a line a run; the paper's recipe the usual way as well."""
+    """Validation accuracy against the seconds of training, one line per run; also the paper's recipe the usual way."""
     bench = Path(__file__).parent / "results" / "bench.json"
     for row in (row for row in rows if row["state"] == "done"):
         label = f"{row['setting']}, seed {row['seed']}"
@@ -169,7 +169,7 @@ def draw_clock(axes, rows):
 
 
 def draw_best(axes, rows):
-    """The best epoch's validation accuracy of each run against what varies; a cross at chance if it diverged."""
+    """The best epoch's validation accuracy of each run against the varied option; a cross at chance if it diverged."""
     key = "lr" if rows[0]["study"] == "lr" else "weight_decay"
     for row in rows:
         done = row["state"] == "done"

@@ -9,7 +9,8 @@
     torchrun --nproc-per-node=8 resnet/train.py --data imagenet --data-dir DIR --bs 2048 --lr 0.8
 
 Validation chooses the epoch; that checkpoint is tested once, at the end. --bs is the batch of one optimizer step over
-all processes, so a run on eight GPUs takes the same steps as on one. A recipe sets whatever the flags leave open.
+all processes, so a run on eight GPUs takes the same steps as on one. The recipe sets every
+hyper-parameter; flags override it.
 """
 
 import argparse
@@ -54,7 +55,7 @@ RECIPES = {
     | dict(epochs=90, bs=256, decay="cosine", warmup=5 / 90, nesterov=True, label_smoothing=0.1, ema=0.9999),
     "tiny": PAPER | dict(epochs=2, bs=50, lr=0.02, decay="none", limit=400),  # a second, for tests
 }
-VARIANTS = {  # of the fast recipe, each with one change: sweep.py --study parts measures what it is worth
+VARIANTS = {  # of the fast recipe, each with one change: sweep.py --study parts measures its effect
     "sgd": dict(optimizer="sgd", lr=0.4),
     "hard-labels": dict(label_smoothing=0.0),
     "whitened": dict(whiten=True),
@@ -63,7 +64,7 @@ VARIANTS = {  # of the fast recipe, each with one change: sweep.py --study parts
 }
 RECIPES |= {f"fast-{name}": RECIPES["fast"] | change for name, change in VARIANTS.items()}
 DEFAULTS = {"cifar": ("resnet20", "fast"), "mnist": ("mnist", "mnist"), "imagenet": ("resnet50", "imagenet")}
-AUTO_PRECISION = "bf16"  # bench.py: 1.4 times as fast as fp32 where the hardware multiplies bfloat16
+AUTO_PRECISION = "bf16"  # bench.py: 1.4 times as fast as fp32 if the hardware multiplies bfloat16
 AUTO_THREADS = 1  # tools/seconds.py: a second one gains less than a fifth
 SAVE_EVERY = 1000  # steps between checkpoints within an epoch
 
@@ -73,7 +74,7 @@ def train(args, r, net, train_set, val_set):
     optimizers = optim.build_optimizers(net, args)
     n, steps = data.examples_per_step(len(train_set), args.bs, r.world), data.steps_per_epoch(len(train_set), args.bs)
     average = optim.build_average(net, args.ema, args.epochs * steps) if args.ema else None
-    eval_model = average.module if average else net  # what is validated, and saved as best.pt
+    eval_model = average.module if average else net  # the network that is validated, and saved as best.pt
     parts = {"model": net, "optimizers": optimizers} | ({"average": average} if average else {})
     first_epoch, step, best, totals = 0, 0, -1.0, torch.zeros(steps, 2)
     if state := r.load(**parts):
@@ -170,7 +171,7 @@ def means(totals, n, first_step, r):
 @torch.no_grad()
 def evaluate(net, dataset, r):
     """(mean cross-entropy, accuracy) over a dataset. Each process evaluates its share of the images. An image that
-    could not be decoded, with the label -1, does not count. Raises UserError where none could."""
+    could not be decoded, with the label -1, does not count. Raises UserError if none could."""
     net.eval()
     totals = torch.zeros(3, dtype=torch.float64)
     for images, labels in dataset.batches(dataset.eval_batch_size, shard=(r.rank, r.world)):
@@ -198,7 +199,7 @@ def parser():
     p.add_argument("--augment", choices=data.AUGMENT, help="augmentation of the training images")
     p.add_argument("--shortcut", choices=model.SHORTCUTS, help="option A or B of the paper, or none (CIFAR networks)")
     p.add_argument("--sync-bn", action="store_true", help="batch statistics over all processes (GPU)")
-    p.epilog = "recipes, as they differ from that of the paper:\n" + "\n".join(
+    p.epilog = "recipes, as they differ from the paper's:\n" + "\n".join(
         f"  {name}: " + ", ".join(f"{k} {v}" for k, v in values.items() if name == "paper" or PAPER.get(k) != v)
         for name, values in RECIPES.items()
     )
@@ -206,9 +207,9 @@ def parser():
 
 
 def recipe(args):
-    """The recipe. Model and recipe, where no flag names them, are those of the data. Raises UserError."""
+    """The recipe. The data chooses model and recipe if no flag names them. Raises UserError."""
     family = data.family_of_data(args.data)
-    if family is None:  # the images are scaled to what the network takes
+    if family is None:  # the images are scaled to the network's input
         quick = "mnist" if args.data == "builtin" else "cifar"
         by_recipe = {"mnist": "mnist", "imagenet": "imagenet", "tiny": quick}.get(args.recipe, "cifar")
         family = data.family_of_model(args.model) if args.model else by_recipe

@@ -66,7 +66,7 @@ def same_cells(net: S2VT, cell: str):
 def parser():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--rounds", type=run.positive_int, default=3, metavar="N", help="steps of each way (default: 3)")
-    p.add_argument("--clips", type=run.positive_int, default=32, metavar="N", help="clips of a step (default: 32)")
+    p.add_argument("--clips", type=run.positive_int, default=32, metavar="N", help="clips per step (default: 32)")
     p.add_argument("--cell", choices=list(CELLS), default="gru", help="(default: %(default)s)")
     run.add_flags(
         p, "device", "threads", out=dict(default=str(run.ROOT / "out/s2vt/bench"), help="folder for bench.json")
@@ -113,7 +113,7 @@ def main(argv=None):
         rows.append({"way": name, "cell": args.cell, "clips": args.clips, "seconds": median, "loss": found[name],
                      "epoch_minutes": median * CLIPS / args.clips / 60, "values": values,
                      "times_usual": 1 / timing.median_ratio(values, seconds["usual"])})  # fmt: skip
-        print(f"{name:16} {median:7.2f} s a step   loss {found[name]:.5f}   {rows[-1]['times_usual']:.1f} times the "
+        print(f"{name:16} {median:7.2f} s per step   loss {found[name]:.5f}   {rows[-1]['times_usual']:.1f} times the "
               f"usual way   an epoch of MSVD: {rows[-1]['epoch_minutes']:.1f} minutes")  # fmt: skip
     run.write_json(out / "bench.json", {"bench": "s2vt", **machine, "rows": rows})
 

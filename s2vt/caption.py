@@ -23,7 +23,7 @@ AUTO_THREADS = 1
 
 
 def extractor_for(trained: checkpoint.Trained, given: str | None) -> str:
-    """The name of the extractor that a network needs; `given` says it where that is unknown. Raises UserError."""
+    """The name of the extractor that a network needs; `given` names it if that is unknown. Raises UserError."""
     known = trained.config["extractor"]
     if known is None and given is None:
         raise run.UserError(
@@ -49,7 +49,7 @@ def parser():
     p.add_argument("videos", nargs="+", type=run.path_arg, metavar="VIDEO|DIR", help="videos, or folders of videos")
     p.add_argument("--run", type=run.path_arg, metavar="RUN", help=checkpoint.HELP)
     p.add_argument("--beam", type=run.positive_int, default=5, metavar="N", help="beam width (default: %(default)s)")
-    p.add_argument("--extractor", choices=extractors.NAMES, help="only where the network does not know its own")
+    p.add_argument("--extractor", choices=extractors.NAMES, help="only if the network does not know its own")
     run.add_flags(p, "device", "threads")
     return p
 

@@ -51,14 +51,14 @@ def open_model(name: str | None, device="cpu") -> Trained:
     state = read_weights(path) if path.suffix == ".safetensors" else run.read_checkpoint(path)
     words, config = state["words"], state["config"]
     if not isinstance(words, list) or not all(isinstance(w, str) for w in words) or words[:4] != Vocabulary.SPECIAL:
-        raise run.UserError(f"{path}: is damaged (no valid words)")
+        raise run.UserError(f"{path}: is damaged (its words are not valid)")
     try:
         model = build(config, len(words))
         frames, max_words = int(config["frames"]), int(config["max_words"])
         if config["extractor"] not in (None, *extractors.NAMES) or frames < 1 or max_words < 1:
             raise ValueError("extractor, frames or max_words")
     except (LookupError, TypeError, ValueError, RuntimeError) as error:
-        raise run.UserError(f"{path}: is damaged (no valid config: {str(error)[:80]})") from error
+        raise run.UserError(f"{path}: is damaged (its config is not valid: {str(error)[:80]})") from error
     state.load_into(model=model)
     folder = path.parent if is_run else None
     return Trained(model.to(device).eval(), Vocabulary(words), config, run.display_path(path), folder)

@@ -134,16 +134,16 @@ def split_off(ids: list[str], share: float) -> tuple[list[str], list[str]]:
 
 
 def is_there(folder: Path) -> bool:
-    """Does the folder hold what --data msvd needs?"""
+    """Does the folder have the files of --data msvd?"""
     return (folder / "training_label.json").is_file() and (folder / "training_data" / "feat").is_dir()
 
 
 def load(
     name: str, data_dir: str | None = None, limit: int | None = None, min_count: int = 1, max_words: int = 30
 ) -> tuple[Clips, Clips, Clips | None, Vocabulary, dict]:
-    """(train, validation, test or None, vocabulary of the training captions, what a record says of the dataset).
+    """(train, validation, test or None, vocabulary of the training captions, the dataset's entry in run.json).
 
-    limit: the first so many clips of each part. max_words: longer training captions are cut. Raises UserError.
+    limit: only the first `limit` clips of each part. max_words: longer training captions are cut. Raises UserError.
     """
     msvd, notes, digest = run.data_dir(data_dir) / "msvd", Notes(), hashlib.sha256()
     if name == "auto":
@@ -218,7 +218,7 @@ def course_parts(folder, notes, digest, limit, only_test=False):
     file, feat = folder / f"{which}_label.json", folder / f"{which}_data" / "feat"
     for path in (file, feat):
         if not path.exists():
-            raise run.UserError(f"{path}: is missing; `python s2vt/data.py --help` says where the data belong")
+            raise run.UserError(f"{path}: is missing; `python s2vt/data.py --help` names the folder of the data")
     labels = read_labels(file, notes)
     there = {name: captions for name, captions in labels.items() if (feat / f"{name}.npy").exists()}
     for name in sorted(labels.keys() - there.keys()):

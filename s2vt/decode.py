@@ -21,7 +21,7 @@ class Caption(NamedTuple):
 
 
 def log_probabilities(model: S2VT, hidden: Tensor) -> Tensor:
-    """(N, 1, H) -> (N, V), without the tokens that are no words."""
+    """(N, 1, H) -> (N, V), without the tokens that are not words."""
     logits = at_least_float32(model.head(hidden[:, 0]))
     logits[:, [PAD, BOS, UNK]] = -torch.inf
     return logits.log_softmax(1)

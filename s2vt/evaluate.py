@@ -32,7 +32,7 @@ COCO_COLUMNS = ("bleu4", "cider", "rouge_l", "meteor")
 
 
 def data_of(trained) -> str:
-    """The dataset that a network was trained on: its name, or where the folder lies. Raises UserError."""
+    """The dataset that a network was trained on: its name, or the path of its folder. Raises UserError."""
     name, local = trained.config["dataset"], trained.folder and trained.folder / "local.json"
     folder = run.read_json(local).get("data") if local and local.exists() else None  # of the user's own
     if folder is None and name in ("builtin", "msvd", "msvd40"):
@@ -44,7 +44,7 @@ def data_of(trained) -> str:
 
 
 def test_clips(name: str, data_dir: str | None, trained) -> tuple[data.Clips, dict]:
-    """(clips, what a record says of them): the test clips of a dataset, its validation clips where it has none, or all
+    """(clips, their entry in the record): the test clips of a dataset, its validation clips if it has none, or all
     clips of a folder of features. Clips of a folder without labels have no captions. Raises UserError."""
     folder = run.data_dir(data_dir) / "msvd" if name == "msvd" else Path(name)
     feat = next((f for f in (folder / "testing_data" / "feat", folder / "feat") if f.is_dir()), None)
@@ -87,7 +87,7 @@ def folder_clips(folder, feat, columns):
 
 
 def score(captions: list[str], clips: data.Clips, coco: bool = False) -> dict:
-    """All scores of captions against the references of their clips, and for built-in clips those of order."""
+    """All scores of captions against the references of their clips, and for built-in clips the scores of order."""
     row = {f"bleu{n}": value for n, value in enumerate(scores.bleu(captions, clips.captions), 1)}
     row |= {"cider": scores.cider(captions, clips.captions)}
     row |= {"course_bleu1": scores.course_bleu1(captions, clips.raw)}
@@ -106,7 +106,7 @@ def best_constant(train: data.Clips, val: data.Clips) -> str:
 
 
 def print_rows(rows):
-    """All scores with our tokenization, right directions by kind of event, and what --coco asked for, as tables."""
+    """All scores with our tokenization, right directions by kind of event, and the scores of --coco, as tables."""
     print_table(rows, [*COLUMNS, *(key for key in ("order", "chance") if key in rows[0])])
     print(f"bleu, cider: {scores.TOKENIZATION}; published scores use PTB's tokenization")
     print("course_bleu1: the score of the course, with its own words and reference length; log p: mean log-likelihood")

@@ -4,7 +4,7 @@
     python s2vt/extract_features.py clips/ --out features --extractor small --frames 16
     python s2vt/extract_features.py clips/ --out features --extractor vgg16 --shard 3/16     # one job of sixteen
 
-What is extracted already is skipped. A file that is no readable video is named and counted, and the others go on.
+Videos with features are skipped. A file that is not a readable video is named and counted, and the others go on.
 """
 
 import argparse
@@ -28,12 +28,12 @@ def shard_arg(text):
     """An argparse type: i/n with 1 <= i <= n, as (i, n)."""
     match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
     if not match or not 1 <= int(match[1]) <= int(match[2]):
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no i/n with i from 1 to n")
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not i/n with i from 1 to n")
     return int(match[1]), int(match[2])
 
 
 def prepare(out: Path, extractor: str, frames: int):
-    """The folder of features, which notes how they are made. Raises UserError where it holds other ones."""
+    """The folder of features, which notes how they are made. Raises UserError if it holds other ones."""
     file, wanted = run.make_folder(out) / "extractor.json", {"extractor": extractor, "frames": frames}
     if file.exists():
         found = run.read_json(file)

@@ -20,12 +20,12 @@ ENDINGS = {".avi", ".mp4", ".mkv", ".webm", ".mov", ".mpg", ".mpeg", ".m4v", ".g
 
 
 def import_av():
-    """The module av. Raises UserError where it is not installed."""
+    """The module av. Raises UserError if it is not installed."""
     try:
         import av
     except ImportError:
         raise run.UserError("video files need PyAV: pip install -r requirements.txt") from None
-    av.logging.set_level(None)  # what is wrong with a file is said in one line, by us
+    av.logging.set_level(None)  # we report a damaged file, in one line
     return av
 
 
@@ -52,7 +52,7 @@ def read_video(file: Path, count: int, size: int) -> np.ndarray:
     except (av.error.FFmpegError, OSError, ValueError, MemoryError, IndexError, OverflowError) as caught:
         error = " ".join(str(getattr(caught, "strerror", None) or caught).split())[:80]
     if not frames:
-        raise run.UserError(f"{file}: is no readable video ({error or 'it has no frames'})")
+        raise run.UserError(f"{file}: is not a readable video ({error or 'it has no frames'})")
     places = np.linspace(0, len(frames) - 1, count).round().astype(int)
     return np.stack([frames[i] for i in places])
 

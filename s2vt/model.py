@@ -21,7 +21,7 @@ CELLS = {"gru": nn.GRU, "lstm": nn.LSTM}
 
 
 class Encoding(NamedTuple):
-    """What the network knows of B clips after it has read their frames.
+    """The state of the network after it has read the frames of B clips.
 
     frames: (B, T, H), the first layer over the frames; ahead: (B, L, H), the first layer over the padding of the
     decoding stage; state: of the second layer, each tensor (1, B, H).

@@ -1,4 +1,4 @@
-"""The files that hold captions and features, read as if they came from a stranger.
+"""The files that hold captions and features, validated.
 
 What cannot be used is noted by reason and name; a file that cannot be read at all is one line.
 """
@@ -26,7 +26,7 @@ def normalize(caption: str) -> str:
 
 
 class Notes:
-    """What was left out, by reason."""
+    """The clips left out, by reason."""
 
     def __init__(self):
         self.names = {}
@@ -44,7 +44,7 @@ class Notes:
 
 
 def read_json(file: Path):
-    """What a file of labels holds. Raises UserError."""
+    """The content of a file of labels. Raises UserError."""
     try:
         if not file.is_file():
             raise OSError(0, "not a regular file" if file.exists() else "no such file")
@@ -73,7 +73,7 @@ def read_msrvtt(file: Path, notes: Notes) -> dict[str, dict[str, list[str]]]:
     try:
         for video in content["videos"]:
             if not is_name(video["video_id"]) or video["split"] not in parts:
-                raise ValueError(f"video {str(video['video_id'])[:40]!r} has no valid split")
+                raise ValueError(f"video {str(video['video_id'])[:40]!r} has an invalid split")
             split[video["video_id"]] = video["split"]
             parts[video["split"]][video["video_id"]] = []
         for sentence in content["sentences"]:
@@ -82,7 +82,7 @@ def read_msrvtt(file: Path, notes: Notes) -> dict[str, dict[str, list[str]]]:
                 raise ValueError(f"sentence of {str(name)[:40]!r} has no text or no video")
             parts[split[name]][name].append(caption)
     except (LookupError, TypeError, ValueError) as error:
-        raise run.UserError(f'{file}: is no such file of "videos" and "sentences" ({error})') from error
+        raise run.UserError(f'{file}: is not a file of "videos" and "sentences" ({error})') from error
     return {part: with_captions(labels, notes) for part, labels in parts.items()}
 
 
@@ -111,8 +111,8 @@ def with_captions(labels, notes):
 def read_features(folder: Path, ids: list[str], notes: Notes, digest, columns: int | None = None):
     """(ids, float16 (N, T, F)) of the clips whose `folder`/ID.npy can be used; the others are noted.
 
-    All clips must have the same number of frames and columns: that of most files here, or `columns`. digest: a hash
-    that takes in names and contents. Raises UserError where no clip is left.
+    All clips must have the same number of frames and columns: as in most files here, or `columns`. digest: a hash
+    that takes in names and contents. Raises UserError if no clip is left.
     """
     arrays = {}
     for name in ids:
@@ -126,7 +126,7 @@ def read_features(folder: Path, ids: list[str], notes: Notes, digest, columns: i
             notes.add("files of features that are damaged or cut short", name)
             continue
         if not isinstance(array, np.ndarray) or array.dtype.kind != "f" or array.ndim != 2 or not array.size:
-            notes.add("files of features that are no table of decimal numbers", name)
+            notes.add("files of features that are not a table of decimal numbers", name)
         elif not np.isfinite(array).all() or abs(array).max() > 60_000:
             notes.add("files of features with NaN, infinite or huge numbers", name)
         else:

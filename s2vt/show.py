@@ -121,7 +121,7 @@ def parser():
     p.add_argument("--backwards", action="store_true", help="play the clips backwards")
     p.add_argument("--beam", type=run.positive_int, default=1, metavar="N",
                    help="beam width; attention is drawn for greedy search alone (default: %(default)s)")  # fmt: skip
-    p.add_argument("--extractor", choices=extractors.NAMES, help="only where the network does not know its own")
+    p.add_argument("--extractor", choices=extractors.NAMES, help="only if the network does not know its own")
     run.add_flags(
         p, "device", "threads", out=dict(help="folder for the two files (default: the run folder, else this one)")
     )

@@ -146,7 +146,7 @@ def describe(net, features, r, max_words, width=1):
 
 
 def test(net, clips, args, r):
-    """The scores of the test clips, or of the validation clips where there is no test set. For built-in clips also what
+    """The scores of the test clips, or of the validation clips if there is no test set. For built-in clips also what
     the captions say about order, and the same with the frames shuffled and reversed in time."""
     captions = describe(net, clips.features, r, args.max_words)
     final = {f"test_bleu{n}": value for n, value in enumerate(scores.bleu(captions, clips.captions), 1)}
@@ -183,7 +183,7 @@ def parser():
 
 
 def recipe(args):
-    """The recipe; where no flag names it, that of the data. `auto` is resolved here."""
+    """The recipe, which the data chooses if no flag names it. `auto` is resolved here."""
     if args.data == "auto":
         there = data.is_there(run.data_dir(args.data_dir) / "msvd")
         args.recipe = args.recipe or ("msvd" if there else "builtin")
@@ -232,7 +232,7 @@ def main(argv=None):
                f"clips", dataset=facts, parameters=parameters)  # fmt: skip
         train(args, r, net, train_set, val_set, {"words": vocabulary.words, "config": config})
 
-        learned = train_set.first(100)  # by the last weights: are the training clips learned by heart?
+        learned = train_set.first(100)  # with the last weights: does it overfit?
         train_bleu4 = scores.bleu(describe(net, learned.features, r, args.max_words), learned.captions)[3]
         best = r.load_best(model=net)
         final, captions = test(net, test_set if test_set is not None else val_set, args, r)

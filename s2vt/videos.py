@@ -24,7 +24,7 @@ PARTS = {"train": 4000, "val": 200, "test": 400}
 COLOURS = {"red": (230, 40, 40), "green": (40, 200, 60), "blue": (60, 90, 250), "yellow": (240, 220, 40),
            "white": (245, 245, 245)}  # fmt: skip
 SHAPES = ("circle", "ring", "cross", "bar")
-# kind of event: the word of an event that is played forwards, and that of one that is played backwards
+# kind of event: the word of an event that is played forwards, and the word of one that is played backwards
 KINDS = {"horizontal": ("right", "left"), "vertical": ("down", "up"), "size": ("grows", "shrinks"),
          "angle": ("clockwise", "counterclockwise"), "distance": ("meet", "part")}  # fmt: skip
 WORDS = {word: (kind, i == 0) for kind, words in KINDS.items() for i, word in enumerate(words)}
@@ -33,7 +33,7 @@ WORDS |= {"bigger": ("size", True), "smaller": ("size", False), "together": ("di
 
 
 class Event(NamedTuple):
-    """What an object does, or two equal ones that meet or part: the kind of change and its direction."""
+    """An event of an object, or of two equal ones that meet or part: the kind of change and its direction."""
 
     kind: str
     forwards: bool
@@ -84,8 +84,8 @@ def captions(events: list[Event], rng: np.random.Generator) -> list[str]:
 
 
 def order_words(caption: str) -> list[tuple[str, bool]]:
-    """The (kind of event, forwards) that a caption names, in its order: its words that are right only if the order of
-    the frames was understood. "from left to right" is one of them, right."""
+    """The (kind of event, forwards) that a caption names, in its order: the words that depend on
+    frame order. "from left to right" is one of them, right."""
     words = re.sub(r"\bfrom \w+", "", caption).split()
     return [WORDS[word] for word in words if word in WORDS]
 
@@ -93,7 +93,7 @@ def order_words(caption: str) -> list[tuple[str, bool]]:
 def judge_order(caption: str, events: list[Event]) -> tuple[int, int, int]:
     """(right, opposite, all): the facts about order that a caption states, against the events of its clip.
 
-    The facts are the direction of every event, and which event came first where there are several. A fact that the
+    The facts are the direction of every event, and which event came first if there are several. A fact that the
     caption does not state is neither right nor opposite.
     """
     truth, said = {event.kind: event.forwards for event in events}, order_words(caption)

@@ -45,7 +45,7 @@ def load_class(text: str):
     """The class that FILE.py:CLASS names. Raises UserError."""
     file, _, name = text.rpartition(":")
     if not Path(file).is_file():
-        raise run.UserError(f"--model {text}: {file or 'it'} is no file; give a network's name or FILE.py:CLASS")
+        raise run.UserError(f"--model {text}: {file or 'it'} is not a file; give a network's name or FILE.py:CLASS")
     spec = importlib.util.spec_from_file_location("analyzed", file)
     if spec is None:
         raise run.UserError(f"--model {text}: {file} is no Python file")
@@ -142,7 +142,7 @@ def gradients(model: nn.Module, x: torch.Tensor, labels: torch.Tensor) -> dict[s
     if output.dim() == 2 and output.is_floating_point():
         F.cross_entropy(output, labels % output.shape[1]).backward()
     else:
-        output.square().mean().backward()  # a module of the user's own that is no classifier
+        output.square().mean().backward()  # a module of the user's own that is not a classifier
     zero = torch.zeros(1)
     return {name: tuple((zero if t is None else t.detach()).flatten().numpy().copy() for t in (p, p.grad))
             for name, p in model.named_parameters()}  # fmt: skip

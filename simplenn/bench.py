@@ -134,7 +134,7 @@ def accuracy(args, parts):
 
 
 def stack(args, parts):
-    """Steps per second of K networks as a stack, in times those of one network after another."""
+    """Steps per second of K networks as a stack, relative to one network after another."""
     x, y = data.load_function("sinc")[0].tensors()
     images = parts[0].subset(128)
     cases = {"MLP of 572 parameters, 300 points": (lambda: MLP([1, 10, 18, 15, 4, 1]), x, y, (3, 10, 50, 100)),
@@ -189,7 +189,7 @@ def parser():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--part", choices=list(PARTS), default="epoch", help="(default: %(default)s)")
     run.add_flags(p, "data_dir", "limit", data=dict(type=data.dataset_arg, default="auto", help="the images"),
-                  epochs=dict(help="of the part accuracy (default: those of the recipe)"),
+                  epochs=dict(help="of the part accuracy (default: the recipe's)"),
                   out=dict(default=str(run.ROOT / "out/simplenn/bench"), help="for bench-PART.json"))  # fmt: skip
     p.add_argument("--rounds", type=run.positive_int, default=5, help="turns of each way (default: %(default)s)")
     return p

@@ -24,7 +24,7 @@ AUGMENT = ("none", "affine")
 ROTATION, SCALE, SHIFT = 12.0, 0.1, 2.0  # the largest: degrees, fraction of the size, pixels
 TOLERANCE = 0.05  # a point of a function counts as right within it
 POINTS = 300
-DATA_HELP = "mnist, builtin, auto, a folder of images (one folder a class) or idx files, or a function: sinc, square"
+DATA_HELP = "mnist, builtin, auto, a folder of images (one folder per class) or idx files, or a function: sinc, square"
 dataset_arg = run.dataset_arg("auto", "builtin", "mnist", "sinc", "square")
 
 
@@ -52,7 +52,7 @@ class Digits(torch.utils.data.Dataset):
 
     @property
     def normalization(self) -> dict:
-        """What predict.py needs to know of the training images."""
+        """The facts about the training images that predict.py needs."""
         return {"mean": self.mean, "std": self.std}
 
     def to(self, device) -> "Digits":
@@ -82,7 +82,7 @@ class Digits(torch.utils.data.Dataset):
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (images float32 (B, 1, 28, 28) or (B, 784), labels int64 (B,)); the last batch may be smaller.
 
-        shuffle: None for the stored order; or (seed, epoch), of which order and augmentation are a function.
+        shuffle: None: the stored order. (seed, epoch): seeds of the order and the augmentation.
         """
         n, device = len(self), self.images.device
         order = torch.arange(n)
@@ -125,7 +125,7 @@ def transform(images: Tensor, matrices: Tensor) -> Tensor:
 
 
 class Points:
-    """Points of a function of one variable: x and y float32 (N, 1). The interface is that of Digits."""
+    """Points of a function of one variable: x and y float32 (N, 1). The interface is the same as Digits'."""
 
     classes, normalization = ["y"], None
 
@@ -217,9 +217,9 @@ def load_arrays(name: str, data_dir: str | None = None, limit: int | None = None
 
 
 def load(name: str, data_dir: str | None = None, limit: int | None = None, flat: bool = False) -> tuple:
-    """(train, validation, test, what a record says of the dataset): Digits, or Points of a function.
+    """(train, validation, test, the dataset's entry in run.json): Digits, or Points of a function.
 
-    "auto" is MNIST if it can be had, else "builtin". limit: only the first so many examples of each part; flat: images
+    "auto" is MNIST if it can be had, else "builtin". limit: only the first `limit` examples of each part; flat: images
     as vectors. Raises UserError.
     """
     if name in FUNCTIONS:

@@ -129,7 +129,7 @@ class SimpleNN(nn.Module):
         self.fc2 = linear(128, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (N, channels, size, size). Returns the logits (N, num_classes). The shapes are those of MNIST."""
+        """x: (N, channels, size, size). Returns the logits (N, num_classes). The shapes are for MNIST."""
         x = self.pool(F.relu(self.conv1(x)))  # (N, 1, 28, 28) -> (N, 16, 28, 28) -> (N, 16, 14, 14)
         x = self.pool(F.relu(self.conv2(x)))  # (N, 16, 14, 14) -> (N, 32, 14, 14) -> (N, 32, 7, 7)
         x = self.pool(F.relu(self.conv3(x)))  # (N, 32, 7, 7) -> (N, 64, 7, 7) -> (N, 64, 3, 3)

@@ -32,7 +32,7 @@ def open_grey(path: Path) -> np.ndarray:
             raise OSError("no such regular file")
         with Image.open(path) as image:
             image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I"):  # 16 bits a pixel
+            if image.mode.startswith("I"):  # 16 bits per pixel
                 values = np.asarray(image, dtype=float)
                 image = Image.fromarray((values / max(1.0, values.max()) * 255).astype(np.uint8))
             image = image.convert("RGBA")
@@ -40,11 +40,11 @@ def open_grey(path: Path) -> np.ndarray:
             white = Image.new("RGBA", image.size, "white")
             return np.asarray(Image.alpha_composite(white, image).convert("L"), dtype=float)
     except image_files.UNREADABLE as error:
-        raise run.UserError(f"{path}: is no readable image ({str(error) or type(error).__name__:.100})") from error
+        raise run.UserError(f"{path}: is not a readable image ({str(error) or type(error).__name__:.100})") from error
 
 
 def find_ink(grey: np.ndarray) -> np.ndarray:
-    """float (H, W) in [0, 1]: how much of a stroke each pixel is. Raises UserError where there is no digit.
+    """float (H, W) in [0, 1]: how much of a stroke each pixel is. Raises UserError if there is no digit.
 
     The border tells the background. A morphological closing with a window wider than strokes gives the background
     alone, shadows included, and the ink is what is darker.
@@ -78,7 +78,7 @@ def center_as_mnist(ink: np.ndarray) -> np.ndarray:
     scale = 20 / max(digit.shape)
     height, width = (max(1, round(scale * n)) for n in digit.shape)
     small = Image.fromarray((digit * 255).astype(np.uint8)).resize((width, height), Image.Resampling.LANCZOS)
-    canvas = np.zeros((68, 68))  # with room on all sides: the centre of mass may be far from that of the box
+    canvas = np.zeros((68, 68))  # with room on all sides: the centre of mass may be far from the centre of the box
     canvas[24 : 24 + height, 24 : 24 + width] = np.asarray(small)
     y, x = (round(c) for c in ndimage.center_of_mass(canvas))
     return canvas[y - 14 : y + 14, x - 14 : x + 14].round().astype(np.uint8)
@@ -93,7 +93,7 @@ def prepare(path: Path) -> np.ndarray:
 
 
 def draw_seen(answers):
-    """What the network saw, with its answer. answers: (name, image (28, 28), title)."""
+    """The network's input, with its answer. answers: (name, image (28, 28), title)."""
     columns = min(len(answers), 6)
     rows = -(-len(answers) // columns)
     figure = matplotlib.figure.Figure(figsize=(1.9 * columns, 2.2 * rows), layout="constrained")

@@ -65,10 +65,10 @@ def open_model(where: str | None = None) -> Model:
     try:
         with safetensors.safe_open(path, "pt") as file:
             facts = json.loads((file.metadata() or {}).get("facts", "{}"))
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is not a dict
     except Exception as error:  # safetensors has its own exceptions
         again = "; train one: python simplenn/train.py --model cnn --recipe best" if path == COMMITTED else ""
-        raise run.UserError(f"{path}: is no readable safetensors file ({str(error):.80}){again}") from error
+        raise run.UserError(f"{path}: is not a readable safetensors file ({str(error):.80}){again}") from error
     return build(facts, state, path)
 
 
@@ -79,7 +79,7 @@ def save(folder: Path, target: Path):
         raise run.UserError(f"{folder}: has not finished; continue it: python simplenn/train.py --resume {folder}")
     state = run.read_checkpoint(folder / "best.pt")["model"]
     if "normalization" not in record or record["args"]["data"] in data.FUNCTIONS:
-        raise run.UserError(f"{folder}: is no run on images")
+        raise run.UserError(f"{folder}: is not a run on images")
     facts = {"args": record["args"], "classes": record["classes"], "normalization": record["normalization"],
              "git": record["git"], "test_accuracy": record["final"]["test_accuracy"]}  # fmt: skip
     state = {name: value.bfloat16() if value.is_floating_point() else value for name, value in state.items()}

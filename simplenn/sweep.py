@@ -47,7 +47,7 @@ def parser():
     p.add_argument("--seeds", type=run.positive_int, metavar="N",
                    help="seeds 0 to N - 1 on MNIST (default: 3; with --quick always 1)")  # fmt: skip
     p.add_argument("--jobs", type=run.positive_int, default=usable_cores(), metavar="N",
-                   help="processes, for what is not trained as one batch (default: one a core)")  # fmt: skip
+                   help="processes, for what is not trained as one batch (default: one per core)")  # fmt: skip
     p.add_argument("--list", action="store_true", help="print one command per part and run nothing")
     run.add_flags(p, "data_dir", data=dict(type=data.dataset_arg, default="auto", help="the images: mnist, ..."),
                   out=dict(default=str(run.ROOT / "out/simplenn/sweep"), help="folder of the studies"))  # fmt: skip
@@ -55,7 +55,7 @@ def parser():
 
 
 def part_argv(p, values, study, part):
-    """The command line of one part of a study: `values` where they differ from the defaults of the parser `p`."""
+    """The command line of one part of a study: the `values` that differ from the defaults of the parser `p`."""
     chosen = {"study": [study], "part": part}
     changed = {k: v for k, v in values.items() if k not in (*chosen, "list") and v != p.get_default(k)}
     return run.to_argv(p, chosen | changed)
@@ -70,7 +70,7 @@ def main(argv=None):
         p.error(f"--seeds {args.seeds}: --quick has one seed")
     parts = [(study, part) for study in args.study for part in STUDIES[study].PARTS if args.part in (None, part)]
     if not parts:
-        p.error(f"--part {args.part}: is no part of {', '.join(args.study)}")
+        p.error(f"--part {args.part}: is not a part of {', '.join(args.study)}")
     for study, part in parts:
         if args.list:
             print(shlex.join(["python", run.display_path(__file__), *part_argv(p, vars(args), study, part)]))

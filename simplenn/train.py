@@ -160,7 +160,7 @@ def parser():
 
 
 def recipe(args):
-    """The recipe of the model and the data. Raises UserError where there is none."""
+    """The recipe of the model and the data. Raises UserError if there is none."""
     if args.data in data.FUNCTIONS and args.model != "mlp":
         raise run.UserError(f"--model {args.model}: a function needs --model mlp")
     models, model = RECIPES[args.recipe], "function" if args.data in data.FUNCTIONS else args.model

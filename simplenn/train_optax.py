@@ -132,7 +132,7 @@ def draw_drift(found):
 
 
 def train(parts, sizes, args):
-    """Train in float32 to the end. Returns (a row an epoch, the final metrics of the best validation epoch)."""
+    """Train in float32 to the end. Returns (one row per epoch, the final metrics of the best validation epoch)."""
     init, step, evaluate = jax_functions(args.lr)
     parameters, state = init(network(sizes, args.seed, torch.float32))
     tensors = [[t.numpy() for t in part.tensors()] for part in parts]
@@ -167,7 +167,7 @@ def main(argv=None):
     args = p.parse_args(argv)
     if args.data in data.FUNCTIONS:
         p.error(f"--data {args.data}: train_optax.py trains on images")
-    jax_functions(args.lr)  # says at once what is not installed
+    jax_functions(args.lr)  # names a missing package at once
     import jax
     import optax
 

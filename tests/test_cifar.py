@@ -148,7 +148,7 @@ if __name__ == "__main__":
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder of images of the user's own, of another size, one folder a class."""
+    """A folder of images of the user's own, of another size, one subfolder per class."""
     return make_folder(tmp_path / "images", {"": 20})
 
 

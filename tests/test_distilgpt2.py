@@ -667,7 +667,7 @@ def test_evaluate_names_form_block_and_stride(trained, tmp_path, capsys):
     (b"text\r\n", "two different ones or more"),
     (b"text\r\n\r\n12\r\nnan\r\n", "holds 0 rows with text"),
     (b"text\r\ngood text\r\n\xff\xfe bad\r\n", "line 3 is not UTF-8"),
-    (b'text\r\n"no end', "is no valid CSV file"),
+    (b'text\r\n"no end', "is not a valid CSV file"),
     (b"text\r\nhello, world\r\n", "line 2 has 2 fields"),
     (b"text,split\r\nhello,train\r\nworld,training set\r\n", "line 3: split 'training set'"),
     (b"text,split\r\nhello,test\r\nworld,test\r\n", "holds no rows for train and validation"),
@@ -744,7 +744,7 @@ def test_auto_falls_back_to_tiny_and_says_so(server, monkeypatch, tmp_path, caps
 
 
 def test_damaged_and_foreign_models(trained, tmp_path):
-    """A damaged file, an adapter of another base model, a run of which the base has changed: a line each."""
+    """A damaged file, an adapter of another base model, a run whose base has changed: one line for each."""
     shutil.copytree(trained("full") / "model", tmp_path / "model")
     weights = (tmp_path / "model" / "model.safetensors").read_bytes()
     (tmp_path / "model" / "model.safetensors").write_bytes(weights[: len(weights) // 2])
@@ -769,7 +769,7 @@ def test_damaged_and_foreign_models(trained, tmp_path):
         json.dumps(config | {"base_model_name_or_path": str(folder)})
     )
     code, message = failure(pretrained.open_model, str(adapter / "model"))
-    assert code == 1 and one_line(message) and "no adapter of the base model" in message
+    assert code == 1 and one_line(message) and "not an adapter of the base model" in message
 
 
 # ------------------------------------------------------------------------------------------------------------ long ones

@@ -66,7 +66,7 @@ def test_the_penalty_is_taken_at_one_place_between_each_pair():
     model.gradient_penalty(critic, real, fake)
     place = ((critic.seen[0] - fake) / (real - fake)).flatten(1)  # (50, 3072)
     middle = place.median(1).values
-    assert ((place - middle[:, None]).abs() < 1e-2).float().mean() > 0.99, "one number an image"
+    assert ((place - middle[:, None]).abs() < 1e-2).float().mean() > 0.99, "one weight per image"
     assert middle.min() >= -1e-3 and middle.max() <= 1.001 and middle.std() > 0.2, "another one for the next image"
 
 
@@ -325,7 +325,7 @@ def test_a_folder_without_classes(tmp_path, capsys):
     assert (
         facts["classes"] == 1
         and sum(len(part) for part in parts) == 60
-        and "1 files that are no images" in capsys.readouterr().err
+        and "1 files that are not images" in capsys.readouterr().err
     )
     more = ["--data", str(tmp_path / "images"), "--recipe", "tiny", "--out", str(tmp_path / "run"), "--device", "cpu"]
     code, message = failure(train.main, [*more, "--model", "acgan"])

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import io
+import itertools
 import json
 import random
 import time
@@ -317,7 +318,7 @@ BAD_FILES = {
     "few rows": ("review,sentiment\na,1\nb,0\n", "only 1 different texts"),
     "bytes": (b"review,sentiment\na,1\nb\xff,0\n", "line 3 is not UTF-8"),
     "commas": ("review,sentiment\ngood, really,1\n", "line 2 has 3 fields"),
-    "quote": ('review,sentiment\n"never closed,1\n', "is no valid CSV file"),
+    "quote": ('review,sentiment\n"never closed,1\n', "is not a valid CSV file"),
 }
 
 
@@ -405,8 +406,8 @@ def test_stopped_within_an_epoch_and_resumed_bit_for_bit(tmp_path, monkeypatch):
 
     def should_stop(self):
         nonlocal steps
-        steps += 0.5  # it is asked twice a step
-        return steps in (13.5, 14)
+        steps += 1
+        return steps == 14  # once: a signal counts only if it is seen before the checkpoint is written
 
     monkeypatch.setattr(run.Run, "should_stop", should_stop)
     assert failure(train.main, [*argv, "--out", str(tmp_path / "broken")])[0] == 130
@@ -609,9 +610,11 @@ def test_a_language_model_is_pretrained_resumed_and_used(tmp_path, capsys, monke
     assert float(rows[-1].split(",")[2]) < float(rows[1].split(",")[2]) and record["final"]["val_loss"] < 6
     decayed = pretrain.main([*argv, "--set", "weight_decay=9", "--out", str(tmp_path / "decayed")])
     assert decayed["final"]["val_loss"] != record["final"]["val_loss"]
-    calls = iter(range(1000))
-    monkeypatch.setattr(run.Run, "should_stop", lambda self: next(calls) >= 25)
+    steps = itertools.count(1)
+    monkeypatch.setattr(run.Run, "should_stop", lambda self: next(steps) == 14)
     assert failure(pretrain.main, [*argv, "--out", str(tmp_path / "broken")])[0] == 130
+    state = run.read_checkpoint(tmp_path / "broken" / "last.pt")
+    assert (state["epoch"], state["step"]) == (1, 4)
     monkeypatch.undo()
     pretrain.main(["--resume", str(tmp_path / "broken")])
     whole, broken = (run.read_checkpoint(tmp_path / name / "best.pt")["model"] for name in ("lm", "broken"))
@@ -661,7 +664,7 @@ def test_the_benchmark_and_the_analysis(finished, tmp_path, capsys):
     assert {"analysis.json", "analysis.png", "mistakes.txt"} <= {file.name for file in tmp_path.iterdir()}
     assert analysis["minimal_pairs"]["pairs"] == len(analyze.minimal_pairs()) > 30
     message = failure(analyze.main, ["--run", str(finished), "--data", str(make_aclimdb(tmp_path / "aclImdb"))])[1]
-    assert "is not what this model was trained on" in message
+    assert "is not the dataset of this model's training" in message
 
 
 def test_the_error_by_stars(tmp_path, monkeypatch):

@@ -169,7 +169,7 @@ def test_a_wrong_configuration_is_refused():
     for config in ({}, {"kind": "gpt3"}, {"kind": "gpt", "vocab_size": 5, "color": 1}, [1], {"kind": ["gpt"]}):
         assert failure(checkpoint.build, config)[0] == 1
     assert "kind gpt3: must be one of gpt, bigram" in failure(checkpoint.build, {"kind": "gpt3"})[1]
-    assert "n_head: must be of the kind of int" in failure(checkpoint.build, {"kind": "gpt", "n_head": 0.5})[1]
+    assert "n_head: must be of type int" in failure(checkpoint.build, {"kind": "gpt", "n_head": 0.5})[1]
     wrong = {"n_head": 5, "n_layer": 0, "mlp": "tanh", "norm": "batch", "dropout": 1.0}
     for name, value in wrong.items():
         code, message = failure(lambda name=name, value=value: small(**{name: value}))

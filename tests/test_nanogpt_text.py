@@ -733,7 +733,7 @@ def test_stages_start_at_the_loss_of_a_uniform_prediction(nets, builtin):
     uniform = math.log(builtin.tokenizer.vocab_size)
     for name, net in nets.items():
         loss = stage.evaluate(net, builtin.val[:1000])
-        assert (abs(loss - uniform) < 0.6) == (name != "head tied to embeddings of deviation 1"), (name, loss)
+        assert (abs(loss - uniform) < 0.6) == (name != "head tied to embeddings with std 1"), (name, loss)
 
 
 def test_attention_of_the_stages_equals_fused_attention():

@@ -38,7 +38,7 @@ slow = pytest.mark.slow
 
 @pytest.fixture(autouse=True)
 def no_curves(monkeypatch):
-    """curves.png takes half a second a run; test_contract.py checks it."""
+    """curves.png takes half a second per run; test_contract.py checks it."""
     monkeypatch.setattr(run, "draw_curves", lambda rows, path: None)
 
 
@@ -506,7 +506,7 @@ def test_a_hostile_folder_trains_and_is_predicted(hostile, tmp_path, capfd):
     bad = [os.path.join("cats", name) for name in ("bad.png", "bomb.png")]
     assert record["final"]["undecodable"] == bad and "test_accuracy" in record["final"]
     said = capfd.readouterr().err
-    assert said.count("files that are no images") == 1 and "Thumbs.db" in said and "Warning" not in said
+    assert said.count("files that are not images") == 1 and "Thumbs.db" in said and "Warning" not in said
     predict = load("resnet", "predict")
     accuracy = predict.main(["--run", str(tmp_path / "run"), "--out", str(tmp_path / "test")])
     assert accuracy == pytest.approx(record["final"]["test_accuracy"])

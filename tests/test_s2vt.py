@@ -416,7 +416,7 @@ def test_features_that_cannot_be_used_are_named_and_counted(tmp_path, capsys):
     assert sum(facts["clips"][:2]) == 12
     assert sum(facts["left_out"].values()) == 8
     errors = capsys.readouterr().err
-    for reason in ("without a file", "damaged or cut short", "NaN", "another shape than 6 x 12", "no table"):
+    for reason in ("without a file", "damaged or cut short", "NaN", "another shape than 6 x 12", "not a table"):
         assert reason in errors
     for file in files[:8]:
         assert file.name.removesuffix(".npy") in errors or "..." in errors

@@ -263,7 +263,7 @@ def test_analyze_a_module_of_ones_own(tmp_path, capsys):
     assert rows[-1]["parameters"] == 21 + 76 and rows[0]["multiply_accumulates"] == 3 * 6 * 6
     assert {f.name for f in out.iterdir()} == {"layers.csv", "layers.md", "histograms.png", "zeros.png"}
     assert (out / "layers.csv").read_text().splitlines()[1].startswith("0,Conv1d,1x2x8,3x2x3,1x3x6,21,108,18")
-    for wrong, words in (([f"{tmp_path / 'mine.py'}:thing"], "no nn.Module"), (["no.py:Net"], "is no file"),
+    for wrong, words in (([f"{tmp_path / 'mine.py'}:thing"], "no nn.Module"), (["no.py:Net"], "is not a file"),
                          ([f"{tmp_path / 'mine.py'}:Net", "--shape", "5", "8"], "does not take 1x5x8")):  # fmt: skip
         code, message = failure(analyze.main, ["--model", *wrong, "--out", str(out)])
         assert code == 1 and one_line(message) and words in message

@@ -621,7 +621,17 @@ def test_humanevals_solutions_pass_and_empty_bodies_do_not(every, box, data_dir)
     assert outcome(some, lambda p: "    pass\n", box) == []
 
 
-# its asserts make objects of classes that the solution defines, which are no plain values
+@pytest.mark.parametrize("name", ["humaneval", "mbpp", "documentation"])
+def test_data_that_is_missing_is_named_with_its_source(name, tmp_path):
+    reading = (
+        (textbooks.texts.documentation, tmp_path) if name == "documentation" else (benchmarks.read, name, tmp_path)
+    )
+    code, message = failure(*reading)
+    source = {"humaneval": "openai/human-eval", "mbpp": "google-research", "documentation": "python3-doc"}[name]
+    assert code == 1 and one_line(message) and source in message and "shared/" not in message
+
+
+# its asserts make objects of classes that the solution defines, which are not plain values
 MBPP_EXCEPTIONS = {"MBPP/367", "MBPP/601", "MBPP/927"}
 
 

@@ -49,17 +49,25 @@ CLEAN = {"commit": "x", "dirty": False}
 SPEC = "records: results/s.json\nrows: setting\ncolumns: Setting = setting; Loss = final.loss .2f; Runs = runs\n"
 
 
-def render(folder, *rows):
-    """The table of SPEC over `rows`."""
+def render(folder, *rows, spec=SPEC):
+    """The table of `spec` over `rows`."""
     (folder / "results").mkdir(exist_ok=True)
     (folder / "results" / "s.json").write_text(json.dumps({"rows": [{"git": CLEAN} | row for row in rows]}))
-    (folder / "README.md").write_text(f"# t\n<!-- ledger\n{SPEC}-->\n<!-- /ledger -->\n")
+    (folder / "README.md").write_text(f"# t\n<!-- ledger\n{spec}-->\n<!-- /ledger -->\n")
     return ledger.render(folder / "README.md")
 
 
 def test_the_ledger_averages_over_seeds(tmp_path):
     text = render(tmp_path, *({"setting": "a", "final": {"loss": loss}} for loss in (0.5, 0.7)))
     assert "| a | 0.60 ± 0.14 | 2 |" in text and "†" not in text and "‡" not in text
+
+
+def test_the_ledger_shows_old_names_as_new_ones(tmp_path):
+    rows = [{"setting": name, "final": {"loss": 0.5}} for name in ("./out/x-lr0.1", "b")]
+    text = render(tmp_path, *rows, spec=SPEC + "names: ./out/x-lr0.1 = full, rate 0.1; c = d\n")
+    assert (
+        "| full, rate 0.1 | 0.50 | 1 |" in text and "| b | 0.50 | 1 |" in text and "./out" not in text.split("-->")[1]
+    )
 
 
 def test_the_ledger_marks_uncommitted_code_and_builtin_data(tmp_path):
@@ -123,6 +131,41 @@ def test_an_export_holds_all_it_imports(folder, exported):
         whole, part = ((place / name).read_text(encoding="utf-8").splitlines() for place in (ROOT, out))
         assert set(part) <= set(whole) and "torch==" in "".join(part)
         assert {re.match(r"[\w-]+", line)[0] for line in part} == packages & package_names(name)
+
+
+def print_help(out, script):
+    """Run `script --help` of the export `out` here: with its modules, and without those of other folders."""
+    own = {path.stem for path in out.iterdir()} - {"common"}
+    before = dict(sys.modules)
+    for name in before:
+        if name.partition(".")[0] in own:
+            del sys.modules[name]
+    sys.path.insert(0, str(out))
+    try:
+        importlib.import_module(script.removesuffix(".py").replace("/", ".")).main(["--help"])
+    finally:
+        sys.path.remove(str(out))
+        for name in [name for name in sys.modules if name.partition(".")[0] in own]:
+            del sys.modules[name]
+        sys.modules.update({name: module for name, module in before.items() if name.partition(".")[0] in own})
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_the_commands_and_links_of_an_export_work_there(folder, exported, capsys):
+    out = exported(folder)
+    scripts, of_nanogpt = set(), "data/shakespeare_char/prepare.py"  # its table compares nanoGPT's own commands
+    for file in [file for file in out.rglob("*") if file.suffix in (".py", ".md", ".ipynb")]:
+        text = file.read_text(encoding="utf-8")
+        scripts |= set(re.findall(r"\b(?:python|torchrun(?: -\S+)+) ([a-z_/0-9]+\.py)", text))
+        links = re.findall(r"\]\(([^)#:]+)[^):]*\)", text) if file.suffix == ".md" else []
+        assert [link for link in links if not (file.parent / link).exists()] == [], file.name
+    scripts.discard(of_nanogpt)
+    assert "train.py" in scripts and [script for script in scripts if not (out / script).is_file()] == []
+    for script in sorted(scripts):
+        with pytest.raises(SystemExit) as caught:
+            print_help(out, script)
+        text = capsys.readouterr().out
+        assert caught.value.code == 0 and "usage:" in text and f"{folder}/{script}" not in text
 
 
 # one folder in the quick lane; each costs an import of torch

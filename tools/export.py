@@ -3,18 +3,20 @@
     python tools/export.py cifar DIR     # then: pip install -r DIR/requirements.txt && python DIR/train.py
 
 DIR gets everything in the experiment's folder, the modules of common/ that it uses as the package DIR/common/, and the
-lines of requirements.txt and constraints.txt for what these modules import.
+lines of requirements.txt and constraints.txt for what these modules import. Commands and links in the texts are
+rewritten for DIR: `python cifar/train.py` becomes `python train.py`.
 """
 
 import argparse
 import ast
+import os
 import re
 import shutil
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = {"PIL": "pillow", "sklearn": "scikit-learn"}  # where a package is not called what is imported
+PACKAGES = {"PIL": "pillow", "sklearn": "scikit-learn"}  # modules whose package has another name
 
 
 def imported(file: Path) -> set[str]:
@@ -52,6 +54,31 @@ def pins(file: Path, names: set[str]) -> str:
     return "".join(line for line in lines if re.match(r"[\w.-]*", line)[0] in names)
 
 
+def rewritten(text: str, file: Path, folder: Path) -> str:
+    """The text of a file of the experiment in `folder`, with paths that are valid in the exported folder.
+
+    A path that begins with the folder's name loses it, and ../common/ becomes common/. A link to another place of the
+    repository becomes plain text.
+    """
+
+    def without_folder(match):
+        return match[1] if (folder / match[1]).exists() else match[0]
+
+    def link(match):
+        target = (file.parent / match[2]).resolve()
+        if target.is_relative_to(folder):
+            return match[0]
+        if not target.is_relative_to(ROOT / "common"):
+            return match[1]
+        return f"[{match[1]}]({Path(os.path.relpath(folder / target.relative_to(ROOT), file.parent)).as_posix()})"
+
+    text = re.sub(rf"(?<![\w./-]){folder.name}/([\w./-]*\w)", without_folder, text)
+    if file.suffix == ".md":
+        text = re.sub(r"\[([^\]]*)\]\((\.\./[^)#]*)[^)]*\)", link, text)
+        text = text.replace("`../common/", "`common/")
+    return text
+
+
 def export(folder: Path, target: Path) -> None:
     """Write the experiment in `folder` to `target`, a folder that is empty or not there yet."""
     unwanted = re.compile(r"(^|/)(\.|__pycache__/)|^common\.py$")  # hidden files, caches, and what points to ../common
@@ -62,7 +89,10 @@ def export(folder: Path, target: Path) -> None:
     for file in [*files, *shared]:
         copy = target / file.relative_to(folder if file in files else ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, copy)
+        if file in files and file.suffix in (".py", ".md", ".ipynb"):
+            copy.write_text(rewritten(file.read_text(encoding="utf-8"), file, folder), encoding="utf-8", newline="\n")
+        else:
+            shutil.copyfile(file, copy)
     (target / "common" / "__init__.py").write_text("", encoding="utf-8")
     needed = packages([*scripts, *shared], own={file.stem for file in folder.iterdir()})
     for name in ("requirements.txt", "constraints.txt"):
@@ -73,7 +103,7 @@ def export(folder: Path, target: Path) -> None:
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", choices=sorted(file.parent.name for file in ROOT.glob("*/train.py")))
-    parser.add_argument("dir", type=Path, metavar="DIR", help="where to write it: a folder that is empty or not there")
+    parser.add_argument("dir", type=Path, metavar="DIR", help="the folder to write: empty, or new")
     args = parser.parse_args(argv)
     if args.dir.exists() and not (args.dir.is_dir() and not any(args.dir.iterdir())):
         parser.error(f"{args.dir} is not an empty folder")

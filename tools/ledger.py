@@ -16,6 +16,7 @@ stands between it and the closing comment:
 records: files or globs, relative to the Markdown file; each is a run.json, or the {"rows": [...]} of a sweep or bench.
 rows: the keys that group the runs; every combination of their values is a row. "where: KEY = VALUE" selects runs.
 columns: "Title = key format"; dots in a key reach into nested values, and `runs` is the number of runs.
+names: "OLD = NEW; OLD = NEW", optional: what the first column shows for values of old records.
 Several runs are shown as mean ± standard deviation. A run that diverged, or whose loss is above 1000, is counted as
 diverged and left out of the mean. A mark shows rows from uncommitted code, and rows on built-in data.
 """
@@ -92,6 +93,7 @@ def table(folder, spec):
     if "where" in fields:
         key, value = (part.strip() for part in fields["where"].split("="))
         rows = [row for row in rows if str(look_up(row, key)) == value]
+    names = dict(pair.strip().split(" = ") for pair in fields["names"].split(";")) if "names" in fields else {}
     groups = {}
     for row in rows:
         groups.setdefault(tuple(str(look_up(row, key)) for key in fields["rows"].split()), []).append(row)
@@ -100,7 +102,7 @@ def table(folder, spec):
     lines.append("|" + "|".join("---:" if form or key == "runs" else "---" for _, key, form in columns) + "|")
     for runs in groups.values():
         first, *rest = (cell(runs, key, form) for _, key, form in columns)
-        lines.append("| " + " | ".join([first + mark(runs), *rest]) + " |")
+        lines.append("| " + " | ".join([names.get(first, first) + mark(runs), *rest]) + " |")
     lines += [f"\n{sign} {why}." for sign, why in MARKS.items() if any(sign in line for line in lines)]
     return "\n".join(lines) + "\n"
 

@@ -117,7 +117,7 @@ def distilgpt2(ax):
 
 
 def gan(ax):
-    fids, own = {}, "DCGAN, own network"  # of each setting, a value a seed
+    fids, own = {}, "DCGAN, own network"  # of each setting, one value per seed
     for row in read("gan/results/losses.json")["rows"] + read("gan/results/papers.json")["rows"]:
         if row["study"] == "losses" or row["setting"] == own:
             fids.setdefault(row["setting"].replace(", ", ",\n"), []).append(row["final"]["last_fid"])
@@ -127,7 +127,7 @@ def gan(ax):
 
 
 def lstm_imdb(ax):
-    accuracies = {}  # of each model, a value a seed
+    accuracies = {}  # of each model, one value per seed
     for row in read("lstm_imdb/results/baseline.json")["rows"]:
         accuracies[row["args"]["recipe"].replace(" ", "\n")] = [100 * row["final"]["test_accuracy"]]
     for recipe in ("plain", "best"):

@@ -6,7 +6,7 @@
     python tools/reproduce.py resnet/results/mnist.json --row 0 --run --head   # with today's code
 
 --run trains in a worktree of the record's commit, or of HEAD with --head. Where versions, threads, device name and
-native_bf16 are those of the record, all metrics must be equal. Else, where the setting has three seeds or more, each
+native_bf16 are as in the record, all metrics must be equal. Else, if the setting has three seeds or more, each
 metric must lie in the 99% prediction interval of the recorded seeds (Student's t). Else the difference is printed.
 Seconds and rates are not judged. A study whose script trains all its networks runs as a whole.
 """
@@ -30,7 +30,7 @@ from common.records import read_json, recorded_args  # noqa: E402
 from common.study import last_line  # noqa: E402
 from common.terminal import UserError, cli  # noqa: E402
 
-KEYS = ("study", "setting", "bs", "epoch", "seed")  # what tells the rows of a record apart
+KEYS = ("study", "setting", "bs", "epoch", "seed")  # keys that tell the rows of a record apart
 SPEED = re.compile("second|_per_s$|^times_")  # metrics that depend on the machine
 
 # This runs in the tree whose code is asked. It finds the shortest command line of FOLDER/train.py that gives the
@@ -87,7 +87,7 @@ def read_rows(path: Path) -> list[dict]:
 
 
 def command(tree: Path, folder: str, args: dict) -> tuple[list[str], dict]:
-    """The command line of FOLDER/train.py in `tree` that gives `args`; {name: [recorded, parsed]} of what differs."""
+    """The command line of FOLDER/train.py in `tree` that gives `args`; {name: [recorded, parsed]} if they differ."""
     words = [sys.executable, "-c", PROBE, str(tree / folder)]
     done = subprocess.run(words, input=json.dumps(args), capture_output=True, text=True, cwd=tree)
     if done.returncode:
@@ -119,7 +119,7 @@ def commit_of(row: dict) -> str | None:
 
 
 def worktree(commit: str, folder: Path) -> Path:
-    """A worktree of `commit` in `folder`. Raises UserError where the clone does not have it."""
+    """A worktree of `commit` in `folder`. Raises UserError if the clone does not have it."""
     git = ["git", "-C", str(ROOT)]
     if not (ROOT / ".git").exists() or shutil.which("git") is None:
         raise UserError(f"{ROOT}: needs git and a clone of the repository")
@@ -226,7 +226,7 @@ def parser():
     p.add_argument("--setting", metavar="NAME", help="the runs of this setting of a study")
     p.add_argument("--seed", type=int, metavar="N", help="the runs with this seed")
     p.add_argument("--run", action="store_true", help="run the commands and judge the results")
-    p.add_argument("--head", action="store_true", help="use today's code, not that of the record's commit")
+    p.add_argument("--head", action="store_true", help="use today's code, not the code of the record's commit")
     p.add_argument("--data-dir", metavar="DIR", help="folder of the datasets (default: $DATA_DIR, else data/)")
     return p
 
@@ -285,7 +285,7 @@ def main(argv=None):
                 if tree != ROOT:
                     subprocess.run(["git", "-C", str(ROOT), "worktree", "remove", "--force", str(tree)], check=False)
     if not agree:
-        raise UserError("some results are not those on record")
+        raise UserError("some results differ from the record")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """List the run folders below a folder, and draw the validation curves of some of them over each other.
 
     python tools/runs.py                                  # all runs below out/
-    python tools/runs.py out/cifar                        # those of one experiment
+    python tools/runs.py out/cifar                        # the runs of one experiment
     python tools/runs.py out/cifar --draw lenet5 best     # runs.png: the runs whose folder names contain these words
 
 The table has a line for each run: experiment, data, model, state, epochs or iterations, best validation and test score,

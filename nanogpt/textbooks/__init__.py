@@ -1,1 +1,1 @@
-"""What phi1.py is made of: the data of three kinds, exercises and their admission, the sandbox, scores, the report."""
+"""The parts of phi1.py: the data of three kinds, exercises and their admission, the sandbox, scores, the report."""

@@ -26,7 +26,11 @@ import numpy as np
 from textbooks import exercises
 from textbooks.sandbox import Failure, Sandbox
 
-FILES = {  # as shared/data/unpack.py lays them out: what they run out here is what was checked
+SOURCES = {
+    "humaneval": "https://github.com/openai/human-eval (data/)",
+    "mbpp": "https://github.com/google-research/google-research (mbpp/)",
+}
+FILES = {  # in code/ of the data folder; their programs run outside the sandbox, so the content is verified
     "humaneval": ("HumanEval.jsonl.gz", "b796127e635a67f93fb35c04f4cb03cf06f38c8072ee7cee8833d7bee06979ef"),
     "mbpp": ("mbpp.jsonl", "ccf64ceae9c5403bf50a044cb6d505bfd2a2963ee58338ba268fd65beab92a9f"),
 }
@@ -37,7 +41,7 @@ ALLOWED = {"math", "re", "collections", "sys"}  # modules that MBPP's asserts us
 
 
 class Problem(NamedTuple):
-    """check(sandbox, program) returns an empty text where the program passes, else the reason."""
+    """check(sandbox, program) returns an empty text if the program passes, else the reason."""
 
     task_id: str
     level: str
@@ -86,7 +90,7 @@ def read(name: str, data_dir: Path) -> list[dict]:
     try:
         content = file.read_bytes()
     except OSError as error:
-        what = "lay it out as shared/data/README.md says"
+        what = f"download it from {SOURCES[name]}"
         raise UserError(f"{run.display_path(file)}: cannot be read ({error.strerror}); {what}") from error
     if hashlib.sha256(content).hexdigest() != digest:
         raise UserError(f"{run.display_path(file)}: is not the published file (sha256 {digest[:12]}...)")
@@ -142,7 +146,7 @@ def functions(test: str, code: str) -> set[str]:
 
 
 def attempt(check: Callable) -> str:
-    """The reason why a check fails; an empty text where it passes."""
+    """The reason why a check fails; an empty text if it passes."""
     try:
         check()
         return ""
@@ -160,7 +164,7 @@ def truncate(completion: str, stops: Iterable[str]) -> str:
 
 def pass_at_k(n: int, c: int, k: int) -> float:
     """The probability that one of k of n completions, of which c pass, passes: the unbiased estimator of Chen et al.
-    2021, section 2.1. Raises ValueError where k > n."""
+    2021, section 2.1. Raises ValueError if k > n."""
     if not 0 <= c <= n or not 1 <= k <= n:
         raise ValueError(f"pass@{k} of {c} in {n}")
     return 1.0 - float(np.prod(1.0 - k / np.arange(n - c + 1, n + 1))) if n - c >= k else 1.0
@@ -244,7 +248,7 @@ def nearest(train: list[dict], problems: list[Problem]) -> list[dict]:
 
 
 def docstring(prompt: str) -> str:
-    """The docstring of a prompt, or the whole prompt where there is none."""
+    """The docstring of a prompt, or the whole prompt if there is none."""
     parts = prompt.split('"""')
     return parts[1] if len(parts) > 2 else prompt
 

@@ -1,4 +1,4 @@
-"""What texts have in common: n-gram overlap, near-duplicates by MinHash, and decontamination with both.
+"""The common passages of texts: n-gram overlap, near-duplicates by MinHash, and decontamination with both.
 
 Texts are compared as sequences of words, numbers and signs, in lower case, so their layout does not hide a copy.
 Decontamination works on passages, a few paragraphs or a function each: a passage that shares an n-gram with a problem
@@ -108,7 +108,7 @@ def passages(text: str) -> list[str]:
 
 
 def decontaminate(documents: list[str], index: Index) -> tuple[list[str], dict]:
-    """(the documents without the passages that are copies, counts of what was compared and removed)."""
+    """(the documents without the passages that are copies, counts of the passages compared and removed)."""
     counts, clean = Counter({"passages": 0, "n-gram": 0, "near-duplicate": 0, "characters removed": 0}), []
     for document in documents:
         kept = []

@@ -5,7 +5,7 @@ function that says independently what is right. Which components go together is 
 of all compositions, chosen by a digest, is held out: exercises on them are only for the evaluation. A solution is
 admitted if it returns, when executed, what the functions of its components say.
 
-The components are those of elementary programming. Neither HumanEval nor MBPP was consulted for them.
+The components are from elementary programming. Neither HumanEval nor MBPP was consulted for them.
 """
 
 import ast
@@ -19,7 +19,7 @@ from common.run import UserError
 from textbooks import sandbox
 
 LEVELS = ("operation", "loop", "condition", "string", "list", "dictionary", "composition")
-HELD_OUT = 5  # one composition in so many
+HELD_OUT = 5  # 1 composition in HELD_OUT is kept for tests
 CALLS = 6  # of each exercise
 
 
@@ -253,7 +253,7 @@ def build(level: str, parts: tuple, rng: random.Random) -> Exercise:
 
 
 def admit(exercises: list[Exercise]) -> tuple[list[Exercise], list[str]]:
-    """(the exercises whose solutions, executed, return what is expected, a reason for each of the others)."""
+    """(the exercises whose solutions, executed, return the expected values, a reason for each of the others)."""
     jobs = [(e.prompt + e.completion, [(e.name, given) for given, _ in e.calls]) for e in exercises]
     good, reasons = [], []
     for exercise, found in zip(exercises, sandbox.work(jobs, seconds=300), strict=True):
@@ -265,7 +265,7 @@ def admit(exercises: list[Exercise]) -> tuple[list[Exercise], list[str]]:
 
 
 def verdict(calls: list, found: list) -> str:
-    """Why these are not the expected values; an empty text where they are."""
+    """The reason why these are not the expected values; an empty text if they are."""
     for (given, expected), got in zip(calls, found, strict=True):
         if isinstance(got, sandbox.Failure):
             return str(got) or "no value"
@@ -276,8 +276,8 @@ def verdict(calls: list, found: list) -> str:
 
 def generate(n: int, seed: int, held_out: bool = False, exclude: set[str] = frozenset()) -> list[Exercise]:
     """`n` admitted exercises, as many of each level as possible, with prompts that differ from each other and from
-    `exclude`. held_out: on the compositions that training never sees. Raises UserError where a solution is wrong, or
-    where there are not so many."""
+    `exclude`. held_out: on the compositions that training never sees. Raises UserError if a solution is wrong, or
+    if fewer than `n` can be made."""
     rng, seen, drawn = random.Random(f"{seed} {held_out}"), set(exclude), []
     for i, level in enumerate(LEVELS):
         wanted = n // len(LEVELS) + (i < n % len(LEVELS))

@@ -47,7 +47,7 @@ def encode(value, depth=0):
 
 
 def decode(value):
-    """The value that `encode` encoded. Raises ValueError, KeyError or TypeError for what it cannot have written."""
+    """The value that `encode` encoded. Raises ValueError, KeyError or TypeError for any other text."""
     if value is None or isinstance(value, (bool, float, str)):
         return value
     ((kind, content),) = value.items()

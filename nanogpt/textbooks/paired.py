@@ -1,4 +1,4 @@
-"""The comparison of two arms: paired over seeds, with problems resampled; and what difference it can detect."""
+"""The comparison of two arms: paired over seeds, with problems resampled; and its smallest detectable difference."""
 
 import numpy as np
 
@@ -7,10 +7,10 @@ def interval(a: np.ndarray, b: np.ndarray, level: float = 0.95, resamples: int =
     """The mean difference a - b and its confidence interval.
 
     a, b: (seeds, problems), the pass rate of each problem; row i of both is the same seed, column j the same problem.
-    Student's t over the seeds' paired differences says how much another set of seeds could differ. Within that,
-    problems are resampled, the same ones for both arms and all seeds, for another set of problems could differ too:
-    every resample gives a mean difference m and its standard error s over seeds, and one draw m + t s, with t of
-    seeds - 1 degrees of freedom. The interval is that of the quantiles of the draws. Raises ValueError for one seed.
+    Student's t over the paired seeds covers the choice of seeds; the bootstrap over problems, the same resample for
+    both arms and all seeds, covers the choice of problems. Every resample gives a mean difference m and its
+    standard error s over seeds, and one draw m + t s, with t of seeds - 1 degrees of freedom. The interval is
+    between quantiles of the draws. Raises ValueError for one seed.
     """
     from scipy import stats
 
@@ -36,7 +36,7 @@ def interval(a: np.ndarray, b: np.ndarray, level: float = 0.95, resamples: int =
 
 
 def detectable(sd: float, seeds: int, power: float = 0.8, alpha: float = 0.05) -> float:
-    """The smallest true difference that a two-sided paired t-test over `seeds` finds with probability `power`, where
+    """The smallest true difference that a two-sided paired t-test over `seeds` finds with probability `power`, if
     the paired differences have the standard deviation `sd`."""
     from scipy import optimize, stats
 

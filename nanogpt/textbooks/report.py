@@ -17,7 +17,7 @@ LABELS = {"scratch": "no pretraining", "raw": "raw Python", "raw4": "raw Python,
 
 
 def report(work: Path, script: str) -> dict:
-    """Collect what has been run below `work`; write report.json and report.png there. Raises UserError."""
+    """Collect the runs below `work`; write report.json and report.png there. Raises UserError."""
     held_out = read_held_out(work / "heldout.jsonl")
     rows = [row for finetuned in (True, False) for row in rows_of(work, finetuned)]
     if not rows:
@@ -44,7 +44,7 @@ def report(work: Path, script: str) -> dict:
 
 
 def other_rows(work: Path) -> list[dict]:
-    """A row for every evaluated model that is not in the plan: the pilot (PREREGISTRATION.md), and those of --name."""
+    """A row for every evaluated model that is not in the plan: the pilot (PREREGISTRATION.md) and runs with --name."""
     planned = {plan.folder_of(work, *setting, True) for setting in plan.settings()}
     folders = {file.parent for file in (work / "finetuned").glob("*/ladder.scores.json")} - planned
     rows = []

@@ -1,12 +1,12 @@
-"""Where programs run: a sandbox for what a model wrote, a worker process for the solutions of our own generator.
+"""Running programs: a sandbox for generated code, a worker process for the solutions of our own generator.
 
 The sandbox is made by `unshare` of util-linux (Linux only): user, network, pid, mount, ipc and uts namespaces of its
-own; an unprivileged uid, also where the user is root; a root directory that holds Python and the system's libraries,
+own; an unprivileged uid, also if the user is root; a root directory that holds Python and the system's libraries,
 read-only, and an empty home; limits on CPU time, memory, file size, open files and processes for each program; a
 wall-clock limit. No network, no repository, no file to write. `inside.py` is process 1 there, so no signal of a program
 reaches it, and it kills what a program leaves behind.
 
-Programs answer calls with values, which are compared out here: there is no pass mark to print and no check to skip.
+Programs answer calls with values, and the results are compared outside the sandbox, so a program cannot fake a pass.
 """
 
 import json
@@ -75,7 +75,7 @@ def command() -> list[str]:
 
 
 class Sandbox:
-    """A sandbox that runs one program after another: `with Sandbox() as sandbox`. Raises UserError where the system
+    """A sandbox that runs one program after another: `with Sandbox() as sandbox`. Raises UserError if the system
     cannot make one."""
 
     def __init__(self, seconds: float = SECONDS):
@@ -121,7 +121,7 @@ class Sandbox:
         process.stderr.close()
 
     def ask(self, message: dict) -> dict:
-        """The answer to a message, see inside.py. {"error": ...} where there is none."""
+        """The answer to a message, see inside.py. {"error": ...} if there is none."""
         if self.process is None:
             self.start()
         limits = LIMITS | {"CPU": int(self.seconds) + 1}
@@ -150,7 +150,7 @@ class Sandbox:
             return {"error": str(error)}
 
     def call(self, program: str, calls: list[tuple[str, tuple]]) -> list:
-        """What each call (name of a function, its arguments) of `program` returns: a value, or a Failure."""
+        """The result of each call (name of a function, its arguments) of `program`: a value, or a Failure."""
         return values(self.ask({"program": program, "calls": encoded(calls)}), len(calls))
 
     def again(self, calls: list[tuple[str, tuple]]) -> list:
@@ -200,7 +200,7 @@ def same(expected, got) -> bool:
 
 
 def work(jobs: list[tuple[str, list]], seconds: float = 60.0) -> list[list]:
-    """What the calls of each (program, calls) return, from a worker process: for solutions of our own generator only.
+    """The results of the calls of each (program, calls), from a worker process: for solutions of our own generator.
 
     Raises UserError if it takes longer than `seconds`.
     """

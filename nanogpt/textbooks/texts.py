@@ -43,18 +43,18 @@ def standard_library(folder: Path | None = None) -> list[str]:
 
 
 def documentation(data_dir: Path) -> list[str]:
-    """The pages of Python's tutorial and library reference, from python_docs/ in the data folder. Raises "
-    "UserError."""
+    """The pages of Python's tutorial and library reference, from python_docs/ in the data folder. Raises
+    UserError."""
     pages = []
     for name in DOCUMENTATION:
         file = data_dir / "python_docs" / f"{name}.jsonl"
         try:
             pages += [json.loads(line)["text"] for line in file.read_text(encoding="utf-8").splitlines() if line]
         except OSError as error:
-            what = "unpack it as shared/data/README.md says, or take the pages of Debian's python3-doc"
+            what = 'it has a line {"text": PAGE} for each page of the documentation, as in Debian\'s python3-doc'
             raise UserError(f"{run.display_path(file)}: cannot be read ({error.strerror}); {what}") from error
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{run.display_path(file)}: is damaged: a line is no page") from error
+            raise UserError(f"{run.display_path(file)}: is damaged: a line is not a page") from error
     return in_random_order(pages)
 
 
@@ -69,9 +69,8 @@ def variables(r):
     thing, count, price = r.choice(THINGS), r.randint(2, 40), r.randint(2, 90)
     return ("Variables",
             f"A variable gives a name to a value, and the name can be used wherever the value could stand. Suppose "
-            f"that "
-            f"one {thing} costs {price} cents. If the price is kept in a variable, a change of price is one change "
-            f"in one place.",
+            f"that one {thing} costs {price} cents. If the price is kept in a variable, a change of price is one "
+            f"change in one place.",
             f"price = {price}\ncount = {count}\ncost = price * count\nprint('cost of', count, '{thing}s:', cost)\n"
             f"price = {price + 1}\nprint('cost before:', cost, 'cost now:', price * count)\n",
             "The variable cost keeps its old value: it was computed once and does not follow the price.")  # fmt: skip
@@ -81,8 +80,7 @@ def formatting(r):
     person, place, share = r.choice(PEOPLE), r.choice(PLACES), r.randint(1, 999) / 1000
     return ("Formatted strings",
             f"A string with the letter f before its opening quote may contain expressions in braces. After a colon "
-            f"comes "
-            f"the form: .2f means two digits after the point, and {r.randint(8, 14)} would be a width.",
+            f"comes the form: .2f means two digits after the point, and {r.randint(8, 14)} would be a width.",
             f"name = '{person}'\ncity = '{place}'\nshare = {share}\nprint(f'{{name}} lives in {{city}}.')\n"
             f"print(f'{{share:.2f}} or {{share:.0%}}')\nprint(f'|{{city:>10}}|{{name:<8}}|')\n",
             "Alignment to the right is written with the sign >, to the left with the sign <.")  # fmt: skip
@@ -92,11 +90,9 @@ def while_loops(r):
     start, rate, goal = r.randint(100, 900), r.randint(3, 20), r.randint(2, 4)
     return ("The while statement",
             f"A while statement repeats its block as long as a condition holds. It suits questions that begin with "
-            f"how "
-            f"long: after how many years has a deposit of {start} grown {goal} times as large at {rate} percent?",
-            f"deposit = {start}\nyears = 0\nwhile deposit < {goal} * {start}:\n    deposit += deposit * {rate} / "
-            f"100\n"
-            f"    years += 1\nprint(years, 'years')\n",
+            f"how long: after how many years has a deposit of {start} grown {goal} times as large at {rate} percent?",
+            f"deposit = {start}\nyears = 0\nwhile deposit < {goal} * {start}:\n"
+            f"    deposit += deposit * {rate} / 100\n    years += 1\nprint(years, 'years')\n",
             "If the rate were zero the loop would never end; a program that runs for ever must be "
             "interrupted.")  # fmt: skip
 
@@ -105,8 +101,7 @@ def tuples(r):
     points = [(r.randint(-9, 9), r.randint(-9, 9)) for _ in range(3)]
     return ("Tuples",
             "A tuple is a fixed sequence of values. Several names on the left of an equals sign take it apart, "
-            "which is "
-            "called unpacking. Two variables can change places without a third one.",
+            "which is called unpacking. Two variables can change places without a third one.",
             f"corner = {points[0]}\nwide, high = corner\nprint('wide', wide, 'high', high)\nwide, high = high, wide\n"
             f"print((wide, high))\nfor east, north in {points[1:]}:\n    print(east, north)\n",
             "A function that returns two values in truth returns one tuple.")  # fmt: skip
@@ -117,8 +112,7 @@ def sets(r):
     a, b = r.sample(PEOPLE, 2)
     return ("Sets",
             f"A set has each element once and in no order. {a} and {b} write down what they bought at the market; "
-            f"the "
-            f"operators & | and - say what both have, what either has, and what only one has.",
+            f"the operators & | and - say what both have, what either has, and what only one has.",
             f"{a.lower()} = {set(one)!r}\n{b.lower()} = {set(two)!r}\nprint(sorted({a.lower()} & {b.lower()}))\n"
             f"print(sorted({a.lower()} | {b.lower()}))\nprint(sorted({a.lower()} - {b.lower()}))\n",
             "Sets are printed in sorted order here, because the order of a set itself means nothing.")  # fmt: skip
@@ -128,11 +122,9 @@ def exceptions(r):
     words = [str(r.randint(1, 99)), r.choice(THINGS), str(r.randint(1, 99) / 4)]
     return ("Exceptions",
             "An operation that cannot be carried out raises an exception. The statement try with a clause except "
-            "says "
-            "what to do then, and the program continues after it.",
-            f"for word in {words}:\n    try:\n        print(word, 'becomes', int(word))\n    except ValueError as "
-            f"error:\n"
-            "        print('not a whole number:', error)\n",
+            "says what to do then, and the program continues after it.",
+            f"for word in {words}:\n    try:\n        print(word, 'becomes', int(word))\n"
+            "    except ValueError as error:\n        print('not a whole number:', error)\n",
             "A clause should name the exception that is expected. A bare except would hide spelling mistakes as "
             "well.")  # fmt: skip
 
@@ -154,8 +146,7 @@ def sorting(r):
     rows = [(r.choice(PLACES), r.randint(-10, 38)) for _ in range(4)]
     return ("Sorting with a key",
             "The function sorted returns a new list. With the argument key it compares what a function returns "
-            "for each "
-            "element: here the temperature of a city and not its name.",
+            "for each element: here the temperature of a city and not its name.",
             f"cities = {rows}\n\ndef temperature(city):\n    return city[1]\n\nfor name, degrees in sorted(cities, "
             "key=temperature):\n    print(name, degrees)\nprint('warmest:', max(cities, key=temperature)[0])\n",
             "The order of equal elements does not change: sorting is stable.")  # fmt: skip
@@ -165,11 +156,9 @@ def recursion(r):
     a, b = r.randint(20, 900), r.randint(20, 900)
     return ("Recursion",
             f"A function may call itself with a simpler question. Euclid found that the greatest common divisor of "
-            f"two "
-            f"numbers, such as {a} and {b}, is also that of the smaller one and the remainder.",
-            f"def divisor(large, small):\n    print('divisor of', large, small)\n    if small == 0:\n        "
-            f"return large\n"
-            f"    return divisor(small, large % small)\n\nprint(divisor({a}, {b}))\n",
+            f"two numbers, such as {a} and {b}, is also that of the smaller one and the remainder.",
+            f"def divisor(large, small):\n    print('divisor of', large, small)\n    if small == 0:\n"
+            f"        return large\n    return divisor(small, large % small)\n\nprint(divisor({a}, {b}))\n",
             "Every recursion needs a case that is answered at once; here it is a remainder of zero.")  # fmt: skip
 
 
@@ -177,11 +166,9 @@ def splitting(r):
     fields = [r.choice(PEOPLE), r.choice(PLACES), str(r.randint(1900, 2020))]
     return ("Splitting and joining",
             "Data often come as lines of text with a sign between the fields. The method split makes a list of "
-            "such a "
-            "line, strip removes blanks at its ends, and join is the way back.",
-            f"line = '  {';'.join(fields)}  '\nfields = line.strip().split(';')\nprint(fields)\nprint(' / "
-            f"'.join(fields))\n"
-            "name, city, year = fields\nprint(name.center(12, '.'), int(year) + 1)\n",
+            "such a line, strip removes blanks at its ends, and join is the way back.",
+            f"line = '  {';'.join(fields)}  '\nfields = line.strip().split(';')\nprint(fields)\n"
+            "print(' / '.join(fields))\nname, city, year = fields\nprint(name.center(12, '.'), int(year) + 1)\n",
             "What split returns are always strings: a year has to be converted before one can calculate with "
             "it.")  # fmt: skip
 
@@ -190,8 +177,7 @@ def enumerating(r):
     some, prices = r.sample(THINGS, 3), [r.randint(1, 30) for _ in range(3)]
     return ("Loops over two lists",
             "The function enumerate counts along while a loop runs, and zip goes through two lists side by side. "
-            "Neither "
-            "needs an index that one increases by hand.",
+            "Neither needs an index that one increases by hand.",
             f"things = {some}\nprices = {prices}\nfor place, thing in enumerate(things, start=1):\n"
             "    print(f'{place}. {thing}')\nfor thing, price in zip(things, prices):\n    print(thing, 'costs', "
             "price)\n",
@@ -202,10 +188,9 @@ def grouping(r):
     pairs = [(r.choice(PLACES[:4]), r.choice(PEOPLE)) for _ in range(5)]
     return ("Dictionaries of lists",
             "To collect what belongs together, a dictionary can have lists as its values. The method setdefault "
-            "returns "
-            "the list of a key, and puts an empty one there the first time.",
-            f"visits = {pairs}\nguests = {{}}\nfor city, person in visits:\n    guests.setdefault(city, "
-            f"[]).append(person)\n"
+            "returns the list of a key, and puts an empty one there the first time.",
+            f"visits = {pairs}\nguests = {{}}\nfor city, person in visits:\n    "
+            "guests.setdefault(city, []).append(person)\n"
             "for city, people in guests.items():\n    print(city, 'was visited by', ' and '.join(people))\n",
             "Keys come in the order in which they were first inserted.")  # fmt: skip
 
@@ -224,8 +209,7 @@ def booleans(r):
     age, limit = r.randint(5, 80), r.choice([12, 16, 18, 21, 65])
     return ("Truth values",
             "A comparison is itself a value, True or False, and can be given a name. The words and, or and not "
-            "combine "
-            "truth values; comparisons may be chained as in mathematics.",
+            "combine truth values; comparisons may be chained as in mathematics.",
             f"age = {age}\nadult = age >= {limit}\nprint('adult:', adult)\nprint('teenager:', 13 <= age <= 19)\n"
             "print('pays full price:', adult and not age > 65)\n",
             "The second part of an and is not looked at when the first one is already False.")  # fmt: skip
@@ -235,8 +219,7 @@ def slicing(r):
     word, a, b = r.choice(THINGS) + r.choice(THINGS), r.randint(1, 3), r.randint(4, 6)
     return ("Slices",
             "A slice is a part of a sequence, from one position up to and without another. Positions count from "
-            "zero, "
-            "and negative ones from the end.",
+            "zero, and negative ones from the end.",
             f"label = '{word}'\nprint(label[{a}:{b}])\nprint(label[-3:], label[::2])\nmiddle = len(label) // 2\n"
             "print(label[:middle] + '|' + label[middle:])\n",
             "Two slices that meet at one position make up the whole, which is why the end is left out.")  # fmt: skip

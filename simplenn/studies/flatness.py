@@ -40,7 +40,7 @@ def set_parameters(net, parameters):
 
 @torch.no_grad()
 def recompute_statistics(net, x):
-    """Set the running statistics of batch normalization to those of x under the weights that the network has now."""
+    """Set the running statistics of batch normalization to the statistics of x under the network's present weights."""
     norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
     for norm in norms:
         norm.reset_running_stats()

@@ -8,7 +8,7 @@ from studies import tools, training
 
 
 def functions(ctx: tools.Context):
-    """Full-batch Adam on the sinc, as in deep_vs_shallow: the norm is that of the exact gradient."""
+    """Full-batch Adam on the sinc, as in deep_vs_shallow: the norm of the exact gradient."""
     steps, seeds, sizes = ctx.pick(6000, 20), ctx.pick(5, 2), [1, 10, 18, 15, 4, 1]
     train_set, _ = ctx.points("sinc")
     nets = []
@@ -28,7 +28,7 @@ def functions(ctx: tools.Context):
 
 
 def final_values(loss: torch.Tensor, norm: torch.Tensor) -> dict:
-    """Means over the first and the last twentieth, and how often the norm rose where the loss fell."""
+    """Means over the first and the last twentieth, and how often the norm rose while the loss fell."""
     n = max(1, len(loss) // 20)
     smooth = torch.stack([values[: len(values) // n * n].view(-1, n).mean(1) for values in (loss, norm)])
     falls, rises = smooth[0].diff() < 0, smooth[1].diff() > 0
@@ -48,7 +48,7 @@ def train_one(train_set, seed, epochs):
 
 
 def mnist(ctx: tools.Context):
-    """Adam on batches of 128 images: loss and norm are those of a batch."""
+    """Adam on batches of 128 images: loss and norm of each batch."""
     train_set, _ = ctx.digits(10_000)
     rows = ctx.map(train_one, [(train_set, seed, ctx.pick(10, 2)) for seed in range(ctx.seeds)])
     every = max(1, len(rows[0]["loss"]) // 600)

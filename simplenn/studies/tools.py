@@ -1,4 +1,4 @@
-"""What the studies share: their settings, their records, and the small pieces of their figures."""
+"""The common parts of the studies: settings, records, and the small pieces of their figures."""
 
 import io
 import multiprocessing
@@ -20,7 +20,7 @@ import data
 
 @dataclass
 class Context:
-    """One part of a study: what the command line says of it, and where its record goes."""
+    """One part of a study: its arguments, and the path of its record."""
 
     name: str  # of the record: STUDY-PART
     out: Path
@@ -83,7 +83,7 @@ def write_small_figure(path: Path, figure: Figure):
 
 
 def rounded(value):
-    """Numbers to five significant digits, in lists and dicts and arrays too: what a record needs of a curve."""
+    """Numbers to five significant digits, in lists and dicts and arrays too: enough for a curve in a record."""
     if isinstance(value, dict):
         return {k: rounded(v) for k, v in value.items()}
     if isinstance(value, torch.Tensor | np.ndarray):
@@ -124,7 +124,7 @@ def panels(rows: int, columns: int, width: float = 4.4, height: float = 3.3):
 
 
 def finish_axes(axes):
-    """A grid, and a legend where something has a label."""
+    """A grid, and a legend if something has a label."""
     for one in np.ravel(axes):
         one.grid(alpha=0.3)
         if one.get_legend_handles_labels()[0]:
