@@ -35,6 +35,8 @@ from faults import OPERATORS, Fault, draw  # noqa: E402
 
 MIN_LIMIT = 600  # seconds until tests count as hanging; or ten times what they take without a fault
 
+PYTEST = [sys.executable, *"-m pytest -n 0 -p no:cacheprovider -x -q --tb=no -m".split(), "not slow"]
+
 
 @contextlib.contextmanager
 def worktrees(count: int):
@@ -81,21 +83,7 @@ def pytest_words(tree: Path, folder: str) -> list[str]:
     files = [file for name in names for file in sorted(tree.glob(f"tests/{name}*.py"))]
     contract = sorted(tree.glob("tests/test_contract*.py"))
     chosen = " or ".join([*names, f"[{folder}", f"-{folder}"])  # parts of names: a file's, or a parameter's
-    words = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-n",
-        "0",
-        "-p",
-        "no:cacheprovider",
-        "-x",
-        "-q",
-        "--tb=no",
-        "-m",
-        "not slow",
-    ]
-    return [*words, "-k", chosen, f"--basetemp={tree}-tmp", *map(str, files + contract)]
+    return [*PYTEST, "-k", chosen, f"--basetemp={tree}-tmp", *map(str, files + contract)]
 
 
 class Trial:
@@ -108,7 +96,7 @@ class Trial:
         self.tree, self.fault, self.limit, self.began = tree, fault, limit, time.monotonic()
         self.log = Path(f"{tree}.log")
         variables = environment() | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}  # no bytecode of the last
-        variables.setdefault("DATA_DIR", str(ROOT / "data"))
+        variables["DATA_DIR"] = os.path.abspath(os.environ.get("DATA_DIR") or ROOT / "data")
         command = pytest_words(tree, fault.folder)
         with open(self.log, "wb") as log:
             streams = dict(stdin=subprocess.DEVNULL, stdout=log, stderr=log)
