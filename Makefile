@@ -1,6 +1,6 @@
 PYTEST = python -m pytest -n auto --dist loadgroup
 
-.PHONY: test test-all tables format reproduce
+.PHONY: test test-all tables format reproduce mutants
 test:
 	$(PYTEST) -m "not slow"
 test-all:
@@ -12,3 +12,5 @@ format:
 	ruff format
 reproduce:  # make reproduce R=cifar/results/command.json
 	python tools/reproduce.py $(R)
+mutants:  # make mutants SEED=1 JOBS=2
+	python tools/mutate.py --seed $(or $(SEED),0) --jobs $(or $(JOBS),1)

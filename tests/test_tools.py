@@ -27,6 +27,7 @@ def load_tool(name):
 ledger, export, overview, runs, reproduce, seconds = map(
     load_tool, ("ledger", "export", "overview", "runs", "reproduce", "seconds")
 )
+mutate, faults = load_tool("mutate"), load_tool("faults")
 by_path = dict(ids=lambda path: path.relative_to(ROOT).as_posix())
 
 # ----------------------------------------------------------------------------------------------------- ledger.py
@@ -508,3 +509,160 @@ def test_seconds_multiplies_by_the_length_of_the_recipe():
         whole = args[length] / short[length]
         if not short.get("max_steps"):
             assert parts == whole or short["limit"] and parts > whole, command
+
+
+# ------------------------------------------------------------------------------------------- mutate.py and faults.py
+
+
+@pytest.mark.parametrize(
+    "operator, code, mutants",
+    [
+        ("delete_statement", "r.save(x)", ["pass"]),
+        ("delete_statement", "if a:\n        return 1", ["pass"]),
+        ("delete_statement", "n += 1", ["pass"]),
+        ("delete_statement", "n = 1", []),
+        ("dropped_argument", "x = f(a, b=1)", ["x = f(a)"]),
+        ("dropped_argument", "x = x.mean(1)", ["x = x.mean()"]),
+        ("dropped_argument", "x = f(a)", []),
+        ("dropped_operand", "x = d + penalty * g", ["x = (d)", "x = d + (g)"]),
+        ("flipped_flag", "x = f(a, shuffle=True)", ["x = f(a, shuffle=False)"]),
+        ("no_eval", "net.eval()", ["net"]),
+        ("no_no_grad", "with torch.no_grad():\n        f()", ["with torch.enable_grad():\n        f()"]),
+        ("no_no_grad", "x = g(z).detach()", ["x = g(z)"]),
+        ("no_zero_grad", "optimizer.zero_grad()", ["optimizer"]),
+        ("off_by_one", "x = x[:, :n]", ["x = x[:, :n + 1]"]),
+        ("off_by_one", "x = range(n)", ["x = range(n + 1)"]),
+        ("swapped_arguments", "x = loss(real, fake, 1)", ["x = loss(fake, real, 1)"]),
+        ("wrong_boundary", "x = a < b", ["x = a <= b"]),
+        ("wrong_boundary", "x = a >= b", ["x = a > b"]),
+        ("wrong_dimension", "x = f(a, dim=1)", ["x = f(a, dim=0)"]),
+        ("wrong_part", "x = f(val_set), train_set", ["x = f(train_set), train_set", "x = f(val_set), val_set"]),
+        ("wrong_part", "x = row['val_loss'] + row['loss']", []),
+        ("wrong_part", "x = a['best'], 'last'", ["x = a['last'], 'last'", "x = a['best'], 'best'"]),
+        ("wrong_reduction", "x = a.argmax(1)", ["x = a.argmin(1)"]),
+        ("wrong_reduction", "x = sum(a)", []),
+        ("wrong_sign", "x = 'é', a + b", ["x = 'é', a - b"]),
+        ("wrong_sign", "x /= b", ["x *= b"]),
+        ("wrong_sign", "x = folder / 'name'", []),
+    ],
+)
+def test_an_operator_edits_the_text_and_leaves_the_rest_as_it_is(operator, code, mutants):
+    text = f"def function():  # ü\n    {code}  # a comment\n".encode()
+    edits = [edit for node in faults.mutable_nodes(text) for edit in getattr(faults, operator)(node)]
+    found = [(text[:start] + new.encode() + text[end:]).decode() for start, end, new in edits]
+    assert sorted(found) == sorted(text.decode().replace(code, mutant) for mutant in mutants)
+
+
+NO_FAULTS = '''
+LIMIT = 1 + 2
+
+def parser():
+    p.add_argument("--lr", type=float, default=1 + 2)
+
+def check(x: Callable[min(1, 2)]) -> f(a=True):
+    """1 + 2"""
+    if x:
+        raise UserError(f"{x + 1}: above {LIMIT - 1}")
+    print(1 + 2, flush=True)
+
+def draw(x):
+    figure = Figure(figsize=(1 + 2, 3))
+
+if __name__ == "__main__":
+    cli(main, flag=True)
+'''
+
+
+def test_options_messages_figures_and_hints_hold_no_faults(tmp_path):
+    (tmp_path / "fake").mkdir()
+    (tmp_path / "fake" / "train.py").write_text(NO_FAULTS)
+    (tmp_path / "fake" / "bench.py").write_text("def f(a, b):\n    return a + b\n")
+    (fault,) = faults.draw(tmp_path, "fake", 10, seed=0)
+    assert fault.operator == "delete_statement" and fault.before.startswith("if x:") and fault.after == "pass"
+
+
+def test_faults_depend_on_the_seed_and_not_on_their_number(tmp_path):
+    (tmp_path / "fake").mkdir()
+    (tmp_path / "fake" / "train.py").write_text("def f(a, b):\n    return [a + b, a - b, a * b, a < b, a.mean(1)]\n")
+    some, more, others = (faults.draw(tmp_path, "fake", *draw) for draw in ((2, 0), (6, 0), (2, 1)))
+    assert more[:2] == some != others and len({fault.mutant for fault in more}) == 6
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch):
+    """A repository with one folder. Of its two faults by wrong_sign its tests catch one."""
+    if shutil.which("git") is None:
+        pytest.skip("needs git")
+    files = {
+        "fake/train.py": "def add(a, b):\n    return a + b\n\n\ndef subtract(a, b):\n    return a - b\n",
+        "tests/conftest.py": "import sys\n\nsys.path.insert(0, 'fake')\n",
+        "tests/test_fake.py": "import train\n\n\ndef test_add():\n    assert train.add(1, 2) == 3\n",
+        "tests/test_contract.py": "import pytest\n\n\n@pytest.mark.parametrize('folder', ['fake', 'other'])\n"
+        "def test_it(folder):\n    assert folder == 'fake'\n",
+    }
+    for name, text in files.items():
+        (tmp_path / "repository" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "repository" / name).write_text(text)
+    git("init", "-q", cwd=tmp_path / "repository")
+    git("add", "-A", cwd=tmp_path / "repository")
+    git("commit", "-q", "-m", "all", cwd=tmp_path / "repository")
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # hypothesis' and others take two seconds
+    monkeypatch.setenv("PYTEST_PLUGINS", "xdist.plugin")
+    monkeypatch.setattr(mutate, "ROOT", tmp_path / "repository")
+    monkeypatch.setattr(sys.modules["faults"], "OPERATORS", [sys.modules["faults"].wrong_sign])
+    return tmp_path / "repository"
+
+
+def test_a_fault_is_caught_or_survives_and_is_not_run_twice(fake, tmp_path, capsys, monkeypatch):
+    command = ["--out", str(tmp_path / "out")]
+    mutate.main(command)
+    first = capsys.readouterr().out
+    lines = sorted(first.splitlines()[:2])
+    assert lines == [
+        "fake/train.py:2 wrong_sign: return a + b  ->  return a - b  caught by tests/test_fake.py::test_add",
+        "fake/train.py:6 wrong_sign: return a - b  ->  return a + b  SURVIVED",
+    ]
+    assert first.splitlines()[-3:-1] == ["fake         1 of 2 (50%)", "all          1 of 2 (50%)"]
+    (record,) = (tmp_path / "out").glob("*-seed0.json")
+    assert [row["caught_by"] for row in json.loads(record.read_text())["rows"]].count(None) == 1
+    assert len(git("worktree", "list", cwd=fake).splitlines()) == 1 and not git("status", "--short", cwd=fake)
+
+    monkeypatch.setattr(mutate, "Trial", None)  # nothing can be run any more
+    mutate.main([*command, "--jobs", "2"])
+    assert sorted(capsys.readouterr().out.splitlines()) == sorted(first.splitlines())
+    mutate.main([*command, "--list", "--seed", "1"])
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    with pytest.raises(TypeError):  # another seed is another draw
+        mutate.main([*command, "--seed", "1"])
+    assert len(git("worktree", "list", cwd=fake).splitlines()) == 1
+
+
+def test_tests_that_fail_without_a_fault_say_nothing(fake, tmp_path, monkeypatch):
+    class Failing(mutate.Trial):
+        def __init__(self, tree, fault, limit):
+            self.tree, self.fault, self.began = tree, fault, 0
+            assert fault.operator == "unchanged"
+
+        def ended(self):
+            return True
+
+        def caught_by(self):
+            return "test_add"
+
+        def stop(self):
+            pass
+
+    monkeypatch.setattr(mutate, "Trial", Failing)
+    with pytest.raises(runs.UserError, match="fake/: its quick tests fail without a fault: test_add"):
+        mutate.main(["--out", str(tmp_path / "out")])
+
+
+def test_tests_that_hang_are_ended_and_count_as_a_fault_caught(fake):
+    (fault, *_) = faults.draw(fake, "fake", 1, seed=0)
+    fault.mutant = b"while True:\n    pass\n"
+    trial = mutate.Trial(fake, fault, limit=0.1)
+    while not trial.ended():
+        pass
+    assert trial.caught_by() == "hang"
+    trial.stop()
+    assert trial.process.returncode
