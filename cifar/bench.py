@@ -12,11 +12,12 @@ Everything else is the same. They take turns, so that a machine that slows down 
 of the images per second of whole epochs. Writes bench.json into --out.
 """
 
-import argparse
 import statistics
 import time
+from dataclasses import dataclass
 
 from common import run, timing
+from common.options import option
 
 import torch
 import torch.nn.functional as F
@@ -101,17 +102,19 @@ def measure(dataset, batch_size, rounds, device):
     return timing.turns({name: rate(*way) for name, way in ways.items()}, rounds, warmup=0)
 
 
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    run.add_flags(p, "data_dir", "limit", "device", "threads",
-                  data=dict(type=data.dataset_arg, default="auto", help=data.DATA_HELP),
-                  out=dict(default=str(run.ROOT / "out/cifar/bench"), help="folder for bench.json"))  # fmt: skip
-    p.add_argument("--rounds", type=run.positive_int, default=5, help="epochs of each way (default: %(default)s)")
-    return p
+@dataclass(kw_only=True)
+class Options(run.ScriptOptions):
+    data: str = option("auto", data.DATA_HELP, type=data.dataset_arg, metavar="NAME|PATH")
+    data_dir: str | None = run.data_dir_option()
+    limit: int | None = option(None, "only the first N examples of each part", above=0)
+    device: str = run.device_option()
+    threads: int | str = run.threads_option()
+    rounds: int = option(5, "epochs of each way", above=0)
+    out: str = option(str(run.ROOT / "out/cifar/bench"), "folder for bench.json", type=run.path_arg, metavar="DIR")
 
 
 def main(argv=None):
-    args = parser().parse_args(argv)
+    args = run.parse_options(__file__, Options, argv)
     run.set_threads(args.threads)
     device, out = run.pick_device(args.device), run.make_folder(args.out)
     train_set, _, _, dataset = data.load(args.data, args.data_dir, args.limit)

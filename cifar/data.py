@@ -5,12 +5,13 @@
 A dataset is one uint8 tensor. Fetching, verifying and splitting it is in common/images.py.
 """
 
-import argparse
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property
 
 from common import images as image_data
 from common import run
+from common.options import option
 
 import torch
 import torch.nn.functional as F
@@ -112,14 +113,15 @@ def load(
     return train, val, test, arrays.facts()
 
 
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    run.add_flags(p, "data_dir", "limit", data=dict(type=dataset_arg, default="cifar100", help=DATA_HELP))
-    return p
+@dataclass(kw_only=True)
+class Options(run.ScriptOptions):
+    data: str = option("cifar100", DATA_HELP, type=dataset_arg, metavar="NAME|PATH")
+    data_dir: str | None = run.data_dir_option()
+    limit: int | None = option(None, "only the first N examples of each part", above=0)
 
 
 def main(argv=None):
-    args = parser().parse_args(argv)
+    args = run.parse_options(__file__, Options, argv)
     image_data.print_counts(image_data.load(args.data, args.data_dir, args.limit, "cifar100", by_colour=True))
 
 

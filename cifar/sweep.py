@@ -10,10 +10,11 @@ continues where it stopped. Under --out: a run folder for every setting and seed
 for every study its record STUDY.json and its figure STUDY.png.
 """
 
-import argparse
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common import images, run, study
+from common.options import option
 
 import numpy as np
 import torch
@@ -107,8 +108,8 @@ def jobs_of(args, out):
         return usual if args.data != "auto" or args.list else images.choose("auto", run.data_dir(args.data_dir), usual)
 
     def cost(values):
-        recipe = train.RECIPES[values["recipe"]][values["model"]] | values
-        return recipe["epochs"] * (1 + 16 / recipe["bs"])  # small batches are slower
+        options = replace(train.RECIPES[values["recipe"]][values["model"]], **values)
+        return options.epochs * (1 + 16 / options.bs)  # small batches are slower
 
     return study.plan(train, STUDIES, args, lambda setting, seed: out / folder_name(setting, seed), dataset, cost)
 
@@ -189,17 +190,18 @@ def report(name, rows, out):
 # --------------------------------------------------------------------------------------------------------------- main
 
 
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    study.add_flags(p, STUDIES)
-    run.add_flags(p, "data_dir", "limit", data=dict(type=data.dataset_arg, default="auto", help=data.DATA_HELP),
-                  out=dict(default=str(run.ROOT / "out" / "cifar" / "sweep"), help="folder of the study"),
-                  epochs=dict(help="instead of each setting's own, for a quick look"))  # fmt: skip
-    return p
+@dataclass(kw_only=True)
+class Options(study.StudyOptions):
+    study: tuple[str, ...] = study.study_option(STUDIES)
+    data: str = option("auto", data.DATA_HELP, type=data.dataset_arg, metavar="NAME|PATH")
+    data_dir: str | None = run.data_dir_option()
+    out: str = option(str(run.ROOT / "out/cifar/sweep"), "folder of the study", type=run.path_arg, metavar="DIR")
+    epochs: int | None = option(None, "instead of each setting's own, for a quick look", above=0)
+    limit: int | None = option(None, "only the first N examples of each part", above=0)
 
 
 def main(argv=None):
-    args = parser().parse_args(argv)
+    args = run.parse_options(__file__, Options, argv)
     out = Path(args.out)
     if study.run_jobs(train, jobs_of(args, out), args):
         for name in args.study:

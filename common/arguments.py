@@ -1,6 +1,7 @@
 """The arguments of a script: from the command line over a recipe, or from the record of the run that it resumes."""
 
 import argparse
+import ast
 import dataclasses
 import json
 import os
@@ -48,19 +49,21 @@ def threads_arg(text):
     return int(text)
 
 
-@dataclass(kw_only=True)
-class RunOptions:
-    """The options of every script that trains. `check` raises UserError if values of several fields do not fit."""
+def data_dir_option():
+    return option(None, "folder of the datasets (default: $DATA_DIR, else data/)", type=path_arg, metavar="DIR")
 
-    data: str = option("auto", "the dataset", metavar="NAME|PATH")
-    out: str | None = option(
-        None, "run folder (default: the first free out/FOLDER/DATA-MODEL-sSEED-N)", type=path_arg, metavar="DIR"
-    )
-    resume: str | None = option(
-        None, "continue the run in DIR; `auto`: the one in --out, if any", type=path_arg, metavar="DIR"
-    )
-    seed: int = option(0, "initial weights, data order, augmentation", at_least=0)
-    tensorboard: bool = option(False, "write the metrics as event files too, for tensorboard --logdir out")
+
+def device_option():
+    return option("auto", "auto: cuda, else mps, else cpu", choices=["auto", "cpu", "cuda", "mps"])
+
+
+def threads_option():
+    return option("auto", "CPU threads; auto: as many as the script gains from", type=threads_arg, metavar="N")
+
+
+@dataclass(kw_only=True)
+class ScriptOptions:
+    """The options of a script. `check` raises UserError if values of several fields do not fit together."""
 
     variant: ClassVar[str | None] = None  # the field on which other options depend
 
@@ -69,16 +72,30 @@ class RunOptions:
 
 
 @dataclass(kw_only=True)
+class RunOptions(ScriptOptions):
+    """The options of every script that makes a run folder."""
+
+    data: str = option("auto", "the dataset", metavar="NAME|PATH")
+    out: str | None = option(
+        None,
+        "run folder (default: the first free out/FOLDER/DATA-MODEL-sSEED-N)",
+        type=path_arg,
+        metavar="DIR",
+    )
+    resume: str | None = option(
+        None, "continue the run in DIR; `auto`: the one in --out, if any", type=path_arg, metavar="DIR"
+    )
+    seed: int = option(0, "initial weights, data order, augmentation", at_least=0)
+    tensorboard: bool = option(False, "write the metrics as event files too, for tensorboard --logdir out")
+
+
+@dataclass(kw_only=True)
 class TrainOptions(RunOptions):
     """The options of most scripts that train a network."""
 
-    data_dir: str | None = option(
-        None, "folder of the datasets (default: $DATA_DIR, else data/)", type=path_arg, metavar="DIR"
-    )
-    device: str = option("auto", "auto: cuda, else mps, else cpu", choices=["auto", "cpu", "cuda", "mps"])
-    threads: int | str = option(
-        "auto", "CPU threads; auto: as many as the script gains from", type=threads_arg, metavar="N"
-    )
+    data_dir: str | None = data_dir_option()
+    device: str = device_option()
+    threads: int | str = threads_option()
     precision: str = option("auto", "auto: bf16 where it is known to gain", choices=["auto", "fp32", "bf16"])
     limit: int | None = option(None, "only the first N examples of each part, for a quick look", above=0)
 
@@ -93,7 +110,8 @@ def parse_options(script, cls, argv=None, recipe=None, extendable=lambda options
     argv = sys.argv[1:] if argv is None else list(argv)
     recipe = recipe or (lambda given: cls())
     if "-h" in argv or "--help" in argv:
-        make_parser(cls, base=recipe(peek(cls, argv))).parse_args(argv)
+        docstring = ast.get_docstring(ast.parse(Path(script).read_text(encoding="utf-8")))
+        make_parser(cls, recipe(peek(cls, argv)), docstring).parse_args(argv)
     parser = make_parser(cls)
     given = vars(parser.parse_args(argv))
     try:

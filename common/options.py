@@ -203,13 +203,12 @@ def as_dict(options) -> dict:
 # ---------------------------------------------------------------------------------------------------- the command line
 
 
-def make_parser(cls, base=None) -> argparse.ArgumentParser:
+def make_parser(cls, base=None, description: str | None = None) -> argparse.ArgumentParser:
     """The parser with a flag for each option of the dataclass `cls`; what is not on the command line is not set.
 
     base: an instance, whose values --help shows as defaults. The common flags come first.
     """
-    doc = sys.modules[cls.__module__].__doc__
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     own = {name for name in options_of(cls) if name in cls.__annotations__}
     common = parser.add_argument_group("common to most scripts")
     special = parser.add_argument_group("of this script")

@@ -12,12 +12,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from common import run
 from common.cores import usable_cores
 from common.files import display_path, lock_folder, make_folder, write
+from common.options import option, to_argv
 from common.records import read_record
 from common.terminal import UserError
 
@@ -34,6 +36,26 @@ class Job(NamedTuple):
     folder: Path
     argv: list[str]
     cost: float = 1.0
+
+
+def study_option(studies):
+    """The field `study` of a StudyOptions: the names in `studies`; all of them by default."""
+    return option(tuple(studies), "which studies", choices=list(studies), nargs="+", metavar="STUDY")
+
+
+@dataclass(kw_only=True)
+class StudyOptions(run.ScriptOptions):
+    """The options of every sweep.py."""
+
+    study: tuple[str, ...]
+    seeds: int = option(3, "seeds 0 to N - 1", above=0)
+    jobs: int = option(usable_cores(), "runs at a time, which share the cores", above=0)
+    list: bool = option(False, "print the commands and run nothing")
+
+
+def argv_of(train, values: dict) -> list:
+    """The command line of the module `train` that sets `values`."""
+    return to_argv(train.Options, values) if hasattr(train, "Options") else run.to_argv(train.parser(), values)
 
 
 def add_flags(parser, studies, seeds=3):
@@ -57,13 +79,13 @@ def plan(train, studies, args, folder, dataset, cost) -> list[Job]:
     """
     changes = {name: getattr(args, name) for name in ("limit", "epochs") if getattr(args, name) is not None}
     where = ["--data-dir", args.data_dir] if getattr(args, "data_dir", None) else []
-    jobs, parser = {}, train.parser()
+    jobs = {}
     for seed in range(args.seeds):
         for name in args.study:
             for setting in studies[name].values():
                 values = setting | dict(data=dataset(name, setting), seed=seed) | changes
                 place = folder(setting, seed)
-                jobs[place] = Job(place, run.to_argv(parser, values) + where, cost(values))
+                jobs[place] = Job(place, argv_of(train, values) + where, cost(values))
     return list(jobs.values())
 
 

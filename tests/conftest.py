@@ -48,7 +48,10 @@ def load(folder, module="train"):
 
 
 def offers(folder, flag):
-    return flag in vars(load(folder).parser().parse_args([]))
+    module = load(folder)
+    if hasattr(module, "Options"):
+        return flag in module.Options.__dataclass_fields__
+    return flag in vars(module.parser().parse_args([]))
 
 
 def quick(folder, **more):

@@ -118,7 +118,8 @@ def test_every_flag_is_read(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "parse", lambda argv=None: Recorder(**vars(parse(argv))))
     for i, more in enumerate([[], *VARIANTS.get(folder, [])]):
         module.main([*quick(folder), *more, "--out", str(tmp_path / str(i))])
-    assert not vars(module.parser().parse_args([])).keys() - read
+    names = module.Options.__dataclass_fields__ if hasattr(module, "Options") else vars(module.parser().parse_args([]))
+    assert not names.keys() - read
 
 
 @each_folder
