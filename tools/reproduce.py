@@ -41,7 +41,12 @@ sys.path.insert(0, sys.argv[1])
 import train
 
 wanted, flags, groups = json.load(sys.stdin), {}, []
-for action in train.parser()._actions:
+if hasattr(train, "Options"):
+    from common.options import as_dict, make_parser
+    parser = make_parser(train.Options)
+else:  # before every option was a field of a dataclass
+    as_dict, parser = vars, train.parser()
+for action in parser._actions:
     flags.setdefault(action.dest, action)
 for name in sorted(wanted, key=lambda name: name not in ("model", "recipe", "data")):
     action, value = flags.get(name), wanted[name]
@@ -61,7 +66,7 @@ def differ(groups):
             args = train.parse(argv) if hasattr(train, "parse") else train.parser().parse_args(argv)
     except SystemExit:
         return None
-    values = json.loads(json.dumps(vars(args)))
+    values = json.loads(json.dumps(as_dict(args)))
     return {k: [v, values.get(k)] for k, v in wanted.items() if values.get(k) != v and not same(k, v, values.get(k))}
 
 def same(name, before, now):
