@@ -1,10 +1,8 @@
-PYTEST = python -m pytest -n auto --dist loadgroup
-
 .PHONY: test test-all tables format reproduce mutants
 test:
-	$(PYTEST) -m "not slow"
+	python -m pytest
 test-all:
-	$(PYTEST)
+	python -m pytest -m ""
 tables:
 	python tools/ledger.py
 format:

@@ -1,50 +1,69 @@
-"""What the tests share: the folders, and one way to import from them, since nine modules are called `model`."""
+"""What all tests share: how they are spread over processes, runs that are made once, and what a command line says."""
 
 import atexit
 import functools
-import importlib
 import os
 import re
 import shutil
+import socket
 import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = sorted(file.parent.name for file in ROOT.glob("*/train.py"))
+import helpers
+import processes
+from helpers import FOLDERS, ROOT, Lazy, lazy, load  # noqa: F401, test files take these from here
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny networks gain nothing from more threads
 
-if "MPLCONFIGDIR" not in os.environ:  # fonts are listed once, not by the first training, which would say so
-    os.environ["MPLCONFIGDIR"] = tempfile.mkdtemp(prefix="matplotlib-")
-    atexit.register(shutil.rmtree, os.environ["MPLCONFIGDIR"], ignore_errors=True)
-    importlib.import_module("matplotlib.font_manager")
-
 sys.path.insert(0, str(ROOT))  # `common`: one copy for the tests and for all folders
-run = importlib.import_module("common.run")
-shapes = importlib.import_module("common.shapes")
-shapes.draw_builtin = functools.cache(shapes.draw_builtin)  # a second each time
 
 
-@functools.cache
-def load(folder, module="train"):
-    """The module `module` of `folder`, imported with that folder first on sys.path and without other folders' modules.
+def import_run():
+    from common import run
 
-    `load("cifar").data` is the data module that cifar/train.py itself imported. The modules of common/ are shared.
-    """
-    own = {file.stem for file in ROOT.glob("*/*.py")} - {"conftest", "common"}
-    before = {name: sys.modules.pop(name) for name in own & sys.modules.keys()}
-    sys.path.insert(0, str(ROOT / folder))
-    try:
-        return importlib.import_module(module)
-    finally:
-        sys.path.remove(str(ROOT / folder))
-        for name in own & sys.modules.keys():
-            del sys.modules[name]
-        sys.modules.update(before)
+    return run
+
+
+run = Lazy(import_run)
+
+
+# ------------------------------------------------------------------------------------------------------- the processes
+
+# Tests of one folder run in one process: what they share is made once. The slowest folders begin, so that no process
+# is left with one of them when the others have ended (`pytest --durations=0 -n 0 tests/test_FOLDER.py` measures one).
+SLOWEST = ["resnet", "distilgpt2", "nanogpt", "simplenn", "textbooks", "cifar", "s2vt", "gan", "lstm_imdb"]
+
+
+def group_of(item):
+    folder = getattr(item, "callspec", None) and item.callspec.params.get("folder")
+    return folder or re.sub(r"^test_|(_text)?\.py$", "", item.path.name)
+
+
+def pytest_collection_modifyitems(items):
+    groups = {item: group_of(item) for item in items}
+    for item, group in groups.items():
+        item.add_marker(pytest.mark.xdist_group(group))
+    order = {group: i for i, group in enumerate(SLOWEST)}
+    items.sort(key=lambda item: order.get(groups[item], len(order)))
+
+
+def pytest_configure(config):
+    """Folders that the processes of a session share, which the first one makes and removes."""
+    for name in ("MPLCONFIGDIR", "FORK_SERVER_DIR"):
+        if name not in os.environ:
+            os.environ[name] = tempfile.mkdtemp(prefix="tests-")
+            atexit.register(shutil.rmtree, os.environ[name], ignore_errors=True)
+
+
+def pytest_runtest_setup(item):
+    helpers.Drawing.real = item.get_closest_marker("draws") is not None
+
+
+# ---------------------------------------------------------------------------------------------------------------- runs
 
 
 def offers(folder, flag):
@@ -54,28 +73,40 @@ def offers(folder, flag):
     return flag in vars(module.parser().parse_args([]))
 
 
-def quick(folder, **more):
-    """Arguments of train.py for a run of a second or so."""
-    wanted = {"recipe": "tiny", "data": "builtin", "seed": 3, "device": "cpu", "limit": 200} | more
+def quick(folder, **options):
+    """Arguments of train.py for a run of a second or so, with `options` as flags; those that `folder` lacks, such as
+    `epochs` where a run is counted in steps, are left out."""
+    wanted = {"recipe": "tiny", "data": "builtin", "seed": 3, "device": "cpu", "limit": 200} | options
     return [word for name, value in wanted.items() if offers(folder, name) for word in (f"--{name}", str(value))]
 
 
 def train(folder, *argv):
-    return load(folder).main(list(argv))
+    return load(folder).main([str(word) for word in argv])
+
+
+def start(folder, *argv, script="train.py", **options):
+    """A command of `folder` in a process of its own: see processes.start."""
+    return processes.start(ROOT / folder / script, *argv, **options)
 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
-    """finished(folder): the run folder of a quick run, made once."""
-    made = {}
+    """finished(folder): the run folder of a quick run, made once, without network and with real figures."""
 
+    @functools.cache
     def get(folder):
-        if folder not in made:
-            made[folder] = tmp_path_factory.mktemp(folder) / "run"
-            train(folder, *quick(folder), "--out", str(made[folder]))
-        return made[folder]
+        out = tmp_path_factory.mktemp(folder) / "run"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(socket.socket, "connect", refuse_network)
+            patch.setattr(helpers.Drawing, "real", True)
+            train(folder, *quick(folder), "--out", out)
+        return out
 
     return get
+
+
+def refuse_network(*args, **kwargs):
+    raise AssertionError("the network was asked for")
 
 
 @pytest.fixture
@@ -97,6 +128,9 @@ def data_dir():
     return need
 
 
+# ------------------------------------------------------------------------------------------------------- command lines
+
+
 def failure(call, *args):
     """Call what must fail: (exit status, message) as the command line would have them."""
     with pytest.raises((SystemExit, run.UserError)) as caught:
@@ -104,6 +138,27 @@ def failure(call, *args):
     if isinstance(caught.value, run.UserError):
         return 1, f"error: {caught.value}"
     return (caught.value.code, "") if isinstance(caught.value.code, int) else (1, str(caught.value))
+
+
+def one_line(message):
+    return message.startswith("error: ") and "\n" not in message.strip() and "Traceback" not in message
+
+
+@pytest.fixture
+def refused(capsys):
+    """refused(parse, *argv): the last line on standard error where `parse`, of a script, must refuse these arguments
+    in argparse's way: usage, one line, exit 2."""
+
+    def check(parse, *argv):
+        capsys.readouterr()
+        code, message = failure(parse, [str(word) for word in argv])
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert code == 2, (argv, message)
+        assert lines[0].startswith("usage:") and sum("error:" in line for line in lines) == 1, (argv, lines)
+        assert "error:" in lines[-1], (argv, lines)
+        return lines[-1]
+
+    return check
 
 
 def run_cells(cells):
@@ -119,15 +174,3 @@ def run_cells(cells):
                 del sys.modules[name]
         sys.modules.update(modules)
     return space
-
-
-def one_line(message):
-    return message.startswith("error: ") and "\n" not in message.strip() and "Traceback" not in message
-
-
-def pytest_collection_modifyitems(items):
-    """With pytest-xdist and --dist loadgroup, tests of one folder run in one process: what they share is made once."""
-    for item in items:
-        folder = getattr(item, "callspec", None) and item.callspec.params.get("folder")
-        group = folder or re.sub(r"^test_|(_text)?\.py$", "", Path(item.fspath).name)
-        item.add_marker(pytest.mark.xdist_group(group))

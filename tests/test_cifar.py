@@ -10,16 +10,15 @@ import time
 
 from common import study
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from conftest import ROOT, failure, load, run
+from conftest import ROOT, failure, lazy, load, run
+from helpers import make_images, names
 
-train = load("cifar")
-data, model = train.data, load("cifar", "model")
+train, data, model = lazy("cifar"), lazy("cifar", "data"), lazy("cifar", "model")
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +93,7 @@ def test_crops_of_a_batch_equal_crops_one_by_one(builtin):
     assert torch.equal(builtin[0].crop_and_flip(index, shift, flip), expected)
 
 
-@pytest.mark.parametrize("augment", data.AUGMENT)
+@pytest.mark.parametrize("augment", names("cifar", "data", "AUGMENT"))
 def test_batches_are_a_function_of_seed_and_epoch(builtin, augment):
     dataset = builtin[0]
     batches = list(dataset.batches(64, shuffle=(1, 2), augment=augment))
@@ -151,25 +150,14 @@ if __name__ == "__main__":
 @pytest.fixture
 def folder(tmp_path):
     """A folder of images of the user's own, of another size, one subfolder per class."""
-    return make_folder(tmp_path / "images", {"": 20})
+    return make_images(tmp_path / "images", {"": 20})
 
 
-def make_folder(path, parts):
-    rng = np.random.default_rng(0)
-    for part, n in parts.items():
-        for name in ("cats", "dogs"):
-            (path / part / name).mkdir(parents=True)
-            for i in range(n):
-                pixels = rng.integers(0, 255, (40, 50, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(path / part / name / f"{i}.png")
-    return path
-
-
-@pytest.mark.parametrize("recipe", list(train.RECIPES))
-@pytest.mark.parametrize("name", list(train.DATASET))
+@pytest.mark.parametrize("recipe", names("cifar", "train", "RECIPES"))
+@pytest.mark.parametrize("name", names("cifar", "train", "DATASET"))
 @pytest.mark.parametrize("parts", [{"": 20}, {"train": 16, "val": 4, "test": 3}], ids=["plain", "parts"])
 def test_every_recipe_trains_on_a_folder_of_ones_own(recipe, name, parts, tmp_path):
-    folder = make_folder(tmp_path / "images", parts)
+    folder = make_images(tmp_path / "images", parts)
     argv = ["--model", name, "--recipe", recipe, "--epochs", "1", "--data", str(folder)]
     record = train.main([*argv, "--out", str(tmp_path / "run")])
     assert record["state"] == "done" and record["dataset"]["train"] == 32

@@ -19,19 +19,23 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from conftest import ROOT, failure, load, one_line
+from conftest import ROOT, Lazy, failure, lazy, load, one_line, run
 
-transformers = pytest.importorskip("transformers")
-peft = pytest.importorskip("peft", reason="peft is absent: pip install peft")
+transformers = Lazy(lambda: pytest.importorskip("transformers"))
+peft = Lazy(lambda: pytest.importorskip("peft", reason="peft is absent: pip install peft"))
 
-train = load("distilgpt2")
-data, generate, model, pretrained, scoring, run = (
-    getattr(train, name) for name in ("data", "generate", "model", "pretrained", "scoring", "run")
+train, data, model = lazy("distilgpt2"), lazy("distilgpt2", "data"), lazy("distilgpt2", "model")
+corpus, decode, generate, pretrained, scoring = (
+    lazy("distilgpt2", name) for name in ("corpus", "decode", "generate", "pretrained", "scoring")
 )
-corpus, decode = data.corpus, generate.decode
-pretrained.quiet()
 TINY = ["--recipe", "tiny", "--data", "builtin", "--device", "cpu"]
 EOS = 0
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quiet():
+    """As the scripts have it: transformers says nothing on standard error."""
+    pretrained.quiet()
 
 
 def small(vocab_size=40, seed=0, factor=4.0, **changes):

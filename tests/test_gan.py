@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from conftest import failure, load, one_line, run
+from conftest import failure, lazy, load, one_line, run
+from helpers import names
 
-train = load("gan")
-data, model, features, fid, grids, scores = (getattr(train, m) if hasattr(train, m) else load("gan", m) for m in
-                                             ("data", "model", "features", "fid", "grids", "scores"))  # fmt: skip
-MODELS = model.MODELS
+train, data, model = lazy("gan"), lazy("gan", "data"), lazy("gan", "model")
+features, fid, grids, scores = (lazy("gan", name) for name in ("features", "fid", "grids", "scores"))
+MODELS = names("gan", "model", "MODELS")
 TINY = ["--recipe", "tiny", "--data", "builtin", "--limit", "200", "--device", "cpu"]
 
 
@@ -186,7 +186,7 @@ PARAMETERS = {  # of generator and discriminator at width 64 for 10 classes, cou
 
 
 @pytest.mark.parametrize("which", MODELS)
-@pytest.mark.parametrize("network", model.NETWORKS)
+@pytest.mark.parametrize("network", names("gan", "model", "NETWORKS"))
 def test_the_networks(which, network):
     gan = model.build(which, network, 3, 10, 64, 128)
     if (which, network) in PARAMETERS:

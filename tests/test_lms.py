@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import failure, load, one_line, run
+from conftest import failure, lazy, load, one_line, run
 
-model, data, ladder = load("lms", "model"), load("lms", "data"), load("lms", "ladder")
-sweep, train = load("lms", "sweep"), load("lms")
+train, data, model = lazy("lms"), lazy("lms", "data"), lazy("lms", "model")
+ladder, sweep = lazy("lms", "ladder"), lazy("lms", "sweep")
 
 
 def problem(taps=5, n=700, seed=0):
@@ -513,15 +513,15 @@ def test_a_csv_without_noise_has_no_misadjustment(tmp_path, recwarn):
     assert record["final"]["misadjustment"] is None and not recwarn.list
 
 
-@pytest.mark.parametrize(
-    "draw, names", [(train.draw_planes, [r"$\frac{$", "$x_1"]), (train.draw_weights, ["a^{b", "$$"])]
-)
+@pytest.mark.draws
+@pytest.mark.parametrize("draw, names", [("draw_planes", [r"$\frac{$", "$x_1"]), ("draw_weights", ["a^{b", "$$"])])
 def test_column_names_are_not_read_as_mathematics(draw, names, tmp_path):
     rows = np.random.default_rng(0).integers(9, size=(40, 3)).tolist()
     text = ",".join([*names, "y"]) + "\n" + "".join(",".join(map(str, row)) + "\n" for row in rows)
     problem = data.from_csv(write(tmp_path / "t.csv", text), "y")
     assert problem.columns[:2] == names
-    run.write_figure(tmp_path / "figure.png", draw(problem, {"LMS": np.ones(3), "Wiener": np.zeros(3)}))
+    fits = {"LMS": np.ones(3), "Wiener": np.zeros(3)}
+    run.write_figure(tmp_path / "figure.png", getattr(train, draw)(problem, fits))
 
 
 def test_a_csv_is_found_again_from_another_directory(tmp_path, monkeypatch, capsys):

@@ -15,10 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from conftest import failure, load, one_line, run
+from conftest import failure, lazy, load, one_line, run
+from helpers import names
 
-train, model = load("lstm_imdb"), load("lstm_imdb", "model")
-data, corpus, outcome, pretrained = train.data, train.corpus, train.outcome, train.pretrained
+train, data, model = lazy("lstm_imdb"), lazy("lstm_imdb", "data"), lazy("lstm_imdb", "model")
+corpus, outcome, pretrained = (lazy("lstm_imdb", name) for name in ("corpus", "outcome", "pretrained"))
 TINY = ["--recipe", "tiny", "--data", "builtin", "--device", "cpu", "--limit", "200", "--precision", "fp32"]
 
 
@@ -127,8 +128,8 @@ def network(**changes):
     return model.SentimentLSTM(50, 3, **(dict(embed=6, hidden=5, dropout=0.0) | changes)).eval()
 
 
-@pytest.mark.parametrize("pool", model.POOLS)
-@pytest.mark.parametrize("cell", model.CELLS)
+@pytest.mark.parametrize("pool", names("lstm_imdb", "model", "POOLS"))
+@pytest.mark.parametrize("cell", names("lstm_imdb", "model", "CELLS"))
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_padding_never_changes_the_logits(pool, cell, bidirectional):
     net = network(pool=pool, cell=cell, bidirectional=bidirectional, layers=2)
@@ -144,7 +145,7 @@ def test_padding_never_changes_the_logits(pool, cell, bidirectional):
     assert (logits[0] - logits[1]).abs().max() > 1e-4
 
 
-@pytest.mark.parametrize("cell", model.CELLS)
+@pytest.mark.parametrize("cell", names("lstm_imdb", "model", "CELLS"))
 def test_two_directions_and_layers_are_those_of_torch_with_packing(cell):
     """The golden test: nn.LSTM(bidirectional=True) on packed sequences, which never reads padding."""
     net = network(cell=cell, bidirectional=True, layers=2)

@@ -16,12 +16,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from conftest import ROOT, failure, load
+from conftest import ROOT, failure, lazy, load
+from helpers import names
 
-train = load("nanogpt")
-data, run = train.data, train.run
-baselines, checkpoint, diagnostics, model, optim = (
-    load("nanogpt", name) for name in ("baselines", "checkpoint", "diagnostics", "model", "optim")
+train, data, model = lazy("nanogpt"), lazy("nanogpt", "data"), lazy("nanogpt", "model")
+baselines, checkpoint, diagnostics, optim = (
+    lazy("nanogpt", name) for name in ("baselines", "checkpoint", "diagnostics", "optim")
 )
 MODERN = dict(rotary=True, norm="rms", mlp="relu2", qk_norm=True)
 
@@ -105,18 +105,23 @@ def test_written_out_attention_equals_fused_attention(options, monkeypatch):
     assert maps.triu(1).abs().max() == 0
 
 
-def models():
-    yield "gpt", small()
-    yield "modern", small(**MODERN)
-    yield "bigram", baselines.Bigram(baselines.BigramConfig(50, 16))
-    yield "factored bigram", baselines.Bigram(baselines.BigramConfig(50, 16, n_embd=8))
-    for direct in (False, True):
-        config = baselines.WordMLPConfig(50, 16, context=3, n_embd=8, hidden=12, direct=direct)
-        yield f"wordmlp direct {direct}", baselines.WordMLP(config)
+def word_mlp(direct):
+    return baselines.WordMLP(baselines.WordMLPConfig(50, 16, context=3, n_embd=8, hidden=12, direct=direct))
 
 
-@pytest.mark.parametrize("net", [pytest.param(net, id=name) for name, net in models()])
-def test_every_model(net, tmp_path):
+MODELS = {
+    "gpt": lambda: small(),
+    "modern": lambda: small(**MODERN),
+    "bigram": lambda: baselines.Bigram(baselines.BigramConfig(50, 16)),
+    "factored bigram": lambda: baselines.Bigram(baselines.BigramConfig(50, 16, n_embd=8)),
+    "wordmlp": lambda: word_mlp(direct=False),
+    "wordmlp direct": lambda: word_mlp(direct=True),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model(name, tmp_path):
+    net = MODELS[name]()
     idx = torch.randint(50, (4, 16))
     assert net(idx).shape == (4, 16, 50) and net(idx[:, :5]).shape == (4, 5, 50)
     first_loss = diagnostics.check_start(net, idx, idx.roll(-1, 1))
@@ -393,7 +398,7 @@ def test_shakespeare_by_characters_is_evaluated_whole():
     assert eval_tokens("cpu", shakespeare(), iters=100) < 2400, "not in a short run"
 
 
-@pytest.mark.parametrize("recipe", train.RECIPES)
+@pytest.mark.parametrize("recipe", names("nanogpt", "train", "RECIPES"))
 def test_evaluations_cost_a_tenth_of_a_run_at_most(recipe):
     """A forward pass costs a third of a training step."""
     for level in ("char", "word", "gpt2"):

@@ -19,17 +19,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from conftest import ROOT, failure, load, one_line, run_cells
-from test_hostile import mutations
+from conftest import ROOT, failure, lazy, load, one_line, run, run_cells
+from helpers import mutations
 
-sample = load("nanogpt", "sample")
-data, run = sample.data, sample.run
-openwebtext = data.openwebtext
-attention, baselines, checkpoint, generate = (
-    load("nanogpt", name) for name in ("attention", "baselines", "checkpoint", "generate")
+sample, data, model = lazy("nanogpt", "sample"), lazy("nanogpt", "data"), lazy("nanogpt", "model")
+attention, baselines, checkpoint, generate, openwebtext, stage, stages, tokenizer = (
+    lazy("nanogpt", name)
+    for name in ("attention", "baselines", "checkpoint", "generate", "openwebtext", "stage", "stages", "tokenizer")
 )
-model, stages, tokenizer = (load("nanogpt", name) for name in ("model", "stages", "tokenizer"))
-stage = stages.stage
 MODERN = dict(rotary=True, norm="rms", mlp="relu2", qk_norm=True)
 
 PROSE = """Call me Ishmael. Some years ago -- never mind how long precisely -- having little or no money in my purse,
@@ -562,7 +559,7 @@ def test_sample_takes_the_newest_run_or_the_committed_model(tmp_path, monkeypatc
     assert (tmp_path / "generated_nanogpt.txt").read_text() == text
 
 
-@pytest.mark.parametrize("name", sample.COMMITTED)
+@pytest.mark.parametrize("name", [file.stem for file in sorted((ROOT / "nanogpt" / "weights").glob("*.safetensors"))])
 def test_committed_models_generate(name, tmp_path):
     assert sample.COMMITTED[name].stat().st_size < 3_000_000
     prompt = ["--prompt", "def add(a, b):"] if name == "phi1" else []  # it completes functions, and nothing else

@@ -17,12 +17,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 
-from conftest import failure, load, one_line, run
+from conftest import failure, lazy, load, one_line, run
 
-train = load("s2vt")
-data, model, scores, checkpoint = train.data, train.model, train.scores, train.checkpoint
-decode, videos, extractors = load("s2vt", "decode"), data.videos, data.extractors
-normalize = data.normalize
+train, data, model = lazy("s2vt"), lazy("s2vt", "data"), lazy("s2vt", "model")
+checkpoint, decode, extractors, scores, videos = (
+    lazy("s2vt", name) for name in ("checkpoint", "decode", "extractors", "scores", "videos")
+)
 PAD, BOS, EOS, UNK = range(4)
 AT_ONCE = {"gru": torch.nn.GRUCell, "lstm": torch.nn.LSTMCell}
 
@@ -333,8 +333,8 @@ def test_the_small_network_keeps_its_weights():
 
 
 def test_captions_are_normalized_and_words_counted():
-    assert normalize(" A man\u2019s dog,  RUNNING...\n") == "a man's dog running"
-    assert normalize("Caf\u00e9 no. 5_x!") == "caf\u00e9 no 5 x" and normalize("?!") == ""
+    assert data.normalize(" A man\u2019s dog,  RUNNING...\n") == "a man's dog running"
+    assert data.normalize("Caf\u00e9 no. 5_x!") == "caf\u00e9 no 5 x" and data.normalize("?!") == ""
     vocabulary = data.Vocabulary.build(["a b b", "b c c", "c d"], min_count=2)
     assert vocabulary.words == ["<pad>", "<bos>", "<eos>", "<unk>", "b", "c"]
     assert vocabulary.encode("b d c") == [4, UNK, 5, EOS] and vocabulary.decode([4, 5]) == "b c"

@@ -16,13 +16,14 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from conftest import ROOT, failure, load, one_line, run
+from conftest import ROOT, failure, lazy, one_line, run
+from helpers import names
 
-train, sweep = load("simplenn"), load("simplenn", "sweep")
-data, model = train.data, load("simplenn", "model")
-analyze, predict, bench = (load("simplenn", name) for name in ("analyze", "predict", "bench"))
-train_optax, saved = load("simplenn", "train_optax"), predict.saved
-hessian, training = sweep.minimal_ratio.hessians, sweep.minimal_ratio.training
+train, data, model = lazy("simplenn"), lazy("simplenn", "data"), lazy("simplenn", "model")
+analyze, bench, predict, saved, sweep, train_optax = (
+    lazy("simplenn", name) for name in ("analyze", "bench", "predict", "saved", "sweep", "train_optax")
+)
+hessian, training = lazy("simplenn", "studies.hessian"), lazy("simplenn", "studies.training")
 
 
 # --------------------------------------------------------------------------------------------------------- own layers
@@ -577,7 +578,14 @@ def test_training_on_the_gradient_norm_reaches_critical_points():
 # ------------------------------------------------------------------------------------------------------------- studies
 
 
-@pytest.mark.parametrize("study", sweep.STUDIES)
+STUDIES = [file.stem for file in sorted((ROOT / "simplenn" / "studies").glob("*.py")) if "PARTS" in file.read_text()]
+
+
+def test_every_study_is_offered():
+    assert sorted(sweep.STUDIES) == STUDIES
+
+
+@pytest.mark.parametrize("study", STUDIES)
 def test_every_study_in_seconds(study, tmp_path):
     sweep.main(["--study", study, "--quick", "--jobs", "1", "--out", str(tmp_path)])
     for part in sweep.STUDIES[study].PARTS:
@@ -618,7 +626,7 @@ def test_a_study_in_two_processes_has_the_same_rows(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", bench.PARTS)
+@pytest.mark.parametrize("part", names("simplenn", "bench", "PARTS"))
 def test_bench(part, tmp_path):
     words = ["--data", "builtin", "--limit", "200", "--epochs", "1", "--rounds", "1", "--out", str(tmp_path)]
     rows = bench.main(["--part", part, *words])

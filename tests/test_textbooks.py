@@ -14,12 +14,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from conftest import ROOT, failure, load, one_line, run_cells
-from test_hostile import mutations
+from conftest import ROOT, failure, lazy, load, one_line, run, run_cells
+from helpers import mutations
 
-train = load("nanogpt")
-data, prepared, run = train.data, train.data.prepared, train.run
-checkpoint, tokenizer = (load("nanogpt", name) for name in ("checkpoint", "tokenizer"))
+train, data, phi1 = lazy("nanogpt"), lazy("nanogpt", "data"), lazy("nanogpt", "phi1")
+checkpoint, prepared, tokenizer = (lazy("nanogpt", name) for name in ("checkpoint", "prepared", "tokenizer"))
 ADD = {"prompt": 'def add(a, b):\n    """Add two numbers."""\n', "completion": "    return a + b\n"}
 SQUARE = {"prompt": 'def square(x):\n    """Square x."""\n', "completion": "    y = x * x\n    return y\n"}
 TINY = ["--recipe", "tiny", "--tokens", "bpe", "--device", "cpu", "--precision", "fp32", "--set", "model.block_size=64"]
@@ -275,9 +274,8 @@ def test_a_model_of_the_hub_that_is_not_there(folders, tmp_path, capsys):
 
 # -------------------------------------------------------------------------------------------------------- the exercises
 
-phi1 = load("nanogpt", "phi1")
 MODULES = "benchmarks clean complete exercises inside paired plan prepare quality sandbox texts writer".split()
-textbooks = types.SimpleNamespace(**{name: sys.modules[f"textbooks.{name}"] for name in MODULES})
+textbooks = types.SimpleNamespace(**{name: lazy("nanogpt", f"textbooks.{name}") for name in MODULES})
 exercises, sandbox, benchmarks, clean, paired = (
     getattr(textbooks, name) for name in ("exercises", "sandbox", "benchmarks", "clean", "paired")
 )

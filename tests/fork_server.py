@@ -1,0 +1,195 @@
+"""A process that has imported PyTorch and forks a child per command, so that no command pays for that import.
+
+    python tests/fork_server.py SOCKET         # serve commands until no test process is connected any more
+    python tests/fork_server.py --once FILE    # run the command in a JSON file in this process, where there is no fork
+
+The server imports modules and runs no tensor operation: after the first parallel one, a forked child would hang in its
+first. A child runs a script as Python does when the script is its command: it is `__main__`, its folder is first on
+sys.path, and none of its modules are imported yet. tests/processes.py is the other side.
+"""
+
+import base64
+import contextlib
+import functools
+import gc
+import importlib
+import itertools
+import json
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+import types
+from pathlib import Path
+
+STREAMS = {"stdin": 0, "stdout": 1, "stderr": 2}
+BLANK = base64.b64decode(  # a PNG of one pixel
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
+)
+
+
+def save_blank(figure, file, **options):
+    """In place of matplotlib's Figure.savefig, which takes most of the time of a small run."""
+    with contextlib.nullcontext(file) if hasattr(file, "write") else open(file, "wb") as stream:
+        stream.write(BLANK)
+
+
+# ------------------------------------------------------------------------------------------------------- the child
+
+
+def run_script(command):
+    """Run the script of `command` as `__main__`, with its directory, environment, streams and limits."""
+    os.chdir(command["cwd"])
+    os.environ.update(command["env"])
+    for name in command["closed"]:  # as Python does where a stream is closed when it starts
+        os.close(STREAMS[name])
+        setattr(sys, name, None)
+    for name, limit in command["limits"].items():
+        import resource  # POSIX
+
+        resource.setrlimit(getattr(resource, name), (limit, limit))
+    script = Path(command["script"])
+    sys.argv[:], sys.path[0] = [str(script), *command["argv"]], str(script.parent)
+    main = types.ModuleType("__main__")
+    main.__file__ = str(script)
+    sys.modules["__main__"] = main
+    for event in command["events"]:
+        act_at(**event)
+    exec(compile(script.read_bytes(), script, "exec"), vars(main))
+
+
+def act_at(function: str, call: int, before: bool, number: int | None, pause: str | None):
+    """Send this process the signal `number`, or make it wait, before or after a call of `function`, "module:name" or
+    "module:class.name".
+
+    call: which one, from 1. pause: a file that says that the process waits, which it does until the file is removed.
+    """
+    module, _, path = function.partition(":")
+    *outer, name = path.split(".")
+    owner = functools.reduce(getattr, outer, importlib.import_module(module))
+    original, calls = getattr(owner, name), itertools.count(1)
+
+    def act():
+        if number is not None:
+            return os.kill(os.getpid(), number)
+        Path(pause).touch()
+        while Path(pause).exists():
+            time.sleep(0.005)
+
+    @functools.wraps(original)
+    def counted(*args, **kwargs):
+        due = next(calls) == call
+        if due and before:
+            act()
+        result = original(*args, **kwargs)
+        if due and not before:
+            act()
+        return result
+
+    setattr(owner, name, counted)
+
+
+# ------------------------------------------------------------------------------------------------------ the server
+
+
+class Server:
+    """Connections of test processes (leases), and one connection for each child that they asked for."""
+
+    def __init__(self, path):
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(path)
+        self.listener.listen(64)
+        self.children, self.connections = {}, {self.listener}
+        self.selector = selectors.DefaultSelector()
+        self.selector.register(self.listener, selectors.EVENT_READ)
+        wake_up, self.wake_up = socket.socketpair()
+        wake_up.setblocking(False)
+        self.connections |= {wake_up, self.wake_up}
+        self.selector.register(self.wake_up, selectors.EVENT_READ)
+        signal.set_wakeup_fd(wake_up.fileno(), warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+
+    def serve(self):
+        """Serve until the last test process is gone (None), or return in a child with the command that it is to run."""
+        used, parent = False, os.getppid()
+        while len(self.connections) > 3 or not used and os.getppid() == parent:
+            for key, _ in self.selector.select(timeout=60):
+                if key.fileobj is self.listener:
+                    used = True
+                    connection = self.listener.accept()[0]
+                    self.connections.add(connection)
+                    self.selector.register(connection, selectors.EVENT_READ)
+                elif key.fileobj is self.wake_up:
+                    self.wake_up.recv(4096)
+                    self.report()
+                elif command := self.receive(key.fileobj):
+                    return command
+        return None
+
+    def receive(self, connection):
+        """Handle what a test process sent. Returns the command in a forked child, and None in the server."""
+        message, descriptors, _, _ = socket.recv_fds(connection, 1, 4)
+        if not message:  # the test process is gone, or has what it wanted: so is the child
+            self.selector.unregister(connection)
+            self.connections.discard(connection)
+            connection.close()
+            for pid in [pid for pid, one in self.children.items() if one is connection]:
+                os.kill(pid, signal.SIGKILL)
+            return None
+        with open(descriptors.pop(0), "rb") as file:
+            command = json.load(file)
+        for name in command["preload"]:
+            with contextlib.suppress(ImportError):
+                importlib.import_module(name)
+        gc.freeze()
+        pid = os.fork()
+        if pid == 0:
+            self.become_child(descriptors)
+            return command
+        for descriptor in descriptors:
+            os.close(descriptor)
+        self.children[pid] = connection
+        send(connection, {"pid": pid})
+        return None
+
+    def become_child(self, streams):
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        self.selector.close()
+        for connection in self.connections:
+            connection.close()
+        for number, descriptor in enumerate(streams):
+            os.dup2(descriptor, number)
+            os.close(descriptor)
+
+    def report(self):
+        """Tell the test processes which of their children have ended."""
+        for pid, connection in list(self.children.items()):
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                send(connection, {"returncode": os.waitstatus_to_exitcode(status)})
+                del self.children[pid]
+
+
+def send(connection, message):
+    with contextlib.suppress(OSError):  # nobody waits for it any more
+        connection.sendall(json.dumps(message).encode() + b"\n")
+
+
+def main():
+    if sys.argv[1] == "--once":
+        return run_script(json.loads(Path(sys.argv[2]).read_bytes()))
+    import matplotlib.figure
+    import matplotlib.font_manager  # noqa: F401
+    import torch  # noqa: F401
+
+    matplotlib.figure.Figure.savefig = save_blank
+    command = Server(sys.argv[1]).serve()
+    if command:
+        run_script(command)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,201 @@
+"""What test files repeat: modules that are imported on first use, files of one's own, and runs that are compared."""
+
+import ast
+import csv
+import functools
+import gzip
+import importlib
+import os
+import sys
+import zlib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDERS = sorted(file.parent.name for file in ROOT.glob("*/train.py"))
+
+
+# -------------------------------------------------------------------------------------------------- modules of folders
+
+
+class Lazy:
+    """A module that is imported when a test first uses it, not when tests are collected. Setting an attribute sets that
+    of the module."""
+
+    __slots__ = ("_import",)
+
+    def __init__(self, import_it):
+        object.__setattr__(self, "_import", import_it)
+
+    def __getattr__(self, name):
+        if name in ("__test__", "__wrapped__", "__bases__", "_mock_name"):  # what pytest asks when it collects tests
+            raise AttributeError(name)
+        return getattr(self._import(), name)
+
+    def __setattr__(self, name, value):
+        setattr(self._import(), name, value)
+
+    def __delattr__(self, name):
+        delattr(self._import(), name)
+
+
+def lazy(folder, module="train"):
+    """load(folder, module), on first use: for the top of a test file."""
+    return Lazy(functools.partial(load, folder, module))
+
+
+def names(folder, module, constant):
+    """The items of a constant tuple or list of a module, or the keys of a dict, read from the source: what a test is
+    parametrized with is needed before anything is imported."""
+    for node in ast.parse((ROOT / folder / f"{module}.py").read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and [getattr(target, "id", None) for target in node.targets] == [constant]:
+            items = node.value.keys if isinstance(node.value, ast.Dict) else node.value.elts
+            return [ast.literal_eval(item) for item in items]
+    raise LookupError(f"{folder}/{module}.py: has no {constant}")
+
+
+OWN = {file.stem for folder in FOLDERS for file in (ROOT / folder).glob("*.py")} - {"common"}  # modules of folders
+imported = {folder: {} for folder in FOLDERS}  # {folder: {name: module}}
+
+
+@functools.cache
+def load(folder, module="train"):
+    """The module `module` of `folder`, imported with that folder first on sys.path and without other folders' modules.
+
+    `load("cifar", "data")` is the module that cifar/train.py itself imported. The modules of common/ are shared.
+    """
+    prepare()
+    before = {name: sys.modules.pop(name) for name in OWN & sys.modules.keys()}
+    sys.modules.update(imported[folder])
+    sys.path.insert(0, str(ROOT / folder))
+    try:
+        return importlib.import_module(module)
+    finally:
+        sys.path.remove(str(ROOT / folder))
+        imported[folder] |= {name: sys.modules.pop(name) for name in OWN & sys.modules.keys()}
+        sys.modules.update(before)
+
+
+@functools.cache
+def prepare():
+    """What holds for all folders in this process: the built-in images are drawn once, and figures are blank."""
+    from common import shapes
+
+    import filelock
+
+    with filelock.FileLock(Path(os.environ["MPLCONFIGDIR"]) / "lock"):  # fonts are listed once, not by each process
+        import matplotlib.font_manager  # noqa: F401
+    import matplotlib.figure
+
+    shapes.draw_builtin = functools.cache(shapes.draw_builtin)  # a second each time
+    matplotlib.figure.Figure.savefig = Drawing(matplotlib.figure.Figure.savefig)
+
+
+class Drawing:
+    """Figure.savefig, which draws only while `real` is set: drawing takes most of the time of a small run."""
+
+    real = False
+
+    def __init__(self, savefig):
+        self.savefig = savefig
+
+    def __get__(self, figure, kind=None):
+        from fork_server import save_blank
+
+        return functools.partial(self.savefig if Drawing.real else save_blank, figure)
+
+
+# ------------------------------------------------------------------------------------------------------- runs compared
+
+
+def metrics(out, without=("seconds",)):
+    """The rows of metrics.csv, as texts, without the columns whose names contain a word of `without`."""
+    with open(out / "metrics.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return [{name: value for name, value in row.items() if not any(word in name for word in without)} for row in rows]
+
+
+def weights(out, name="last.pt"):
+    """{name: tensor} of the network in a checkpoint of the run folder `out`."""
+    import torch
+
+    return torch.load(out / name, weights_only=True)["model"]
+
+
+def same_weights(a, b, name="last.pt"):
+    """Are the weights in the run folders `a` and `b` equal, bit for bit?"""
+    import torch
+
+    ours, theirs = weights(a, name), weights(b, name)
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+# --------------------------------------------------------------------------------------------------- files of one's own
+
+
+def write_csv(path, header, rows):
+    """A CSV file with the columns `header`. Returns its path."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *rows])
+    return path
+
+
+def write_images(folder, count, size=(40, 50), seed=0):
+    """`count` images of random pixels, 0.png, 1.png ..., of `size` (height, width), in `folder`. Returns the folder."""
+    import numpy as np
+    from PIL import Image
+
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    return folder
+
+
+def make_images(root, parts, classes=("cats", "dogs"), size=(40, 50)):
+    """`parts[part]` images for each class, in root/part/class; the part "" is `root` itself. Returns `root`."""
+    for part, count in parts.items():
+        for name in classes:
+            write_images(root / part / name, count, size, seed=zlib.crc32(os.fsencode(f"{part}/{name}")))
+    return root
+
+
+def write_idx(path, array):
+    """An idx file, as MNIST has them, of bytes."""
+    import numpy as np
+
+    header = np.array([0x0800 + array.ndim, *array.shape], dtype=">u4").tobytes()
+    content = header + array.astype(np.uint8).tobytes()
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+
+
+def write_drop_in(folder, kind, suffix=".gz", count=60):
+    """Four idx files as MNIST's drop-ins have them; the images hold their own row numbers. Returns the folder."""
+    import numpy as np
+
+    folder.mkdir(exist_ok=True)
+    names = {"mnist": ("train-", "t10k-"), "letters": ("emnist-letters-train-", "emnist-letters-test-"),
+             "balanced": ("emnist-balanced-train-", "emnist-balanced-test-")}[kind]  # fmt: skip
+    classes, first = {"mnist": (10, 0), "letters": (26, 1), "balanced": (47, 0)}[kind]
+    pixels = np.tile(np.arange(28, dtype=np.uint8)[:, None], (count, 1, 28))
+    pixels[:, 0, 0] = np.arange(count)
+    for prefix in names:
+        write_idx(folder / f"{prefix}images-idx3-ubyte{suffix}", pixels)
+        write_idx(folder / f"{prefix}labels-idx1-ubyte{suffix}", np.arange(count) % classes + first)
+    return folder
+
+
+def mutations(content, rng, count):
+    """Truncations, bit flips, and runs of other bytes in the bytes of a good file."""
+    for _ in range(count):
+        data = bytearray(content)
+        kind = rng.randrange(3)
+        if kind == 0:
+            data = data[: rng.randrange(len(data))]
+        else:
+            for _ in range(rng.randrange(1, 9)):
+                at = rng.randrange(len(data))
+                if kind == 1:
+                    data[at] ^= 1 << rng.randrange(8)
+                else:
+                    data[at : at + rng.randrange(40)] = rng.randbytes(rng.randrange(40))
+        yield bytes(data)

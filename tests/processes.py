@@ -1,0 +1,229 @@
+"""Commands in processes of their own, which tests kill, stop and limit: `start` is subprocess.Popen for a script of a
+folder, without the seconds that importing PyTorch takes. tests/fork_server.py is the other side."""
+
+import atexit
+import contextlib
+import functools
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import filelock
+
+HERE = Path(__file__).resolve().parent
+CAN_FORK = hasattr(os, "fork") and hasattr(socket, "send_fds")
+PATIENCE = 600  # seconds that only a hang takes
+
+# what the scripts of a folder import besides PyTorch, NumPy and matplotlib, and takes more than a moment
+PRELOAD = {}
+
+
+def wait_for(condition, what="the event", process=None):
+    """Wait until `condition()` is true and return its value; what: for the message where that never comes.
+
+    process: one that has to live until then.
+    """
+    end = time.monotonic() + PATIENCE
+    while not (value := condition()):
+        if process is not None and process.poll() is not None:
+            if value := condition():
+                return value
+            raise AssertionError(f"the process ended before {what} came: {process.returncode}, {process.communicate()}")
+        assert time.monotonic() < end, f"{what} has not come in {PATIENCE} seconds"
+        time.sleep(0.005)
+    return value
+
+
+def signal_at(function: str, call: int, name: str, before: bool = False) -> dict:
+    """An event for `start`: the process sends itself the signal `name` at a call of `function` ("common.run:Run.log"),
+    counted from 1. So a test kills it at the same place on every machine."""
+    return {"function": function, "call": call, "before": before, "number": int(getattr(signal, name)), "pause": None}
+
+
+def pause_at(function: str, call: int, before: bool = False) -> dict:
+    """An event for `start`: the process waits there until `go_on`; see Process.wait_for_pause."""
+    return {"function": function, "call": call, "before": before, "number": None, "pause": True}
+
+
+def start(script, *argv, fresh=False, events=(), stdin=os.devnull, stdout=None, stderr=None, closed=(), cwd=None,
+          env=None, limits=None):  # fmt: skip
+    """Start the Python script at the path `script`. Returns a Process, or with `fresh` one that is not forked.
+
+    events: of `signal_at` and `pause_at`. stdin: a file. stdout, stderr: files to write to, not those that
+    `communicate` reads. closed: names of streams that are closed when the script starts. env: variables more; those
+    that libraries read when they are imported need `fresh`. limits: {"RLIMIT_FSIZE": bytes}. Figures of a forked
+    process are blank.
+    """
+    command = {
+        "script": str(Path(script).resolve()),
+        "argv": [str(word) for word in argv],
+        "events": list(events),
+        "closed": list(closed),
+        "cwd": str(cwd or os.getcwd()),
+        "env": env or {},
+        "limits": limits or {},
+        "preload": PRELOAD.get(Path(script).parent.name, []),
+    }
+    kind = Process if CAN_FORK and not fresh else FreshProcess
+    return kind(command, stdin, stdout, stderr)
+
+
+class Process:
+    """A forked process, with what subprocess.Popen offers."""
+
+    def __init__(self, command, stdin, stdout, stderr):
+        self.args, self.pid, self.returncode = [command["script"], *command["argv"]], None, None
+        self._command = tempfile.NamedTemporaryFile()
+        self._paused = Path(f"{self._command.name}-paused")
+        command["events"] = [one | {"pause": one["pause"] and str(self._paused)} for one in command["events"]]
+        self._command.write(json.dumps(command).encode())
+        self._command.flush()
+        self._command.seek(0)
+        outputs = [open(stream, "wb") if stream else tempfile.TemporaryFile() for stream in (stdout, stderr)]
+        self._files = [open(stdin, "rb"), *outputs]
+        self._start(command)
+
+    def _start(self, command):
+        self._connection, self._unread = connect(server()), b""
+        descriptors = [file.fileno() for file in (self._command, *self._files)]
+        socket.send_fds(self._connection, [b"x"], descriptors)
+        while self.pid is None:
+            self._receive(PATIENCE)
+
+    def _receive(self, timeout):
+        """Take note of what the server says of the process, waiting for it at most `timeout` seconds."""
+        self._connection.settimeout(timeout)
+        try:
+            received = self._connection.recv(4096)
+        except (TimeoutError, BlockingIOError):
+            return
+        assert received, f"the fork server is gone; its last words: {last_words()}"
+        *lines, self._unread = (self._unread + received).split(b"\n")
+        for message in map(json.loads, lines):
+            self.pid = message.get("pid", self.pid)
+            self.returncode = message.get("returncode", self.returncode)
+        if self.returncode is not None:
+            self._connection.close()
+
+    def poll(self):
+        if self.returncode is None:
+            self._receive(0)
+        return self.returncode
+
+    def wait(self, timeout=PATIENCE):
+        end = time.monotonic() + timeout
+        while self.returncode is None:
+            left = end - time.monotonic()
+            if left <= 0:
+                raise subprocess.TimeoutExpired(self.args, timeout)
+            self._receive(left)
+        return self.returncode
+
+    def send_signal(self, number):
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self):
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self):
+        self.send_signal(signal.SIGKILL)
+
+    def output(self):
+        """(stdout, stderr) so far, as text."""
+        texts = []
+        for file in self._files[1:]:
+            size = os.fstat(file.fileno()).st_size
+            texts.append(os.pread(file.fileno(), size, 0).decode(errors="replace") if file.readable() else "")
+        return tuple(texts)
+
+    def communicate(self, timeout=PATIENCE):
+        """Wait for the end. Returns (stdout, stderr)."""
+        self.wait(timeout)
+        return self.output()
+
+    def wait_for_pause(self):
+        """Wait until the process waits itself, at a `pause_at`."""
+        wait_for(self._paused.exists, "the pause", self)
+
+    def go_on(self):
+        self._paused.unlink()
+
+    def __del__(self):
+        self._paused.unlink(missing_ok=True)
+        with contextlib.suppress(AttributeError):  # it never started
+            self._connection.close()  # the server kills it if it is still there
+
+
+class FreshProcess(Process):
+    """The same in a new Python, which pays for its imports."""
+
+    def _start(self, command):
+        words = self.args
+        if command["events"] or command["closed"] or command["limits"]:
+            words = [str(HERE / "fork_server.py"), "--once", self._command.name]
+        stdin, stdout, stderr = self._files
+        self._process = subprocess.Popen([sys.executable, *words], stdin=stdin, stdout=stdout, stderr=stderr,
+                                         cwd=command["cwd"], env=os.environ | command["env"])  # fmt: skip
+        self.pid = self._process.pid
+
+    def _receive(self, timeout):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout)
+        self.returncode = self._process.returncode
+
+
+# ------------------------------------------------------------------------------------------------------ the server
+
+
+def place() -> Path:
+    """The folder of the server's socket: one for all processes of a test session, which inherit the variable."""
+    if "FORK_SERVER_DIR" not in os.environ:
+        os.environ["FORK_SERVER_DIR"] = tempfile.mkdtemp(prefix="fork-server-")
+    return Path(os.environ["FORK_SERVER_DIR"])
+
+
+@functools.cache
+def server() -> Path:
+    """The socket of the server. It is started where there is none yet, and ends with the last process that uses it."""
+    path = place() / "socket"
+    with filelock.FileLock(path.with_name("lock")):
+        try:
+            lease = connect(path)
+        except OSError:
+            path.unlink(missing_ok=True)
+            lease = wait_for(functools.partial(try_to_connect, path), "the fork server", start_server(path))
+    atexit.register(lease.close)
+    return path
+
+
+def start_server(path):
+    with open(path.with_name("log"), "ab") as log:
+        words = [sys.executable, str(HERE / "fork_server.py"), str(path)]
+        return subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+
+
+def try_to_connect(path):
+    with contextlib.suppress(OSError):
+        return connect(path)
+
+
+def connect(path) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.connect(str(path))
+    except OSError:
+        connection.close()
+        raise
+    return connection
+
+
+def last_words() -> str:
+    log = place() / "log"
+    return log.read_text()[-2000:] if log.exists() else "none"
