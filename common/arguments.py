@@ -114,6 +114,7 @@ def parse_options(script, cls, argv=None, recipe=None, extendable=lambda options
         make_parser(cls, recipe(peek(cls, argv)), docstring).parse_args(argv)
     parser = make_parser(cls)
     given = vars(parser.parse_args(argv))
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     try:
         if given.get("resume") == "auto":
             if "out" not in given:
@@ -129,12 +130,14 @@ def parse_options(script, cls, argv=None, recipe=None, extendable=lambda options
 
 
 def peek(cls, argv) -> dict:
-    """The flags in `argv` on which the defaults depend, unchecked: for --help alone."""
+    """The flags in `argv` on which the defaults depend, for --help alone. A wrong value counts as none."""
     parser = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     for name in ("recipe", "data", cls.variant or "model"):
         if name in options_of(cls):
-            parser.add_argument(flag(name), choices=options_of(cls)[name].settings["choices"])
-    return vars(parser.parse_known_args(argv)[0])
+            parser.add_argument(flag(name), nargs="?")
+    seen = vars(parser.parse_known_args(argv)[0])
+    choices = {name: options_of(cls)[name].settings["choices"] for name in seen}
+    return {name: value for name, value in seen.items() if choices[name] is None or value in choices[name]}
 
 
 def complete(base, given: dict):
