@@ -23,6 +23,7 @@ import data
 import model
 
 RECIPES = {"plain": dict(epochs=20, lr=0.005), "tiny": dict(epochs=2, lr=0.005)}
+AUTO_THREADS = 1  # products of small matrices gain nothing from more
 PLOTTED = np.unique((10 ** np.arange(0, 10, 1 / 400)).astype(int))  # sample counts, 400 per decade, for learning.png
 
 
@@ -154,7 +155,7 @@ def main(argv=None):
         print(f"{problem.name}: the inputs are linearly dependent (rank {wiener.rank} of {X.shape[1]} columns); the "
               "Wiener solution is the one of least norm", file=sys.stderr)  # fmt: skip
     with run.Run(
-        args, __file__, f"{problem.name}-lms", auto_precision="fp64", auto_threads=1
+        args, __file__, f"{problem.name}-lms", auto_precision="fp64", auto_threads=AUTO_THREADS
     ) as r:  # NumPy, on the CPU
         dataset = {"name": problem.name, "digest": problem.digest, "builtin": args.data in data.BUILT_IN,
                    "train": len(d), "val": len(problem.val_targets), "rank": wiener.rank}  # fmt: skip

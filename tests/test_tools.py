@@ -479,6 +479,9 @@ def test_seconds_runs_every_command_with_and_without_limits(tmp_path, monkeypatc
     (tmp_path / "a").mkdir()
     monkeypatch.setattr(seconds, "ROOT", tmp_path)
     monkeypatch.setattr(seconds, "RECIPES", {"a/train.py --recipe best": ("--epochs 1", 30)})
+    monkeypatch.setitem(
+        seconds.COMPARE, "instructions", (seconds.RECIPES, seconds.compare_instructions, "seconds.json")
+    )
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     (tmp_path / "a" / "train.py").write_text(
         "import os, pathlib, sys\n"
@@ -496,6 +499,45 @@ def test_seconds_runs_every_command_with_and_without_limits(tmp_path, monkeypatc
     (tmp_path / "a" / "train.py").write_text("raise SystemExit('no data')")
     with pytest.raises(seconds.run.UserError, match="--epochs 1: exit status 1: no data"):
         seconds.main(["a", "--out", str(tmp_path / "out")])
+
+
+def test_seconds_beside_busy_processes(tmp_path, monkeypatch):
+    """The busy processes are there while the second measurement runs, and only then."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "train.py").write_text("AUTO_THREADS = None\n")
+    monkeypatch.setattr(seconds, "ROOT", tmp_path)
+    monkeypatch.setattr(seconds, "FIRST", {"a/train.py": "--epochs 1"})
+    monkeypatch.setattr(seconds, "usable_cores", lambda: 3)
+    monkeypatch.setitem(seconds.COMPARE, "load", (seconds.FIRST, seconds.compare_load, "load.json"))
+    running, popen = [], subprocess.Popen
+
+    class Busy:
+        def kill(self):
+            running.pop()
+
+        def wait(self):
+            pass
+
+    def start(words, **options):
+        if words[1:] != ["-c", "while 1: pass"]:
+            return popen(words, **options)
+        running.append(words)
+        return Busy()
+
+    monkeypatch.setattr(seconds.subprocess, "Popen", start)
+    monkeypatch.setattr(seconds, "process_seconds", lambda command, part: 10.0 * (1 + len(running)))
+    seconds.main(["--compare", "load", "--out", str(tmp_path / "out")])
+    (row,) = json.loads((tmp_path / "out" / "load.json").read_text())["rows"]
+    assert row["seconds"] == {"idle": 10, "busy": 40} and row["ratio"] == 4 and row["threads"] == 3 and not running
+
+
+def test_the_first_commands_are_those_of_the_readmes():
+    for command in seconds.FIRST:
+        words = command.split()
+        text = (ROOT / Path(words[0]).parent / "README.md").read_text(encoding="utf-8")
+        first = next(line for line in text.splitlines() if line.startswith("python "))
+        assert first.split()[1] == words[0] and set(words) <= set(first.split()), command
+        assert seconds.threads_of(command) >= 1
 
 
 def test_seconds_multiplies_by_the_length_of_the_recipe():

@@ -13,6 +13,7 @@ whole process. Prints a table and writes COMPARE.json (seconds.json for instruct
 """
 
 import argparse
+import ast
 import contextlib
 import csv
 import os
@@ -142,12 +143,27 @@ def compare_threads(command: str) -> dict:
     }
 
 
+def threads_of(command: str) -> int:
+    """The threads that a script takes by itself: the number that stands in its AUTO_THREADS, None for all cores."""
+    script = ROOT / command.split()[0]
+    for node in ast.parse(script.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "AUTO_THREADS":
+            return ast.literal_eval(node.value) or usable_cores()
+    raise run.UserError(f"{script}: has no AUTO_THREADS")
+
+
 def compare_load(command: str) -> dict:
     part = FIRST[command]
     seconds = {"idle": process_seconds(command, part)}
     with busy_processes(usable_cores()):
         seconds["busy"] = process_seconds(command, part)
-    return {"part": part, "cores": usable_cores(), "seconds": seconds, "ratio": seconds["busy"] / seconds["idle"]}
+    return {
+        "part": part,
+        "cores": usable_cores(),
+        "threads": threads_of(command),
+        "seconds": seconds,
+        "ratio": seconds["busy"] / seconds["idle"],
+    }
 
 
 COMPARE = {  # name: (commands, function of a command, name of the record)
