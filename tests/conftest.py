@@ -2,6 +2,7 @@
 
 import atexit
 import functools
+import json
 import os
 import re
 import shutil
@@ -88,15 +89,30 @@ def start(folder, *argv, script="train.py", **options):
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
-    """finished(folder): the run folder of a quick run, made once, without network and with real figures."""
+    """finished(folder): the run folder of a quick run, made once, without network and with real figures. Beside it,
+    steps.json has the number of backward passes before each row of its metrics."""
 
     @functools.cache
     def get(folder):
-        out = tmp_path_factory.mktemp(folder) / "run"
+        import torch
+
+        out, backward, log, steps = tmp_path_factory.mktemp(folder) / "run", torch.Tensor.backward, run.Run.log, [0]
+
+        def counted_backward(*args, **options):
+            steps[-1] += 1
+            return backward(*args, **options)
+
+        def counted_log(r, row):
+            log(r, row)
+            steps.append(steps[-1])
+
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(socket.socket, "connect", refuse_network)
             patch.setattr(helpers.Drawing, "real", True)
+            patch.setattr(torch.Tensor, "backward", counted_backward)
+            patch.setattr(run.Run, "log", counted_log)
             train(folder, *quick(folder), "--out", out)
+        (out.parent / "steps.json").write_text(json.dumps(steps[:-1]))
         return out
 
     return get
