@@ -197,7 +197,8 @@ def applies(options, name: str) -> bool:
 
 def as_dict(options) -> dict:
     """{name: value} of the options that exist for the variant."""
-    return {name: getattr(options, name) for name in options_of(type(options)) if applies(options, name)}
+    values = vars(options)
+    return {name: values[name] for name in options_of(type(options)) if applies(options, name)}
 
 
 # ---------------------------------------------------------------------------------------------------- the command line

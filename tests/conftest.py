@@ -2,6 +2,7 @@
 
 import atexit
 import functools
+import json
 import os
 import re
 import shutil
@@ -66,11 +67,14 @@ def pytest_runtest_setup(item):
 # ---------------------------------------------------------------------------------------------------------------- runs
 
 
-def offers(folder, flag):
+def flags_of(folder):
+    """The names of the options of FOLDER/train.py."""
     module = load(folder)
-    if hasattr(module, "Options"):
-        return flag in module.Options.__dataclass_fields__
-    return flag in vars(module.parser().parse_args([]))
+    return module.Options.__dataclass_fields__ if hasattr(module, "Options") else vars(module.parser().parse_args([]))
+
+
+def offers(folder, flag):
+    return flag in flags_of(folder)
 
 
 def quick(folder, **options):
@@ -91,15 +95,30 @@ def start(folder, *argv, script="train.py", **options):
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
-    """finished(folder): the run folder of a quick run, made once, without network and with real figures."""
+    """finished(folder): the run folder of a quick run, made once, without network and with real figures. Beside it,
+    steps.json has the number of backward passes before each row of its metrics."""
 
     @functools.cache
     def get(folder):
-        out = tmp_path_factory.mktemp(folder) / "run"
+        import torch
+
+        out, backward, log, steps = tmp_path_factory.mktemp(folder) / "run", torch.Tensor.backward, run.Run.log, [0]
+
+        def counted_backward(*args, **options):
+            steps[-1] += 1
+            return backward(*args, **options)
+
+        def counted_log(r, row):
+            log(r, row)
+            steps.append(steps[-1])
+
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(socket.socket, "connect", refuse_network)
             patch.setattr(helpers.Drawing, "real", True)
+            patch.setattr(torch.Tensor, "backward", counted_backward)
+            patch.setattr(run.Run, "log", counted_log)
             train(folder, *quick(folder), "--out", out)
+        (out.parent / "steps.json").write_text(json.dumps(steps[:-1]))
         return out
 
     return get

@@ -16,6 +16,8 @@ import importlib
 import itertools
 import json
 import os
+import pickle
+import re
 import selectors
 import signal
 import socket
@@ -34,6 +36,23 @@ def save_blank(figure, file, **options):
     """In place of matplotlib's Figure.savefig, which takes most of the time of a small run."""
     with contextlib.nullcontext(file) if hasattr(file, "write") else open(file, "wb") as stream:
         stream.write(BLANK)
+
+
+def keep_drawn_images(shapes, folder):
+    """Let common/shapes.py draw its images once for all processes that name the same `folder`: it takes a second."""
+    draw = shapes.draw_builtin
+
+    @functools.cache
+    def draw_builtin(*args, **kwargs):
+        name = re.sub(r"[^\w]+", "-", f"{args}{kwargs}")
+        file = Path(folder) / f"images{name}.pickle"
+        if not file.exists():
+            temporary = file.with_suffix(f".{os.getpid()}")
+            temporary.write_bytes(pickle.dumps(draw(*args, **kwargs)))
+            temporary.replace(file)
+        return pickle.loads(file.read_bytes())
+
+    shapes.draw_builtin = draw_builtin
 
 
 # ------------------------------------------------------------------------------------------------------- the child
@@ -55,6 +74,8 @@ def run_script(command):
     main = types.ModuleType("__main__")
     main.__file__ = str(script)
     sys.modules["__main__"] = main
+    if (script.parent / "common.py").exists():
+        keep_drawn_images(importlib.import_module("common.shapes"), command["cache"])
     for event in command["events"]:
         act_at(**event)
     exec(compile(script.read_bytes(), script, "exec"), vars(main))
@@ -183,7 +204,8 @@ def main():
         return run_script(json.loads(Path(sys.argv[2]).read_bytes()))
     import matplotlib.figure
     import matplotlib.font_manager  # noqa: F401
-    import torch  # noqa: F401
+    import torch.distributed.nn.functional  # noqa: F401
+    import torch.utils.data  # noqa: F401
 
     matplotlib.figure.Figure.savefig = save_blank
     command = Server(sys.argv[1]).serve()

@@ -7,8 +7,12 @@ import gzip
 import importlib
 import os
 import sys
+import tempfile
 import zlib
 from pathlib import Path
+
+import processes
+from fork_server import keep_drawn_images, save_blank
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = sorted(file.parent.name for file in ROOT.glob("*/train.py"))
@@ -77,8 +81,9 @@ def load(folder, module="train"):
 
 @functools.cache
 def prepare():
-    """What holds for all folders in this process: the built-in images are drawn once, and figures are blank."""
-    from common import shapes
+    """What holds for all folders in this process: the built-in images are drawn once, figures are blank, and the runs
+    of a study are forked."""
+    from common import shapes, study
 
     import filelock
 
@@ -86,8 +91,17 @@ def prepare():
         import matplotlib.font_manager  # noqa: F401
     import matplotlib.figure
 
-    shapes.draw_builtin = functools.cache(shapes.draw_builtin)  # a second each time
+    study.start = functools.wraps(study.start)(start_job)
+    keep_drawn_images(shapes, processes.place())
     matplotlib.figure.Figure.savefig = Drawing(matplotlib.figure.Figure.savefig)
+
+
+def start_job(script, job, threads):
+    """In place of study.start: one thread, whatever `threads`."""
+    from common import study
+
+    errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
+    return processes.start(script, *study.command(script, job)[1:], stderr=errors), errors
 
 
 class Drawing:
@@ -99,8 +113,6 @@ class Drawing:
         self.savefig = savefig
 
     def __get__(self, figure, kind=None):
-        from fork_server import save_blank
-
         return functools.partial(self.savefig if Drawing.real else save_blank, figure)
 
 

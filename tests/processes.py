@@ -48,30 +48,45 @@ def signal_at(function: str, call: int, name: str, before: bool = False) -> dict
 
 def pause_at(function: str, call: int, before: bool = False) -> dict:
     """An event for `start`: the process waits there until `go_on`; see Process.wait_for_pause."""
-    return {"function": function, "call": call, "before": before, "number": None, "pause": True}
+    return {"function": function, "call": call, "before": before, "number": None, "pause": "here"}
 
 
 def start(script, *argv, fresh=False, events=(), stdin=os.devnull, stdout=None, stderr=None, closed=(), cwd=None,
           env=None, limits=None):  # fmt: skip
     """Start the Python script at the path `script`. Returns a Process, or with `fresh` one that is not forked.
 
-    events: of `signal_at` and `pause_at`. stdin: a file. stdout, stderr: files to write to, not those that
-    `communicate` reads. closed: names of streams that are closed when the script starts. env: variables more; those
-    that libraries read when they are imported need `fresh`. limits: {"RLIMIT_FSIZE": bytes}. Figures of a forked
-    process are blank.
+    events: of `signal_at` and `pause_at`. stdin: a file. stdout, stderr: files to write to, open ones or paths, in
+    place of those that `communicate` reads. closed: names of streams that are closed when the script starts. env:
+    variables more; those that libraries read when they are imported need `fresh`. limits: {"RLIMIT_FSIZE": bytes}.
+    Figures of a forked process are blank.
     """
     command = {
         "script": str(Path(script).resolve()),
         "argv": [str(word) for word in argv],
-        "events": list(events),
+        "events": [dict(event) for event in events],
         "closed": list(closed),
         "cwd": str(cwd or os.getcwd()),
         "env": env or {},
         "limits": limits or {},
+        "cache": str(place()),
         "preload": PRELOAD.get(Path(script).parent.name, []),
     }
     kind = Process if CAN_FORK and not fresh else FreshProcess
     return kind(command, stdin, stdout, stderr)
+
+
+def torchrun(script, *argv, processes=2, **options):
+    """Start `script` in several processes, as torchrun does. Returns them, in the order of their ranks."""
+    import torch.distributed
+
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    count = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+    env = options.pop("env", {}) | place | count
+    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+    started = [start(script, *argv, env=env | rank, **options) for rank in ranks]
+    started[0].store = store  # which they use until they end
+    return started
 
 
 class Process:
@@ -79,14 +94,16 @@ class Process:
 
     def __init__(self, command, stdin, stdout, stderr):
         self.args, self.pid, self.returncode = [command["script"], *command["argv"]], None, None
-        self._command = tempfile.NamedTemporaryFile()
-        self._paused = Path(f"{self._command.name}-paused")
-        command["events"] = [one | {"pause": one["pause"] and str(self._paused)} for one in command["events"]]
+        self._command = tempfile.NamedTemporaryFile(delete=False)  # Windows: else nobody else can open it
+        self._pauses = []
+        for event in command["events"]:
+            if event["pause"]:
+                self._pauses.append(Path(f"{self._command.name}-pause{len(self._pauses)}"))
+                event["pause"] = str(self._pauses[-1])
         self._command.write(json.dumps(command).encode())
         self._command.flush()
         self._command.seek(0)
-        outputs = [open(stream, "wb") if stream else tempfile.TemporaryFile() for stream in (stdout, stderr)]
-        self._files = [open(stdin, "rb"), *outputs]
+        self._files = [open(stdin, "rb"), *map(open_output, (stdout, stderr))]
         self._start(command)
 
     def _start(self, command):
@@ -148,17 +165,26 @@ class Process:
         self.wait(timeout)
         return self.output()
 
-    def wait_for_pause(self):
-        """Wait until the process waits itself, at a `pause_at`."""
-        wait_for(self._paused.exists, "the pause", self)
+    def wait_for_pause(self, number=0):
+        """Wait until the process itself waits, at the `pause_at` of this number among its events."""
+        wait_for(self._pauses[number].exists, "the pause", self)
 
-    def go_on(self):
-        self._paused.unlink()
+    def go_on(self, number=0):
+        """End that pause."""
+        self._pauses[number].unlink()
 
     def __del__(self):
-        self._paused.unlink(missing_ok=True)
+        for file in (self._command.name, *self._pauses):
+            Path(file).unlink(missing_ok=True)
         with contextlib.suppress(AttributeError):  # it never started
             self._connection.close()  # the server kills it if it is still there
+
+
+def open_output(stream):
+    """The file of a stream: `stream` itself, or the file at that path, or a temporary one for None."""
+    if stream is None:
+        return tempfile.TemporaryFile()
+    return stream if hasattr(stream, "fileno") else open(stream, "wb")
 
 
 class FreshProcess(Process):

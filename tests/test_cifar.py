@@ -213,6 +213,7 @@ def csv_rows(folder):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.draws
 def test_it_learns_and_leaves_what_it_should(tmp_path):
     record = fit(tmp_path, "a", "--epochs", "4", "--lr", "0.01", "--bs", "16")
     assert record["final"]["test_accuracy"] > 0.5, "100 classes: chance is 0.01"
