@@ -1,10 +1,11 @@
 """Images of the user's own: a folder with one subfolder of images per class, or idx files like MNIST's.
 
-    FOLDER/class/*.png                          split into training, validation and test images here
-    FOLDER/train/class/*.png, FOLDER/val/...    with FOLDER/val and FOLDER/test if present
+    FOLDER/class/**/*.png                       split into training, validation and test images here
+    FOLDER/train/class/**/*.png, FOLDER/val/... with FOLDER/val and FOLDER/test if present
     FOLDER/*images-idx3-ubyte[.gz]              MNIST, Fashion-MNIST, KMNIST, EMNIST (letters, balanced, digits)
 
-Hidden files and files without the ending of an image are skipped and counted.
+As in torchvision's ImageFolder, images in sub-folders of a class belong to it. What is left out is counted and named:
+files without the ending of an image, images beside the folders of the classes, folders beside train/.
 """
 
 import gzip
@@ -24,9 +25,14 @@ import numpy as np
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-ENDINGS = {".jpeg", ".jpg", ".png", ".webp", ".bmp"}
+ENDINGS = frozenset(
+    ".apng .avif .bmp .dib .gif .j2k .jfif .jp2 .jpe .jpeg .jpg .pbm .pcx .pgm .png .pnm .ppm .tga .tif .tiff "
+    ".webp".split()
+)
 UNREADABLE = (OSError, EOFError, ValueError, SyntaxError, LookupError, TypeError, ArithmeticError, MemoryError,
               struct.error, zlib.error, Image.DecompressionBombError)  # fmt: skip  # what PIL raises
+ON_BLACK = "transparent images are laid on black, since white would leave nothing to see"
+FIRST_FRAME = "files hold several images, of which the first is read"
 DIGITS, LETTERS = "0123456789", "abcdefghijklmnopqrstuvwxyz"
 EMNIST_CLASSES = {  # by their number (Cohen et al. 2017)
     10: DIGITS,
@@ -52,26 +58,25 @@ def find(
 ) -> ImageFolder:
     """The images below `folder`, in one of the layouts above; skipped files are reported in a line on standard error.
 
-    at_least: how many training images a class needs. classless: images that lie in `folder` itself are one class.
-    parts: which of the parts are read, if present. Raises UserError.
+    at_least: how many training images a class needs. classless: without two folders of images or more, all images are
+    one class. parts: which of the parts are read, if present. Raises UserError.
     """
+    notes, found = Notes(folder), {}
     try:
         train = folder / "train"
         split = train.is_dir() and (classless or any(entry.is_dir() for entry in train.iterdir()))
-        roots = {part: folder / part if split else folder for part in (parts if split else ("train",))}
+        roots = {part: folder / part for part in parts} if split else {"train": folder}
         roots = {part: root for part, root in roots.items() if root.is_dir()}
-        notes, found = Notes(folder), {}
+        if split:
+            notes.look_beside(folder, ("train", "val", "test"))
         for part, root in roots.items():
-            names = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-            images = {name: notes.images_in(root / name) for name in names}
-            if classless and not any(images.values()):
-                images = {"images": notes.images_in(root)}
-            notes.empty += [display_path(root / name) for name in names if name in images and not images[name]]
-            found[part] = {name: files for name, files in images.items() if files}
+            found[part] = classes_in(root, notes, classless)
     except OSError as error:
         raise UserError(f"{error.filename or folder}: cannot be read ({error.strerror})") from error
     classes = list(found["train"])
-    if len(classes) < (1 if classless else 2):
+    if classless and not classes:
+        raise UserError(f"{roots['train']}: holds no image ({', '.join(sorted(ENDINGS))})")
+    if len(classes) < 2 and not classless:
         raise UserError(
             f"{roots['train']}: must have two folders of images or more, one per class; found {len(classes)}"
         )
@@ -93,28 +98,81 @@ def find(
     return ImageFolder(classes, parts["train"], parts.get("val"), parts.get("test"))
 
 
+def classes_in(root, notes, classless):
+    """{class: its images} of one part. With `classless`, what cannot be two classes or more is one."""
+    folders = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    images = {folder.name: notes.images_in(folder) for folder in folders}
+    notes.empty += [display_path(folder) for folder in folders if not images[folder.name]]
+    classes = {name: files for name, files in images.items() if files}
+    if classless and len(classes) < 2:
+        beside = notes.images_in(root, deep=False)
+        if beside:
+            return {"images": sorted(beside + [file for files in classes.values() for file in files])}
+    else:
+        notes.look_beside(root, [folder.name for folder in folders])
+    return classes
+
+
 class Notes:
-    """The files skipped in a folder of images."""
+    """What is left out of a folder of images, and what was done to images."""
 
     def __init__(self, folder):
-        self.folder, self.skipped, self.empty, self.unknown = folder, [], [], []
+        self.folder, self.skipped, self.empty, self.unknown, self.beside = folder, [], [], [], []
+        self.remarks = {}  # remark: names of the images that it is of
 
-    def images_in(self, folder):
-        files = sorted(folder.iterdir())
-        images = [f for f in files if f.suffix.lower() in ENDINGS and not f.name.startswith(".") and f.is_file()]
-        chosen = set(images)
-        self.skipped += [f.name for f in files if f not in chosen and not f.is_dir()]
-        return images
+    def images_in(self, folder: Path, deep: bool = True) -> list[Path]:
+        """The images in a folder and (with `deep`) in its sub-folders, sorted. Raises OSError."""
+        images, visited = [], set()
+        for place, below, names in os.walk(folder, onerror=raise_error, followlinks=True):
+            entry = os.stat(place)
+            if (entry.st_dev, entry.st_ino) in visited and entry.st_ino:  # a link to a folder above leads round
+                below.clear()
+                continue
+            visited.add((entry.st_dev, entry.st_ino))
+            below[:] = sorted(name for name in below if deep and not name.startswith("."))
+            for name in sorted(names):
+                file = Path(place, name)
+                if is_image_name(name) and file.is_file():
+                    images.append(file)
+                else:
+                    self.skipped.append(name)
+        return sorted(images)
+
+    def look_beside(self, root: Path, names):
+        """Note what lies in `root` beside the folders `names` and is not read: images, and folders."""
+        for entry in sorted(root.iterdir()):
+            if entry.is_dir() and not entry.name.startswith(".") and entry.name not in names:
+                self.beside.append(entry.name + "/")
+            elif is_image_name(entry.name) and entry.is_file():
+                self.beside.append(entry.name)
+
+    def remark(self, remarks: list[str], name: str):
+        """Keep what was done to the image `name`."""
+        for remark in remarks:
+            self.remarks.setdefault(remark, []).append(name)
 
     def print(self):
-        if os.environ.get("RANK", "0") != "0":  # under torchrun, the first process says it
-            return
         said = {"files that are not images": self.skipped, "folders without images": self.empty,
-                "classes that only one part has": self.unknown}  # fmt: skip
+                "classes that only one part has": self.unknown,
+                "images or folders beside those that are read": self.beside, **self.remarks}  # fmt: skip
         for what, names in said.items():
             if names:
                 some = ", ".join(sorted(set(names))[:5]) + (", ..." if len(set(names)) > 5 else "")
-                print(f"{display_path(self.folder)}: {len(names):,} {what} ({some})", file=sys.stderr)
+                say(self.folder, f"{len(names):,} {what} ({some})")
+
+
+def is_image_name(name: str) -> bool:
+    return Path(name).suffix.lower() in ENDINGS and not name.startswith(".")
+
+
+def raise_error(error):
+    raise error
+
+
+def say(folder: Path, text: str):
+    """A line about a folder on standard error; under torchrun, the first process says it."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"{display_path(folder)}: {text}", file=sys.stderr)
 
 
 def read(folder: Path, channels: int, size: int) -> tuple[list, list[str]]:
@@ -127,36 +185,105 @@ def read(folder: Path, channels: int, size: int) -> tuple[list, list[str]]:
         (train, test), classes = read_idx(folder, find_idx(folder))
         return [train, None, test], classes
     found = find(folder)
-    parts = []
+    return read_parts(folder, found, channels, size), found.classes
+
+
+def read_parts(folder: Path, found: ImageFolder, channels: int, size: int) -> list:
+    """[train, val, test] of the images that were found in `folder`, each as `read` returns it. Raises UserError."""
+    parts, notes = [], Notes(folder)
     for part in (found.train, found.val, found.test):
         if part is None:
             parts.append(None)
             continue
         bar = tqdm(part, f"reading {display_path(folder)}", leave=False, disable=None)
-        images = np.stack([read_image(file, channels, size) for file, _ in bar])
+        images = np.stack([read_image(file, channels, size, notes) for file, _ in bar])
         parts.append((images, np.array([label for _, label in part], dtype=np.int64)))
-    return parts, found.classes
+    notes.print()
+    return parts
 
 
-def open_image(source: Path | bytes) -> Image.Image:
-    """The image in a regular file or in bytes, decoded, upright, as RGB. Raises one of UNREADABLE."""
-    if not isinstance(source, bytes) and not source.is_file():  # a FIFO would wait for ever
-        raise OSError("not a regular file")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of PIL, about odd headers and large images
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-
-
-def read_image(file: Path, channels: int, size: int) -> np.ndarray:
-    """uint8 (channels, size, size): the image cropped square and scaled. Raises UserError."""
+def read_image(file: Path, channels: int, size: int, notes: Notes | None = None) -> np.ndarray:
+    """uint8 (channels, size, size): the image cropped square and scaled. notes: takes what was done to it. Raises
+    UserError."""
     try:
-        image = ImageOps.fit(open_image(file), (size, size))
+        image, remarks = decode(file)
+        image = ImageOps.fit(image, (size, size))
     except UNREADABLE as error:
-        raise UserError(f"{file}: is not a readable image ({error or type(error).__name__}); remove it") from error
+        raise UserError(
+            f"{file}: is not a readable image ({error or type(error).__name__}); replace or remove it"
+        ) from error
+    if notes:
+        notes.remark(remarks, file.name)
     if channels == 1:
         return np.asarray(image.convert("L"))[None]
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
+# ---------------------------------------------------------------------------------------------------------- decoding
+
+
+def open_image(source: Path | bytes) -> Image.Image:
+    """The image in a regular file or in bytes, decoded, upright, as RGB of 8 bits. Raises one of UNREADABLE."""
+    return decode(source)[0]
+
+
+def decode(source: Path | bytes) -> tuple[Image.Image, list[str]]:
+    """(image, remarks): the image as of `open_image`, and what was done that its owner may not expect: ON_BLACK,
+    FIRST_FRAME. Raises one of UNREADABLE.
+
+    Pixels of 16 bits are divided by 65,535, floats are taken as 0 to 1. What is transparent becomes white.
+    """
+    if not isinstance(source, bytes) and not source.is_file():  # a FIFO would wait for ever
+        raise OSError("not a regular file")
+    remarks = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of PIL, about odd headers and large images
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
+            if getattr(file, "is_animated", False) and file.format != "MPO":  # MPO: a photo and its preview
+                remarks.append(FIRST_FRAME)
+                file.seek(0)
+            white_is_zero = file.format == "TIFF" and file.tag_v2.get(262) == 0
+            image = ImageOps.exif_transpose(file)
+        if image.mode == "F" or image.mode.startswith("I"):
+            image = to_8_bits(image, white_is_zero)
+        if image.has_transparency_data:
+            image, on_black = lay_on_background(image)
+            remarks += [ON_BLACK] if on_black else []
+        return image.convert("RGB"), remarks
+
+
+def to_8_bits(image: Image.Image, white_is_zero: bool) -> Image.Image:
+    """A grey image of 16 bits, or of floats from 0 to 1, with 8 bits a pixel. Raises ValueError for other numbers."""
+    values = np.asarray(image).astype(np.float64)
+    largest = 1 if image.mode == "F" else 65_535
+    if not (values.min() >= 0 and values.max() <= largest):  # NaN fails, too
+        limits = "floats from 0 to 1" if image.mode == "F" else "whole numbers from 0 to 65,535"
+        raise ValueError(f"its pixels are from {values.min():g} to {values.max():g}; {limits} can be read")
+    shares = 1 - values / largest if white_is_zero else values / largest
+    grey = Image.fromarray((255 * shares).round().astype(np.uint8))
+    transparent = image.info.get("transparency")  # the value that a PNG declares transparent
+    if isinstance(transparent, int):
+        opacity = Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8))
+        return Image.merge("LA", (grey, opacity))
+    return grey
+
+
+def lay_on_background(image: Image.Image) -> tuple[Image.Image, bool]:
+    """(image, whether it is on black): an image with transparent parts on white, or on black where white would leave
+    one colour only."""
+    image = image.convert("RGBA")
+    on_white, on_black = (
+        Image.alpha_composite(Image.new("RGBA", image.size, colour), image).convert("RGB")
+        for colour in ("white", "black")
+    )
+    if is_constant(on_white) and not is_constant(on_black):
+        return on_black, True
+    return on_white, False
+
+
+def is_constant(image: Image.Image) -> bool:
+    """Have all pixels the same colour?"""
+    return all(low == high for low, high in image.getextrema())
 
 
 # -------------------------------------------------------------------------------------------------------- idx files

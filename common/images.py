@@ -11,7 +11,7 @@ import json
 import pickle
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from common import fetch, image_files, run, shapes
@@ -66,7 +66,7 @@ class ImageArrays:
     """A dataset of labelled images of one size, as arrays in memory.
 
     train, val, test: (images uint8 (N, C, H, W), labels int64 (N,)) each; classes: names; digest: of all pixels and
-    labels; mean, std: float32 (C,), in units of pixel values, of the training images.
+    labels; mean, std: float32 (C,), in units of pixel values, of the training images; copies: see `divide`.
     """
 
     name: str
@@ -77,11 +77,13 @@ class ImageArrays:
     test: tuple
     mean: np.ndarray
     std: np.ndarray
+    copies: dict[str, int] = field(default_factory=dict)
 
     def facts(self) -> dict:
         """The dataset's entry in run.json."""
         counts = {part: len(getattr(self, part)[1]) for part in ("train", "val", "test")}
-        return {"name": self.name, "digest": self.digest, "builtin": self.name == "builtin"} | counts
+        copies = {"copies": self.copies} if self.copies else {}
+        return {"name": self.name, "digest": self.digest, "builtin": self.name == "builtin"} | counts | copies
 
 
 def load(
@@ -113,22 +115,15 @@ def load(
         parts, classes = shapes.draw_builtin(*shape, by_colour)
     else:
         parts, classes = image_files.read(Path(name), *shape)
-    parts, digest = in_order(parts)
+    parts, digests, digest = sort_rows(parts)
     published = {"mnist": MNIST} | CIFAR
     if name in published and digest != published[name]["digest"]:
         raise UserError(f"{source}: not {name} as published (content digest {digest}); remove it to fetch it again")
-    train, val, test = parts if len(parts) == 3 else (parts[0], None, parts[1] if len(parts) == 2 else None)
-    if test is None:  # a folder without a test part: a tenth of its training images
-        train, test = cut(train, 0.1)
-    if val is None:
-        train, val = cut(train, fraction)
-    train, val, test = ((images[:limit], labels[:limit]) for images, labels in (train, val, test))
-    return ImageArrays(Path(name).name, classes, digest, train, val, test, *statistics(train[0]))
-
-
-def cut(part, fraction):
-    """(images, labels) in two: without the last `fraction` of every class, and those."""
-    return [(part[0][rows], part[1][rows]) for rows in split(part[1], fraction)]
+    if len(parts) < 3:  # a training part, and a test part or none
+        parts, digests = ([*lists[:1], None, *(lists[1:] or [None])] for lists in (parts, digests))
+    parts, copies = divide(name, parts, digests, fraction, as_published=name in published)
+    train, val, test = ((images[:limit], labels[:limit]) for images, labels in parts)
+    return ImageArrays(Path(name).name, classes, digest, train, val, test, *statistics(train[0]), copies)
 
 
 # --------------------------------------------------------------------------------------------------- order and split
@@ -136,10 +131,17 @@ def cut(part, fraction):
 
 def in_order(parts: list) -> tuple[list, str]:
     """Rows of every (images, labels) sorted by the digest of their pixels, then label; and the digest of it all."""
-    ordered, whole = [], hashlib.blake2b(digest_size=16)
+    ordered, _, digest = sort_rows(parts)
+    return ordered, digest
+
+
+def sort_rows(parts: list) -> tuple[list, list, str]:
+    """(the parts as `in_order` returns them, the digests of the rows of each, the digest of it all)."""
+    ordered, sorted_digests, whole = [], [], hashlib.blake2b(digest_size=16)
     for part in parts:
         if part is None:  # a folder without that part
             ordered.append(None)
+            sorted_digests.append(None)
             continue
         images, labels = part
         digests = [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in images]
@@ -147,18 +149,74 @@ def in_order(parts: list) -> tuple[list, str]:
         for i in order:
             whole.update(digests[i] + (int(labels[i]) % 2**32).to_bytes(4, "little"))
         ordered.append((images[order], labels[order]))
-    return ordered, whole.hexdigest()
+        sorted_digests.append([digests[i] for i in order])
+    return ordered, sorted_digests, whole.hexdigest()
 
 
-def split(labels: np.ndarray, fraction: float = 0.1) -> tuple[np.ndarray, np.ndarray]:
+def cut(part, fraction):
+    """(images, labels) in two: without the last `fraction` of every class, and those."""
+    return [(part[0][rows], part[1][rows]) for rows in split(part[1], fraction)]
+
+
+def divide(name: str, parts: list, keys: list, fraction: float = 0.1, as_published: bool = False) -> tuple[list, dict]:
+    """([train, val, test], copies): a missing test part is a tenth of the training images of each class, then a missing
+    validation part is `fraction` of them. Equal images stay together in a split that is made here.
+
+    name: the dataset, or the path of the user's folder. parts: (images, labels) of train, val and test, or None;
+    images: any array of N rows. keys: for each part, what is equal for equal images alone, such as their digests.
+    copies: {part: number of its images that are also in an earlier part, or for train more than once in it}, without
+    zeros; of a folder it is said on standard error. as_published: copies do not change the split of rows. Raises
+    UserError.
+    """
+    parts = list(parts)
+    numbers = {}  # key: number of its group
+    groups = []
+    for part_keys in keys:
+        numbered = [numbers.setdefault(key, len(numbers)) for key in part_keys or []]
+        groups.append(np.array(numbered, dtype=np.int64))
+    repeated = len(groups[0]) - len(np.unique(groups[0]))  # before a part of it is split off
+    for k, share in ((2, 0.1), (1, fraction)):
+        if parts[k] is None:
+            labels, kept_together = parts[0][1], None if as_published else groups[0]
+            first, last = split(labels, share, kept_together)
+            if not len(first) or not len(last):
+                raise UserError(f"{name}: has too few different images for training, validation and test")
+            parts[k], groups[k] = tuple(array[last] for array in parts[0]), groups[0][last]
+            parts[0], groups[0] = tuple(array[first] for array in parts[0]), groups[0][first]
+    copies = {
+        "train": repeated,
+        "val": int(np.isin(groups[1], groups[0]).sum()),
+        "test": int(np.isin(groups[2], np.concatenate(groups[:2])).sum()),
+    }
+    copies = {part: count for part, count in copies.items() if count}
+    if not as_published:
+        say_copies(name, copies, [len(part[1]) for part in parts])
+    return parts, copies
+
+
+def say_copies(name, copies, counts):
+    """Say which images are copies."""
+    if "train" in copies:
+        text = f"{copies['train']:,} images repeat another training image; a split keeps equal images together"
+        image_files.say(Path(name), text)
+    for part, count in zip(("val", "test"), counts[1:]):
+        if part in copies:
+            text = f"{copies[part]:,} of the {count:,} images of {part} are in another part, too: its score is too good"
+            image_files.say(Path(name), f"warning: {text}; remove them")
+
+
+def split(labels: np.ndarray, fraction: float = 0.1, groups: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Rows without the last `fraction` of every class, and those: two index arrays.
 
-    Rows come in the order of their digests, so this is a random stratified split that is the same for everyone.
+    Rows come in the order of their digests, so this is a random stratified split that is the same for everyone. groups:
+    equal numbers for rows that stay together; a group that would be divided stays with the first rows.
     """
     last = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
         last[rows[len(rows) - max(1, round(fraction * len(rows))) :]] = True
+    if groups is not None:
+        last &= ~np.isin(groups, groups[~last])
     return np.flatnonzero(~last), np.flatnonzero(last)
 
 
@@ -338,6 +396,9 @@ DATA_HELP = "cifar10, cifar100, mnist, builtin, auto, or a folder with one subfo
 def print_counts(data: ImageArrays):
     """Name, digest and the counts of each part."""
     print(f"{data.name}: {len(data.classes)} classes, content digest {data.digest}")
+    for part, count in data.copies.items():
+        where = "repeat another training image" if part == "train" else "are in an earlier part, too"
+        print(f"{part:>10}: {count:6,} images {where}")
     for name, (_, labels) in (("train", data.train), ("validation", data.val), ("test", data.test)):
         counts = np.bincount(labels, minlength=len(data.classes))
         print(f"{name:>10}: {len(labels):6,} images, {counts.min():,} to {counts.max():,} a class")

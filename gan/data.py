@@ -17,7 +17,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 SIZE, HELD_OUT = 32, 0.2
 DATA_HELP = "cifar10, mnist, builtin, auto, or a folder of images (its sub-folders are ACGAN's classes)"
@@ -88,26 +87,17 @@ def read_folder(folder: Path, limit: int | None = None) -> tuple[list, list[str]
     """The images below `folder`, cropped square and scaled to 32 x 32 pixels: ([train, held out, test] as (images,
     labels), class names, facts). Without folders of classes, all images are one class. Raises UserError."""
     found = image_files.find(folder, at_least=1, classless=True)
-    parts = []
-    for part in (found.train, found.val, found.test):
-        if part is None:
-            parts.append(None)
-            continue
-        bar = tqdm(part, f"reading {run.display_path(folder)}", leave=False, disable=None)
-        images = np.stack([image_files.read_image(file, 3, SIZE) for file, _ in bar])
-        parts.append((images, np.array([label for _, label in part], dtype=np.int64)))
-    (train, val, test), digest = image_data.in_order(parts)
-    if len(train[1]) < 20:
-        raise run.UserError(f"{folder}: has {len(train[1])} training images; 20 are the least, and hundreds are better")
-    if test is None:
-        train, test = image_data.cut(train, 0.1)
-    if val is None:
-        train, val = image_data.cut(train, HELD_OUT)
-    if not len(train[1]):
-        raise run.UserError(f"{folder}: a class needs three images or more")
-    parts = [(images[:limit], labels[:limit]) for images, labels in (train, val, test)]
-    counts = {name: len(labels) for name, (_, labels) in zip(("train", "val", "test"), parts)}
-    return parts, found.classes, {"name": folder.name, "digest": digest, "builtin": False} | counts
+    parts = image_files.read_parts(folder, found, 3, SIZE)
+    parts, digests, digest = image_data.sort_rows(parts)
+    count = len(parts[0][1])
+    if count < 20:
+        raise run.UserError(f"{folder}: has {count} training images; 20 are the least, and hundreds are better")
+    parts, copies = image_data.divide(str(folder), parts, digests, HELD_OUT)
+    parts = [(images[:limit], labels[:limit]) for images, labels in parts]
+    facts = {name: len(labels) for name, (_, labels) in zip(("train", "val", "test"), parts)}
+    if copies:
+        facts["copies"] = copies
+    return parts, found.classes, {"name": folder.name, "digest": digest, "builtin": False} | facts
 
 
 def parser():

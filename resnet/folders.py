@@ -4,6 +4,7 @@ The order of images and the augmentation of each are functions of (seed, epoch, 
 processes changes neither. An image that cannot be decoded is named and counted; it never ends the run.
 """
 
+import collections
 import hashlib
 import io
 import math
@@ -30,15 +31,15 @@ class LazyImageFolder:
     """Labelled images of any size, decoded when they are needed.
 
     sources: paths, or encoded images as bytes; names: one for each source; labels: int64 (N,); classes: names.
-    size: side of the crops in pixels. `undecodable` collects the names of images that could not be decoded. Raises
-    UserError if none can.
+    size: side of the crops in pixels. `undecodable` collects the names of images that could not be decoded, `remarks`
+    what image_files.decode says of others. Raises UserError if none can be decoded.
     """
 
     eval_batch_size = 100
 
     def __init__(self, sources: list, names: list[str], labels: Tensor, classes: list[str], size: int = SIZE):
         self.sources, self.names, self.labels, self.classes = sources, names, labels, classes
-        self.size, self.undecodable = size, set()
+        self.size, self.undecodable, self.remarks = size, set(), set()
         self.mean, self.std = (255 * torch.tensor(v).view(1, 3, 1, 1) for v in (MEAN, STD))
         self.device, self._loaders = torch.device("cpu"), {}
         if not any(map(is_decodable, sources)):
@@ -80,11 +81,15 @@ class LazyImageFolder:
                 positions = range(*(step * batch_size + share * k // world for k in (rank, rank + 1)))
                 batches.append([(order[k], ((seed << 24) + epoch, k)) for k in positions])
         size = size or self.size
-        for images, labels, undecodable in self._loader(batches, augment, size, training=shuffle is not None):
+        for images, labels, undecodable, remarks in self._loader(batches, augment, size, training=shuffle is not None):
             for name in undecodable:
                 if name not in self.undecodable:
                     tqdm.write(f"cannot be decoded: {name}")
                 self.undecodable.add(name)
+            for remark, name in remarks:
+                if remark not in self.remarks:
+                    tqdm.write(f"{remark} ({name}, perhaps others)")
+                self.remarks.add(remark)
             images = images.to(self.device, non_blocking=True).permute(0, 3, 1, 2)  # (B, S, S, 3) -> (B, 3, S, S)
             yield images.float().sub_(self.mean).div_(self.std), labels.to(self.device, non_blocking=True)
 
@@ -130,7 +135,8 @@ class ListSampler:
 
 
 class Decoder(torch.utils.data.Dataset):
-    """The work of a worker: (index, seed of the augmentation) -> (uint8 (S, S, 3), label, undecodable names)."""
+    """The work of a worker: (index, seed of the augmentation) -> (uint8 (S, S, 3), label, undecodable names,
+    [(remark, name), ...])."""
 
     def __init__(self, sources, names, labels, augment, size, training):
         self.sources, self.names, self.labels = sources, names, labels
@@ -141,13 +147,14 @@ class Decoder(torch.utils.data.Dataset):
         for k in range(n):
             i = (first + k) % n
             try:
-                image = image_files.open_image(self.sources[i])
+                image, remarks = image_files.decode(self.sources[i])
                 image = random_crop(image, self.size, self.augment, seed) if seed else center_crop(image, self.size)
-                return torch.from_numpy(np.array(image)), int(self.labels[i]), undecodable
+                remarks = [(remark, self.names[i]) for remark in remarks]
+                return torch.from_numpy(np.array(image)), int(self.labels[i]), undecodable, remarks
             except image_files.UNREADABLE:
                 undecodable.append(self.names[i])
             if not self.training:
-                return torch.zeros(self.size, self.size, 3, dtype=torch.uint8), -1, undecodable
+                return torch.zeros(self.size, self.size, 3, dtype=torch.uint8), -1, undecodable, []
         name = self.sources[first]
         raise run.UserError(f"{name}: cannot be decoded any more, nor can any other image; are the files still there?")
 
@@ -160,10 +167,10 @@ def is_decodable(source: Path | bytes) -> bool:
         return False
 
 
-def collate(examples: list) -> tuple[Tensor, Tensor, list[str]]:
-    """[(image, label, names), ...] -> images uint8 (B, S, S, 3), labels int64 (B,), all names"""
-    images, labels, names = zip(*examples)
-    return torch.stack(images), torch.tensor(labels), [name for few in names for name in few]
+def collate(examples: list) -> tuple[Tensor, Tensor, list[str], list]:
+    """[(image, label, names, remarks), ...] -> images uint8 (B, S, S, 3), labels int64 (B,), all names, all remarks"""
+    images, labels, names, remarks = zip(*examples)
+    return torch.stack(images), torch.tensor(labels), sum(names, []), sum(remarks, [])
 
 
 def center_crop(image: Image.Image, size: int = SIZE) -> Image.Image:
@@ -222,19 +229,26 @@ def load(name: str, folder: Path, limit: int | None = None) -> tuple:
     else:
         root = Path(folder)
         found = image_files.find(root)
-    hashed, parts = hashlib.blake2b(digest_size=16), (found.train, found.val, found.test)
-    train, val, test = (in_order(part, root, hashed) if part else None for part in parts)
-    if test is None and name != "imagenet":
-        train, test = image_data.cut(train, 0.1)
-    if val is None:
-        train, val = image_data.cut(train, 0.1)
+    hashed = hashlib.blake2b(digest_size=16)
+    found_parts = [found.train, found.val, found.test]
+    keys = file_keys(found_parts) if name != "imagenet" else {}  # its parts stay as published
+    parts = [None if part is None else in_order(part, root, hashed, keys) for part in found_parts]
+    copies = {}
+    if keys:
+        part_keys = [None if part is None else [keys[file] for file in part[0]] for part in parts]
+        parts, copies = image_data.divide(str(root), parts, part_keys)
     datasets = []
-    for files, labels in (part for part in (train, val, test) if part):
-        files, labels = files[:limit].tolist(), torch.from_numpy(labels[:limit])
+    for part in parts:
+        if part is None:
+            datasets.append(None)
+            continue
+        files, labels = part[0][:limit].tolist(), torch.from_numpy(part[1][:limit])
         names = [str(file.relative_to(root)) for file in files]
         datasets.append(LazyImageFolder(files, names, labels, found.classes))
-    record = facts(Path(name).name, hashed, *datasets)
-    return *datasets[:2], datasets[2] if test else None, record
+    record = facts(Path(name).name, hashed, *(dataset for dataset in datasets if dataset))
+    if copies:
+        record["copies"] = copies
+    return *datasets, record
 
 
 def imagenet_root(folder: Path) -> Path:
@@ -248,9 +262,9 @@ def imagenet_root(folder: Path) -> Path:
     )
 
 
-def in_order(part: list[tuple[Path, int]], root: Path, hashed) -> tuple[np.ndarray, np.ndarray]:
-    """(files, labels) sorted by the digest of the names, so that a split is the same for everyone. Names and sizes go
-    into `hashed`. Raises UserError."""
+def in_order(part: list[tuple[Path, int]], root: Path, hashed, keys: dict) -> tuple[np.ndarray, np.ndarray]:
+    """(files, labels) sorted by the digest of the names, so that a split is the same for everyone; copies, which have
+    equal `keys`, follow each other. Names and sizes go into `hashed`. Raises UserError."""
     try:
         entries = [(os.fsencode(file.relative_to(root).as_posix()), file.stat().st_size) for file, _ in part]
     except OSError as error:
@@ -259,7 +273,40 @@ def in_order(part: list[tuple[Path, int]], root: Path, hashed) -> tuple[np.ndarr
     order = sorted(range(len(part)), key=digests.__getitem__)
     for i in order:
         hashed.update(b"%s %d\n" % entries[i])
+    if keys:
+        first = {}  # key: the place of the first file that has it
+        for place, i in enumerate(order):
+            first.setdefault(keys[part[i][0]], place)
+        order.sort(key=lambda i: first[keys[part[i][0]]])
     return np.array([part[i][0] for i in order], object), np.array([part[i][1] for i in order], np.int64)
+
+
+def file_keys(parts: list) -> dict[Path, tuple]:
+    """{file: a key that it shares with its copies alone}: the size and, where another file has this size, a digest.
+
+    parts: lists of (file, label), or None. Most files of equal size differ in their last bytes, so few are read as a
+    whole. Raises UserError.
+    """
+    files = [file for part in parts if part is not None for file, _ in part]
+    try:
+        keys = {file: (file.stat().st_size,) for file in files}
+        for end in (4096, None):  # bytes from the end of the file; None: the whole file
+            counts = collections.Counter(keys.values())
+            for file in files:
+                if counts[keys[file]] > 1:
+                    keys[file] += (digest_of(file, end),)
+    except OSError as error:
+        raise run.UserError(f"{error.filename}: cannot be read ({error.strerror})") from error
+    return keys
+
+
+def digest_of(file: Path, end: int | None) -> bytes:
+    """The digest of the last `end` bytes of a file, or of all of it."""
+    with open(file, "rb") as content:
+        if end is None:
+            return hashlib.file_digest(content, lambda: hashlib.blake2b(digest_size=16)).digest()
+        content.seek(max(0, file.stat().st_size - end))
+        return hashlib.blake2b(content.read(), digest_size=16).digest()
 
 
 def facts(name, hashed, *datasets) -> dict:

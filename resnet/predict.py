@@ -4,7 +4,7 @@
     python resnet/predict.py --run out/resnet/cifar10-resnet20-s0-1               # of this run
     python resnet/predict.py --run out/resnet/cifar10-resnet20-s0-1 --data DIR    # images in DIR, of any size
 
-An image in a folder named like a class has this label; images elsewhere in DIR have none. Writes into --out:
+An image below a folder named like a class has this label; images elsewhere in DIR have none. Writes into --out:
 predictions.csv (id, predicted label, its name and probability), and if labels are known confusion.png and
 mistakes.png, the most confident mistakes. The id is the name of the file, or the index in the test set.
 """
@@ -65,19 +65,25 @@ def load_run(folder, device):
 
 def list_images(folder, classes):
     """(ids, files, labels int64 (N,), -1 where unknown) of the images in a folder and its sub-folders."""
-    notes, files = image_files.Notes(folder), []
+    notes = image_files.Notes(folder)
     try:
-        for place, below, _ in os.walk(folder):
-            below[:] = [name for name in below if not name.startswith(".")]
-            files += notes.images_in(Path(place))
+        files = notes.images_in(folder)
     except OSError as error:
         raise run.UserError(f"{error.filename}: cannot be read ({error.strerror})") from error
     notes.print()
     if not files:
         raise run.UserError(f"{folder}: holds no image ({', '.join(sorted(image_files.ENDINGS))})")
-    files.sort()
-    labels = [classes.index(file.parent.name) if file.parent.name in classes else -1 for file in files]
-    return [file.relative_to(folder).as_posix() for file in files], files, torch.tensor(labels)
+    paths = [file.relative_to(folder) for file in files]
+    labels = [label_of(path, classes) for path in paths]
+    return [path.as_posix() for path in paths], files, torch.tensor(labels)
+
+
+def label_of(path, classes):
+    """The label of an image: the first of the folders in its path that is named like a class; -1 without one."""
+    for name in path.parent.parts:
+        if name in classes:
+            return classes.index(name)
+    return -1
 
 
 def test_images(folder, args, data_dir, family):
@@ -105,25 +111,33 @@ def resize(image, family):
     return np.asarray(image).transpose(2, 0, 1)
 
 
-def pixels(source, family):
-    """uint8 (C, S, S): an image of the test set, or one from a file. Raises image_files.UNREADABLE."""
-    return source if isinstance(source, Tensor) else torch.tensor(resize(image_files.open_image(source), family))
+def pixels(source, family, notes=None):
+    """uint8 (C, S, S): an image of the test set, or one from a file. notes: takes what was done to it. Raises
+    image_files.UNREADABLE."""
+    if isinstance(source, Tensor):
+        return source
+    image, remarks = image_files.decode(source)
+    if notes:
+        notes.remark(remarks, Path(source).name)
+    return torch.tensor(resize(image, family))
 
 
 @torch.no_grad()
-def predict(net, sources, family, mean, std):
-    """(rows of the images that can be decoded, softmax of their logits as float32 (rows, classes)). Raises UserError
-    if none can."""
+def predict(net, sources, family, mean, std, notes=None):
+    """(rows of the images that can be decoded, softmax of their logits as float32 (rows, classes)). notes: takes what
+    was done to images. Raises UserError if none can be decoded."""
     rows, probabilities = [], []
     for part in tqdm(torch.arange(len(sources)).split(256), "predicting", leave=False, disable=None):
         images = {}
         for i in part.tolist():
             with contextlib.suppress(*image_files.UNREADABLE):
-                images[i] = pixels(sources[i], family)
+                images[i] = pixels(sources[i], family, notes)
         if images:
             batch = torch.stack(list(images.values())).to(mean.device).float()
             probabilities.append(net((batch - mean) / std).softmax(1).cpu())
             rows += images
+    if notes:
+        notes.print()
     if not rows:
         raise run.UserError(f"{sources[0]}: cannot be decoded, nor can any other of the {len(sources):,} images")
     return torch.tensor(rows), torch.cat(probabilities)
@@ -202,7 +216,8 @@ def main(argv=None):
     else:
         ids, sources, labels = test_images(folder, trained, args.data_dir, family)
     out = run.make_folder(args.out or folder)
-    rows, probability = predict(net, sources, family, best["mean"], best["std"])
+    notes = image_files.Notes(Path(args.data)) if args.data else None
+    rows, probability = predict(net, sources, family, best["mean"], best["std"], notes)
     (probability, predicted), labels = probability.max(1), labels[rows]
     write_predictions(out / "predictions.csv", [ids[i] for i in rows], predicted, classes, probability)
     undecodable = sorted(set(range(len(sources))) - set(rows.tolist()))

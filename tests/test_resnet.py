@@ -312,6 +312,18 @@ def test_center_crops_are_torchvisions():
         assert np.array_equal(np.asarray(folders.center_crop(image)), np.asarray(theirs(image))), shape
 
 
+def test_the_walk_through_a_folder_is_torchvisions(tmp_path):
+    """Images in sub-folders of a class belong to it."""
+    datasets = pytest.importorskip("torchvision.datasets")
+    for i, place in enumerate(("a", "a", "a/x", "a/x/y", "a/x/y", "b", "b", "b/.hidden", "b/z")):
+        (tmp_path / place).mkdir(parents=True, exist_ok=True)
+        Image.new("L", (2, 2), i).save(tmp_path / place / f"{i}.{'tif' if i % 2 else 'png'}")
+    (tmp_path / "b" / ".hidden" / "7.tif").unlink()
+    theirs, found = datasets.ImageFolder(tmp_path), folders.image_files.find(tmp_path)
+    assert found.classes == theirs.classes and len(found.train) == 8
+    assert sorted((str(file), label) for file, label in found.train) == sorted(theirs.samples)
+
+
 def test_random_crops_cover_what_they_should():
     """Pixels that hold their own coordinates show where a crop was taken, and whether it was flipped."""
     y, x = np.mgrid[0:200, 0:250].astype(np.uint8)
