@@ -38,9 +38,9 @@ class Job(NamedTuple):
     cost: float = 1.0
 
 
-def study_option(studies):
+def study_option(studies, default=None):
     """The field `study` of a StudyOptions: the names in `studies`; all of them by default."""
-    return option(tuple(studies), "which studies", choices=list(studies), nargs="+", metavar="STUDY")
+    return option(default or tuple(studies), "which studies", choices=list(studies), nargs="+", metavar="STUDY")
 
 
 @dataclass(kw_only=True)

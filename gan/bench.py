@@ -10,12 +10,13 @@ The ways take turns, so that a machine that slows down slows all of them. All in
 hardware multiplies it, else float32; `--precision` names one. Writes bench.json into --out.
 """
 
-import argparse
 import statistics
 import time
+from dataclasses import dataclass, replace
 from itertools import cycle
 
 from common import run, timing
+from common.options import option
 
 import torch
 from PIL import Image
@@ -25,6 +26,7 @@ import data
 import model
 import optim
 import train
+from data import DATA_HELP, dataset_arg
 
 WAYS = ("usual", "+ batches on the device", "+ fused optimizers", "+ real and generated in one forward pass",
         "+ generated images used twice", "+ no discriminator gradients in the generator's step",
@@ -59,7 +61,7 @@ class Way:
     """One way to train `args.model`: the first `level` changes of WAYS. Called with a round, it takes `steps` steps of
     the discriminator and returns the images per second."""
 
-    def __init__(self, level, args, dataset, device, bf16):
+    def __init__(self, level, args, steps, dataset, device, bf16):
         torch.manual_seed(0)
         self.level, self.args, self.device, self.bf16 = level, args, device, bf16
         self.gan = model.build(args.model, "plain", 3, 10, args.width, args.noise).to(device)
@@ -73,7 +75,7 @@ class Way:
                 optimizer.defaults.update(fused=False, foreach=False)
         batches = (lambda: dataset.batches(args.bs, (0, 0))) if level >= 1 else usual_loader(dataset, args.bs).__iter__
         self.batches = (batch for _ in cycle([0]) for batch in batches())
-        self.steps, self.done = args.steps, 0
+        self.steps, self.done = steps, 0
 
     def __call__(self, round):
         began = time.perf_counter()
@@ -121,36 +123,39 @@ class Way:
         optimizer.step()
 
 
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    run.add_flags(p, "data_dir", "limit", "device", "threads", "precision",
-                  data=dict(type=data.dataset_arg, default="auto", help=data.DATA_HELP),
-                  out=dict(default=str(run.ROOT / "out/gan/bench"), help="folder for bench.json"))  # fmt: skip
-    p.add_argument("--rounds", type=run.positive_int, default=5, help="(default: %(default)s)")
-    p.add_argument("--steps", type=run.positive_int, default=40, help="of the discriminator in a round (%(default)s)")
-    p.add_argument("--width", type=run.positive_int, default=32, help="(default: %(default)s)")
-    return p
+@dataclass(kw_only=True)
+class Options(run.ScriptOptions):
+    data: str = option("auto", DATA_HELP, type=dataset_arg, metavar="NAME|PATH")
+    data_dir: str | None = run.data_dir_option()
+    limit: int = option(10_000, "only the first N examples", above=0)
+    device: str = run.device_option()
+    threads: int | str = run.threads_option()
+    precision: str = option("auto", "auto: bf16 if the hardware multiplies it", choices=["auto", "fp32", "bf16"])
+    rounds: int = option(5, "turns of each way", above=0)
+    steps: int = option(40, "of the discriminator in a round", above=0)
+    width: int = option(32, "channels of the first layer", above=0, at_most=4096)
+    out: str = option(str(run.ROOT / "out/gan/bench"), "folder for bench.json", type=run.path_arg, metavar="DIR")
 
 
 def main(argv=None):
-    args = parser().parse_args(argv)
+    args = run.parse_options(__file__, Options, argv)
     run.set_threads(args.threads)
     device, out = run.pick_device(args.device), run.make_folder(args.out)
-    train_set, _, _, facts = data.load(args.data, args.data_dir, args.limit or 10_000)
+    train_set, _, _, facts = data.load(args.data, args.data_dir, args.limit)
     if facts["channels"] != 3:
         raise run.UserError(f"--data {args.data}: bench.py compares on colour images")
     train_set, machine, rows = train_set.to(device), run.environment(device, __file__), []
     bf16 = args.precision == "bf16" or args.precision == "auto" and run.native_bf16(device)
     for name in ("dcgan", "wgan-gp"):
-        values = argparse.Namespace(**train.RECIPES["plain"][name] | vars(args) | {"model": name})
-        values.bs = min(values.bs, len(train_set))
-        ways = {way: Way(level, values, train_set, device, bf16) for level, way in enumerate(WAYS)}
+        options = replace(train.PLAIN[name], width=args.width)
+        options.bs = min(options.bs, len(train_set))
+        ways = {way: Way(level, options, args.steps, train_set, device, bf16) for level, way in enumerate(WAYS)}
         if bf16:
-            ways["the last, in float32"] = Way(len(WAYS), values, train_set, device, False)
+            ways["the last, in float32"] = Way(len(WAYS), options, args.steps, train_set, device, False)
         rates = timing.turns(ways, args.rounds)
         for way, measured in rates.items():
             row = {"model": name, "way": way, "precision": "bf16" if ways[way].bf16 else "fp32", "width": args.width,
-                   "bs": values.bs, "images_per_s": statistics.median(measured),
+                   "bs": options.bs, "images_per_s": statistics.median(measured),
                    "times_usual": timing.median_ratio(measured, rates["usual"]), "rates": measured}  # fmt: skip
             rows.append(row)
             print(f"{name:8} {way:54} {row['precision']}  {row['images_per_s']:7,.0f} images/s, "

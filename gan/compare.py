@@ -10,10 +10,11 @@ folder for every setting and seed, results.txt with a line for each, and for eve
 curves STUDY.png and the samples of seed 0, STUDY-samples.png.
 """
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
 from common import images, run, study
+from common.options import option
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -21,6 +22,8 @@ from PIL import Image
 
 import fid
 import train
+from data import DATA_HELP, dataset_arg
+from features import NAMES as FEATURES
 from model import MODELS
 
 BUDGET = dict(width=16, epochs=10, eval_every=3, features="efficientnet-lite0")
@@ -151,20 +154,19 @@ def report(name, rows, out):
                   f"({len(mine)} runs)")  # fmt: skip
 
 
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    study.add_flags(p, STUDIES)
-    p.set_defaults(study=["losses"])
-    run.add_flags(p, "data_dir", "limit",
-                  data=dict(type=train.data.dataset_arg, default="auto", help=train.data.DATA_HELP),
-                  out=dict(default=str(run.ROOT / "out" / "gan" / "compare"), help="folder of the study"),
-                  epochs=dict(help="instead of the study's own, for a quick look"))  # fmt: skip
-    p.add_argument("--features", choices=train.features.NAMES, help="instead of the study's own")
-    return p
+@dataclass(kw_only=True)
+class Options(study.StudyOptions):
+    study: tuple[str, ...] = study.study_option(STUDIES, ("losses",))
+    data: str = option("auto", DATA_HELP, type=dataset_arg, metavar="NAME|PATH")
+    data_dir: str | None = run.data_dir_option()
+    limit: int | None = option(None, "only the first N examples of each part", above=0)
+    epochs: int | None = option(None, "instead of the study's own, for a quick look", above=0)
+    features: str | None = option(None, "instead of the study's own", choices=list(FEATURES))
+    out: str = option(str(run.ROOT / "out/gan/compare"), "folder of the study", type=run.path_arg, metavar="DIR")
 
 
 def main(argv=None):
-    args = parser().parse_args(argv)
+    args = run.parse_options(__file__, Options, argv)
     out = Path(args.out)
     if study.run_jobs(train, jobs_of(args, out), args):
         for name in args.study:

@@ -6,12 +6,13 @@ A dataset is one uint8 tensor. Fetching, verifying and splitting it is in common
 images is held out: 40,000 images of CIFAR-10 train, 10,000 are the reference during training, and 10,000 test.
 """
 
-import argparse
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from common import image_files, run
 from common import images as image_data
+from common.options import option
 
 import numpy as np
 import torch
@@ -100,14 +101,15 @@ def read_folder(folder: Path, limit: int | None = None) -> tuple[list, list[str]
     return parts, found.classes, {"name": folder.name, "digest": digest, "builtin": False} | facts
 
 
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    run.add_flags(p, "data_dir", "limit", data=dict(type=dataset_arg, default="cifar10", help=DATA_HELP))
-    return p
+@dataclass(kw_only=True)
+class Options(run.ScriptOptions):
+    data: str = option("cifar10", DATA_HELP, type=dataset_arg, metavar="NAME|PATH")
+    data_dir: str | None = run.data_dir_option()
+    limit: int | None = option(None, "only the first N examples of each part", above=0)
 
 
 def main(argv=None):
-    args = parser().parse_args(argv)
+    args = run.parse_options(__file__, Options, argv)
     *parts, facts = load(args.data, args.data_dir, args.limit)
     print(f"{facts['name']}: {facts['classes']} classes, content digest {facts['digest']}")
     for name, part in zip(("train", "held out", "test"), parts):

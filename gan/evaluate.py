@@ -9,11 +9,13 @@ Writes evaluation-FEATURES.json into --out; with --real also real.png. A number 
 number of images, reference. Never compare across protocols.
 """
 
-import argparse
 import statistics
+from dataclasses import dataclass
 from pathlib import Path
 
 from common import run
+from common.arguments import path_arg
+from common.options import flag, option
 
 import torch
 from matplotlib.figure import Figure
@@ -23,12 +25,17 @@ import features
 import fid
 import saved
 import scores
+from data import DATA_HELP, dataset_arg
+from features import INCEPTION
+from features import NAMES as FEATURES
 
 AUTO_THREADS = None  # all cores: the features of thousands of images
 
 SIZES = (50, 500, 2000, 10_000, 25_000)  # images on each side
-RUN_FLAGS = dict(run=None, out_dir=None, checkpoint="best", weights="ema", samples=10_000, seed=0)  # not with --real
-REAL_FLAGS = dict(limit=None, feature_size=96)  # only with --real; a run has its own
+RUN_FLAGS = ("run", "out_dir", "checkpoint", "weights", "samples", "seed")  # not with --real
+REAL_FLAGS = ("limit", "feature_size")  # only with --real; a run has its own
+INCEPTION_HELP = f"{INCEPTION} (default: in the folder of datasets, else fetched)"
+OUT_HELP = "folder to write to (default: the run folder; with --real out/gan/real)"
 
 
 def real_against_real(args, device):
@@ -87,39 +94,32 @@ def evaluate(args, device):
     return run.make_folder(args.out or trained.folder), row
 
 
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    of_run = p.add_argument_group("generated images, without --real")
-    real = p.add_argument_group("real images, with --real")
-    saved.add_flags(of_run)
-    of_run.add_argument("--samples", type=run.positive_int, metavar="N", help="(default: 10000)")
-    run.add_flags(of_run, seed=dict(default=None, help="of the noise (default: 0)"))
-    real.add_argument("--real", action="store_true", help="compare real images with real images instead of a run")
-    real.add_argument("--feature-size", type=run.positive_int, metavar="N",
-                      help="pixels, for efficientnet-lite0; a run has its own (default: 96)")  # fmt: skip
-    run.add_flags(real, "limit")
-    p.set_defaults(checkpoint=None, weights=None)  # `parse` must see which flags were given
-    p.add_argument("--features", choices=features.NAMES, help="(default: the run's own; classifier with --real)")
-    p.add_argument("--inception-weights", type=run.path_arg, metavar="FILE",
-                   help=f"{features.INCEPTION} (default: in the folder of datasets, else fetched)")  # fmt: skip
-    run.add_flags(p, "data_dir", "device", "threads", data=dict(type=data.dataset_arg, help=data.DATA_HELP),
-                  out=dict(help="folder to write to (default: the run folder; with --real out/gan/real)"))  # fmt: skip
-    return p
+@dataclass(kw_only=True)
+class Options(saved.RunOptions):
+    samples: int = option(10_000, "generated images", at_least=2, at_most=1_000_000)
+    seed: int = option(0, "of the noise", at_least=0)
+    real: bool = option(False, "compare real images with real images instead of a run")
+    feature_size: int = option(96, "pixels, for efficientnet-lite0 with --real", at_least=32, at_most=1024)
+    limit: int | None = option(None, "only the first N examples of each part, with --real", above=0)
+    features: str | None = option(None, "(default: the run's own; classifier with --real)", choices=list(FEATURES))
+    inception_weights: str | None = option(None, INCEPTION_HELP, type=path_arg, metavar="FILE")
+    data: str | None = option(None, DATA_HELP, type=dataset_arg, metavar="NAME|PATH")
+    data_dir: str | None = run.data_dir_option()
+    device: str = run.device_option()
+    threads: int | str = run.threads_option()
+    out: str | None = option(None, OUT_HELP, type=path_arg, metavar="DIR")
 
 
-def parse(argv=None):
-    """The arguments. A flag that would not be read is an error."""
-    p = parser()
-    args = p.parse_args(argv)
-    mine, others = (REAL_FLAGS, RUN_FLAGS) if args.real else (RUN_FLAGS, REAL_FLAGS)
-    for action in p._actions:
-        if action.dest in others and getattr(args, action.dest) is not None:
-            flag = (action.option_strings or [action.metavar])[0]
-            p.error(f"{flag}: is read {'without' if args.real else 'only with'} --real")
-    for name, default in mine.items():
-        if getattr(args, name) is None:
-            setattr(args, name, default)
-    return args
+def defaults(given: dict) -> Options:
+    """The defaults. Raises UserError if a flag in `given` would not be read."""
+    others, reason = (RUN_FLAGS, "without") if given.get("real") else (REAL_FLAGS, "only with")
+    for name in given.keys() & others:
+        raise run.UserError(f"{'RUN' if name == 'run' else flag(name)}: is read {reason} --real")
+    return Options()
+
+
+def parse(argv=None) -> Options:
+    return run.parse_options(__file__, Options, argv, defaults)
 
 
 def main(argv=None):

@@ -12,6 +12,7 @@ import io
 from pathlib import Path
 
 from common import fetch, run
+from common.options import option
 
 import numpy as np
 import torch
@@ -25,10 +26,9 @@ INCEPTION = "pt_inception-2015-12-05-6726825d.pth"  # as published, the name end
 INCEPTION_URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{INCEPTION}"
 
 
-def add_flags(parser):
-    """The flags that say in which features images are compared."""
-    parser.add_argument("--features", choices=NAMES, default="classifier",
-                        help="in which FID is measured; never compare two (default: %(default)s)")  # fmt: skip
+def features_option(default: str):
+    """The field that says in which features images are compared."""
+    return option(default, "in which FID is measured; never compare two", choices=list(NAMES))
 
 
 class Classifier(nn.Module):

@@ -8,10 +8,11 @@ Kinds: grid; images; interpolation, from one noise to another in ten steps; clas
 each sample beside the training images that are nearest to it. Default: all but images.
 """
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
 from common import run
+from common.options import option
 
 import torch
 from torch import Tensor
@@ -20,10 +21,12 @@ import data
 import fid
 import grids
 import saved
+from data import dataset_arg
 
 AUTO_THREADS = 1  # a few images gain nothing from more
 
 KINDS = ("grid", "images", "interpolation", "classes", "neighbours")
+KIND_HELP = f"any of {', '.join(KINDS)} (default: all but images)"
 
 
 def spherical(a: Tensor, b: Tensor, steps: int) -> Tensor:
@@ -87,24 +90,25 @@ def neighbours(trained, args, device, rows=8, k=5):
     return grids.tile(torch.cat(shown), 2 * (k + 1))
 
 
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    saved.add_flags(p)
-    p.add_argument("--kind", nargs="+", choices=KINDS, metavar="KIND", help=f"any of {', '.join(KINDS)}")
-    p.add_argument("--count", type=run.positive_int, default=80, metavar="N", help="of grid and images (default: 80)")
-    run.add_flags(p, "data_dir", "seed", "device", "threads",
-                  data=dict(type=data.dataset_arg, help="folder of the images now"),
-                  out=dict(help="folder to write to (default: the run folder)"))  # fmt: skip
-    return p
+@dataclass(kw_only=True)
+class Options(saved.RunOptions):
+    kind: tuple[str, ...] = option((), KIND_HELP, choices=list(KINDS), nargs="+", metavar="KIND")
+    count: int = option(80, "how many images, for grid and images", above=0, at_most=1_000_000)
+    data: str | None = option(None, "folder of the images now", type=dataset_arg, metavar="NAME|PATH")
+    data_dir: str | None = run.data_dir_option()
+    seed: int = option(0, "of the noise", at_least=0)
+    device: str = run.device_option()
+    threads: int | str = run.threads_option()
+    out: str | None = option(None, "folder to write to (default: the run folder)", type=run.path_arg, metavar="DIR")
 
 
 def main(argv=None):
-    args = parser().parse_args(argv)
+    args = run.parse_options(__file__, Options, argv)
     run.set_threads(args.threads, AUTO_THREADS)
     device = run.pick_device(args.device)
     trained = saved.open_run(args, device)
     conditional = trained.gan.generator.classes > 0
-    kinds = args.kind or [kind for kind in KINDS if kind != "images" and (kind != "classes" or conditional)]
+    kinds = args.kind or ("grid", "interpolation", *(["classes"] if conditional else []), "neighbours")
     if "classes" in kinds and not conditional:
         raise run.UserError(f"--kind classes: {trained.args.model} is not class-conditional; train --model acgan")
     out = run.make_folder(args.out or trained.folder)

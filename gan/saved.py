@@ -1,15 +1,18 @@
 """Trained generators: read from a run folder, for sample.py and evaluate.py."""
 
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import NamedTuple
 
 from common import run
+from common.arguments import path_arg
+from common.options import option
 
 import torch
 
 import data
 import model
+import train
 
 HELP = "a run folder (default: the newest finished run)"
 TRAIN = "train one first: python gan/train.py --data builtin, 2 minutes"
@@ -19,23 +22,24 @@ class Trained(NamedTuple):
     """gan: in evaluation mode; args: of the run; facts: of its dataset; folder: of the run; epoch: of the weights."""
 
     gan: model.GAN
-    args: SimpleNamespace
+    args: train.Options
     facts: dict
     folder: Path
     epoch: int
 
 
-def add_flags(parser):
-    """The flags that name a run and one of its checkpoints, for `open_run`."""
-    parser.add_argument("run", nargs="?", type=run.path_arg, metavar="RUN", help=HELP)
-    parser.add_argument("--out_dir", type=run.path_arg, metavar="RUN", help="the same")
-    parser.add_argument("--checkpoint", choices=["best", "last"], default="best", help="(default: best)")
-    parser.add_argument("--weights", choices=["ema", "generator"], default="ema",
-                        help="the average of the generator's weights, or these themselves (default: ema)")  # fmt: skip
+@dataclass(kw_only=True)
+class RunOptions(run.ScriptOptions):
+    """The options that name a run and its weights, for `open_run`."""
+
+    run: str | None = option(None, HELP, type=path_arg, metavar="RUN", positional=True, nargs="?")
+    out_dir: str | None = option(None, "the same", type=path_arg, metavar="RUN", names=["--out_dir"])
+    checkpoint: str = option("best", "which epoch", choices=["best", "last"])
+    weights: str = option("ema", "the average of the generator's weights, or these", choices=["ema", "generator"])
 
 
-def open_run(args, device) -> Trained:
-    """The run that `args`, the flags of `add_flags`, name. Raises UserError."""
+def open_run(args: RunOptions, device) -> Trained:
+    """The run that `args` names. Raises UserError."""
     if args.run and args.out_dir:
         raise run.UserError(f"name one run: {args.run} or --out_dir {args.out_dir}")
     name = args.run or args.out_dir
@@ -44,21 +48,47 @@ def open_run(args, device) -> Trained:
         raise run.UserError(f"there is no finished run; {TRAIN}")
     if not name:
         print(f"no run named: using {run.display_path(folder)}")
-    if not (folder / "run.json").exists():
+    file = folder / "run.json"
+    if not file.exists():
         raise run.UserError(f"{folder}: holds no run; {TRAIN}")
-    record = run.read_record(folder / "run.json")
+    record = run.read_record(file)
+    if record["experiment"] != "gan":
+        raise run.UserError(f"{file}: is not a record of a run of gan/ but of {record['experiment']}/")
+    options = recorded_options(record, file)
+    facts = dataset_of(record, file)
+    gan = train.build_model(options, facts)
     state = run.read_checkpoint(folder / f"{args.checkpoint}.pt", device)
-    try:
-        if record["experiment"] != "gan":
-            raise ValueError(f"it is a run of {record['experiment']}/")
-        made, facts = SimpleNamespace(**record["args"]), record["dataset"]
-        gan = model.build(made.model, made.network, facts["channels"], facts["classes"], made.width, made.noise,
-                          made.spectral_norm)  # fmt: skip
-    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise run.UserError(f"{folder / 'run.json'}: is not a record of a run of gan/ ({str(error)[:80]})") from error
     state.load_into(model=gan)
+    check_weights(getattr(gan, args.weights), state.path)
     gan = gan.to(device, memory_format=torch.channels_last).eval()
-    return Trained(gan, made, facts, folder, state["epoch"])
+    return Trained(gan, options, facts, folder, state["epoch"])
+
+
+def recorded_options(record: dict, file: Path) -> train.Options:
+    """The options in the record of a run. A folder of images need not be there any more. Raises UserError."""
+    recorded = str(record["args"].get("data"))
+    if not recorded.startswith("./"):
+        return run.recorded_options(train.Options, record, file)
+    return replace(run.recorded_options(train.Options, record, file, data="auto"), data=recorded)
+
+
+def dataset_of(record: dict, file: Path) -> dict:
+    """The dataset's entry in the record of a run, checked. Raises UserError."""
+    facts = record.get("dataset", {})
+    for name, lowest, highest in (("channels", 1, 3), ("classes", 1, 1_000_000)):
+        value = facts.get(name)
+        if type(value) is not int or not lowest <= value <= highest:
+            raise run.UserError(f"{file}: is damaged: its dataset has an invalid number of {name}: {str(value)[:80]}")
+    if not isinstance(facts.get("digest"), str) or not isinstance(facts.get("builtin"), bool):
+        raise run.UserError(f"{file}: is damaged: its dataset has no valid digest")
+    return facts
+
+
+def check_weights(net: torch.nn.Module, file: Path):
+    """Raise UserError if a weight is not a finite number: all images would be black."""
+    for name, weight in net.state_dict().items():
+        if not weight.isfinite().all():
+            raise run.UserError(f"{file}: the model is damaged: {name} holds numbers that are not finite")
 
 
 def data_of(trained: Trained, data_dir: str | None, name: str | None = None) -> tuple:

@@ -10,10 +10,12 @@ An epoch is one pass of the discriminator over the training images. The distance
 what is reported uses new noise and the test images. The recipe sets every hyper-parameter; flags override it.
 """
 
-import argparse
 import time
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from common import run
+from common.options import option
 
 import torch
 from tqdm import tqdm
@@ -24,47 +26,74 @@ import fid
 import grids
 import model
 import optim
+from data import DATA_HELP, dataset_arg
+from features import features_option
+from model import MODELS, NETWORKS
 
-PLAIN = dict(
-    epochs=50,
-    bs=64,
-    width=64,
-    network="plain",  # the same for all four; "paper": the network of the model's own paper
-    noise=128,  # numbers that an image is generated from
-    lr_ratio=1.0,  # learning rate of the discriminator / of the generator (Heusel et al. 2017)
-    decay="none",  # "linear": the learning rate falls to zero
-    ema=0.999,  # decay of the average of the generator's weights
-    spectral_norm=False,  # in the discriminator (Miyato et al. 2018)
-    eval_every=5,  # epochs
-    eval_samples=2000,  # generated at each evaluation, and 10,000 at the end
-    samples=10000,
-    feature_size=96,  # side of the images in pixels, for efficientnet-lite0
-    classifier_images=40_000,  # on which features=classifier is trained
-)
-ADAM = dict(lr=2e-4, betas=[0.5, 0.999], critic_steps=1)
-MODELS = {  # critic_steps: of the discriminator, for each step of the generator
-    "dcgan": ADAM,
-    "wgan": dict(lr=5e-5, clip=0.01, critic_steps=5),
-    "wgan-gp": dict(lr=2e-4, betas=[0.0, 0.9], penalty=10.0, critic_steps=5),
-    "acgan": ADAM | dict(class_weight=1.0),
+RECIPE_NAMES = ["plain", "paper", "digits", "shapes", "tiny"]
+RECIPE_OF_DATA = {"mnist": "digits", "builtin": "shapes"}  # if no flag names one; else plain
+RECIPE_HELP = "a named set of hyper-parameters; flags override it; unnamed: digits for mnist, shapes for builtin"
+WITH_ADAM = ("dcgan", "wgan-gp", "acgan")
+
+
+@dataclass(kw_only=True)
+class Options(run.TrainOptions):
+    data: str = option("auto", DATA_HELP, type=dataset_arg, metavar="NAME|PATH")
+    recipe: str = option("plain", RECIPE_HELP, choices=RECIPE_NAMES)
+    model: str = option("dcgan", "whose losses", choices=list(MODELS))
+    network: str = option("plain", "the same one for all models, or that of the model's paper", choices=list(NETWORKS))
+    width: int = option(64, "channels of the first layer; scales all others", above=0, at_most=4096)
+    noise: int = option(128, "numbers that an image is generated from", above=0, at_most=100_000)
+    epochs: int = option(50, "passes of the discriminator over the training set", above=0)
+    bs: int = option(64, "batch size", above=0)
+    lr: float = option(2e-4, "learning rate of the generator", above=0)
+    lr_ratio: float = option(1.0, "learning rate of the discriminator / of the generator (Heusel et al. 2017)", above=0)
+    decay: str = option("none", "schedule of the learning rate; linear: it falls to zero", choices=["none", "linear"])
+    betas: tuple[float, float] = option((0.5, 0.999), "betas of Adam", at_least=0, below=1, only=WITH_ADAM)
+    critic_steps: int = option(1, "steps of the discriminator for each step of the generator", above=0)
+    clip: float = option(0.01, "the critic's weights are clipped to [-X, X]", above=0, only="wgan")
+    penalty: float = option(10.0, "weight of the gradient penalty", above=0, only="wgan-gp")
+    class_weight: float = option(1.0, "weight of the cross-entropy of the classes", at_least=0, only="acgan")
+    spectral_norm: bool = option(False, "spectral normalization in the discriminator (Miyato et al. 2018)")
+    ema: float = option(0.999, "decay of the average of the generator's weights", at_least=0, below=1)
+    eval_every: int = option(5, "epochs between evaluations", above=0)
+    eval_samples: int = option(2000, "images generated at each evaluation", at_least=10, at_most=1_000_000)
+    samples: int = option(10_000, "images generated at the end", at_least=10, at_most=1_000_000)
+    features: str = features_option("classifier")
+    feature_size: int = option(96, "side of the images in pixels, for efficientnet-lite0", at_least=32, at_most=1024)
+    classifier_images: int = option(40_000, "on which the classifier is trained", above=0, at_most=100_000_000)
+
+    variant: ClassVar[str] = "model"
+
+    def check(self):
+        if self.spectral_norm and self.model == "wgan":
+            raise run.UserError("--spectral-norm: wgan clips its weights instead")
+
+
+def change_all(recipes: dict[str, Options], **changes) -> dict[str, Options]:
+    return {name: replace(options, **changes) for name, options in recipes.items()}
+
+
+PLAIN = {
+    "dcgan": Options(model="dcgan"),
+    "wgan": Options(model="wgan", lr=5e-5, critic_steps=5),
+    "wgan-gp": Options(model="wgan-gp", betas=(0.0, 0.9), critic_steps=5),
+    "acgan": Options(model="acgan"),
 }
-SMALL = dict(bs=32, width=16, lr=1e-3, eval_samples=1000, samples=2000, classifier_images=20_000)
-TINY = SMALL | dict(epochs=2, bs=20, lr=2e-4, width=2, noise=8, eval_every=1, eval_samples=40, samples=60)
-CHANGES = {
-    "plain": {},
-    "paper": dict(network="paper"),
-    "digits": SMALL | dict(epochs=3, eval_every=1),  # for MNIST
-    "shapes": SMALL | dict(epochs=40, eval_every=5),  # for the built-in images
-    "tiny": TINY | dict(classifier_images=200),  # a second, for tests
-}
-RECIPES = {name: {m: PLAIN | MODELS[m] | change for m in model.MODELS} for name, change in CHANGES.items()}
-for name in ("digits", "shapes"):
-    RECIPES[name]["wgan"] |= dict(lr=5e-4, critic_steps=2)
-RECIPES["digits"]["wgan-gp"] |= dict(critic_steps=2)
-RECIPES["shapes"]["dcgan"] |= dict(network="paper", lr=2e-3, betas=[0.0, 0.99])
-RECIPES["shapes"]["wgan-gp"] |= dict(critic_steps=1, lr=2e-3)
-RECIPES["shapes"]["acgan"] |= dict(spectral_norm=True)
-RECIPES["paper"]["wgan-gp"] |= dict(decay="linear")
+PAPER = change_all(PLAIN, network="paper")
+PAPER["wgan-gp"] = replace(PAPER["wgan-gp"], decay="linear")
+SMALL = change_all(PLAIN, bs=32, width=16, lr=1e-3, eval_samples=1000, samples=2000, classifier_images=20_000)
+DIGITS = change_all(SMALL, epochs=3, eval_every=1)  # for MNIST
+DIGITS["wgan"] = replace(DIGITS["wgan"], lr=5e-4, critic_steps=2)
+DIGITS["wgan-gp"] = replace(DIGITS["wgan-gp"], critic_steps=2)
+SHAPES = change_all(SMALL, epochs=40)  # for the built-in images
+SHAPES["dcgan"] = replace(SHAPES["dcgan"], network="paper", lr=2e-3, betas=(0.0, 0.99))
+SHAPES["wgan"] = replace(SHAPES["wgan"], lr=5e-4, critic_steps=2)
+SHAPES["wgan-gp"] = replace(SHAPES["wgan-gp"], lr=2e-3, critic_steps=1)
+SHAPES["acgan"] = replace(SHAPES["acgan"], spectral_norm=True)
+TINY = change_all(PLAIN, epochs=2, bs=20, width=2, noise=8, lr=2e-4)  # a second, for tests
+TINY = change_all(TINY, eval_every=1, eval_samples=40, samples=60, classifier_images=200)
+RECIPES = {"plain": PLAIN, "paper": PAPER, "digits": DIGITS, "shapes": SHAPES, "tiny": TINY}
 AUTO_PRECISION = "bf16"  # bench.py: faster than fp32 if the hardware multiplies it
 AUTO_THREADS = 1  # tools/seconds.py: a second one gains nothing, and beside other work it loses much
 SAVE_EVERY = 200  # seconds between checkpoints within an epoch
@@ -174,51 +203,21 @@ def draw_samples(args, r, gan, epoch):
     grids.write_png(r.folder / "samples.png", pixels, scale=2)
 
 
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--model", choices=model.MODELS, default="dcgan", help="(default: %(default)s)")
-    run.add_flags(p, "set", "tensorboard", "data_dir", "out", "resume",
-                  recipe=dict(choices=list(RECIPES), help="(default: plain; digits for mnist, shapes for builtin)"),
-                  data=dict(type=data.dataset_arg, default="auto", help=data.DATA_HELP))  # fmt: skip
-    run.add_flags(p, "epochs", "bs", "lr", "seed", "device", "threads", "precision", "limit")
-    p.add_argument("--width", type=run.positive_int, metavar="N", help="channels of the first layer; scales all others")
-    features.add_flags(p)
-    p.epilog = "recipes, as they differ from plain:\n" + "\n".join(
-        f"  {name} {m}: "
-        + ", ".join(f"{k} {v}" for k, v in values.items() if name == "plain" or RECIPES["plain"][m][k] != v)
-        for name, models in RECIPES.items()
-        for m, values in models.items()
+def build_model(args: Options, facts: dict) -> model.GAN:
+    """The networks for a dataset with facts["channels"] and facts["classes"]."""
+    return model.build(
+        args.model, args.network, facts["channels"], facts["classes"], args.width, args.noise, args.spectral_norm
     )
-    return p
 
 
-def recipe(args):
-    """The recipe of the model, which the data chooses if no flag names it."""
-    args.recipe = args.recipe or {"mnist": "digits", "builtin": "shapes"}.get(args.data, "plain")
-    return RECIPES[args.recipe][args.model]
+def recipe(given: dict) -> Options:
+    """The recipe of the model that the flags `given` name. The data choose it if no flag does."""
+    name = given.get("recipe") or RECIPE_OF_DATA.get(given.get("data"), "plain")
+    return replace(RECIPES[name][given.get("model", "dcgan")], recipe=name)
 
 
-def check(args):
-    """Raise UserError for values of --set that are out of range or do not fit together."""
-    for name, choices in {"network": model.NETWORKS, "decay": ("none", "linear")}.items():
-        if getattr(args, name) not in choices:
-            raise run.UserError(f"--set {name}={getattr(args, name)}: must be one of {', '.join(choices)}")
-    for name in ("lr_ratio", "noise", "critic_steps", "eval_every", "clip", "penalty"):
-        if getattr(args, name, 1) <= 0:
-            raise run.UserError(f"--set {name}={getattr(args, name)}: must be above 0")
-    for name, low in (("eval_samples", 10), ("samples", 10), ("feature_size", 32), ("classifier_images", 1)):
-        if not low <= getattr(args, name) <= 100_000_000:
-            raise run.UserError(f"--set {name}={getattr(args, name)}: must be at least {low}")
-    betas = getattr(args, "betas", [0.0, 0.0])
-    numbers = all(isinstance(beta, int | float) and 0 <= beta < 1 for beta in [*betas, args.ema])
-    if not numbers or len(betas) != 2 or getattr(args, "class_weight", 0) < 0:
-        raise run.UserError("--set: ema and both betas must be at least 0 and below 1, class_weight at least 0")
-    if args.spectral_norm and args.model == "wgan":
-        raise run.UserError("--set spectral_norm=true: wgan clips its weights instead")
-
-
-def parse(argv=None):
-    return run.parse(__file__, parser(), argv, recipe, check, extendable=lambda args: args.decay == "none")
+def parse(argv=None) -> Options:
+    return run.parse_options(__file__, Options, argv, recipe, extendable=lambda args: args.decay == "none")
 
 
 def main(argv=None):
@@ -232,8 +231,7 @@ def main(argv=None):
     ) as r:
         train_set, held_out, test_set = (part.to(r.device) for part in parts)
         seen_by = features.load(args, train_set, held_out, facts["digest"], r.folder, r.device)
-        gan = model.build(args.model, args.network, facts["channels"], facts["classes"], args.width, args.noise,
-                          args.spectral_norm).to(r.device, memory_format=torch.channels_last)  # fmt: skip
+        gan = build_model(args, facts).to(r.device, memory_format=torch.channels_last)
         counts = [model.num_parameters(net) for net in (gan.generator, gan.discriminator)]
         judge = fid.Judge(seen_by, held_out, "held out", fid.cache_folder(args, facts), facts["digest"])
         protocol = judge.protocol(args.eval_samples)
