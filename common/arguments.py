@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from common.options import applies, as_dict, flag, make_parser, option, options_of, short
+from common.options import applies, as_dict, flag, make_parser, option, options_of, own_names, short
 from common.records import read_json, read_record, recorded_args
 from common.terminal import UserError
 
@@ -109,10 +109,14 @@ def parse_options(script, cls, argv=None, recipe=None, extendable=lambda options
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     recipe = recipe or (lambda given: cls())
+    parser = make_parser(cls)
     if "-h" in argv or "--help" in argv:
         docstring = ast.get_docstring(ast.parse(Path(script).read_text(encoding="utf-8")))
-        make_parser(cls, recipe(peek(cls, argv)), docstring).parse_args(argv)
-    parser = make_parser(cls)
+        try:
+            base = recipe(peek(cls, argv))
+        except UserError as error:
+            parser.error(str(error))
+        make_parser(cls, base, docstring).parse_args(argv)
     given = vars(parser.parse_args(argv))
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     try:
@@ -219,7 +223,8 @@ def recorded_options(cls, record: dict, path: Path, data: str | None = None):
         if name not in values and name not in PLACES and applies(options, name):
             if name in record.get("options", []):
                 raise UserError(f"{path}: is damaged: it has no {flag(name)}")
-            print(f"{path}: has no {flag(name)}, which is newer; it is {getattr(options, name)}", file=sys.stderr)
+            if name in own_names(cls):  # the others, such as --threads, change no result
+                print(f"{path}: has no {flag(name)}, which is newer; it is {getattr(options, name)}", file=sys.stderr)
     try:
         options.check()
     except UserError as error:

@@ -189,6 +189,12 @@ def options_of(cls) -> dict[str, Option]:
     return {field.name: Option(field, hints[field.name]) for field in dataclasses.fields(cls)}
 
 
+def own_names(cls) -> set[str]:
+    """The options that a script's folder defines: those whose class is not in common/."""
+    classes = [kind for kind in cls.__mro__ if not kind.__module__.startswith("common.")]
+    return {name for kind in classes for name in vars(kind).get("__annotations__", {})}
+
+
 def applies(options, name: str) -> bool:
     """Does the option `name` exist for the model, or other variant, that `options` has chosen?"""
     only = options_of(type(options))[name].settings["only"]
@@ -210,7 +216,7 @@ def make_parser(cls, base=None, description: str | None = None) -> argparse.Argu
     base: an instance, whose values --help shows as defaults. The common flags come first.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    own = {name for name in options_of(cls) if name in cls.__annotations__}
+    own = own_names(cls)
     common = parser.add_argument_group("common to most scripts")
     special = parser.add_argument_group("of this script")
     groups = {}  # for the options that only one model has

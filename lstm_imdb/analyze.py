@@ -8,10 +8,20 @@ known if the files are named after them, as in aclImdb. A minimal pair is a sent
 in one word; it counts if both are right.
 """
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
 from common import run
+from common.arguments import (
+    ROOT,
+    ScriptOptions,
+    data_dir_option,
+    device_option,
+    parse_options,
+    path_arg,
+    threads_option,
+)
+from common.options import option
 
 import torch
 from matplotlib.figure import Figure
@@ -20,6 +30,7 @@ import data
 import outcome
 import saved
 import train
+from data import dataset_arg
 
 AUTO_THREADS = 1
 
@@ -102,17 +113,19 @@ def draw(path: Path, analysis: dict):
     run.write_figure(path, figure)
 
 
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--run", type=run.path_arg, metavar="RUN", help="a run folder or a safetensors file of weights")
-    run.add_flags(p, "data_dir", "limit", "device", "threads",
-                  data=dict(type=data.dataset_arg, help="(default: the dataset of the run)"),
-                  out=dict(default=str(run.ROOT / "out/lstm_imdb/analysis"), help="folder of the results"))  # fmt: skip
-    return p
+@dataclass(kw_only=True)
+class Options(ScriptOptions):
+    run: str | None = option(None, "a run folder or a safetensors file of weights", type=path_arg, metavar="RUN")
+    data: str | None = option(None, "(default: the dataset of the run)", type=dataset_arg, metavar="NAME|PATH")
+    data_dir: str | None = data_dir_option()
+    limit: int | None = option(None, "only the first N examples of each part", above=0)
+    device: str = device_option()
+    threads: int | str = threads_option()
+    out: str = option(str(ROOT / "out/lstm_imdb/analysis"), "folder of the results", type=path_arg, metavar="DIR")
 
 
 def main(argv=None):
-    args = parser().parse_args(argv)
+    args = parse_options(__file__, Options, argv)
     run.set_threads(args.threads, AUTO_THREADS)
     out, device = run.make_folder(args.out), run.pick_device(args.device)
     found = saved.open_model(args.run, device)

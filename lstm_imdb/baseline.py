@@ -7,10 +7,11 @@ Validation chooses the strength of the L2 penalty (C in scikit-learn); the test 
 baseline.json into --out.
 """
 
-import argparse
 import time
+from dataclasses import dataclass
 
 from common import run
+from common.options import option
 
 import torch
 
@@ -52,16 +53,19 @@ def fit(loaded, tokens, ngrams):
     return final, -c, x["train"].shape[1]
 
 
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    run.add_flags(p, "data_dir", "limit", data=dict(type=data.dataset_arg, default="auto", help=data.DATA_HELP),
-                  out=dict(default=str(run.ROOT / "out/lstm_imdb/baseline"), help="folder of the record"))  # fmt: skip
-    p.add_argument("--split", choices=corpus.SPLITS, default="7:1:2", help="(default: %(default)s)")
-    return p
+@dataclass(kw_only=True)
+class Options(run.ScriptOptions):
+    data: str = option("auto", data.DATA_HELP, type=data.dataset_arg, metavar="NAME|PATH")
+    data_dir: str | None = run.data_dir_option()
+    split: str = option("7:1:2", "how the reviews are split", choices=corpus.SPLITS)
+    limit: int | None = option(None, "only the first N examples of each part", above=0)
+    out: str = option(
+        str(run.ROOT / "out/lstm_imdb/baseline"), "folder of the record", type=run.path_arg, metavar="DIR"
+    )
 
 
 def main(argv=None):
-    args = parser().parse_args(argv)
+    args = run.parse_options(__file__, Options, argv)
     out = run.make_folder(args.out)
     loaded = data.load(args.data, args.data_dir, args.limit, args.split)
     tokens = {part: [" ".join(data.tokenize(loaded.corpus.texts[i])) for i in getattr(loaded, part).rows.tolist()]

@@ -14,12 +14,13 @@ on --steps batches a round, so that a machine that slows down slows all of them;
 of its epoch. Reported are medians. Writes bench.json into --out.
 """
 
-import argparse
 import itertools
 import statistics
 import time
+from dataclasses import dataclass, replace
 
 from common import run, timing
+from common.options import option
 
 import torch
 import torch.nn.functional as F
@@ -61,7 +62,7 @@ def ways_of(loaded, args, device):
 
     def way(batches, bf16=False, packed=False, **changes):
         torch.manual_seed(0)
-        values = argparse.Namespace(**(train.PLAIN | changes))
+        values = replace(train.PLAIN, **changes)
         net = train.build_model(values, len(loaded.vocabulary), len(loaded.corpus.classes))
         if packed:
             net.packed = PackedLSTM(values.embed, values.hidden, values.bidirectional)
@@ -106,19 +107,21 @@ def padding(reviews) -> dict:
     return {"fixed length": len(reviews) * reviews.max_len / words} | factors
 
 
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    run.add_flags(p, "data_dir", "limit", "device", "threads",
-                  data=dict(type=data.dataset_arg, default="auto", help=data.DATA_HELP),
-                  out=dict(default=str(run.ROOT / "out/lstm_imdb/bench"), help="folder for bench.json"))  # fmt: skip
-    p.add_argument("--max-len", type=run.positive_int, default=400, metavar="N", help="(default: %(default)s)")
-    p.add_argument("--steps", type=run.positive_int, default=20, metavar="N", help="a round (default: %(default)s)")
-    p.add_argument("--rounds", type=run.positive_int, default=5, metavar="N", help="(default: %(default)s)")
-    return p
+@dataclass(kw_only=True)
+class Options(run.ScriptOptions):
+    data: str = option("auto", data.DATA_HELP, type=data.dataset_arg, metavar="NAME|PATH")
+    data_dir: str | None = run.data_dir_option()
+    limit: int | None = option(None, "only the first N examples of each part", above=0)
+    device: str = run.device_option()
+    threads: int | str = run.threads_option()
+    max_len: int = option(400, "words of a review", above=0)
+    steps: int = option(20, "batches of each way in a round", above=0)
+    rounds: int = option(5, "turns of each way", above=0)
+    out: str = option(str(run.ROOT / "out/lstm_imdb/bench"), "folder for bench.json", type=run.path_arg, metavar="DIR")
 
 
 def main(argv=None):
-    args = parser().parse_args(argv)
+    args = run.parse_options(__file__, Options, argv)
     run.set_threads(args.threads)
     device, out = run.pick_device(args.device), run.make_folder(args.out)
     loaded = data.load(args.data, args.data_dir, args.limit, max_len=args.max_len)

@@ -8,10 +8,11 @@ counts with its mean. The 95% interval is for the mean difference; if it exclude
 Writes compare.json into --out.
 """
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
 from common import run
+from common.options import option
 
 import numpy as np
 import torch
@@ -60,15 +61,16 @@ def compare(models: dict[str, dict]) -> list[dict]:
     return rows
 
 
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("records", nargs="*", type=run.path_arg, help="run.json files, records of sweeps, baseline.json")
-    run.add_flags(p, out=dict(default=str(run.ROOT / "out/lstm_imdb/compare"), help="folder of the record"))
-    return p
+@dataclass(kw_only=True)
+class Options(run.ScriptOptions):
+    records: tuple[str, ...] = option(
+        (), "run.json files, records of sweeps, baseline.json", type=run.path_arg, positional=True
+    )
+    out: str = option(str(run.ROOT / "out/lstm_imdb/compare"), "folder of the record", type=run.path_arg, metavar="DIR")
 
 
 def main(argv=None):
-    args = parser().parse_args(argv)
+    args = run.parse_options(__file__, Options, argv)
     models = read_models(args.records or [RESULTS / "baseline.json", *sorted(RESULTS.glob("*-s[0-9].json"))])
     rows = compare(models)
     if not rows:

@@ -6,13 +6,13 @@
 Where the texts come from and how they are split is in corpus.py.
 """
 
-import argparse
 import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from common import run
+from common.options import option
 from common.terminal import UserError
 
 import numpy as np
@@ -168,15 +168,16 @@ def load(name: str, data_dir: str | None = None, limit: int | None = None, split
     return Data(*reviews, vocabulary, texts, facts)
 
 
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    run.add_flags(p, "data_dir", "limit", data=dict(type=dataset_arg, default="imdb", help=DATA_HELP))
-    p.add_argument("--split", choices=corpus.SPLITS, default="7:1:2", help="(default: %(default)s)")
-    return p
+@dataclass(kw_only=True)
+class Options(run.ScriptOptions):
+    data: str = option("imdb", DATA_HELP, type=dataset_arg, metavar="NAME|PATH")
+    data_dir: str | None = run.data_dir_option()
+    split: str = option("7:1:2", "how the reviews are split", choices=corpus.SPLITS)
+    limit: int | None = option(None, "only the first N examples of each part", above=0)
 
 
 def main(argv=None):
-    args = parser().parse_args(argv)
+    args = run.parse_options(__file__, Options, argv)
     loaded = load(args.data, args.data_dir, args.limit, args.split)
     print_counts(loaded)
 

@@ -10,12 +10,14 @@ et al. 2013, Denil et al. 2014). The score is the logit of the class less the me
 it, red ones lower it. With two classes the class is the second one, "positive" for IMDB, whatever the answer.
 """
 
-import argparse
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from common import run
+from common.arguments import ScriptOptions, device_option, parse_options, path_arg, threads_option
+from common.options import option
 
 import torch
 from matplotlib.figure import Figure
@@ -108,19 +110,19 @@ def read_texts(args) -> list[str]:
     return [line for line in lines.splitlines() if line.strip()]
 
 
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("text", nargs="*", help="reviews (default: standard input, one review per line)")
-    p.add_argument("--file", type=run.path_arg, help="a text file that holds one review")
-    p.add_argument("--run", type=run.path_arg, metavar="RUN", help="a run folder or a safetensors file of weights")
-    p.add_argument("--figure", type=run.path_arg, metavar="FILE", help="draw the reviews as a PNG too")
-    p.add_argument("--colour", choices=["auto", "always", "never"], default="auto", help="auto: in a terminal")
-    run.add_flags(p, "device", "threads")
-    return p
+@dataclass(kw_only=True)
+class Options(ScriptOptions):
+    text: tuple[str, ...] = option((), "reviews (default: standard input, one review per line)", positional=True)
+    file: str | None = option(None, "a text file that holds one review", type=path_arg, metavar="FILE")
+    run: str | None = option(None, "a run folder or a safetensors file of weights", type=path_arg, metavar="RUN")
+    figure: str | None = option(None, "draw the reviews as a PNG too", type=path_arg, metavar="FILE")
+    colour: str = option("auto", "auto: in a terminal", choices=["auto", "always", "never"])
+    device: str = device_option()
+    threads: int | str = threads_option()
 
 
 def main(argv=None):
-    args = parser().parse_args(argv)
+    args = parse_options(__file__, Options, argv)
     texts = read_texts(args)
     if not texts:
         raise run.UserError("no review: give one as an argument, with --file, or on standard input")

@@ -8,25 +8,43 @@ recipe of train.py; labels, validation and test reviews are not read, but valida
 softmax over the vocabulary is adaptive (Grave et al. 2017). One pretrained model serves all seeds.
 """
 
-import argparse
 import math
 import time
+from dataclasses import dataclass, fields
 
 from common import run
+from common.options import option
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-import data
 import model
 import train
+from train import RECIPE_NAMES, ReviewOptions
 
-UNUSED = dict(word_dropout=0.0, adversarial=0.0, pool="last")  # keys of train.py that a language model does not read
+
+@dataclass(kw_only=True)
+class Options(ReviewOptions):
+    recipe: str = option("best", "the recipe of train.py that the network is for", choices=RECIPE_NAMES)
+    out: str | None = option(None, "run folder (default: out/lstm_imdb/lm/RECIPE)", type=run.path_arg, metavar="DIR")
+
+    def check(self):
+        if self.layers > 1 and self.bidirectional:
+            raise run.UserError("--layers: in both directions the second layer would see the words that it predicts")
+
+
+def from_recipe(name: str, **changes) -> Options:
+    """The options for the network of a recipe of train.py, with changes."""
+    shared = {field.name: getattr(train.RECIPES[name], field.name) for field in fields(ReviewOptions)}
+    return Options(**shared | {"weight_decay": 0.01, "recipe": name} | changes)
+
+
 CHANGES = dict(epochs=4, bs=16, lr=0.003, decay="onecycle", dropout=0.2)
 RECIPES = {
-    name: values | UNUSED | dict(weight_decay=0.01) | (CHANGES if name != "tiny" else {})
-    for name, values in train.RECIPES.items()
+    "plain": from_recipe("plain", **CHANGES),
+    "best": from_recipe("best", **CHANGES),
+    "tiny": from_recipe("tiny"),
 }
 SAVE_EVERY = 120  # seconds between checkpoints within an epoch
 
@@ -125,30 +143,14 @@ def evaluate(lm, reviews, r) -> float:
     return total / max(count, 1)
 
 
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    run.add_flags(p, recipe=dict(choices=list(RECIPES), default="best"))
-    run.add_flags(p, "set", "data_dir", "resume", "epochs", "bs", "lr", "seed", "device", "threads", "precision",
-                  "limit",
-                  data=dict(type=data.dataset_arg, default="auto", help=data.DATA_HELP),
-                  out=dict(help="run folder (default: out/lstm_imdb/lm/RECIPE)"))  # fmt: skip
-    p.add_argument("--split", choices=("7:1:2", "official"), default="7:1:2", help="(default: %(default)s)")
-    return p
-
-
-def check(args):
-    """Raise UserError for values that make no sense, or a backward LSTM that would see the words it predicts."""
-    train.check(args)
-    for name, value in UNUSED.items():
-        if getattr(args, name) != value:
-            raise run.UserError(f"--set {name}: a language model has no {name}")
-    if args.layers > 1 and args.bidirectional:
-        raise run.UserError("--set layers: in both directions the second layer would see the words that it predicts")
-
-
-def parse(argv=None):
-    return run.parse(__file__, parser(), argv, lambda args: RECIPES[args.recipe], check,
-                     extendable=lambda args: args.decay == "none")  # fmt: skip
+def parse(argv=None) -> Options:
+    return run.parse_options(
+        __file__,
+        Options,
+        argv,
+        recipe=lambda given: RECIPES[given.get("recipe", "best")],
+        extendable=lambda args: args.decay == "none",
+    )
 
 
 def main(argv=None):
@@ -158,7 +160,18 @@ def main(argv=None):
     if not args.out and not args.resume:  # a level deeper than the runs of train.py, which predict.py looks for
         args.out = str(run.ROOT / "out" / "lstm_imdb" / "lm" / args.recipe)
     with run.Run(args, __file__, "lm", train.AUTO_PRECISION, train.AUTO_THREADS, stop_within_epoch=True) as r:
-        lm = LanguageModel(train.build_model(args, len(loaded.vocabulary), len(loaded.corpus.classes))).to(r.device)
+        net = model.SentimentLSTM(
+            len(loaded.vocabulary),
+            len(loaded.corpus.classes),
+            embed=args.embed,
+            hidden=args.hidden,
+            layers=args.layers,
+            bidirectional=args.bidirectional,
+            cell=args.cell,
+            dropout=args.dropout,
+            embed_std=args.embed_std,
+        )
+        lm = LanguageModel(net).to(r.device)
         parameters = model.num_parameters(lm)
         r.note(f"language model, {parameters:,} parameters, on the {loaded.facts['train']:,} training reviews of "
                f"{loaded.facts['name']}", dataset=loaded.facts, parameters=parameters)  # fmt: skip

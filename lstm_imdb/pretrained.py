@@ -60,7 +60,7 @@ def read_vectors(path: Path, wanted, size: int) -> tuple[dict[str, np.ndarray], 
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     if not found:
-        raise UserError(f"{path}: has no vector of {size} numbers for any word of the vocabulary; --set embed=N sets "
+        raise UserError(f"{path}: has no vector of {size} numbers for any word of the vocabulary; --embed N sets "
                         "the length of the vectors")  # fmt: skip
     return found, {"lines": lines, "skipped": skipped}
 

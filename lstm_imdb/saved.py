@@ -5,13 +5,15 @@
 With no run named, predict.py and analyze.py take the newest finished run, else the committed model.
 """
 
-import argparse
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from common import run
+from common.arguments import ScriptOptions, parse_options, path_arg
+from common.options import option
 
 import torch
 
@@ -29,7 +31,7 @@ class Model(NamedTuple):
     net: model.SentimentLSTM
     vocabulary: data.Vocabulary
     classes: list[str]
-    args: argparse.Namespace
+    args: train.Options
     path: Path
 
 
@@ -40,38 +42,45 @@ def open_model(name: str | None = None, device="cpu") -> Model:
         print(f"no run named: using {run.display_path(name)}", file=sys.stderr)
     path = Path(name)
     if path.suffix == ".safetensors":
-        state, args, words, classes = read_weights(path)
+        state, record, words, classes = read_weights(path)
     else:
         record = run.read_record(path / "run.json")
         if record["experiment"] != FOLDER.name:
             raise run.UserError(f"{path}: holds a run of {record['experiment']}/")
-        state, args = run.read_checkpoint(path / "best.pt", device), record["args"]
-        words, classes = state["words"], state["classes"]
-        args |= {"data_dir": run.read_json(path / "local.json").get("data_dir")} if in_folder(path) else {}
-        args |= {"data": run.data_place(path, str(args.get("data")))}
-    try:
-        args = argparse.Namespace(**train.PLAIN | {"data_dir": None} | args)  # a run may be older than an option
+        checkpoint = run.read_checkpoint(path / "best.pt", device)
+        state, words, classes = checkpoint["model"], checkpoint["words"], checkpoint["classes"]
+    for name, texts in (("words", words), ("classes", classes)):
+        if not isinstance(texts, list) or len(texts) < 2 or not all(isinstance(text, str) for text in texts):
+            raise run.UserError(f"{path}: is damaged: its {name} are not a list of texts")
+    args = read_options(record, path)
+    with torch.device("meta"):  # a damaged file may describe a network that fits no memory
         net = train.build_model(args, len(words), len(classes))
-        ignored = data.stop_words() if args.stop_words else frozenset()
-        vocabulary = data.Vocabulary(words[2:], ignored)
-    except (AttributeError, TypeError, ValueError, LookupError) as error:
-        raise run.UserError(f"{path}: describes no model of this folder ({str(error)[:80]})") from error
-    if isinstance(state, run.Checkpoint):
-        state.load_into(model=net)
-    else:
-        try:
-            net.load_state_dict(state)
-        except RuntimeError as error:
-            raise run.UserError(f"{path}: holds the weights of another network") from error
-    return Model(net.to(device).eval(), vocabulary, classes, args, path)
+    try:
+        net.load_state_dict(state, assign=True)
+    except (RuntimeError, AttributeError, TypeError) as error:
+        raise run.UserError(f"{path}: holds the weights of another network") from error
+    if not all(torch.isfinite(weight).all() for weight in state.values()):
+        raise run.UserError(f"{path}: is damaged: some of its weights are not finite numbers")
+    vocabulary = data.Vocabulary(words[2:], data.stop_words() if args.stop_words else frozenset())
+    return Model(net.to(device).requires_grad_().eval(), vocabulary, classes, args, path)
 
 
-def in_folder(path):
-    return (path / "local.json").is_file()
+def read_options(record: dict, path: Path) -> train.Options:
+    """The options of the run whose record is `record`; its data need not be there any more. Raises UserError."""
+    try:
+        place = run.data_place(path, str(record["args"]["data"]))
+        record = record | {"args": record["args"] | {"data": "builtin"}}
+    except (KeyError, TypeError) as error:
+        raise run.UserError(f"{path}: is damaged: its record has no --data") from error
+    options = run.recorded_options(train.Options, record, path)
+    options.data = place
+    if (path / "local.json").is_file():
+        options.data_dir = run.read_json(path / "local.json").get("data_dir")
+    return options
 
 
 def read_weights(path: Path):
-    """(state dict in float32, arguments, words, classes) of a safetensors file. Raises UserError."""
+    """(state dict in float32, the record {"args": ...}, words, classes) of a safetensors file. Raises UserError."""
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError:
@@ -82,8 +91,9 @@ def read_weights(path: Path):
         with safe_open(path, "pt") as file:
             header = file.metadata() or {}
             state = {name: file.get_tensor(name).float() for name in file.keys()}
-        return state, json.loads(header["args"]), header["words"].split("\n"), json.loads(header["classes"])
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        record = {"args": json.loads(header["args"])}
+        return state, record, header["words"].split("\n"), json.loads(header["classes"])
+    except (SafetensorError, OSError, KeyError, ValueError, RecursionError) as error:
         raise run.UserError(f"{path}: is not a file of weights of this folder ({str(error)[:80]})") from error
 
 
@@ -92,9 +102,8 @@ def save_weights(found: Model, path: Path):
     from safetensors.torch import save
 
     tensors = {name: p.to("cpu", torch.bfloat16).contiguous() for name, p in found.net.state_dict().items()}
-    args = {name: value for name, value in vars(found.args).items() if name != "data_dir"}
     header = {
-        "args": json.dumps(args),
+        "args": json.dumps(run.record_args(found.args)),
         "words": "\n".join(found.vocabulary.words),
         "classes": json.dumps(found.classes),
     }
@@ -102,15 +111,14 @@ def save_weights(found: Model, path: Path):
     run.write(path, save(tensors, header))
 
 
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("run", type=run.path_arg, help="a finished run")
-    p.add_argument("file", type=run.path_arg, help="the safetensors file to write")
-    return p
+@dataclass(kw_only=True)
+class Options(ScriptOptions):
+    run: str = option("", "a finished run", type=path_arg, positional=True)
+    file: str = option("", "the safetensors file to write", type=path_arg, positional=True)
 
 
 def main(argv=None):
-    args = parser().parse_args(argv)
+    args = parse_options(__file__, Options, argv)
     save_weights(open_model(args.run), Path(args.file))
     print(f"{args.file}: {Path(args.file).stat().st_size / 1e6:.2f} MB")
 

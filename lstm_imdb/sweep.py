@@ -8,10 +8,11 @@ One process per core. Given again, the command continues where it stopped. Under
 and seed, results.txt, and for every study its record STUDY.json and its figure STUDY.png.
 """
 
-import argparse
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common import run, study
+from common.options import option
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -41,8 +42,11 @@ STUDIES = {  # study: {setting: arguments of train.py}
 
 def folder_name(setting, seed):
     """The same name for the same arguments, whichever study wants them."""
-    words = [f"{v}" if k == "recipe" else f"{k}{v}" for k, v in setting.items() if train.PLAIN.get(k, "") != v
-             or setting["recipe"] != "plain"]  # fmt: skip
+    words = [setting["recipe"]]
+    for name, value in setting.items():
+        is_default = setting["recipe"] == "plain" and getattr(train.PLAIN, name) == value
+        if name != "recipe" and not is_default:
+            words.append(f"{name}{value}")
     return "-".join([*words, f"s{seed}"])
 
 
@@ -50,8 +54,9 @@ def jobs_of(args, out):
     """Every run that the studies need."""
 
     def cost(values):
-        recipe = train.RECIPES[values["recipe"]] | values
-        return recipe["epochs"] * recipe["max_len"] * (1 + 2 * recipe["bidirectional"])
+        options = replace(train.RECIPES[values["recipe"]], **values)
+        directions = 3 if options.bidirectional else 1  # the second one costs more: reviews are reversed
+        return options.epochs * options.max_len * directions
 
     def dataset(name, setting):
         return args.data
@@ -83,17 +88,18 @@ def report(name, rows, out):
     run.write_figure(out / f"{name}.png", figure)
 
 
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    study.add_flags(p, STUDIES)
-    run.add_flags(p, "data_dir", "limit", data=dict(type=data.dataset_arg, default="imdb", help=data.DATA_HELP),
-                  out=dict(default=str(run.ROOT / "out" / "lstm_imdb" / "sweep"), help="folder of the study"),
-                  epochs=dict(help="instead of each setting's own, for a quick look"))  # fmt: skip
-    return p
+@dataclass(kw_only=True)
+class Options(study.StudyOptions):
+    study: tuple[str, ...] = study.study_option(STUDIES)
+    data: str = option("imdb", data.DATA_HELP, type=data.dataset_arg, metavar="NAME|PATH")
+    data_dir: str | None = run.data_dir_option()
+    out: str = option(str(run.ROOT / "out/lstm_imdb/sweep"), "folder of the study", type=run.path_arg, metavar="DIR")
+    epochs: int | None = option(None, "instead of each setting's own, for a quick look", above=0)
+    limit: int | None = option(None, "only the first N examples of each part", above=0)
 
 
 def main(argv=None):
-    args = parser().parse_args(argv)
+    args = run.parse_options(__file__, Options, argv)
     out = Path(args.out)
     if study.run_jobs(train, jobs_of(args, out), args):
         for name in args.study:

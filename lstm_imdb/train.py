@@ -9,50 +9,83 @@ Validation chooses the epoch; that checkpoint is tested once, at the end. The re
 hyper-parameter; flags override it.
 """
 
-import argparse
 import time
+from dataclasses import dataclass, replace
 
 from common import run
+from common.options import option
 
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-import corpus
 import data
 import model
 import outcome
 import pretrained
+from corpus import SPLITS
+from data import DATA_HELP, dataset_arg
+from model import CELLS, POOLS
 
-PLAIN = dict(
-    epochs=5,
-    bs=64,
-    bucket=50,  # batches of a chunk that is sorted by length; 1: reviews in random order
-    lr=0.003,
-    decay="onecycle",
-    weight_decay=0.0,
-    embed=64,
-    embed_std=0.1,
-    hidden=128,
-    layers=1,
-    bidirectional=False,
-    cell="torch",
-    pool="last",
-    dropout=0.5,
-    word_dropout=0.0,
-    adversarial=0.0,
-    max_words=20_000,
-    min_count=2,
-    stop_words=False,
-    max_len=400,
-    keep="end",
-    clip=1.0,
-)
+RECIPE_NAMES = ["plain", "best", "tiny"]
+DECAYS = ["none", "onecycle"]
+KEEP = ["start", "end"]
+FILE_HELP = "a file, relative to the folder of the datasets"
+
+
+@dataclass(kw_only=True)
+class ReviewOptions(run.TrainOptions):
+    """The options that training shares with pretrain.py: texts, vocabulary, layers, optimizer."""
+
+    data: str = option("auto", DATA_HELP, type=dataset_arg, metavar="NAME|PATH")
+    split: str = option("7:1:2", "how the reviews are split", choices=SPLITS)
+    max_words: int = option(20_000, "words of the vocabulary, at most", above=0, at_most=10_000_000)
+    min_count: int = option(2, "how often a word of the vocabulary occurs, at least", above=0)
+    stop_words: bool = option(False, "leave out scikit-learn's stop words")
+    max_len: int = option(400, "words of a review that are read", above=0)
+    keep: str = option("end", "the part of a longer review that is read", choices=KEEP)
+    embed: int = option(64, "length of a word vector", above=0, at_most=10_000)
+    embed_std: float = option(0.1, "standard deviation of the initial word vectors", above=0)
+    hidden: int = option(128, "hidden units of each LSTM", above=0, at_most=10_000)
+    layers: int = option(1, "LSTM layers", above=0, at_most=100)
+    bidirectional: bool = option(False, "read in both directions")
+    cell: str = option("torch", "nn.LSTM, or the one written out in model.py", choices=CELLS)
+    dropout: float = option(0.5, "dropout of word vectors, between layers, and before the output", at_least=0, below=1)
+    epochs: int = option(5, "passes over the training set", above=0)
+    bs: int = option(64, "batch size", above=0)
+    bucket: int = option(50, "batches sorted by length together; 1: random order", above=0, at_most=10_000)
+    lr: float = option(0.003, "learning rate; its peak, if it is scheduled", above=0)
+    decay: str = option("onecycle", "schedule of the learning rate", choices=DECAYS)
+    weight_decay: float = option(0.0, "decoupled weight decay of AdamW", at_least=0)
+    clip: float = option(1.0, "largest norm of the gradient", above=0)
+
+
+@dataclass(kw_only=True)
+class Options(ReviewOptions):
+    recipe: str = option("plain", "a named set of hyper-parameters; flags override it", choices=RECIPE_NAMES)
+    pool: str = option("last", "the state at the last word, or pooling over all states", choices=POOLS)
+    word_dropout: float = option(0.0, "share of words that training replaces by <unk>", at_least=0, below=1)
+    adversarial: float = option(0.0, "length of adversarial moves, in norms of the word vectors", at_least=0, at_most=1)
+    vectors: str | None = option(
+        None, f"word vectors in GloVe's text format: {FILE_HELP}", type=run.path_arg, metavar="FILE"
+    )
+    init: str | None = option(None, f"best.pt of a run of pretrain.py: {FILE_HELP}", type=run.path_arg, metavar="FILE")
+
+
+PLAIN = Options()
 RECIPES = {
     "plain": PLAIN,
-    "best": PLAIN
-    | dict(epochs=6, embed=100, bidirectional=True, pool="max", word_dropout=0.2, max_words=30_000, adversarial=0.05),
-    "tiny": PLAIN | dict(epochs=2, bs=20, embed=8, hidden=8, max_words=500, decay="none"),  # a second, for tests
+    "best": replace(
+        PLAIN,
+        epochs=6,
+        max_words=30_000,
+        embed=100,
+        bidirectional=True,
+        pool="max",
+        word_dropout=0.2,
+        adversarial=0.05,
+    ),
+    "tiny": replace(PLAIN, epochs=2, bs=20, embed=8, hidden=8, max_words=500, decay="none"),  # a second, for tests
 }
 AUTO_PRECISION = "bf16"  # bench.py: 1.35 times as fast as fp32 if the hardware multiplies bfloat16
 AUTO_THREADS = 1  # tools/seconds.py: a second one gains nothing
@@ -171,51 +204,14 @@ def load_data(args) -> data.Data:
                      args.max_len, args.keep)  # fmt: skip
 
 
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    run.add_flags(p, recipe=dict(choices=list(RECIPES), default="plain"))
-    run.add_flags(p, "set", "tensorboard", "data_dir", "out", "resume",
-                  data=dict(type=data.dataset_arg, default="auto", help=data.DATA_HELP))  # fmt: skip
-    p.add_argument("--split", choices=corpus.SPLITS, default="7:1:2", help="(default: %(default)s)")
-    run.add_flags(p, "epochs", "bs", "lr", "weight_decay", "seed", "device", "threads", "precision", "limit")
-    p.add_argument("--layers", type=run.positive_int, metavar="N", help="LSTM layers")
-    p.add_argument("--bidirectional", action=argparse.BooleanOptionalAction, help="read in both directions")
-    p.add_argument("--cell", choices=model.CELLS, help="nn.LSTM, or the one written out in model.py")
-    p.add_argument("--pool", choices=model.POOLS, help="the state at the last word, or pooling over all states")
-    p.add_argument("--max-len", type=run.positive_int, metavar="N", help="words of a review that are read")
-    p.add_argument("--stop-words", action=argparse.BooleanOptionalAction, help="leave out scikit-learn's stop words")
-    files = "a file, relative to the folder of the datasets"
-    p.add_argument("--vectors", type=run.path_arg, metavar="FILE", help=f"word vectors in GloVe's text format: {files}")
-    p.add_argument("--init", type=run.path_arg, metavar="FILE", help=f"best.pt of a run of pretrain.py: {files}")
-    p.epilog = "recipes:\n" + "\n".join(
-        f"  {name}: " + ", ".join(f"{k} {v}" for k, v in values.items() if name == "plain" or PLAIN.get(k) != v)
-        for name, values in RECIPES.items()
-    )
-    return p
+def recipe(given: dict) -> Options:
+    """The recipe that the flags `given` name."""
+    name = given.get("recipe", "plain")
+    return replace(RECIPES[name], recipe=name)
 
 
-def check(args):
-    """Raise UserError for values of --set that are out of range."""
-    for name, choices in {"decay": ("none", "onecycle"), "keep": ("start", "end")}.items():
-        if getattr(args, name) not in choices:
-            raise run.UserError(f"--set {name}={getattr(args, name)}: must be one of {', '.join(choices)}")
-    for name in ("dropout", "word_dropout"):
-        if not 0 <= getattr(args, name) < 1:
-            raise run.UserError(f"--set {name}={getattr(args, name)}: must be at least 0 and below 1")
-    if not 0 <= args.adversarial <= 1:
-        raise run.UserError(f"--set adversarial={args.adversarial}: must be from 0 to 1")
-    limits = dict(bucket=10_000, embed=10_000, hidden=10_000, max_words=10_000_000, min_count=10_000_000)
-    for name, high in limits.items():
-        if not 0 < getattr(args, name) <= high:
-            raise run.UserError(f"--set {name}={getattr(args, name)}: must be from 1 to {high}")
-    for name in ("clip", "embed_std"):
-        if not getattr(args, name) > 0:
-            raise run.UserError(f"--set {name}={getattr(args, name)}: must be above 0")
-
-
-def parse(argv=None):
-    return run.parse(__file__, parser(), argv, lambda args: RECIPES[args.recipe], check,
-                     extendable=lambda args: args.decay == "none")  # fmt: skip
+def parse(argv=None) -> Options:
+    return run.parse_options(__file__, Options, argv, recipe, extendable=lambda args: args.decay == "none")
 
 
 def main(argv=None):

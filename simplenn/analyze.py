@@ -8,14 +8,16 @@ First a sample goes through both forms of SimpleNN, and the largest difference i
 layers.csv and layers.md) and histograms.png, with zeros.png for all weights set to zero, in --out.
 """
 
-import argparse
 import csv
 import importlib.util
 import io
+import math
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from common import run
+from common.options import option
 
 import numpy as np
 import torch
@@ -26,6 +28,8 @@ from torch import nn
 from model import CNN, MLP, CustomConv2d, CustomLinear, SimpleNN
 
 COLUMNS = ("layer", "kind", "input", "weight", "output", "parameters", "multiply_accumulates", "bias_additions")
+MODELS = ("simplenn", "simplenn-custom", "cnn", "mlp")
+LARGEST_SAMPLE = 2**28  # numbers of the sample input, a gigabyte
 CONVOLUTIONS, LINEAR = (nn.Conv1d, nn.Conv2d, nn.Conv3d, CustomConv2d), (nn.Linear, CustomLinear)
 
 
@@ -184,27 +188,32 @@ def compare_forms(shape, x):
         return (theirs(x) - ours(x)).abs().max().item(), theirs(x).abs().max().item()
 
 
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--model", default="simplenn", metavar="NAME|FILE:CLASS",
-                   help=f"{', '.join(models((1, 28, 28)))}, or a module in a file (default: %(default)s)")  # fmt: skip
-    p.add_argument("--shape", type=run.positive_int, nargs="+", default=[3, 32, 32], metavar="N",
-                   help="of one input (default: 3 32 32)")  # fmt: skip
-    run.add_flags(p, seed=dict(help="initial weights and the sample input"),
-                  bs=dict(default=1, help="examples of the sample input"),
-                  out=dict(default=str(run.ROOT / "out/simplenn/analyze"), help="folder of the results"))  # fmt: skip
-    return p
+@dataclass(kw_only=True)
+class Options(run.ScriptOptions):
+    model: str = option("simplenn", f"{', '.join(MODELS)}, or a module in a file", metavar="NAME|FILE.py:CLASS")
+    shape: tuple[int, ...] = option((3, 32, 32), "of one input", above=0, nargs="+", metavar="N")
+    bs: int = option(1, "examples of the sample input", above=0)
+    seed: int = option(0, "initial weights and the sample input", at_least=0)
+    out: str = option(str(run.ROOT / "out/simplenn/analyze"), "folder of the results", type=run.path_arg, metavar="DIR")
+
+    def check(self):
+        shape = " ".join(map(str, self.shape))
+        if math.prod([self.bs, *self.shape]) > LARGEST_SAMPLE:
+            raise run.UserError(f"--shape {shape}: the sample input would have more than {LARGEST_SAMPLE:,} numbers")
+        if ":" in self.model:
+            return
+        if self.model not in MODELS:
+            raise run.UserError(f"--model {self.model}: is not one of {', '.join(MODELS)}, nor FILE.py:CLASS")
+        square = len(self.shape) == 3 and self.shape[1] == self.shape[2] >= 8
+        if not square or self.model == "cnn" and self.shape[1] != 28:
+            allowed = "C 28 28" if self.model == "cnn" else "C N N with N of 8 or more"
+            raise run.UserError(f"--shape {shape}: {self.model} takes {allowed}")
 
 
 def main(argv=None):
-    args = parser().parse_args(argv)
+    args = run.parse_options(__file__, Options, argv)
     run.set_threads(auto_threads=1)
     shape, own = tuple(args.shape), ":" in args.model
-    if not own and args.model not in models((1, 28, 28)):
-        parser().error(f"--model {args.model}: is none of {', '.join(models((1, 28, 28)))}, and no FILE.py:CLASS")
-    if not own and (len(shape) != 3 or shape[1] != shape[2] or shape[1] < 8 or args.model == "cnn" and shape[1] != 28):
-        wanted = "C 28 28" if args.model == "cnn" else "C N N with N of 8 or more"
-        parser().error(f"--shape {' '.join(map(str, shape))}: {args.model} takes {wanted}")
     make = load_class(args.model) if own else models(shape)[args.model]
     out = run.make_folder(args.out)
     torch.manual_seed(args.seed)

@@ -8,11 +8,12 @@ The usual way: torchvision's MNIST as PIL images, RandomAffine, ToTensor and Nor
 ways take turns, so that a machine that slows down slows all of them; reported are medians. Writes bench-PART.json.
 """
 
-import argparse
 import statistics
 import time
+from dataclasses import dataclass
 
 from common import run, timing
+from common.options import option, to_argv
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ from torch.utils.data import DataLoader
 
 import data
 import train
+from data import FUNCTIONS
 from model import MLP
 from studies import training
 from studies.flatness import network as small_cnn
@@ -63,7 +65,7 @@ def train_epoch(batches, model, optimizer, bf16, lr_at=None):
         for group in optimizer.param_groups if lr_at else ():
             group["lr"] = lr_at(step)
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            loss = F.cross_entropy(model(images), labels, label_smoothing=BEST["label_smoothing"])
+            loss = F.cross_entropy(model(images), labels, label_smoothing=BEST.label_smoothing)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -72,16 +74,15 @@ def train_epoch(batches, model, optimizer, bf16, lr_at=None):
 
 
 def new_model(channels_last=True):
-    args = train.parse(["--model", "cnn", "--recipe", "best"])
-    model = train.CNN(10, args.widths, args.dropout)
+    model = train.CNN(10, BEST.widths, BEST.dropout)
     if channels_last:
         model = model.to(memory_format=torch.channels_last)
-    return model, train.build_optimizer(args, model)
+    return model, train.build_optimizer(BEST, model)
 
 
 def epoch(args, parts):
     """Images per second of an epoch with augmentation."""
-    train_set, bs = parts[0], BEST["bs"]
+    train_set, bs = parts[0], BEST.bs
     native = run.native_bf16(torch.device("cpu"))
     prepared = list(train_set.batches(bs, shuffle=(0, 0), augment="affine"))
     loaders = {workers: usual_loader(train_set, bs, workers) for workers in (0, 2)}
@@ -105,18 +106,18 @@ def epoch(args, parts):
 def accuracy(args, parts):
     """Seconds and test accuracy of the best recipe, trained to the end in both ways, with one seed a round."""
     train_set, _, test_set = parts
-    native, epochs = run.native_bf16(torch.device("cpu")), args.epochs or BEST["epochs"]
-    steps = -(-len(train_set) // BEST["bs"])
+    native, epochs = run.native_bf16(torch.device("cpu")), args.epochs or BEST.epochs
+    steps = -(-len(train_set) // BEST.bs)
 
     def whole_run(seed, usual):
         torch.manual_seed(seed)
         model, optimizer = new_model(channels_last=not usual)
-        loader, began = usual_loader(train_set, BEST["bs"], 2, seed) if usual else None, time.perf_counter()
+        loader, began = usual_loader(train_set, BEST.bs, 2, seed) if usual else None, time.perf_counter()
         for i in range(epochs):
-            batches = loader if usual else train_set.batches(BEST["bs"], shuffle=(seed, i), augment="affine")
+            batches = loader if usual else train_set.batches(BEST.bs, shuffle=(seed, i), augment="affine")
 
             def lr_at(step, i=i):
-                return BEST["lr"] * train.lr_factor(BEST["decay"], (i + step / steps) / epochs)
+                return BEST.lr * train.lr_factor(BEST.decay, (i + step / steps) / epochs)
 
             train_epoch(batches, model, optimizer, native and not usual, lr_at)
         seconds = time.perf_counter() - began
@@ -185,21 +186,25 @@ def stack(args, parts):
 PARTS = {"epoch": epoch, "accuracy": accuracy, "stack": stack}
 
 
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--part", choices=list(PARTS), default="epoch", help="(default: %(default)s)")
-    run.add_flags(p, "data_dir", "limit", data=dict(type=data.dataset_arg, default="auto", help="the images"),
-                  epochs=dict(help="of the part accuracy (default: the recipe's)"),
-                  out=dict(default=str(run.ROOT / "out/simplenn/bench"), help="for bench-PART.json"))  # fmt: skip
-    p.add_argument("--rounds", type=run.positive_int, default=5, help="turns of each way (default: %(default)s)")
-    return p
+@dataclass(kw_only=True)
+class Options(run.ScriptOptions):
+    part: str = option("epoch", "what is timed", choices=list(PARTS))
+    data: str = option("auto", "the images: mnist, ...", type=data.dataset_arg, metavar="NAME|PATH")
+    data_dir: str | None = run.data_dir_option()
+    limit: int | None = option(None, "only the first N examples of each part", above=0)
+    epochs: int | None = option(None, "of the part accuracy (default: the recipe's)", above=0)
+    rounds: int = option(5, "turns of each way", above=0)
+    out: str = option(
+        str(run.ROOT / "out/simplenn/bench"), "folder for bench-PART.json", type=run.path_arg, metavar="DIR"
+    )
+
+    def check(self):
+        if self.data in FUNCTIONS:
+            raise run.UserError(f"--data {self.data}: bench.py times training on images")
 
 
 def main(argv=None):
-    p = parser()
-    args = p.parse_args(argv)
-    if args.data in data.FUNCTIONS:
-        p.error(f"--data {args.data}: bench.py times training on images")
+    args = run.parse_options(__file__, Options, argv)
     out = run.make_folder(args.out)
     *parts, facts = data.load(args.data, args.data_dir, args.limit)
     machine = run.environment(torch.device("cpu"), __file__)
@@ -208,7 +213,8 @@ def main(argv=None):
     for row in rows:
         print("  ".join(f"{k} {v:,.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()
                         if not isinstance(v, list | tuple)))  # fmt: skip
-    command = ["simplenn/bench.py", *run.to_argv(p, {k: v for k, v in run.record_args(args).items() if v is not None})]
+    given = {name: value for name, value in run.record_args(args).items() if value is not None}
+    command = ["simplenn/bench.py", *to_argv(Options, given)]
     rows = [row | {"state": "done", "command": command} for row in rows]
     run.write_json(out / f"bench-{args.part}.json",
                    {"bench": f"simplenn, {args.part}", **machine, "dataset": facts, "rows": rows})  # fmt: skip

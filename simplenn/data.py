@@ -6,13 +6,14 @@
 Fetching, verifying and splitting MNIST is in common/images.py.
 """
 
-import argparse
 import functools
 import hashlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from common import images as image_data
 from common import run
+from common.options import option
 
 import numpy as np
 import torch
@@ -233,14 +234,15 @@ def load(name: str, data_dir: str | None = None, limit: int | None = None, flat:
     return train, val, test, arrays.facts()
 
 
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    run.add_flags(p, "data_dir", "limit", data=dict(type=dataset_arg, default="mnist", help=DATA_HELP))
-    return p
+@dataclass(kw_only=True)
+class Options(run.ScriptOptions):
+    data: str = option("mnist", DATA_HELP, type=dataset_arg, metavar="NAME|PATH")
+    data_dir: str | None = run.data_dir_option()
+    limit: int | None = option(None, "only the first N examples of each part", above=0)
 
 
 def main(argv=None):
-    args = parser().parse_args(argv)
+    args = run.parse_options(__file__, Options, argv)
     if args.data in FUNCTIONS:
         print(", ".join(f"{k} {v}" for k, v in load_function(args.data, args.limit)[3].items()))
     else:

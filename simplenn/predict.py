@@ -7,11 +7,13 @@ Each image must show one digit. It is prepared as MNIST's digits were: scaled to
 28 x 28 with its centre of mass in the middle. What the network saw is saved as seen.png in --out.
 """
 
-import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from common import image_files, run
+from common.arguments import ROOT, ScriptOptions, parse_options, path_arg
+from common.options import option
 
 import matplotlib.figure
 import numpy as np
@@ -105,19 +107,18 @@ def draw_seen(answers):
     return figure
 
 
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files, one digit in each")
-    p.add_argument("--run", type=run.path_arg, metavar="RUN", help="a run folder or a safetensors file of weights")
-    run.add_flags(p, out=dict(default=str(run.ROOT / "out/simplenn/predict"), help="folder of seen.png"))
-    return p
+@dataclass(kw_only=True)
+class Options(ScriptOptions):
+    images: tuple[str, ...] = option((), "image files, one digit in each", positional=True, nargs="+", metavar="IMAGE")
+    run: str | None = option(None, "a run folder or a safetensors file of weights", type=path_arg, metavar="RUN")
+    out: str = option(str(ROOT / "out/simplenn/predict"), "folder of seen.png", type=path_arg, metavar="DIR")
 
 
 def main(argv=None):
-    args = parser().parse_args(argv)
+    args = parse_options(__file__, Options, argv)
     run.set_threads(auto_threads=1)
     model, out, answers, failed = saved.open_model(args.run), run.make_folder(args.out), [], []
-    for path in args.images:
+    for path in map(Path, args.images):
         try:
             image = prepare(path)
         except run.UserError as error:

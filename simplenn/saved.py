@@ -5,14 +5,16 @@
 With no run named, the scripts take the newest finished run on images, else weights/cnn.safetensors, and say which.
 """
 
-import argparse
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
 from common import run
+from common.arguments import ScriptOptions, parse_options, path_arg
+from common.options import option
 
 import safetensors.torch
 import torch
@@ -35,7 +37,10 @@ class Model(NamedTuple):
 def build(facts: dict, state: dict, source) -> Model:
     """The network that `facts` describe, with the parameters `state`. Raises UserError."""
     try:
-        args, classes = SimpleNamespace(**facts["args"]), list(map(str, facts["classes"]))
+        if facts["args"]["data"] in data.FUNCTIONS:
+            raise ValueError("it was trained on a function")
+        record = facts | {"args": facts["args"] | {"data": "builtin"}}  # its data need not be there any more
+        args, classes = run.recorded_options(train.Options, record, source), list(map(str, facts["classes"]))
         net = train.build_model(args, SimpleNamespace(classes=classes))
         net.load_state_dict(
             {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
@@ -89,15 +94,14 @@ def save(folder: Path, target: Path):
     print(f"{run.display_path(target)}: {len(content):,} bytes")
 
 
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("run", type=run.path_arg, metavar="RUN", help="a run folder")
-    run.add_flags(p, out=dict(default=str(COMMITTED), metavar="FILE", help="the safetensors file"))
-    return p
+@dataclass(kw_only=True)
+class Options(ScriptOptions):
+    run: str = option("", "a run folder", type=path_arg, metavar="RUN", positional=True)
+    out: str = option(str(COMMITTED), "the safetensors file", type=path_arg, metavar="FILE")
 
 
 def main(argv=None):
-    args = parser().parse_args(argv)
+    args = parse_options(__file__, Options, argv)
     save(Path(args.run), Path(args.out))
 
 

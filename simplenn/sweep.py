@@ -8,16 +8,19 @@
 Every part writes its record STUDY-PART.json and its figure STUDY-PART.png into --out.
 """
 
-import argparse
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 
 from common import run
-from common.cores import usable_cores
+from common.arguments import ROOT, data_dir_option, path_arg
+from common.options import as_dict, option, options_of, to_argv
+from common.study import StudyOptions, study_option
+from common.terminal import UserError
 
 import torch
 
-import data
+from data import FUNCTIONS, dataset_arg
 from studies import (
     deep_vs_shallow,
     flatness,
@@ -35,47 +38,45 @@ STUDIES = {
     for module in (deep_vs_shallow, optimization_path, gradient_norm, minimal_ratio, random_labels,
                    parameters_vs_generalization, flatness, sensitivity)
 }  # fmt: skip
+PARTS = sorted({part for module in STUDIES.values() for part in module.PARTS})
 
 
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--study", nargs="+", choices=list(STUDIES), default=list(STUDIES), metavar="STUDY",
-                   help=f"any of {', '.join(STUDIES)} (default: all of them)")  # fmt: skip
-    parts = sorted({part for module in STUDIES.values() for part in module.PARTS})
-    p.add_argument("--part", choices=parts, help="only this part of each study")
-    p.add_argument("--quick", action="store_true", help="seconds instead of minutes, on the built-in digits")
-    p.add_argument("--seeds", type=run.positive_int, metavar="N",
-                   help="seeds 0 to N - 1 on MNIST (default: 3; with --quick always 1)")  # fmt: skip
-    p.add_argument("--jobs", type=run.positive_int, default=usable_cores(), metavar="N",
-                   help="processes, for what is not trained as one batch (default: one per core)")  # fmt: skip
-    p.add_argument("--list", action="store_true", help="print one command per part and run nothing")
-    run.add_flags(p, "data_dir", data=dict(type=data.dataset_arg, default="auto", help="the images: mnist, ..."),
-                  out=dict(default=str(run.ROOT / "out/simplenn/sweep"), help="folder of the studies"))  # fmt: skip
-    return p
+@dataclass(kw_only=True)
+class Options(StudyOptions):
+    study: tuple[str, ...] = study_option(STUDIES)
+    part: str | None = option(None, "only this part of each study", choices=PARTS)
+    quick: bool = option(False, "seconds instead of minutes, on the built-in digits")
+    seeds: int | None = option(None, "seeds 0 to N - 1 on MNIST (default: 3; with --quick always 1)", above=0)
+    data: str = option("auto", "the images: mnist, ...", type=dataset_arg, metavar="NAME|PATH")
+    data_dir: str | None = data_dir_option()
+    out: str = option(str(ROOT / "out/simplenn/sweep"), "folder of the studies", type=path_arg, metavar="DIR")
+
+    def check(self):
+        if self.data in FUNCTIONS:
+            raise UserError(f"--data {self.data}: names the images; which studies use functions is fixed")
+        if self.quick and self.seeds:
+            raise UserError(f"--seeds {self.seeds}: --quick has one seed")
+        if self.part and not any(self.part in STUDIES[name].PARTS for name in self.study):
+            raise UserError(f"--part {self.part}: is not a part of {', '.join(self.study)}")
 
 
-def part_argv(p, values, study, part):
-    """The command line of one part of a study: the `values` that differ from the defaults of the parser `p`."""
-    chosen = {"study": [study], "part": part}
-    changed = {k: v for k, v in values.items() if k not in (*chosen, "list") and v != p.get_default(k)}
-    return run.to_argv(p, chosen | changed)
+def part_argv(values: dict, study: str, part: str) -> list[str]:
+    """The command line of one part of a study: the `values` that differ from the defaults."""
+    changed = {"study": [study], "part": part}
+    for name, value in values.items():
+        if name not in ("study", "part", "list") and value != options_of(Options)[name].default:
+            changed[name] = value
+    return to_argv(Options, changed)
 
 
 def main(argv=None):
-    p = parser()
-    args = p.parse_args(argv)
-    if args.data in data.FUNCTIONS:
-        p.error(f"--data {args.data}: names the images; which studies use functions is fixed")
-    if args.quick and args.seeds:
-        p.error(f"--seeds {args.seeds}: --quick has one seed")
+    args = run.parse_options(__file__, Options, argv)
     parts = [(study, part) for study in args.study for part in STUDIES[study].PARTS if args.part in (None, part)]
-    if not parts:
-        p.error(f"--part {args.part}: is not a part of {', '.join(args.study)}")
     for study, part in parts:
         if args.list:
-            print(shlex.join(["python", run.display_path(__file__), *part_argv(p, vars(args), study, part)]))
+            print(shlex.join(["python", run.display_path(__file__), *part_argv(as_dict(args), study, part)]))
             continue
-        command = ["simplenn/sweep.py", *part_argv(p, run.record_args(args), study, part)]
+        command = ["simplenn/sweep.py", *part_argv(run.record_args(args), study, part)]
         images = "builtin" if args.quick and args.data == "auto" else args.data
         torch.manual_seed(0)
         context = tools.Context(f"{study}-{part}", run.make_folder(Path(args.out)), command, args.quick,

@@ -10,43 +10,94 @@ Validation chooses the epoch; that checkpoint is tested once, at the end. losses
 eye: nothing is chosen by it.
 """
 
-import argparse
 import math
 import time
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from common import run
+from common.options import option
 
 import torch
 from tqdm import tqdm
 
 import data
+from data import AUGMENT, DATA_HELP, FUNCTIONS, dataset_arg
 from figures import draw_losses, draw_outputs
 from model import ACTIVATIONS, CNN, MLP, CustomConv2d, CustomLinear, SimpleNN, count_parameters
 
-PLAIN = dict(epochs=3, bs=64, lr=0.001, optimizer="adam", decay="none", weight_decay=0.0, dropout=0.0, augment="none",
-             label_smoothing=0.0, test_curve=True)  # fmt: skip
-FUNCTION = PLAIN | dict(epochs=2000, bs=300, lr=0.0012, hidden=[10, 18, 15, 4], activation="relu")
+RECIPE_NAMES = ["plain", "best", "tiny"]
+MODELS = ["mlp", "cnn", "simplenn", "simplenn-custom"]
+WIDEST = 16_384  # two layers of this width have a gigabyte of weights
+
+
+@dataclass(kw_only=True)
+class Options(run.TrainOptions):
+    model: str = option("simplenn", "the network", choices=MODELS)
+    data: str = option("auto", DATA_HELP, type=dataset_arg, metavar="NAME|PATH")
+    recipe: str = option("plain", "a named set of hyper-parameters; flags override it", choices=RECIPE_NAMES)
+    epochs: int = option(3, "passes over the training set", above=0)
+    bs: int = option(64, "batch size", above=0)
+    lr: float = option(0.001, "learning rate; its peak, if it is scheduled", above=0)
+    optimizer: str = option("adam", "adam: AdamW; sgd: with Nesterov momentum 0.9", choices=["adam", "sgd"])
+    decay: str = option("none", "schedule of the learning rate", choices=["none", "onecycle"])
+    weight_decay: float = option(0.0, "weight decay; on weights, not on biases", at_least=0)
+    dropout: float = option(0.0, "probability of dropping a hidden unit", at_least=0, below=1)
+    augment: str = option("none", "affine: random rotation, scale and shift of digits", choices=AUGMENT)
+    label_smoothing: float = option(0.0, "share of the target that all classes get equally", at_least=0, below=1)
+    test_curve: bool = option(True, "measure the test loss after each epoch too, for losses.png")
+    hidden: tuple[int, ...] = option(
+        (256,), "hidden units of each layer", above=0, at_most=WIDEST, only="mlp", nargs="+"
+    )
+    activation: str = option("relu", "after each hidden layer", choices=list(ACTIVATIONS), only="mlp")
+    widths: tuple[int, int, int] = option(
+        (16, 32, 64), "channels of the three convolutions", above=0, at_most=WIDEST // 4, only="cnn"
+    )
+
+    variant: ClassVar[str] = "model"
+
+    def check(self):
+        if self.data not in FUNCTIONS:
+            return
+        if self.model != "mlp":
+            raise run.UserError(f"--model {self.model}: a function needs --model mlp")
+        if self.augment != "none":
+            raise run.UserError("--augment: the points of a function cannot be augmented")
+        if self.label_smoothing:
+            raise run.UserError("--label-smoothing: the points of a function have no labels to smooth")
+
+
+PLAIN = Options()
+FUNCTION = replace(PLAIN, model="mlp", epochs=2000, bs=300, lr=0.0012, hidden=(10, 18, 15, 4))
 RECIPES = {
     "plain": {
-        "mlp": PLAIN | dict(epochs=10, hidden=[256], activation="relu"),
-        "cnn": PLAIN | dict(lr=0.003, widths=[16, 32, 64]),
+        "mlp": replace(PLAIN, epochs=10),
+        "cnn": replace(PLAIN, lr=0.003),
         "simplenn": PLAIN,
         "simplenn-custom": PLAIN,
         "function": FUNCTION,
     },
     "best": {
-        "cnn": PLAIN | dict(epochs=4, bs=128, lr=0.01, decay="onecycle", weight_decay=0.01, augment="affine",
-                            label_smoothing=0.1, test_curve=False, widths=[16, 32, 64]),
+        "cnn": replace(
+            PLAIN,
+            epochs=4,
+            bs=128,
+            lr=0.01,
+            decay="onecycle",
+            weight_decay=0.01,
+            augment="affine",
+            label_smoothing=0.1,
+            test_curve=False,
+        ),
     },
-    "tiny": {
-        "mlp": PLAIN | dict(epochs=2, hidden=[16], activation="relu"),
-        "cnn": PLAIN | dict(epochs=2, widths=[4, 4, 8]),
-        "simplenn": PLAIN | dict(epochs=2),
-        "simplenn-custom": PLAIN | dict(epochs=2),
-        "function": FUNCTION | dict(epochs=2, bs=64, hidden=[8]),
+    "tiny": {  # a second, for tests
+        "mlp": replace(PLAIN, epochs=2, hidden=(16,)),
+        "cnn": replace(PLAIN, epochs=2, widths=(4, 4, 8)),
+        "simplenn": replace(PLAIN, epochs=2),
+        "simplenn-custom": replace(PLAIN, epochs=2),
+        "function": replace(FUNCTION, epochs=2, bs=64, hidden=(8,)),
     },
-}  # fmt: skip
-MODELS = ("mlp", "cnn", "simplenn", "simplenn-custom")
+}
 AUTO_PRECISION = {"cnn": "bf16"}  # bench.py: it gains; fp32 for the others
 AUTO_THREADS = 1  # steps of such small networks are too short for more
 
@@ -140,57 +191,17 @@ def evaluate(model, dataset, r):
             dataset.correct(outputs, dataset.targets).item() / len(dataset), outputs)  # fmt: skip
 
 
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--model", choices=MODELS, default="simplenn", help="(default: %(default)s)")
-    run.add_flags(p, "set", "tensorboard", "data_dir", "out", "resume",
-                  recipe=dict(choices=list(RECIPES), default="plain"),
-                  data=dict(type=data.dataset_arg, default="auto", help=data.DATA_HELP))  # fmt: skip
-    run.add_flags(p, "epochs", "bs", "lr", "seed", "device", "threads", "precision", "limit")
-    p.add_argument("--optimizer", choices=["adam", "sgd"], help="adam: AdamW; sgd: with Nesterov momentum 0.9")
-    run.add_flags(p, weight_decay=dict(help="weight decay; on weights, not on biases"))
-    p.add_argument("--dropout", type=run.nonnegative_float, metavar="P", help="probability of dropping a hidden unit")
-    p.add_argument("--augment", choices=data.AUGMENT, help="affine: random rotation, scale and shift of digits")
-    p.epilog = "recipes:\n" + "\n".join(
-        f"  {name} {model}: " + ", ".join(f"{k} {v}" for k, v in values.items())
-        for name, models in RECIPES.items()
-        for model, values in models.items()
-    )
-    return p
+def recipe(given: dict) -> Options:
+    """The recipe of the model and the data that the flags `given` name. Raises UserError if there is none."""
+    name, model = given.get("recipe", "plain"), given.get("model", "simplenn")
+    kind = "function" if given.get("data") in FUNCTIONS and model == "mlp" else model
+    if kind not in RECIPES[name]:
+        raise run.UserError(f"--recipe {name}: is for {', '.join(RECIPES[name])}, not for {kind}")
+    return replace(RECIPES[name][kind], recipe=name, model=model)
 
 
-def recipe(args):
-    """The recipe of the model and the data. Raises UserError if there is none."""
-    if args.data in data.FUNCTIONS and args.model != "mlp":
-        raise run.UserError(f"--model {args.model}: a function needs --model mlp")
-    models, model = RECIPES[args.recipe], "function" if args.data in data.FUNCTIONS else args.model
-    if model not in models:
-        raise run.UserError(f"--recipe {args.recipe}: is for {', '.join(models)}, not for {model}")
-    return models[model]
-
-
-def check(args):
-    """Arguments that do not fit. Raises UserError."""
-    if args.dropout >= 1:
-        raise run.UserError(f"--dropout {args.dropout}: must be below 1")
-    if args.data in data.FUNCTIONS and args.augment != "none":
-        raise run.UserError("--augment: the points of a function cannot be augmented")
-    if args.data in data.FUNCTIONS and args.label_smoothing:
-        raise run.UserError("--set label_smoothing: the points of a function have no labels to smooth")
-    for name, count in (("hidden", None), ("widths", 3)):
-        sizes = getattr(args, name, [1] * 3)
-        if len(sizes) != (count or len(sizes)) or any(type(n) is not int or not 0 < n < 2**20 for n in sizes):
-            raise run.UserError(f"--set {name}: must be a list of {count or 'some'} layer sizes, not {str(sizes):.60}")
-    if getattr(args, "activation", "relu") not in ACTIVATIONS:
-        raise run.UserError(f"--set activation: must be one of {', '.join(ACTIVATIONS)}")
-    if args.decay not in ("none", "onecycle"):
-        raise run.UserError("--set decay: must be none or onecycle")
-    if not 0 <= args.label_smoothing < 1:
-        raise run.UserError(f"--set label_smoothing: must be at least 0 and below 1, not {args.label_smoothing}")
-
-
-def parse(argv=None):
-    return run.parse(__file__, parser(), argv, recipe, check, extendable=lambda args: args.decay == "none")
+def parse(argv=None) -> Options:
+    return run.parse_options(__file__, Options, argv, recipe, extendable=lambda args: args.decay == "none")
 
 
 def main(argv=None):

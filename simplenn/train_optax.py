@@ -6,11 +6,12 @@ Writes optax.json (the record), drift.png (both losses, in float64 and in float3
 chooses the epoch; losses.png shows the test loss for the eye.
 """
 
-import argparse
 import itertools
 import time
+from dataclasses import dataclass
 
 from common import run
+from common.options import option, to_argv
 
 import matplotlib.figure
 import torch
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import data
+from data import FUNCTIONS
 from figures import draw_losses
 from model import MLP, count_parameters
 from studies.tools import log_steps
@@ -152,21 +154,25 @@ def train(parts, sizes, args):
     return rows, final | {"best_epoch": best["epoch"]}
 
 
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    run.add_flags(p, "data_dir", "limit", "seed",
-                  data=dict(type=data.dataset_arg, default="auto", help="the images: mnist, ..."),
-                  epochs=dict(default=10), bs=dict(default=64), lr=dict(default=1e-3),
-                  out=dict(default=str(run.ROOT / "out/simplenn/optax"), help="folder of the results"))  # fmt: skip
-    p.add_argument("--hidden", type=run.positive_int, nargs="+", default=[256], help="hidden units (default: 256)")
-    return p
+@dataclass(kw_only=True)
+class Options(run.ScriptOptions):
+    data: str = option("auto", "the images: mnist, ...", type=data.dataset_arg, metavar="NAME|PATH")
+    data_dir: str | None = run.data_dir_option()
+    limit: int | None = option(None, "only the first N examples of each part", above=0)
+    seed: int = option(0, "initial weights and data order", at_least=0)
+    epochs: int = option(10, "passes over the training set", above=0)
+    bs: int = option(64, "batch size", above=0)
+    lr: float = option(1e-3, "learning rate of Adam", above=0)
+    hidden: tuple[int, ...] = option((256,), "hidden units of each layer", above=0, at_most=16_384, nargs="+")
+    out: str = option(str(run.ROOT / "out/simplenn/optax"), "folder of the results", type=run.path_arg, metavar="DIR")
+
+    def check(self):
+        if self.data in FUNCTIONS:
+            raise run.UserError(f"--data {self.data}: train_optax.py trains on images")
 
 
 def main(argv=None):
-    p = parser()
-    args = p.parse_args(argv)
-    if args.data in data.FUNCTIONS:
-        p.error(f"--data {args.data}: train_optax.py trains on images")
+    args = run.parse_options(__file__, Options, argv)
     jax_functions(args.lr)  # names a missing package at once
     import jax
     import optax
@@ -182,7 +188,8 @@ def main(argv=None):
     machine = run.environment(torch.device("cpu"), __file__)
     machine["versions"] |= {"jax": jax.__version__, "optax": optax.__version__}
     wall = round(time.monotonic() - began, 1)
-    command = ["simplenn/train_optax.py", *run.to_argv(p, run.record_args(args))]
+    given = {name: value for name, value in run.record_args(args).items() if value is not None}
+    command = ["simplenn/train_optax.py", *to_argv(Options, given)]
     record = {"script": "train_optax", "command": command, "state": "done", "setting": "MLP in JAX with optax.adam",
               **machine, "args": run.record_args(args), "dataset": facts, "wall_s": wall, "drift": found, "curve": rows,
               "parameters": count_parameters(MLP(sizes)), "final": final}  # fmt: skip

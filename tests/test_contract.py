@@ -24,7 +24,10 @@ from helpers import metrics, same_weights
 from processes import signal_at
 
 each_folder = pytest.mark.parametrize("folder", FOLDERS)
-VARIANTS = {"cifar": [["--model", "simplenn"]]}  # more trainings, where one does not read all flags
+VARIANTS = {  # more trainings, where one does not read all flags
+    "cifar": [["--model", "simplenn"]],
+    "simplenn": [["--model", "mlp"], ["--model", "cnn"]],
+}
 
 
 # ---------------------------------------------------------------------------------------------------------- the files
