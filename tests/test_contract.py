@@ -221,8 +221,8 @@ def test_every_number_of_a_recipe_is_a_flag_and_checked(folder, refused):
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM"])
 def test_killed_and_resumed_is_as_if_nothing_happened(folder, name, finished, tmp_path):
-    """In a seeded step between two rows of the metrics, or after the first checkpoint if no step has a backward pass. Then
-    the weights are the same, bit for bit, and so are the metrics."""
+    """Killed in a seeded step between two rows of the metrics, or after the first checkpoint if no step has a backward
+    pass. Then the weights are the same, bit for bit, and so are the metrics."""
     first, *_, last = json.loads((finished(folder).parent / "steps.json").read_text())
     step = random.Random(folder + name).randint(first + 1, last) if first < last else 0
     event = signal_at("torch:Tensor.backward", step, name) if step else signal_at("common.run:Run.save", 1, name)
