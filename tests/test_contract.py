@@ -17,6 +17,8 @@ import shutil
 import subprocess
 import sys
 
+from common.options import options_of
+
 import pytest
 
 from conftest import FOLDERS, ROOT, failure, flags_of, load, offers, one_line, quick, run, start, train
@@ -209,8 +211,7 @@ def test_every_number_of_a_recipe_is_a_flag_and_checked(folder, refused):
             flag = "--" + name.replace("_", "-")
             assert getattr(module.parse([*quick(folder), flag, str(value)]), name) == value
             for wrong in ("word", "nan", "none", "null"):
-                optional = module.Options.__annotations__.get(name) in (int | None, float | None)
-                if wrong != "none" or not optional:
+                if wrong != "none" or not options_of(module.Options)[name].optional:
                     assert flag in refused(module.parse, *quick(folder), flag, wrong)
 
 
