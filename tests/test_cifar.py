@@ -211,6 +211,7 @@ def csv_rows(folder):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.draws
 def test_it_learns_and_leaves_what_it_should(tmp_path):
     record = fit(tmp_path, "a", "--epochs", "4", "--lr", "0.01", "--bs", "16")
     assert record["final"]["test_accuracy"] > 0.5, "100 classes: chance is 0.01"
@@ -344,6 +345,7 @@ def test_ctrl_c_ends_a_run_at_once_and_at_most_one_epoch_is_repeated(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.draws
 def test_a_sweep_continues_and_shares_runs(tmp_path, capsys):
     sweep = load("cifar", "sweep")
     argv = ["--data", "builtin", "--limit", "100", "--epochs", "1", "--seeds", "1", "--out", str(tmp_path)]
