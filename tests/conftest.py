@@ -112,9 +112,8 @@ def finished(tmp_path_factory):
             log(r, row)
             steps.append(steps[-1])
 
-        with pytest.MonkeyPatch.context() as patch:
+        with pytest.MonkeyPatch.context() as patch, helpers.drawn():
             patch.setattr(socket.socket, "connect", refuse_network)
-            patch.setattr(helpers.Drawing, "real", True)
             patch.setattr(torch.Tensor, "backward", counted_backward)
             patch.setattr(run.Run, "log", counted_log)
             train(folder, *quick(folder), "--out", out)

@@ -1,6 +1,7 @@
 """What test files repeat: modules that are imported on first use, files of one's own, and runs that are compared."""
 
 import ast
+import contextlib
 import csv
 import functools
 import gzip
@@ -114,6 +115,14 @@ class Drawing:
 
     def __get__(self, figure, kind=None):
         return functools.partial(self.savefig if Drawing.real else save_blank, figure)
+
+
+@contextlib.contextmanager
+def drawn():
+    """Figures made inside are drawn, as in tests marked `draws`: for fixtures that several tests share."""
+    before, Drawing.real = Drawing.real, True
+    yield
+    Drawing.real = before
 
 
 # ------------------------------------------------------------------------------------------------------- runs compared

@@ -352,6 +352,7 @@ def test_ctrl_c_ends_a_run_at_once_and_at_most_one_epoch_is_repeated(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.draws
 def test_a_sweep_continues_and_shares_runs(tmp_path, capsys):
     sweep = load("cifar", "sweep")
     argv = ["--data", "builtin", "--limit", "100", "--epochs", "1", "--seeds", "1", "--out", str(tmp_path)]

@@ -16,11 +16,14 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 from common.options import options_of
 
 import pytest
+import torch
 
+import adaptors
 from conftest import FOLDERS, ROOT, failure, flags_of, load, offers, one_line, quick, run, start, train
 from helpers import metrics, same_weights
 from processes import signal_at
@@ -260,8 +263,6 @@ def test_resume_with_another_dataset(folder, copied):
 @each_folder
 def test_the_checkpoint_of_another_model(folder, copied):
     """A folder gives r.load all that it wants back."""
-    import torch
-
     out = copied(folder)
     state = torch.load(out / "last.pt", weights_only=True)
     for name in ("model", "optimizer", "optimizers"):
@@ -284,6 +285,148 @@ def test_torchrun_is_offered_or_refused(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     code, message = failure(train, folder, *quick(folder), "--out", tmp_path / "run")
     assert code == 1 and one_line(message) and "torchrun" in message and not (tmp_path / "run").exists()
+
+
+# ---------------------------------------------------------------------------------- the parts of the data, evaluation
+
+CHOSEN = re.compile("best_(epoch|iter)|val_|last_val_|last_train_|train_|sampled_loss|scored_on")  # not by the test set
+
+
+def chosen(out):
+    """What a run reports that is not of the test set: {name: value}."""
+    final = json.loads((out / "run.json").read_text())["final"]
+    return {name: value for name, value in final.items() if CHOSEN.match(name)}
+
+
+def tested(out):
+    """What a run reports of the test set for best.pt: {name: value}."""
+    final = json.loads((out / "run.json").read_text())["final"]
+    own = re.compile("last_|seconds|bytes|problems")  # of last.pt, or of no part
+    return {name: value for name, value in final.items() if not CHOSEN.match(name) and not own.match(name)}
+
+
+def use_part(patch, folder, name, change):
+    """Let data.load of the folder return `change(loaded, name)` as its part `name`."""
+    data = load(folder, "data")
+    whole = data.load
+
+    def load_changed(*args, **options):
+        loaded = whole(*args, **options)
+        return adaptors.with_part(loaded, name, change(loaded, name))
+
+    patch.setattr(data, "load", load_changed)
+
+
+@each_folder
+@pytest.mark.parametrize("change", ["like_training", "unlike_training"])
+def test_another_test_set_changes_the_test_metrics_and_nothing_else(folder, change, finished, tmp_path, monkeypatch):
+    """Not the weights, the best epoch, the metrics: with one that every epoch is better on, and with its opposite."""
+    if folder in adaptors.NO_TEST_PART:
+        pytest.skip(f"{folder}/ has no test part: {adaptors.NO_TEST_PART[folder]}")
+    usual, out = finished(folder), tmp_path / "run"
+    use_part(monkeypatch, folder, "test", getattr(adaptors, change))
+    train(folder, *quick(folder), "--out", out)
+    assert same_weights(out, usual) and same_weights(out, usual, "best.pt")
+    assert chosen(out) == chosen(usual) and tested(out) != tested(usual)
+    assert metrics(out, ("seconds", "test_")) == metrics(usual, ("seconds", "test_"))
+
+
+@pytest.fixture(scope="module")
+def misled(tmp_path_factory):
+    """misled(folder): (run folder, arguments of every evaluation) of a run whose validation examples have wrong
+    answers, of a network with dropout or batch normalization."""
+
+    @functools.cache
+    def get(folder):
+        out, calls = tmp_path_factory.mktemp(folder) / "misled", []
+        module, name = adaptors.EVALUATE.get(folder, ("train", "evaluate"))
+        with pytest.MonkeyPatch.context() as patch:
+            use_part(patch, folder, "val", adaptors.unlike_training)
+            if folder not in adaptors.NO_NETWORK:
+                evaluate = getattr(load(folder, module), name)
+
+                def recorded(*args, **options):
+                    calls.append((args, options))
+                    return evaluate(*args, **options)
+
+                patch.setattr(load(folder, module), name, recorded)
+            train(folder, *quick(folder, precision="fp32"), *adaptors.OPTIONS.get(folder, []), "--out", out)
+        return out, calls
+
+    return get
+
+
+@each_folder
+def test_another_validation_set_changes_no_weights(folder, misled, tmp_path):
+    usual = tmp_path / "usual"
+    train(folder, *quick(folder, precision="fp32"), *adaptors.OPTIONS.get(folder, []), "--out", usual)
+    assert same_weights(misled(folder)[0], usual)
+    rows = [metrics(out, ("seconds", "val_")) for out in (misled(folder)[0], usual)]
+    assert rows[0] == rows[1] and metrics(misled(folder)[0]) != metrics(usual)
+
+
+@each_folder
+def test_what_is_reported_is_what_the_best_checkpoint_gives(folder, finished, tmp_path):
+    """A finished run that is resumed only evaluates. Its best.pt gets other weights, of an epoch that is not the last.
+    What is reported is the same as where last.pt has these weights too, so that no others can be tested."""
+    if folder in adaptors.NO_TEST_PART:
+        pytest.skip(f"{folder}/ has no test part: {adaptors.NO_TEST_PART[folder]}")
+    reported = []
+    for changed in (["best.pt"], ["best.pt", "last.pt"]):
+        out = Path(shutil.copytree(finished(folder), tmp_path / str(len(changed))))
+        for name in changed:
+            state, generator = torch.load(out / name, weights_only=True), torch.Generator().manual_seed(0)
+            for tensor in filter(torch.is_floating_point, state["model"].values()):
+                tensor.mul_(0.5 + torch.rand(tensor.shape, generator=generator))
+            place = {key: 1 for key in ("epoch", "step") if key in state and name == "best.pt"}
+            torch.save(state | place, out / name)
+        train(folder, "--resume", out)
+        reported.append(tested(out))
+    assert reported[0] == reported[1] != tested(finished(folder))
+
+
+def recorded_call(folder, misled):
+    """(function, arguments, options) of the last evaluation in a run, or a skip where there is no network."""
+    if folder in adaptors.NO_NETWORK:
+        pytest.skip(f"{folder}/: {adaptors.NO_NETWORK[folder]}")
+    module, name = adaptors.EVALUATE.get(folder, ("train", "evaluate"))
+    return getattr(load(folder, module), name), *misled(folder)[1][-1]
+
+
+def same(a, b):
+    """Are two results equal, bit for bit: tensors, tuples of them, or other values?"""
+    if isinstance(a, tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+@each_folder
+def test_evaluation_depends_on_nothing_but_the_weights(folder, misled):
+    """Neither on torch's random state, nor on the mode that the network was in."""
+    evaluate, args, options = recorded_call(folder, misled)
+    results = []
+    for seed, mode in ((0, True), (1, True), (1, False)):
+        torch.manual_seed(seed)
+        args[0].train(mode)
+        results.append(evaluate(*args, **options))
+    assert same(results[0], results[1]) and same(results[0], results[2])
+
+
+@each_folder
+def test_evaluation_takes_examples_in_any_order_and_number(folder, misled):
+    evaluate, args, options = recorded_call(folder, misled)
+    if folder == "gan":  # an image depends on its own noise alone
+        gan, count = args
+        whole, half = (evaluate(gan, n, **options)[0].int() for n in (count, count // 2))
+        assert (whole[: count // 2] - half).abs().max() <= 1
+        return
+    numbers = []
+    for size, backwards in ((1000, False), (7, True)):
+        with pytest.MonkeyPatch.context() as patch:
+            result = evaluate(*adaptors.in_batches_of(folder, size, backwards, patch, args), **options)
+        values = result if isinstance(result, tuple) else (result,)
+        numbers.append([value for value in values if isinstance(value, float)])
+    assert numbers[0] and numbers[1] == pytest.approx(numbers[0], rel=1e-5)
 
 
 # ---------------------------------------------------------------------------------------------------------- the pages

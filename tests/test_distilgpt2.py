@@ -857,6 +857,7 @@ def test_two_processes_equal_one(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.draws
 def test_compare_studies_methods_ranks_and_epochs(tmp_path, monkeypatch, capsys):
     compare = load("distilgpt2", "compare")
     monkeypatch.setattr(compare, "RESULTS", tmp_path)

@@ -681,6 +681,7 @@ def test_compare(tmp_path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.draws
 def test_compare_runs_and_bench_runs(tmp_path, monkeypatch):
     compare, bench = load("gan", "compare"), load("gan", "bench")
     monkeypatch.setattr(compare, "STUDIES", {"losses": {m: dict(model=m, recipe="tiny", epochs=2) for m in MODELS}})

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from conftest import failure, lazy, load, one_line, run
+from helpers import drawn
 
 train, data, model = lazy("lms"), lazy("lms", "data"), lazy("lms", "model")
 ladder, sweep = lazy("lms", "ladder"), lazy("lms", "sweep")
@@ -199,7 +200,8 @@ def test_above_a_bound_no_misadjustment_is_predicted():
 def trained(tmp_path_factory):
     """(run folder, record) of the default run, for 10 epochs."""
     out = tmp_path_factory.mktemp("lms") / "run"
-    return out, train.main(["--epochs", "10", "--out", str(out)])
+    with drawn():
+        return out, train.main(["--epochs", "10", "--out", str(out)])
 
 
 def test_a_training_ends_with_the_predicted_misadjustment(trained):
@@ -224,6 +226,7 @@ def test_final_weights_stay_within_the_predicted_misadjustment():
     assert 0.3 * model.misadjustment(X, 0.005)[1] < excess < model.misadjustment(X, 0.005)[1]
 
 
+@pytest.mark.draws
 def test_a_run_of_more_epochs_continues_a_finished_one(trained, tmp_path):
     """Everything is as in one run: weights, metrics, final metrics, and the curves of learning.png."""
     out, whole = trained
@@ -277,6 +280,7 @@ def test_a_row_of_the_sweep_is_a_run_of_train(tmp_path):
     assert record["diverged_at_step"] == row["diverged_at_step"]
 
 
+@pytest.mark.draws
 def test_the_study_rates_agrees_with_theory(tmp_path, capsys, recwarn):
     sweep.main(["--study", "rates", "--seeds", "2", "--epochs", "4", "--out", str(tmp_path)])
     rows = json.loads((tmp_path / "rates.json").read_text())["rows"]
@@ -300,6 +304,7 @@ def test_after_the_change_only_rls_without_forgetting_is_lost(tmp_path, recwarn)
     assert not [w for w in recwarn.list if issubclass(w.category, RuntimeWarning)]
 
 
+@pytest.mark.draws
 def test_a_study_whose_runs_all_diverge_still_draws_the_theory(tmp_path):
     sweep.main(["--study", "rates", "--lr", "1e9", "--seeds", "1", "--epochs", "1", "--out", str(tmp_path)])
     (row,) = json.loads((tmp_path / "rates.json").read_text())["rows"]
@@ -380,6 +385,7 @@ def test_the_log_likelihood_of_large_logits_is_finite(recwarn):
 
 
 @pytest.mark.parametrize("step, tolerance", [(1, 0.03), (3, 0.03), (4, 0.2), (5, 0.12)])
+@pytest.mark.draws
 def test_the_ladder_recovers_the_truth(step, tolerance, tmp_path):
     ladder.main(["--step", str(step), "--out", str(tmp_path)])
     (row,) = json.loads((tmp_path / f"step{step}.json").read_text())["rows"]
@@ -492,6 +498,7 @@ def test_a_damaged_csv_trains_or_ends_in_one_line(tmp_path, capsys):
     assert "done" in results and 20 < len(results) < 380, "some are refused and some are not"
 
 
+@pytest.mark.draws
 def test_dependent_inputs_are_reported_and_fitted_with_the_least_norm(tmp_path, capsys, recwarn):
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(2, 200))

@@ -651,6 +651,7 @@ def test_a_language_model_never_sees_what_it_predicts(monkeypatch):
     assert failure(pretrain.parse, ["--pool", "max"]) == (2, "")
 
 
+@pytest.mark.draws
 def test_the_benchmark_and_the_analysis(finished, tmp_path, capsys):
     argv = ["--data", "builtin", "--limit", "200", "--steps", "2", "--rounds", "1", "--device", "cpu"]
     rows = load("lstm_imdb", "bench").main([*argv, "--max-len", "60", "--out", str(tmp_path)])
@@ -689,6 +690,7 @@ def test_packed_sequences_in_the_benchmark_are_the_same_network():
             torch.testing.assert_close(ours[direction][row, :n], theirs[direction][row, :n], rtol=0, atol=1e-6)
 
 
+@pytest.mark.draws
 def test_a_study_is_run_and_recorded(tmp_path, monkeypatch, capsys):
     sweep = load("lstm_imdb", "sweep")
     for name, settings in sweep.STUDIES.items():

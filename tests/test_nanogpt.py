@@ -594,6 +594,7 @@ def test_the_commands_of_the_studies(capsys, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.draws
 def test_a_sweep_continues_where_it_stopped(tmp_path, capsys):
     sweep = load("nanogpt", "sweep")
     argv = ["--study", "words", "--seeds", "1", "--data", "builtin", "--limit", "600", "--iters", "10"]

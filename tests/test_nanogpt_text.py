@@ -586,6 +586,7 @@ def test_no_incomplete_characters_are_streamed(trained):
     assert "".join(generate.stream(trained, ids[:1], ids[1:])) == text[1:]
 
 
+@pytest.mark.draws
 def test_attention_maps_are_drawn(weights, tmp_path):
     attention.main([str(weights), "--out", str(tmp_path), "--prompt", "def f(x):\n    x"])
     png = (tmp_path / "attention.png").read_bytes()
@@ -768,6 +769,7 @@ def test_the_commands_of_the_stages(capsys, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.draws
 def test_the_stages_run(tmp_path, monkeypatch):
     monkeypatch.setattr(stages, "STUDIES", {"stages": ["bigram, counted", "with residuals"], "mistakes": ["no mask"]})
     again = ["--data", "builtin", "--iters", "10", "--limit", "700", "--seeds", "1", "--out", str(tmp_path)]

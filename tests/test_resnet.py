@@ -35,12 +35,6 @@ terminal = importlib.import_module("common.terminal")
 slow = pytest.mark.slow
 
 
-@pytest.fixture(autouse=True)
-def no_curves(monkeypatch):
-    """curves.png takes half a second per run; test_contract.py checks it."""
-    monkeypatch.setattr(run, "draw_curves", lambda rows, path: None)
-
-
 @pytest.fixture(scope="module")
 def builtin():
     return data.load("builtin")
@@ -511,6 +505,7 @@ def hostile(tmp_path):
     return root
 
 
+@pytest.mark.draws
 def test_a_hostile_folder_trains_and_is_predicted(hostile, tmp_path, capfd):
     words = ["--data", str(hostile), "--model", "resnet18", "--epochs", "1", "--bs", "8", "--precision", "fp32"]
     record = train.main([*words, "--set", "sizes=[[0.0, 32]]", "--lr", "1e-6", "--out", str(tmp_path / "run")])
@@ -938,6 +933,7 @@ def test_an_argument_that_cannot_be_honoured(wrong, argv, capsys):
 # --------------------------------------------------------------------------------------------------- the other scripts
 
 
+@pytest.mark.draws
 def test_predictions_of_the_test_set(trained, tmp_path):
     accuracy = load("resnet", "predict").main(["--run", str(trained), "--out", str(tmp_path)])
     record = json.loads((trained / "run.json").read_text())
@@ -955,6 +951,7 @@ def test_predictions_of_the_test_set(trained, tmp_path):
 
 
 @pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.draws
 def test_predictions_of_a_folder(labelled, trained, tmp_path, capsys):
     predict, images, test_set = load("resnet", "predict"), tmp_path / "images", data.load("builtin", family="mnist")[2]
     for i in range(12):
@@ -1040,6 +1037,7 @@ RESULTS = {name: record["rows"] for name, record in sorted(RESULTS.items()) if r
 
 
 @pytest.mark.parametrize("name", RESULTS)
+@pytest.mark.draws
 def test_every_committed_study_is_drawn(name, tmp_path, capsys):
     rows = [row for row in RESULTS[name] if row["study"] == name]
     load("resnet", "sweep").report(name, rows, [row for row in RESULTS[name] if row["study"] != name], tmp_path)
@@ -1049,6 +1047,7 @@ def test_every_committed_study_is_drawn(name, tmp_path, capsys):
     assert all(row["setting"] in table for row in rows)
 
 
+@pytest.mark.draws
 def test_the_study_of_gradients(tmp_path):
     sweep = load("resnet", "sweep")
     words = ["--data", "builtin", "--limit", "32", "--out", str(tmp_path), "--study", "gradients"]

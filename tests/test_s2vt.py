@@ -736,6 +736,7 @@ def test_a_run_is_scored_on_the_folder_it_was_trained_on(tmp_path, capsys):
     assert code == 1 and one_line(message) and "builtin.safetensors" in message
 
 
+@pytest.mark.draws
 def test_show_draws_clips_and_what_each_word_looked_at(finished, tmp_path):
     show = load("s2vt", "show")
     show.main(["--run", str(finished), "--out", str(tmp_path), "--backwards"])
@@ -744,6 +745,7 @@ def test_show_draws_clips_and_what_each_word_looked_at(finished, tmp_path):
     assert (tmp_path / "captions.png").stat().st_size > 10_000
 
 
+@pytest.mark.draws
 def test_show_plays_a_video_file_backwards(tmp_path, clips, capsys):
     show, wanted = load("s2vt", "show"), ["--run", str(checkpoint.COMMITTED), "--out", str(tmp_path)]
     show.main([str(clips / "clip0.mp4"), "--backwards", *wanted])

@@ -197,6 +197,7 @@ def test_arguments_that_do_not_fit(argv, words, capsys):
 
 @pytest.mark.parametrize("argv", [["--model", "mlp"], ["--model", "cnn", "--augment", "affine", "--optimizer", "sgd"],
                                   ["--model", "simplenn-custom"], ["--model", "mlp", "--data", "square"]])  # fmt: skip
+@pytest.mark.draws
 def test_every_model_trains(argv, tmp_path):
     words = ["--recipe", "tiny", "--data", "builtin", "--limit", "200", *argv, "--out", str(tmp_path / "run")]
     record = train.main(words)
@@ -261,6 +262,7 @@ def test_with_all_weights_zero_only_the_last_bias_learns():
     assert [name for name, (_, gradient) in values.items() if gradient.any()] == ["fc2.bias"]
 
 
+@pytest.mark.draws
 def test_analyze_a_module_of_ones_own(tmp_path, capsys):
     (tmp_path / "mine.py").write_text(
         "import torch\nclass Net(torch.nn.Sequential):\n    def __init__(self):\n"
@@ -326,6 +328,7 @@ def test_photos_of_digits_are_read_as_the_digits(dark, shadow, tmp_path):
         assert np.corrcoef(seen.ravel(), direct.ravel())[0, 1] > 0.85
 
 
+@pytest.mark.draws
 def test_predict_with_the_committed_network(tmp_path, capsys, monkeypatch):
     if not saved.COMMITTED.exists():
         pytest.skip("there are no committed weights")
@@ -413,6 +416,7 @@ def test_optax_agrees_with_pytorch_in_float64():
 
 
 @pytest.mark.slow
+@pytest.mark.draws
 def test_optax_trains_to_the_end(tmp_path):
     pytest.importorskip("optax", reason="JAX and optax are not installed: pip install jax optax")
     words = ["--data", "builtin", "--limit", "300", "--epochs", "3", "--hidden", "32", "--out", str(tmp_path)]
@@ -593,6 +597,7 @@ def test_every_study_is_offered():
 
 
 @pytest.mark.parametrize("study", STUDIES)
+@pytest.mark.draws
 def test_every_study_in_seconds(study, tmp_path):
     sweep.main(["--study", study, "--quick", "--jobs", "1", "--out", str(tmp_path)])
     for part in sweep.STUDIES[study].PARTS:

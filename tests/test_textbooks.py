@@ -814,6 +814,7 @@ def test_the_committed_model_solves_compositions_that_it_was_not_trained_on(tmp_
         assert answer in (tmp_path / "generated_nanogpt.txt").read_text()
 
 
+@pytest.mark.draws
 def test_the_pipeline_from_data_to_report(tmp_path, box, monkeypatch, capsys):
     """All five commands with --quick, without the real data: two seeds of two arms, and the report compares them."""
     monkeypatch.setenv("DATA_DIR", str(tmp_path / "none"))

@@ -269,6 +269,7 @@ def test_the_first_cell_installs_what_is_missing_only(clone, installed, monkeypa
     assert installed == ["-q", "no-such-package>=1,<2"]
 
 
+@pytest.mark.draws
 def test_the_colab_notebook_trains_and_shows_the_curves(clone, monkeypatch, capsys):
     setup, choose, *rest = code_cells(ROOT / "colab.ipynb")
     names = re.search(r'^FOLDER = "\w+"  # @param (\[.*\])', choose)[1]
@@ -289,6 +290,7 @@ def test_the_colab_notebook_trains_and_shows_the_curves(clone, monkeypatch, caps
 # ------------------------------------------------------------------------------------------ files that must agree
 
 
+@pytest.mark.draws
 def test_the_overview_is_drawn_from_the_records(tmp_path, monkeypatch):
     committed = ROOT / "figures" / "overview.png"
     assert committed.stat().st_size < 150_000
@@ -327,6 +329,7 @@ def make_run(folder, state="done", rows=3, **changes):
     (folder / "metrics.csv").write_text("\n".join(lines))
 
 
+@pytest.mark.draws
 def test_runs_are_listed_and_drawn(tmp_path, capsys):
     for name in ("a", "b"):
         make_run(
