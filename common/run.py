@@ -139,6 +139,13 @@ def read_checkpoint(path: Path, device="cpu") -> Checkpoint:
     return state
 
 
+def check_weights(net, path: Path):
+    """Raise UserError if a weight of `net`, read from the file `path`, is not a finite number."""
+    for name, values in net.state_dict().items():
+        if not values.isfinite().all():
+            raise UserError(f"{path}: the model is damaged: {name} holds numbers that are not finite")
+
+
 def state_of(value):
     """The state dict of a module or optimizer, or of each one in a list; any other value as it is."""
     if isinstance(value, list):
@@ -173,6 +180,7 @@ class Run:
         precision = getattr(args, "precision", "auto")
         self.precision = old.get("precision", auto) if precision == "auto" else precision
         self.rows, self._signal, self._drawn, self._began = [], None, 0.0, time.monotonic()
+        self._saved = self._began
         self._events, self._summary_writer = None, summary_writer() if getattr(args, "tensorboard", False) else None
         self._before = old.get("wall_s", 0.0)
         self.record = old | {
@@ -361,11 +369,17 @@ class Run:
         number of metrics rows."""
         state = {name: state_of(value) for name, value in state.items()}
         state |= {"rows": len(self.rows), "random": self._random_states()}
+        if file == "last.pt":
+            self._saved = time.monotonic()
         if self.rank == 0:
             content = io.BytesIO()
             torch.save(state, content)
             write(self.folder / file, content.getbuffer())
             self._write_record()
+
+    def save_due(self, seconds: float) -> bool:
+        """Is the last checkpoint, or the start of this process, longer ago than `seconds`?"""
+        return time.monotonic() - self._saved > seconds
 
     def save_best(self, **state):
         """Write best.pt."""

@@ -13,7 +13,6 @@ hardware multiplies it, else float32; `--precision` names one. Writes bench.json
 import statistics
 import time
 from dataclasses import dataclass, replace
-from itertools import cycle
 
 from common import run, timing
 from common.options import option
@@ -28,9 +27,16 @@ import optim
 import train
 from data import DATA_HELP, dataset_arg
 
-WAYS = ("usual", "+ batches on the device", "+ fused optimizers", "+ real and generated in one forward pass",
-        "+ generated images used twice", "+ no discriminator gradients in the generator's step",
-        "+ channels last")  # fmt: skip
+WAYS = (
+    "usual",
+    "+ batches on the device",
+    "+ fused optimizers",
+    "+ real and generated in one forward pass",
+    "+ generated images used twice",
+    "+ no discriminator gradients in the generator's step",
+    "+ channels last",
+)
+BATCHES, FUSED, TOGETHER, TWICE, NO_GRADIENTS, CHANNELS_LAST = range(1, len(WAYS))
 
 
 class PILImages(torch.utils.data.Dataset):
@@ -57,6 +63,11 @@ def usual_loader(dataset, bs):
     return DataLoader(PILImages(dataset, chain), bs, shuffle=True, drop_last=True)
 
 
+def score_apart(discriminator, real, fake):
+    """What model.score_both returns, of two forward passes."""
+    return *discriminator(real), *discriminator(fake)
+
+
 class Way:
     """One way to train `args.model`: the first `level` changes of WAYS. Called with a round, it takes `steps` steps of
     the discriminator and returns the images per second."""
@@ -65,17 +76,22 @@ class Way:
         torch.manual_seed(0)
         self.level, self.args, self.device, self.bf16 = level, args, device, bf16
         self.gan = model.build(args.model, "plain", 3, 10, args.width, args.noise).to(device)
-        if level >= 6:
+        if level >= CHANNELS_LAST:
             self.gan = self.gan.to(memory_format=torch.channels_last)
         self.gan.train()
         self.optimizers = optim.build_optimizers(args, self.gan)
-        if level < 2:
+        if level < FUSED:
             for optimizer in self.optimizers:
                 optimizer.param_groups[0].update(fused=False, foreach=False)
                 optimizer.defaults.update(fused=False, foreach=False)
-        batches = (lambda: dataset.batches(args.bs, (0, 0))) if level >= 1 else usual_loader(dataset, args.bs).__iter__
-        self.batches = (batch for _ in cycle([0]) for batch in batches())
-        self.steps, self.done = steps, 0
+        self.batches = self.endless(dataset, usual_loader(dataset, args.bs) if level < BATCHES else None)
+        self.steps = steps  # of a round
+        self.done = 0
+
+    def endless(self, dataset, loader):
+        """Batches without end: of `loader`, or without one, of the dataset's own."""
+        while True:
+            yield from dataset.batches(self.args.bs, (0, 0)) if loader is None else loader
 
     def __call__(self, round):
         began = time.perf_counter()
@@ -84,32 +100,25 @@ class Way:
         loss.item()  # a GPU has finished when its last result is here
         return self.steps * self.args.bs / (time.perf_counter() - began)
 
-    def scores(self, real, fake):
-        if self.level >= 3:
-            return model.score_both(self.gan.discriminator, real, fake)[::2]
-        return self.gan.discriminator(real)[0], self.gan.discriminator(fake)[0]
-
     def step(self, real, labels):
         args, gan, (d_optimizer, g_optimizer) = self.args, self.gan, self.optimizers
         real = real.to(self.device)
-        if self.level < 6:
+        if self.level < CHANNELS_LAST:
             real = real.contiguous()
         self.done += 1
         turn = self.done % args.critic_steps == 0
         noise = torch.randn(len(real), args.noise, device=self.device)
-        with torch.set_grad_enabled(turn and self.level >= 4), self.autocast():
+        with torch.set_grad_enabled(turn and self.level >= TWICE), self.autocast():
             fake = gan.generator(noise)
+        score = model.score_both if self.level >= TOGETHER else score_apart
         with self.autocast():
-            real_score, fake_score = self.scores(real, fake.detach())
-            loss = model.D_LOSS[args.model](real_score, fake_score)
-            if args.model == "wgan-gp":
-                loss = loss + args.penalty * model.gradient_penalty(gan.discriminator, real, fake.detach())
+            loss, _ = model.d_loss(args, gan.discriminator, real, labels, fake.detach(), labels, score)
         self.update(d_optimizer, loss)
         if turn:
-            gan.discriminator.requires_grad_(self.level < 5)
+            gan.discriminator.requires_grad_(self.level < NO_GRADIENTS)
             with self.autocast():
-                fake = fake if self.level >= 4 else gan.generator(noise)
-                g_loss = model.G_LOSS[args.model](gan.discriminator(fake)[0])
+                fake = fake if self.level >= TWICE else gan.generator(noise)
+                g_loss = model.g_loss(args, gan.discriminator, fake, labels)
             self.update(g_optimizer, g_loss)
             gan.discriminator.requires_grad_(True)
         return loss
@@ -144,7 +153,9 @@ def main(argv=None):
     train_set, _, _, facts = data.load(args.data, args.data_dir, args.limit)
     if facts["channels"] != 3:
         raise run.UserError(f"--data {args.data}: bench.py compares on colour images")
-    train_set, machine, rows = train_set.to(device), run.environment(device, __file__), []
+    train_set = train_set.to(device)
+    machine = run.environment(device, __file__)
+    rows = []
     bf16 = args.precision == "bf16" or args.precision == "auto" and run.native_bf16(device)
     for name in ("dcgan", "wgan-gp"):
         options = replace(train.PLAIN[name], width=args.width)
@@ -154,12 +165,19 @@ def main(argv=None):
             ways["the last, in float32"] = Way(len(WAYS), options, args.steps, train_set, device, False)
         rates = timing.turns(ways, args.rounds)
         for way, measured in rates.items():
-            row = {"model": name, "way": way, "precision": "bf16" if ways[way].bf16 else "fp32", "width": args.width,
-                   "bs": options.bs, "images_per_s": statistics.median(measured),
-                   "times_usual": timing.median_ratio(measured, rates["usual"]), "rates": measured}  # fmt: skip
+            row = {
+                "model": name,
+                "way": way,
+                "precision": "bf16" if ways[way].bf16 else "fp32",
+                "width": args.width,
+                "bs": options.bs,
+                "images_per_s": statistics.median(measured),
+                "times_usual": timing.median_ratio(measured, rates["usual"]),
+                "rates": measured,
+            }
             rows.append(row)
-            print(f"{name:8} {way:54} {row['precision']}  {row['images_per_s']:7,.0f} images/s, "
-                  f"{row['times_usual']:.2f} times the usual way")  # fmt: skip
+            rate = f"{row['images_per_s']:7,.0f} images/s, {row['times_usual']:.2f} times the usual way"
+            print(f"{name:8} {way:54} {row['precision']}  {rate}")
     run.write_json(out / "bench.json", {"bench": "gan", **machine, "dataset": facts, "rows": rows})
     return rows
 

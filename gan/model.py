@@ -6,6 +6,7 @@ sigmoid follows its score. ACGAN's has a second output, logits of the classes.
 
 import copy
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -19,24 +20,57 @@ NETWORKS = ("plain", "paper")
 # --------------------------------------------------------------------------------------------------------- the losses
 
 
-def gan_d_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """DCGAN's discriminator, on logits (N,): -log sigmoid(real) - log(1 - sigmoid(fake)) (Goodfellow et al. 2014)."""
-    return F.softplus(-real).mean() + F.softplus(fake).mean()
+def score_both(
+    discriminator: nn.Module, real: Tensor, fake: Tensor
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+    """Scores and class logits of real and of generated images, (N,) and (N, classes) each: in one batch, unless batch
+    normalization would then mix the two."""
+    if any(isinstance(module, nn.BatchNorm2d) for module in discriminator.modules()):
+        return *discriminator(real), *discriminator(fake)
+    scores, logits = discriminator(torch.cat([real, fake.to(real.dtype)]))  # (2 N, C, 32, 32) -> (2 N,)
+    real_logits, fake_logits = logits.chunk(2) if logits is not None else (None, None)
+    return scores[: len(real)], real_logits, scores[len(real) :], fake_logits
 
 
-def gan_g_loss(fake: Tensor) -> Tensor:
-    """DCGAN's generator, on logits (N,): -log sigmoid(fake). It does not saturate if the discriminator is sure."""
-    return F.softplus(-fake).mean()
+def d_loss(
+    args,
+    discriminator: nn.Module,
+    real: Tensor,
+    labels: Tensor,
+    fake: Tensor,
+    fake_labels: Tensor,
+    score: Callable = score_both,
+) -> tuple[Tensor, Tensor]:
+    """What the discriminator minimizes on images (N, C, 32, 32) with labels (N,), which ACGAN alone reads; and the mean
+    score of real images minus that of generated ones, for WGAN the critic's estimate of the Wasserstein distance.
+
+    args: model, and for WGAN-GP penalty, for ACGAN class_weight. score: a function like `score_both`.
+    """
+    real_score, real_logits, fake_score, fake_logits = score(discriminator, real, fake)
+    if args.model == "dcgan":  # Goodfellow et al. 2014: -log sigmoid(D(x)) - log(1 - sigmoid(D(G(z))))
+        loss = F.softplus(-real_score).mean() + F.softplus(fake_score).mean()
+    if args.model == "wgan":  # Arjovsky et al. 2017, equation 2; `clip_weights` after each step
+        loss = fake_score.mean() - real_score.mean()
+    if args.model == "wgan-gp":  # Gulrajani et al. 2017, equation 3
+        loss = fake_score.mean() - real_score.mean()
+        loss = loss + args.penalty * gradient_penalty(discriminator, real, fake)
+    if args.model == "acgan":  # Odena et al. 2017, section 3: L_S + L_C
+        loss = F.softplus(-real_score).mean() + F.softplus(fake_score).mean()
+        class_loss = F.cross_entropy(real_logits, labels) + F.cross_entropy(fake_logits, fake_labels)
+        loss = loss + args.class_weight * class_loss
+    return loss, real_score.mean() - fake_score.mean()
 
 
-def wasserstein_d_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """WGAN's critic: minus its estimate of the Wasserstein distance (Arjovsky et al. 2017, equation 2)."""
-    return fake.mean() - real.mean()
-
-
-def wasserstein_g_loss(fake: Tensor) -> Tensor:
-    """WGAN's generator: raise the critic's score of generated images."""
-    return -fake.mean()
+def g_loss(args, discriminator: nn.Module, fake: Tensor, fake_labels: Tensor) -> Tensor:
+    """What the generator minimizes: the discriminator's judgement of its images `fake` (N, C, 32, 32)."""
+    score, logits = discriminator(fake)
+    if args.model == "dcgan":  # -log sigmoid(D(G(z))), which does not saturate if the discriminator is sure
+        loss = F.softplus(-score).mean()
+    if args.model in ("wgan", "wgan-gp"):
+        loss = -score.mean()
+    if args.model == "acgan":
+        loss = F.softplus(-score).mean() + args.class_weight * F.cross_entropy(logits, fake_labels)
+    return loss
 
 
 def gradient_penalty(discriminator: nn.Module, real: Tensor, fake: Tensor, t: Tensor | None = None) -> Tensor:
@@ -50,15 +84,6 @@ def gradient_penalty(discriminator: nn.Module, real: Tensor, fake: Tensor, t: Te
     scores, _ = discriminator(between)
     (gradient,) = torch.autograd.grad(scores.sum(), between, create_graph=True)  # (N, C, H, W)
     return ((gradient.flatten(1).norm(dim=1) - 1) ** 2).mean()  # (N, C * H * W) -> (N,) -> ()
-
-
-def class_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """ACGAN's auxiliary classifier: the cross-entropy of class logits (N, classes). No softmax comes before it."""
-    return F.cross_entropy(logits, labels)
-
-
-D_LOSS = dict(zip(MODELS, (gan_d_loss, wasserstein_d_loss, wasserstein_d_loss, gan_d_loss)))
-G_LOSS = dict(zip(MODELS, (gan_g_loss, wasserstein_g_loss, wasserstein_g_loss, gan_g_loss)))
 
 
 @torch.no_grad()
@@ -199,18 +224,6 @@ def acgan_discriminator(channels: int, width: int, classes: int) -> Discriminato
 
 
 # ------------------------------------------------------------------------------------------------ all of them together
-
-
-def score_both(
-    discriminator: Discriminator, real: Tensor, fake: Tensor
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
-    """Scores and class logits of real and of generated images, (N,) and (N, classes) each: in one batch, unless batch
-    normalization would then mix the two."""
-    if any(isinstance(module, nn.BatchNorm2d) for module in discriminator.modules()):
-        return *discriminator(real), *discriminator(fake)
-    scores, logits = discriminator(torch.cat([real, fake.to(real.dtype)]))  # (2 N, C, 32, 32) -> (2 N,)
-    real_logits, fake_logits = logits.chunk(2) if logits is not None else (None, None)
-    return scores[: len(real)], real_logits, scores[len(real) :], fake_logits
 
 
 class GAN(nn.Module):

@@ -41,8 +41,10 @@ def spherical(a: Tensor, b: Tensor, steps: int) -> Tensor:
 def draw(trained, noise: Tensor, labels: Tensor, weights: str, device) -> Tensor:
     """uint8 (N, C, 32, 32)"""
     net = getattr(trained.gan, weights)
-    return torch.cat([data.to_uint8(net(z.to(device), y.to(device))).cpu()
-                      for z, y in zip(noise.split(250), labels.split(250))])  # fmt: skip
+    parts = []
+    for z, y in zip(noise.split(250), labels.split(250)):
+        parts.append(data.to_uint8(net(z.to(device), y.to(device))).cpu())
+    return torch.cat(parts)
 
 
 def interpolation(trained, args, device, rows=8, steps=10):
@@ -57,22 +59,22 @@ def classes(trained, args, device, columns=10):
     """One row per class, and the same noise in each column."""
     count = trained.facts["classes"]
     noise = grids.noise_of(columns, trained.args.noise, args.seed).repeat(count, 1)
-    return grids.tile(
-        draw(trained, noise, torch.arange(count).repeat_interleave(columns), args.weights, device), columns
-    )
+    labels = torch.arange(count).repeat_interleave(columns)
+    return grids.tile(draw(trained, noise, labels, args.weights, device), columns)
 
 
 def nearest(images: Tensor, real: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
     """(distances (N, k), indices (N, k)): the `k` nearest of `real` to each of `images`, both uint8 (N, C, H, W), by
     the root mean square of the differences of pixels."""
-    x, found = images.flatten(1).float(), []
-    for i, part in enumerate(real.split(5000)):
-        distances = torch.cdist(x, part.flatten(1).float()) / x.shape[1] ** 0.5  # (N, 5000)
-        values, index = distances.topk(min(k, len(part)), largest=False)
-        found.append((values, index + 5000 * i))
-    values, index = (torch.cat(parts, 1) for parts in zip(*found))
-    values, best = values.topk(k, largest=False)
-    return values, index.gather(1, best)
+    x = images.flatten(1).float() - 127.5  # near zero, where float32 keeps small differences
+    values, index = [], []  # of the nearest ones in each chunk of `real`
+    for i, chunk in enumerate(real.split(5000)):
+        distances = torch.cdist(x, chunk.flatten(1).float() - 127.5) / x.shape[1] ** 0.5  # (N, 5000)
+        smallest, where = distances.topk(min(k, len(chunk)), largest=False)
+        values.append(smallest)
+        index.append(where + 5000 * i)
+    smallest, where = torch.cat(values, 1).topk(k, largest=False)
+    return smallest, torch.cat(index, 1).gather(1, where)
 
 
 def neighbours(trained, args, device, rows=8, k=5):
@@ -80,12 +82,13 @@ def neighbours(trained, args, device, rows=8, k=5):
     train_set, _, test_set = saved.data_of(trained, args.data_dir, args.data)
     real = train_set.images
     samples, _ = fid.generate(trained.gan, 200, args.seed + 3, device, args.weights)
-    samples, k = samples.cpu(), min(k, len(real))
+    samples = samples.cpu()
+    k = min(k, len(real))
     distances, index = nearest(samples, real, k)
     usual = nearest(test_set.images[:200], real)[0].median().item()
     ratio = distances[:, 0].median().item() / usual
-    print(f"the nearest training image is {ratio:.2f} times as far from a sample as from a test image (medians); a "
-          f"generator that has memorized images is near 0")  # fmt: skip
+    print(f"the nearest training image is {ratio:.2f} times as far from a sample as from a test image (medians)")
+    print("a generator that has memorized its training images is near 0")
     shown = [torch.cat([samples[i : i + 1], real[index[i]]]) for i in range(min(2 * rows, len(samples)))]
     return grids.tile(torch.cat(shown), 2 * (k + 1))
 

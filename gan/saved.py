@@ -59,7 +59,7 @@ def open_run(args: RunOptions, device) -> Trained:
     gan = train.build_model(options, facts)
     state = run.read_checkpoint(folder / f"{args.checkpoint}.pt", device)
     state.load_into(model=gan)
-    check_weights(getattr(gan, args.weights), state.path)
+    run.check_weights(getattr(gan, args.weights), state.path)
     gan = gan.to(device, memory_format=torch.channels_last).eval()
     return Trained(gan, options, facts, folder, state["epoch"])
 
@@ -82,13 +82,6 @@ def dataset_of(record: dict, file: Path) -> dict:
     if not isinstance(facts.get("digest"), str) or not isinstance(facts.get("builtin"), bool):
         raise run.UserError(f"{file}: is damaged: its dataset has no valid digest")
     return facts
-
-
-def check_weights(net: torch.nn.Module, file: Path):
-    """Raise UserError if a weight is not a finite number: all images would be black."""
-    for name, weight in net.state_dict().items():
-        if not weight.isfinite().all():
-            raise run.UserError(f"{file}: the model is damaged: {name} holds numbers that are not finite")
 
 
 def data_of(trained: Trained, data_dir: str | None, name: str | None = None) -> tuple:

@@ -1,5 +1,7 @@
 """How far generated images are from real ones, computed from features (N, D): FID, KID, precision and recall."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -41,20 +43,27 @@ def kid(real: Tensor, fake: Tensor, subsets: int = 50, size: int = 1000) -> floa
     return total / subsets
 
 
+def distances(points: Tensor, others: Tensor) -> Iterator[Tensor]:
+    """Distances (n, M) between points (N, D) and others (M, D), for n of the points at a time."""
+    for part in points.split(1000):
+        yield torch.cdist(part, others)
+
+
 def radii(points: Tensor, k: int) -> Tensor:
     """The distance (N,) from each point to its k-th nearest neighbour among the others."""
-    return torch.cat([torch.cdist(part, points).kthvalue(k + 1, dim=1).values for part in points.split(1000)])
+    return torch.cat([rows.kthvalue(k + 1, dim=1).values for rows in distances(points, points)])
 
 
 def covered(points: Tensor, centres: Tensor, reach: Tensor) -> float:
     """The share of `points` that lie within `reach` (N,) of at least one of `centres` (N, D)."""
-    return (
-        torch.cat([(torch.cdist(part, centres) <= reach).any(1) for part in points.split(1000)]).float().mean().item()
-    )
+    inside = torch.cat([(rows <= reach).any(1) for rows in distances(points, centres)])
+    return inside.float().mean().item()
 
 
 def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float, float]:
     """Precision: the share of generated images among the real ones; recall: of real ones among the generated
     (Kynkaanniemi et al. 2019). A set's region is the union of balls around its points up to the k-th neighbour."""
     k = min(k, len(real) - 1, len(fake) - 1)
+    centre = real.double().mean(0)  # cdist multiplies matrices: far from zero, float32 would lose the differences
+    real, fake = ((part.double() - centre).to(part.dtype) for part in (real, fake))
     return covered(fake, real, radii(real, k)), covered(real, fake, radii(fake, k))

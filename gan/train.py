@@ -100,106 +100,134 @@ SAVE_EVERY = 200  # seconds between checkpoints within an epoch
 COLUMNS = ("train_d_loss", "train_estimate", "d_gradient", "train_g_loss", "g_gradient")
 
 
-def train(args, r, gan, train_set, judge, facts):
-    """Train. Writes metrics.csv, samples/, last.pt and best.pt, the lowest distance to the held-out images."""
-    optimizers = d_optimizer, g_optimizer = optim.build_optimizers(args, gan)
-    bs = min(args.bs, len(train_set))
-    steps, classes = len(train_set) // bs, facts["classes"]
-    first_epoch, step, best, seconds, totals = 0, 0, float("inf"), 0.0, torch.zeros(steps, len(COLUMNS))
-    if state := r.load(model=gan, optimizers=optimizers):
-        first_epoch, step, best, seconds, totals = (state[k] for k in ("epoch", "step", "best", "seconds", "totals"))
-    else:
-        draw_samples(args, r, gan, 0)
-    totals, saved = totals.to(r.device), time.monotonic()
+@dataclass
+class Progress:
+    """What a checkpoint holds beside the networks and optimizers."""
 
-    for epoch in range(first_epoch, args.epochs):
+    totals: (
+        torch.Tensor
+    )  # (steps of an epoch, COLUMNS): what each step has measured; zero where the generator had no step
+    epoch: int = 0  # that is under way
+    step: int = 0  # in this epoch
+    best: float = float("inf")  # lowest FID to the held-out images
+    seconds: float = 0.0  # of training, without the evaluations
+
+    def add(self, *measured: torch.Tensor):
+        """Keep what a step has measured, in the order of COLUMNS."""
+        self.totals[self.step, : len(measured)] = torch.stack(measured).detach()
+        self.step += 1
+
+    def means(self, generator_steps: int) -> dict[str, float]:
+        """{column: mean over the steps of the epoch}, of those of the generator for its two columns."""
+        steps = len(self.totals)
+        counts = torch.tensor([steps, steps, steps, max(1, generator_steps), max(1, generator_steps)])
+        return dict(zip(COLUMNS, (self.totals.sum(0).cpu() / counts).tolist()))
+
+
+def begin(args, r, gan, optimizers, steps: int) -> Progress:
+    """The progress of the run that is resumed, or of a new one, whose first samples it draws."""
+    state = r.load(model=gan, optimizers=optimizers)
+    if state is None:
+        draw_samples(r, gan, 0)
+        return Progress(torch.zeros(steps, len(COLUMNS), device=r.device))
+    progress = Progress(**{name: state[name] for name in ("totals", "epoch", "step", "best", "seconds")})
+    progress.totals = progress.totals.to(r.device)
+    return progress
+
+
+def train(args, r, gan, train_set, judge):
+    """Train. Writes metrics.csv, samples/, last.pt and best.pt, the lowest distance to the held-out images."""
+    optimizers = optim.build_optimizers(args, gan)
+    d_optimizer, g_optimizer = optimizers
+    bs = min(args.bs, len(train_set))
+    steps = len(train_set) // bs
+    progress = begin(args, r, gan, optimizers, steps)
+
+    for epoch in range(progress.epoch, args.epochs):
         gan.train()
-        began = time.monotonic()
-        batches = train_set.batches(bs, (args.seed, epoch), step)
-        bar = tqdm(batches, f"epoch {epoch + 1}/{args.epochs}", steps, initial=step, leave=False, disable=None)
+        began = time.monotonic() - progress.seconds
+        batches = train_set.batches(bs, (args.seed, epoch), progress.step)
+        bar = tqdm(batches, f"epoch {epoch + 1}/{args.epochs}", steps, initial=progress.step, leave=False, disable=None)
         for images, labels in bar:
-            done = epoch * steps + step
+            done = epoch * steps + progress.step
             generator_turn = (done + 1) % args.critic_steps == 0
             if args.decay == "linear":
                 optim.set_lr(optimizers, 1 - done / (args.epochs * steps))
             noise = torch.randn(bs, args.noise, device=r.device)
-            wanted = torch.randint(classes, (bs,), device=r.device)
+            fake_labels = torch.randint(len(train_set.classes), (bs,), device=r.device)
             with torch.set_grad_enabled(generator_turn), r.autocast():
-                fake = gan.generator(noise, wanted)
+                fake = gan.generator(noise, fake_labels)
 
-            with r.autocast():  # the discriminator's step
-                scored = model.score_both(gan.discriminator, images, fake.detach())
-                real_score, real_classes, fake_score, fake_classes = scored
-                d_loss = model.D_LOSS[args.model](real_score, fake_score)
-                if args.model == "wgan-gp":
-                    d_loss = d_loss + args.penalty * model.gradient_penalty(gan.discriminator, images, fake.detach())
-                if args.model == "acgan":
-                    both = model.class_loss(real_classes, labels) + model.class_loss(fake_classes, wanted)
-                    d_loss = d_loss + args.class_weight * both
+            # (1) update D: minimize d_loss over real and generated images
+            with r.autocast():
+                d_loss, estimate = model.d_loss(args, gan.discriminator, images, labels, fake.detach(), fake_labels)
             d_gradient = optim.step_of(d_optimizer, d_loss)
             if args.model == "wgan":
                 model.clip_weights(gan.discriminator, args.clip)
-            values = [d_loss.detach(), (real_score.mean() - fake_score.mean()).detach(), d_gradient]
+            measured = [d_loss, estimate, d_gradient]
 
-            if generator_turn:  # with the same noise; no gradients of the discriminator's weights are needed
-                gan.discriminator.requires_grad_(False)
+            # (2) update G: minimize g_loss over the same generated images
+            if generator_turn:
+                gan.discriminator.requires_grad_(False)  # its weights need no gradients here
                 with r.autocast():
-                    score, fake_classes = gan.discriminator(fake)
-                    g_loss = model.G_LOSS[args.model](score)
-                    if args.model == "acgan":
-                        g_loss = g_loss + args.class_weight * model.class_loss(fake_classes, wanted)
-                values += [g_loss.detach(), optim.step_of(g_optimizer, g_loss)]
+                    g_loss = model.g_loss(args, gan.discriminator, fake, fake_labels)
+                g_gradient = optim.step_of(g_optimizer, g_loss)
                 gan.discriminator.requires_grad_(True)
                 gan.update_ema(args.ema, (done + 1) // args.critic_steps)
-            totals[step, : len(values)] = torch.stack(values)
+                measured += [g_loss, g_gradient]
 
-            step += 1
-            if step % 50 == 0:
-                r.check_finite(totals[:step].sum(1), epoch * steps)
-                bar.set_postfix(d_loss=f"{totals[step - 50 : step, 0].mean().item():.3f}")
+            progress.add(*measured)
+            if progress.step % 50 == 0:
+                r.check_finite(progress.totals[: progress.step].sum(1), epoch * steps)
+                recent = progress.totals[progress.step - 50 : progress.step, 0]
+                bar.set_postfix(d_loss=f"{recent.mean().item():.3f}")
             stopping = r.should_stop()
-            if stopping or time.monotonic() - saved > SAVE_EVERY:
-                r.save(model=gan, optimizers=optimizers, epoch=epoch, step=step, best=best, totals=totals,
-                       seconds=seconds + time.monotonic() - began)  # fmt: skip
-                saved = time.monotonic()
+            if stopping or r.save_due(SAVE_EVERY):
+                progress.seconds = time.monotonic() - began
+                r.save(model=gan, optimizers=optimizers, **vars(progress))
             if stopping:
                 r.stop()
 
-        r.check_finite(totals.sum(1), epoch * steps)
-        seconds += time.monotonic() - began
+        r.check_finite(progress.totals.sum(1), epoch * steps)
+        progress.seconds = time.monotonic() - began
         if (epoch + 1) % args.eval_every == 0 or epoch + 1 == args.epochs:
-            best = evaluate(args, r, gan, judge, epoch + 1, steps, totals, best, seconds)
-        step = 0
-        totals.zero_()
-        r.save(model=gan, optimizers=optimizers, epoch=epoch + 1, step=0, best=best, totals=totals, seconds=seconds)
-        saved = time.monotonic()
+            evaluate(args, r, gan, judge, progress, epoch + 1)
+        progress.totals.zero_()
+        progress.epoch, progress.step = epoch + 1, 0
+        r.save(model=gan, optimizers=optimizers, **vars(progress))
 
 
-def evaluate(args, r, gan, judge, epoch, steps, totals, best, seconds):
-    """Draw samples, measure them against the held-out images, log a row, and keep the best. Returns the best FID."""
-    draw_samples(args, r, gan, epoch)
+def evaluate(args, r, gan, judge, progress: Progress, epoch: int):
+    """Draw samples, measure them against the held-out images, log a row, and keep the best weights."""
+    draw_samples(r, gan, epoch)
     images, _ = fid.generate(gan, args.eval_samples, seed=1, device=r.device)
     distance, diversity = judge.distance(judge.features(images))
-    turns = epoch * steps // args.critic_steps - (epoch - 1) * steps // args.critic_steps
-    counts = torch.tensor([steps, steps, steps, max(1, turns), max(1, turns)])
-    means = dict(zip(COLUMNS, (totals.sum(0).cpu() / counts).tolist()))
-    r.log({"epoch": epoch, "generator_steps": epoch * steps // args.critic_steps, **means, "val_fid": distance,
-           "diversity": diversity, "seconds": round(seconds, 2)})  # fmt: skip
-    r.print(f"epoch {epoch:>3}/{args.epochs}   loss {means['train_d_loss']:.3f} D {means['train_g_loss']:.3f} G   "
-            f"estimate {means['train_estimate']:.3f}   FID {distance:.2f}   diversity {diversity:.0%}   "
-            f"{seconds:.0f} s")  # fmt: skip
-    for problem in fid.problems_of(args.model, r.rows[-1], args.epochs / 4):
+    steps = len(progress.totals)
+    generator_steps = epoch * steps // args.critic_steps
+    means = progress.means(generator_steps - (epoch - 1) * steps // args.critic_steps)
+    row = {"epoch": epoch, "generator_steps": generator_steps, **means}
+    row |= {"val_fid": distance, "diversity": diversity, "seconds": round(progress.seconds, 2)}
+    r.log(row)
+    losses = f"loss {means['train_d_loss']:.3f} D {means['train_g_loss']:.3f} G"
+    scores = f"estimate {means['train_estimate']:.3f}   FID {distance:.2f}   diversity {diversity:.0%}"
+    r.print(f"epoch {epoch:>3}/{args.epochs}   {losses}   {scores}   {progress.seconds:.0f} s")
+    for problem in fid.problems_of(args.model, row, args.epochs / 4):
         r.print(f"*** {problem}")
-    if distance < best:
+    if distance < progress.best:
+        progress.best = distance
         r.save_best(model=gan, epoch=epoch, fid=distance)
-    return min(best, distance)
 
 
-def draw_samples(args, r, gan, epoch):
+def samples_file(r, epoch: float):
+    return r.folder / "samples" / f"epoch-{int(epoch):05d}.png"
+
+
+def draw_samples(r, gan, epoch: int):
     """samples.png, and a copy in samples/ for the animation: the same noise at every evaluation."""
     images, _ = fid.generate(gan, grids.GRID, seed=0, device=r.device)
     pixels = grids.tile(images)
-    grids.write_png(run.make_folder(r.folder / "samples") / f"epoch-{epoch:05d}.png", pixels)
+    run.make_folder(r.folder / "samples")
+    grids.write_png(samples_file(r, epoch), pixels)
     grids.write_png(r.folder / "samples.png", pixels, scale=2)
 
 
@@ -224,28 +252,38 @@ def main(argv=None):
     args = parse(argv)
     *parts, facts = data.load(args.data, args.data_dir, args.limit)
     args.data = facts["name"] if args.data == "auto" else args.data
+    fid.check_counts(facts["name"], *parts[1:])
     if args.model == "acgan" and facts["classes"] < 2:
         raise run.UserError(f"{args.data}: ACGAN needs classes, a folder of images each; choose another --model")
-    with run.Run(
-        args, __file__, f"{facts['name']}-{args.model}", AUTO_PRECISION, AUTO_THREADS, stop_within_epoch=True
-    ) as r:
+    name = f"{facts['name']}-{args.model}"
+    with run.Run(args, __file__, name, AUTO_PRECISION, AUTO_THREADS, stop_within_epoch=True) as r:
         train_set, held_out, test_set = (part.to(r.device) for part in parts)
-        seen_by = features.load(args, train_set, held_out, facts["digest"], r.folder, r.device)
+        sizes = args.feature_size, args.classifier_images
+        seen_by = features.load(args.features, train_set, held_out, facts["digest"], r.folder, *sizes, args.data_dir)
         gan = build_model(args, facts).to(r.device, memory_format=torch.channels_last)
         counts = [model.num_parameters(net) for net in (gan.generator, gan.discriminator)]
-        judge = fid.Judge(seen_by, held_out, "held out", fid.cache_folder(args, facts), facts["digest"])
+        cache = fid.cache_folder(args.features, args.data_dir, facts)
+        judge = fid.Judge(seen_by, held_out, "held out", cache, facts["digest"])
         protocol = judge.protocol(args.eval_samples)
-        r.note(f"{args.model}, {args.network} network, {counts[0]:,} + {counts[1]:,} parameters, on {facts['name']}: "
-               f"{len(train_set):,} training images; FID by {fid.describe(protocol)}", dataset=facts,
-               parameters=sum(counts), generator_parameters=counts[0], val_protocol=protocol)  # fmt: skip
-        train(args, r, gan, train_set, judge, facts)
+        what = f"{args.model}, {args.network} network, {counts[0]:,} + {counts[1]:,} parameters"
+        r.note(
+            f"{what}, on {facts['name']}: {len(train_set):,} training images; FID by {fid.describe(protocol)}",
+            dataset=facts,
+            parameters=sum(counts),
+            generator_parameters=counts[0],
+            val_protocol=protocol,
+        )
+        train(args, r, gan, train_set, judge)
 
-        files = [r.folder / "samples" / f"epoch-{int(row['epoch']):05d}.png" for row in [{"epoch": 0}, *r.rows]]
-        grids.write_gif(r.folder / "training.gif", files)
+        epochs = [0, *(row["epoch"] for row in r.rows)]
+        grids.write_gif(r.folder / "training.gif", [samples_file(r, epoch) for epoch in epochs])
         final = fid.final_measures(args, r, gan, seen_by, judge, test_set, held_out, facts)
-        final["problems"] = [problem for row in r.rows for problem in fid.problems_of(args.model, row, args.epochs / 4)]
-        r.finish(f"FID {final['last_fid']:.2f} with the last weights, {final['best_fid']:.2f} with the weights of "
-                 f"epoch {final['best_epoch']}, of {fid.describe(final['protocol'])}", **final)  # fmt: skip
+        final["problems"] = []
+        for row in r.rows:
+            final["problems"] += fid.problems_of(args.model, row, args.epochs / 4)
+        last = f"FID {final['last_fid']:.2f} with the last weights"
+        best = f"{final['best_fid']:.2f} with the weights of epoch {final['best_epoch']}"
+        r.finish(f"{last}, {best}, of {fid.describe(final['protocol'])}", **final)
     return r.record
 
 
