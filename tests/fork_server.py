@@ -184,6 +184,12 @@ class Server:
         for number, descriptor in enumerate(streams):
             os.dup2(descriptor, number)
             os.close(descriptor)
+        # new ones: those of the server know what its own files can do
+        sys.stdin = open(0, encoding=sys.stdin.encoding, errors=sys.stdin.errors, closefd=False)
+        for name in ("stdout", "stderr"):
+            old = getattr(sys, name)
+            options = dict(encoding=old.encoding, errors=old.errors, closefd=False)
+            setattr(sys, name, open(STREAMS[name], "w", buffering=1 if name == "stderr" else -1, **options))
 
     def report(self):
         """Tell the test processes which of their children have ended."""

@@ -35,8 +35,10 @@ from helpers import make_images, mutations, prepare, write_drop_in, write_idx
 # --------------------------------------------------------------------------------------- errors and the terminal
 
 SCRIPT = """
-import multiprocessing, sys, time
+import multiprocessing, sys, time, warnings
 from pathlib import Path
+
+warnings.filterwarnings("ignore", "This DataLoader will create 2 worker processes")  # where there is one core
 
 if multiprocessing.current_process().name == "SpawnProcess-2":
     time.sleep(60)
