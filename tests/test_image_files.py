@@ -209,6 +209,7 @@ def test_links_to_folders_are_followed_once(tmp_path):
     write_images(tmp_path, {"own/a": range(4), "elsewhere/b": range(4, 9)})
     (tmp_path / "own" / "b").symlink_to(tmp_path / "elsewhere" / "b")
     (tmp_path / "own" / "a" / "round").symlink_to(tmp_path / "own" / "a")
+    (tmp_path / "own" / "a" / "all").symlink_to(tmp_path / "own")
     assert len(image_files.find(tmp_path / "own").train) == 9
 
 
