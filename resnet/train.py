@@ -14,6 +14,7 @@ hyper-parameter; flags override it.
 """
 
 import contextlib
+import math
 import time
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -138,7 +139,7 @@ def train(args, r, net, train_set, val_set):
         bar = tqdm(batches, title, steps, initial=step, leave=False, disable=True if r.rank else None)
         for images, labels in bar:
             progress = (epoch + step / steps) / args.epochs
-            optim.set_lr(optimizers, optim.lr_factor(args.decay, progress, args.warmup))
+            optim.set_lr(optimizers, optim.lr_factor(args.decay, progress, args.warmup, args.epochs * steps))
             for optimizer in optimizers:
                 optimizer.zero_grad()
             micro_batches = list(zip(images.split(micro_batch), labels.split(micro_batch)))
@@ -282,9 +283,11 @@ def main(argv=None):
         if isinstance(train_set, data.folders.LazyImageFolder):
             names = set().union(*(part.undecodable for part in (train_set, *evaluated.values())))
             final["undecodable"] = sorted(set().union(*r.gather(names)))
-        r.finish(f"{name} accuracy {accuracy:.2%} with the weights of epoch {best['epoch']} (validation "
-                 f"{final['val_accuracy']:.2%}), {final[f'last_{name}_accuracy']:.2%} with the last weights",
-                 **final)  # fmt: skip
+        text = (
+            f"{name} accuracy {accuracy:.2%} with the weights of epoch {best['epoch']} (validation "
+            f"{final['val_accuracy']:.2%}), {final[f'last_{name}_accuracy']:.2%} with the last weights"
+        )
+        r.finish(text, uniform_loss=math.log(len(train_set.classes)), **final)
     return r.record
 
 

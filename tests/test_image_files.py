@@ -1,15 +1,19 @@
 """common/image_files.py and the readers built on it: images of one's own of every kind, what is left out, copies."""
 
+import functools
+import importlib
 import io
 import os
-
-from common import image_files, images
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from conftest import failure, load, one_line
+from helpers import Lazy
+
+image_files = Lazy(functools.partial(importlib.import_module, "common.image_files"))
+images = Lazy(functools.partial(importlib.import_module, "common.images"))
 
 SIZE = 32
 GREY = np.tile(np.linspace(20, 235, SIZE).round().astype(np.uint8), (SIZE, 1))  # (32, 32), dark at the left

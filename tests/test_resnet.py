@@ -649,7 +649,35 @@ def test_schedules():
     assert shape("onecycle")[:3] == pytest.approx([0, 0.5, 1]) and shape("onecycle")[5] == pytest.approx(0.5)
     assert shape("onecycle")[-1] < 1e-3
     assert shape("cosine", 0.2)[:3] == pytest.approx([0, 0.5, 1]) and shape("cosine", 0.2)[5] == pytest.approx(0.5)
-    assert [train.size_at([[0.0, 24], [0.5, None]], p) for p in (0, 0.49, 0.5, 1)] == [24, 24, None, None]
+
+
+def test_a_learning_rate_rises_over_many_steps():
+    """Also in a short run, whose fifth is a few steps; in a long one the schedule is as without the bound."""
+    progress = np.arange(60) / 60
+    short = [optim.lr_factor("onecycle", p, steps=60) for p in progress]
+    assert short == pytest.approx(np.minimum(progress * 60 / 200, (1 - progress) / 0.8)) and max(short) < 0.25
+    assert [optim.lr_factor("cosine", p, 0.05, 60) for p in progress] == pytest.approx(progress * 60 / 200)
+    for decay, warmup in (("onecycle", 0.0), ("cosine", 0.2), ("step", 0.2), ("none", 0.2)):
+        long = [optim.lr_factor(decay, p, warmup, 1000) for p in progress]
+        assert long == [optim.lr_factor(decay, p, warmup) for p in progress], decay
+    for decay in ("none", "step", "cosine"):
+        assert optim.lr_factor(decay, 0, steps=60) == 1, "without a warm-up there is none"
+
+
+@pytest.mark.parametrize("epochs, first, size, expected", [
+    (4, 24, None, [24, 24, None, None]), (4, 24, 32, [24, 24, 32, 32]), (3, 24, 32, [24, 24, 32]),
+    (1, 24, None, [24]), (2, None, 28, [28, 28]), (2, None, None, [None, None]),
+])  # fmt: skip
+def test_the_size_of_training_images(epochs, first, size, expected):
+    args = train.Options(epochs=epochs, first_size=first, size=size)
+    assert [train.size_at(args, epoch) for epoch in range(epochs)] == expected
+
+
+def test_a_training_that_learns_nothing_says_so(tmp_path, trained, capsys):
+    words = ["--model", "mnist", "--recipe", "paper", "--limit", "60", "--bs", "30", "--epochs", "1", "--lr", "1e-9"]
+    record = fit(tmp_path, "a", *words)
+    assert "a uniform prediction has 2.303" in record["warning"] and record["warning"] in capsys.readouterr().out
+    assert "warning" not in json.loads((trained / "run.json").read_text())
 
 
 def frozen(build):
