@@ -186,14 +186,23 @@ def main(argv=None):
                f"training images, {len(val_set):,} validation images",
                dataset=facts, parameters=round(count_parameters(model) * 1e6))  # fmt: skip
         train(args, r, model, train_set, val_set)
+        penalty = args.l1 * sum(p.abs().sum().item() for p in model.parameters())  # in the last training loss
+        uniform_loss = math.log(len(train_set.classes)) + penalty
 
         best = r.load_best(model=model)
         val_loss, val_accuracy, _ = evaluate(model, val_set, r)
         test_loss, test_accuracy, logits = evaluate(model, test_set, r)
         r.figure("predictions.png", draw_predictions(test_set, logits))
-        r.finish(f"test accuracy {test_accuracy:.2%} with the weights of epoch {best['epoch']} (validation "
-                 f"{val_accuracy:.2%})", best_epoch=best["epoch"], val_loss=val_loss, val_accuracy=val_accuracy,
-                 test_loss=test_loss, test_accuracy=test_accuracy)  # fmt: skip
+        r.finish(
+            f"test accuracy {test_accuracy:.2%} with the weights of epoch {best['epoch']} (validation "
+            f"{val_accuracy:.2%})",
+            uniform_loss=uniform_loss,
+            best_epoch=best["epoch"],
+            val_loss=val_loss,
+            val_accuracy=val_accuracy,
+            test_loss=test_loss,
+            test_accuracy=test_accuracy,
+        )
     return r.record
 
 

@@ -201,8 +201,8 @@ def recorded_options(cls, record: dict, path: Path, data: str | None = None):
     """The options in the record of a run, checked as those of the command line are: an instance of `cls`.
 
     An option that is newer than the record has its default, which is said on standard error. path: the record's, for
-    messages. data: the path that takes the place of the recorded one, which is relative to the repository. Raises
-    UserError.
+    messages. data: the path that takes the place of the recorded one, which is relative to the repository; None: the
+    recorded one, unchecked. Raises UserError.
     """
     known = options_of(cls)
     recorded = recorded_args(record["args"])
@@ -212,6 +212,9 @@ def recorded_options(cls, record: dict, path: Path, data: str | None = None):
             raise UserError(f"{path}: has an unknown option {flag(short(name))}")
         if name == "data" and data is not None:
             value = data
+        elif name == "data" and str(value).startswith("./"):  # which the caller need not have any more
+            values[name] = str(value)
+            continue
         try:
             values[name] = known[name].check(value)
         except (argparse.ArgumentTypeError, ValueError) as error:

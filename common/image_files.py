@@ -122,13 +122,13 @@ class Notes:
 
     def images_in(self, folder: Path, deep: bool = True) -> list[Path]:
         """The images in a folder and (with `deep`) in its sub-folders, sorted. Raises OSError."""
-        images, visited = [], set()
+        images = []
+        visited = {identity(parent) for parent in folder.absolute().parents}
         for place, below, names in os.walk(folder, onerror=raise_error, followlinks=True):
-            entry = os.stat(place)
-            if (entry.st_dev, entry.st_ino) in visited and entry.st_ino:  # a link to a folder above leads round
+            if identity(place) in visited:  # a link to a folder above leads round
                 below.clear()
                 continue
-            visited.add((entry.st_dev, entry.st_ino))
+            visited.add(identity(place))
             below[:] = sorted(name for name in below if deep and not name.startswith("."))
             for name in sorted(names):
                 file = Path(place, name)
@@ -163,6 +163,12 @@ class Notes:
 
 def is_image_name(name: str) -> bool:
     return Path(name).suffix.lower() in ENDINGS and not name.startswith(".")
+
+
+def identity(folder) -> tuple:
+    """What a folder and a link to it have in common."""
+    entry = os.stat(folder)
+    return (entry.st_dev, entry.st_ino)
 
 
 def raise_error(error):

@@ -56,6 +56,12 @@ def recorded_args(args: dict) -> dict:
         args["weight_decay"] = args.pop("l2")
     if isinstance(args.get("augment"), bool):
         args["augment"] = "crop+flip" if args["augment"] else "none"
+    if args.get("shortcut", "") is None:  # of a network that has no such option
+        del args["shortcut"]
+    sizes = args.get("sizes")
+    if isinstance(sizes, list) and sizes and all(isinstance(entry, list) and len(entry) == 2 for entry in sizes):
+        del args["sizes"]  # [[share of the run from which on, pixels], ...]: one, or one for each half
+        args |= {"size": sizes[-1][1], "first_size": sizes[0][1] if len(sizes) > 1 else None}
     if "accumulate" in args:
         steps = args.pop("accumulate")
         whole = args["bs"] * steps if "iters" in args else args["bs"]  # language models counted a micro-batch

@@ -428,8 +428,19 @@ class Run:
         if self.rank == 0:
             write(file, "".join(",".join(row) + "\r\n" for row in [header, *values] if row))
 
-    def finish(self, text: str, **final):
-        """Record the final metrics, draw the curves, and print `text` with the seconds and the folder."""
+    def finish(self, text: str, uniform_loss: float | None = None, **final):
+        """Record the final metrics, draw the curves, and print `text` with the seconds and the folder.
+
+        uniform_loss: the training loss of a uniform prediction, such as the logarithm of the number of classes. A run
+        that ends with no lower one says so.
+        """
+        train_loss = self.rows[-1].get("train_loss") if self.rows else None
+        if uniform_loss is not None and train_loss is not None and not train_loss < 0.99 * uniform_loss:
+            self.record["warning"] = (
+                f"the training loss ends at {train_loss:.4g}, where a uniform prediction has {uniform_loss:.4g}: "
+                "nothing was learned; another --lr or more steps may help"
+            )
+            self.print(f"warning: {self.record['warning']}")
         if self.rows and self.rank == 0:
             draw_curves(self.rows, self.folder / "curves.png")
         self.record |= {"state": "done", "final": final}

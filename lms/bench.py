@@ -7,14 +7,15 @@ and the median ratio to padasip in the same round. Like padasip, each filter ret
 every sample. Writes bench.json into --out.
 """
 
-import argparse
 import functools
 import os
 import statistics
+from dataclasses import dataclass
 
 os.environ["OPENBLAS_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"  # NumPy reads these when it is imported
 
 from common import run, timing  # noqa: E402
+from common.options import option  # noqa: E402
 
 import numpy as np  # noqa: E402
 
@@ -56,17 +57,14 @@ def measure(functions, rounds):
     return timing.turns({name: lambda i, f=f: timing.seconds_of(f) for name, f in functions.items()}, rounds)
 
 
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument(
-        "--rounds", type=run.positive_int, default=15, metavar="N", help="of every filter (default: %(default)s)"
-    )
-    run.add_flags(p, out=dict(default=str(run.ROOT / "out" / "lms" / "bench"), help="folder for bench.json"))
-    return p
+@dataclass(kw_only=True)
+class Options(run.ScriptOptions):
+    rounds: int = option(15, "of every filter", above=0)
+    out: str = option(str(run.ROOT / "out/lms/bench"), "folder for bench.json", type=run.path_arg, metavar="DIR")
 
 
 def main(argv=None):
-    args = parser().parse_args(argv)
+    args = run.parse_options(__file__, Options, argv)
     try:
         import padasip  # noqa: F401
     except ImportError:

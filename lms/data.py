@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common import run
+from common.options import option, short
 from common.run import UserError
 
 import numpy as np
@@ -156,16 +157,20 @@ def dataset_arg(text: str) -> str:
         return text
     if os.path.isfile(text):
         return os.path.abspath(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is neither {', '.join(BUILT_IN)} nor a file")
+    raise argparse.ArgumentTypeError(f"{short(text)!r} is neither {', '.join(BUILT_IN)} nor a file")
 
 
-def add_data_flags(parser: argparse._ActionsContainer, default: str | None = "builtin") -> None:
-    """Add --data and --target, which are the same in every script."""
-    run.add_flags(parser, data=dict(type=dataset_arg, default=default, help=DATA_HELP))
-    parser.add_argument("--target", metavar="COLUMN", help="column of the CSV to predict")
+def data_option():
+    """The field of --data, which is the same in every script."""
+    return option("builtin", DATA_HELP, type=dataset_arg, metavar="NAME|PATH")
 
 
-def check_target(args: argparse.Namespace) -> None:
+def target_option():
+    """The field of --target."""
+    return option(None, "column of the CSV to predict", type=str, metavar="COLUMN")
+
+
+def check_target(args) -> None:
     """Raise UserError if --target is given without a CSV, or a CSV without --target."""
     if args.data in BUILT_IN and args.target is not None:
         raise UserError(f"--target: --data {args.data} has its own target")
@@ -178,14 +183,17 @@ def load(data: str, target: str | None = None) -> Regression:
     return BUILT_IN[data]() if data in BUILT_IN else from_csv(data, target)
 
 
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_data_flags(p)
-    return p
+@dataclass(kw_only=True)
+class Options(run.ScriptOptions):
+    data: str = data_option()
+    target: str | None = target_option()
+
+    def check(self):
+        check_target(self)
 
 
 def main(argv=None):
-    args = run.parse(__file__, parser(), argv, check=check_target)
+    args = run.parse_options(__file__, Options, argv)
     problem = load(args.data, args.target)
     print(f"{problem.name}: {len(problem.targets):,} training rows, {len(problem.val_targets):,} validation rows, "
           f"digest {problem.digest}")  # fmt: skip

@@ -9,9 +9,10 @@ synthetic data, with mini-batches of --bs rows for --iters steps. Writes ladder.
 stepN.json and stepN.png) into --out.
 """
 
-import argparse
+from dataclasses import dataclass
 
 from common import run
+from common.options import option
 
 import matplotlib.figure
 import numpy as np
@@ -351,31 +352,33 @@ def draw(results):
     return figure
 
 
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    what = p.add_mutually_exclusive_group()
-    what.add_argument("--step", type=int, choices=list(STEPS), help="only this step (default: all six)")
-    what.add_argument("--check", action="store_true", help="check the gradients; writes no files")
-    p.add_argument("--layers", type=run.positive_int, metavar="N", help="hidden layers in steps 5 and 6 (default: 2)")
-    run.add_flags(p, iters=dict(default=2000), bs=dict(default=32), lr=dict(default=0.1),
-                  seed=dict(help="data, order and initial weights"),
-                  out=dict(help="folder of the record and the figure (default: out/lms/ladder)"))  # fmt: skip
-    return p
+@dataclass(kw_only=True)
+class Options(run.ScriptOptions):
+    step: int | None = option(None, "only this step; none: all six", choices=list(STEPS), metavar="{1,...,6}")
+    check_gradients: bool = option(False, "check the gradients; writes no files", names=["--check"])
+    layers: int = option(2, "hidden layers in steps 5 and 6", above=0, at_most=1000)
+    iters: int = option(2000, "mini-batches of each step", above=0)
+    bs: int = option(32, "rows of a mini-batch", above=0)
+    lr: float = option(0.1, "learning rate", above=0)
+    seed: int = option(0, "data, order and initial weights", at_least=0)
+    out: str = option(str(run.ROOT / "out/lms/ladder"), "folder of record and figure", type=run.path_arg, metavar="DIR")
 
 
-def recipe(args):
-    """The defaults of --layers and --out. Raises UserError for one of them that the other flags leave unused."""
-    if args.layers is not None and args.step in (1, 2, 3, 4):
-        raise run.UserError(f"--layers: step {args.step} has no hidden layers")
-    if args.out is not None and args.check:
-        raise run.UserError("--out: --check writes no files")
-    return {"layers": 2, "out": str(run.ROOT / "out" / "lms" / "ladder")}
+def recipe(given: dict) -> Options:
+    """The defaults. Raises UserError for a flag that the others leave unused."""
+    if "layers" in given and given.get("step") in (1, 2, 3, 4):
+        raise run.UserError(f"--layers: step {given['step']} has no hidden layers")
+    if given.get("check_gradients"):
+        for name, reason in (("out", "writes no files"), ("step", "is of all steps")):
+            if name in given:
+                raise run.UserError(f"--{name}: --check {reason}")
+    return Options()
 
 
 def main(argv=None):
-    args = run.parse(__file__, parser(), argv, recipe)
+    args = run.parse_options(__file__, Options, argv, recipe)
     run.set_threads(auto_threads=1)
-    if args.check:
+    if args.check_gradients:
         return check(args)
     out, results, rows = run.make_folder(args.out), {}, []
     for step in [args.step] if args.step else STEPS:

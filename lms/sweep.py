@@ -9,12 +9,13 @@ The runs of the study `rates` are computed at once, with one array operation per
 writes its record STUDY.json and its figure STUDY.png into --out.
 """
 
-import argparse
 import shlex
 import statistics
+from dataclasses import dataclass
 from pathlib import Path
 
 from common import run
+from common.options import option, to_argv
 
 import matplotlib.figure
 import numpy as np
@@ -23,9 +24,10 @@ from tqdm import tqdm
 
 import data
 import model
+from data import check_target, data_option, target_option
 from train import format_optional, measured_misadjustment, mse
 
-RATES = dict(data="builtin", epochs=20, lr=[0.005, 0.01, 0.05, 0.1, 0.5, 1.0])  # defaults of the study rates
+RATES = ("data", "target", "epochs", "lr")  # the options that only the study rates reads
 
 
 def write_study(script: str, out: Path, study: str, rows: list[dict], figure=None, **facts):
@@ -182,41 +184,39 @@ def filters(args, out):
 STUDIES = {"rates": rates, "filters": filters}
 
 
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--study", nargs="+", choices=list(STUDIES), default=list(STUDIES), help="(default: both)")
-    p.add_argument("--seeds", type=run.positive_int, default=5, metavar="N", help="seeds 0 to N - 1 (default: 5)")
-    p.add_argument("--list", action="store_true", help="print one command per study and run nothing")
-    run.add_flags(p, out=dict(default=str(run.ROOT / "out" / "lms" / "sweep"), help="folder of the studies"))
-    group = p.add_argument_group("only for the study rates")
-    data.add_data_flags(group, default=None)
-    run.add_flags(group, epochs=dict(help="passes over the training set (default: 20)"),
-                  lr=dict(nargs="+", help=f"step sizes r (default: {' '.join(map(str, RATES['lr']))})"))  # fmt: skip
-    return p
+@dataclass(kw_only=True)
+class Options(run.ScriptOptions):
+    study: tuple[str, ...] = option(tuple(STUDIES), "which studies", choices=list(STUDIES), nargs="+", metavar="STUDY")
+    seeds: int = option(5, "seeds 0 to N - 1", above=0)
+    list: bool = option(False, "print one command per study and run nothing")
+    out: str = option(str(run.ROOT / "out/lms/sweep"), "folder of the studies", type=run.path_arg, metavar="DIR")
+    data: str = data_option()
+    target: str | None = target_option()
+    epochs: int = option(20, "passes over the training rows", above=0)
+    lr: tuple[float, ...] = option((0.005, 0.01, 0.05, 0.1, 0.5, 1.0), "step sizes r", above=0, nargs="+")
+
+    def check(self):
+        if "rates" in self.study:
+            check_target(self)
 
 
-def recipe(args):
-    """The defaults of the study rates. Raises UserError for a flag that no chosen study reads."""
-    if "rates" in args.study:
-        return RATES
-    for name in ("data", "target", "epochs", "lr"):
-        if getattr(args, name) is not None:
-            raise run.UserError(f"--{name}: only the study rates reads it")
-    return {}
-
-
-def check(args):
-    if "rates" in args.study:
-        data.check_target(args)
+def recipe(given: dict) -> Options:
+    """The defaults. Raises UserError for a flag that no chosen study reads."""
+    if "rates" not in given.get("study", STUDIES):
+        for name in RATES:
+            if name in given:
+                raise run.UserError(f"--{name}: only the study rates reads it")
+    return Options()
 
 
 def main(argv=None):
-    args = run.parse(__file__, parser(), argv, recipe, check)
+    args = run.parse_options(__file__, Options, argv, recipe)
     for study in dict.fromkeys(args.study):
         if args.list:
-            common = {"study": [study], "seeds": args.seeds, "out": run.display_path(args.out)}
-            own = {name: getattr(args, name) for name in (*RATES, "target")} if study == "rates" else {}
-            print(shlex.join(["python", run.display_path(__file__), *run.to_argv(parser(), common | own)]))
+            values = {"study": [study], "seeds": args.seeds, "out": run.display_path(args.out)}
+            if study == "rates":
+                values |= {name: getattr(args, name) for name in RATES}
+            print(shlex.join(["python", run.display_path(__file__), *to_argv(Options, values)]))
         else:
             STUDIES[study](args, run.make_folder(args.out))
 

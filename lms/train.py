@@ -9,10 +9,11 @@ The run folder gets metrics.csv with the MSE of every epoch, learning.png with t
 weights from the Wiener solution, and planes.png (two features: all points and both planes) or weights.png.
 """
 
-import argparse
 import sys
+from dataclasses import dataclass, replace
 
 from common import run
+from common.options import option
 
 import matplotlib.figure
 import numpy as np
@@ -21,8 +22,24 @@ from tqdm import tqdm
 
 import data
 import model
+from data import check_target, data_option, target_option
 
-RECIPES = {"plain": dict(epochs=20, lr=0.005), "tiny": dict(epochs=2, lr=0.005)}
+
+@dataclass(kw_only=True)
+class Options(run.RunOptions):
+    data: str = data_option()
+    target: str | None = target_option()
+    recipe: str = option("plain", "a named set of hyper-parameters; flags override it", choices=["plain", "tiny"])
+    epochs: int = option(20, "passes over the training rows", above=0)
+    lr: float = option(0.005, "step size r: w <- w + r e x", above=0)
+    seed: int = option(0, "order of the rows", at_least=0)
+
+    def check(self):
+        check_target(self)
+
+
+PLAIN = Options()
+RECIPES = {"plain": PLAIN, "tiny": replace(PLAIN, epochs=2)}
 AUTO_THREADS = 1  # products of small matrices gain nothing from more
 PLOTTED = np.unique((10 ** np.arange(0, 10, 1 / 400)).astype(int))  # sample counts, 400 per decade, for learning.png
 
@@ -129,21 +146,13 @@ def draw_weights(problem, fits):
 # --------------------------------------------------------------------------------------------------------------- main
 
 
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    data.add_data_flags(p)
-    run.add_flags(p, "set", "tensorboard", "out", "resume", "epochs",
-                  recipe=dict(choices=list(RECIPES), default="plain"),
-                  seed=dict(help="order of the rows"), lr=dict(help="step size r: w <- w + r e x"))  # fmt: skip
-    p.epilog = "recipes: " + "; ".join(
-        f"{name}: " + ", ".join(f"{k} {v}" for k, v in values.items()) for name, values in RECIPES.items()
-    )
-    return p
+def recipe(given: dict) -> Options:
+    name = given.get("recipe", "plain")
+    return replace(RECIPES[name], recipe=name)
 
 
-def parse(argv=None):
-    return run.parse(__file__, parser(), argv, recipe=lambda args: RECIPES[args.recipe], check=data.check_target,
-                     extendable=lambda args: True)  # fmt: skip
+def parse(argv=None) -> Options:
+    return run.parse_options(__file__, Options, argv, recipe, extendable=lambda args: True)
 
 
 def main(argv=None):

@@ -11,11 +11,12 @@ share of the speed of a matrix product in the same precision. Writes bench.json 
 each operation in a step of ours.
 """
 
-import argparse
 import statistics
 import time
+from dataclasses import dataclass
 
 from common import run, timing
+from common.options import option
 
 import torch
 import torch.nn.functional as F
@@ -61,7 +62,7 @@ class Way:
         self.net = model.build("resnet20", 10).to(device, memory_format=self.format)
         fused = channels_last and device.type in ("cpu", "cuda")
         sgd = torch.optim.SGD(self.net.parameters(), 0.1, momentum=0.9, weight_decay=1e-4, fused=fused)
-        self.optimizers = optim.build_optimizers(self.net, argparse.Namespace(**recipe)) if recipe else [sgd]
+        self.optimizers = optim.build_optimizers(self.net, recipe) if recipe else [sgd]
 
     def images_per_second(self, epoch, max_steps=None):
         """Images per second of an epoch, or of its first `max_steps` steps."""
@@ -137,32 +138,27 @@ def shares(way, steps=5):
     return {kind: time / sum(times.values()) for kind, time in times.items()}
 
 
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    run.add_flags(
-        p,
-        "data_dir",
-        "device",
-        "threads",
-        data=dict(type=data.dataset_arg, default="auto", help="cifar10, builtin or auto"),
-        bs=dict(default=128),
-        limit=dict(default=5000, help="images of an epoch"),
-        out=dict(default=str(run.ROOT / "out" / "resnet" / "bench"), help="folder for bench.json and step.json"),
+@dataclass(kw_only=True)
+class Options(run.ScriptOptions):
+    data: str = option("auto", "whose images", choices=["auto", "cifar10", "builtin"])
+    data_dir: str | None = run.data_dir_option()
+    limit: int | None = option(5000, "images of an epoch", above=0)
+    bs: int = option(128, "batch size", above=0)
+    rounds: int = option(5, "epochs of each way", above=0)
+    device: str = run.device_option()
+    threads: int | str = run.threads_option()
+    out: str = option(
+        str(run.ROOT / "out/resnet/bench"), "folder for bench.json and step.json", type=run.path_arg, metavar="DIR"
     )
-    p.add_argument("--rounds", type=run.positive_int, default=5, help="epochs of each way (default: %(default)s)")
-    return p
 
 
 def main(argv=None):
-    p = parser()
-    args = p.parse_args(argv)
-    if args.data not in ("auto", "cifar10", "builtin"):
-        p.error(f"--data {args.data}: the comparison is on CIFAR-10's images")
+    args = run.parse_options(__file__, Options, argv)
     run.set_threads(args.threads)
     device, out = run.pick_device(args.device), run.make_folder(args.out)
     dataset, _, _, facts = data.load(args.data, args.data_dir, args.limit)
     if len(dataset) < args.bs:
-        p.error(f"--bs {args.bs}: is more than the {len(dataset)} images of an epoch")
+        raise run.UserError(f"--bs {args.bs}: is more than the {len(dataset)} images of an epoch")
     machine = run.environment(device, __file__, argv)
     hardware = f"{machine['device']['name']}, {machine['device']['threads']} threads"
     print(f"ResNet-20 on {len(dataset):,} images of {facts['name']}; {hardware}")

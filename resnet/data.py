@@ -6,12 +6,13 @@ images are in folders.py.
 A dataset is one uint8 tensor. Fetching, verifying and splitting it is in common/images.py.
 """
 
-import argparse
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from common import image_files, run
 from common import images as image_data
+from common.options import option
 
 import torch
 import torch.nn.functional as F
@@ -185,14 +186,15 @@ def load(name: str, data_dir: str | None = None, limit: int | None = None, famil
     return train, val, test, arrays.facts()
 
 
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    run.add_flags(p, "data_dir", "limit", data=dict(type=dataset_arg, default="cifar10", help=DATA_HELP))
-    return p
+@dataclass(kw_only=True)
+class Options(run.ScriptOptions):
+    data: str = option("cifar10", DATA_HELP, type=dataset_arg, metavar="NAME|PATH")
+    data_dir: str | None = run.data_dir_option()
+    limit: int | None = option(None, "only the first N examples of each part", above=0)
 
 
 def main(argv=None):
-    args = parser().parse_args(argv)
+    args = run.parse_options(__file__, Options, argv)
     *parts, facts = load(args.data, args.data_dir, args.limit, family_of_data(args.data) or "cifar")
     print(f"{facts['name']}: {len(parts[0].classes)} classes, digest {facts['digest']}")
     for name, part in zip(("train", "validation", "test"), parts):

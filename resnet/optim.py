@@ -8,17 +8,21 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+SHORTEST_RISE = 200  # steps in which a learning rate rises to its peak; in fewer, short runs lose all they could learn
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
-def lr_factor(decay: str, progress: float, warmup: float = 0.0) -> float:
+def lr_factor(decay: str, progress: float, warmup: float = 0.0, steps: int | None = None) -> float:
     """The factor of the peak learning rate at `progress` in [0, 1), the share of all steps that are done.
 
     warmup: the share over which the factor rises from 0 to 1. "onecycle" has its own: it rises for a fifth of the run,
-    then falls to 0 (Smith and Topin 2017).
+    then falls to 0 (Smith and Topin 2017). steps: of the run; a rise takes SHORTEST_RISE of them or more.
     """
+    shortest = SHORTEST_RISE / steps if steps else 0.0
     if decay == "onecycle":
-        return min(progress / 0.2, (1 - progress) / 0.8)
+        return min(progress / max(0.2, shortest), (1 - progress) / 0.8)
+    if warmup:
+        warmup = max(warmup, shortest)
     if progress < warmup:
         return progress / warmup
     if decay == "step":

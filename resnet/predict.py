@@ -9,14 +9,16 @@ predictions.csv (id, predicted label, its name and probability), and if labels a
 mistakes.png, the most confident mistakes. The id is the name of the file, or the index in the test set.
 """
 
-import argparse
 import contextlib
 import csv
 import io
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from common import image_files, run
+from common.options import option
+from common.run import data_dir_option, device_option, path_arg, threads_option
 
 import numpy as np
 import torch
@@ -28,6 +30,7 @@ from tqdm import tqdm
 import data
 import folders
 import model
+import train
 
 AUTO_THREADS = 1  # a few images gain nothing from more
 
@@ -51,14 +54,11 @@ def load_run(folder, device):
     record = run.read_record(folder / "run.json")
     if record["experiment"] != EXPERIMENT:
         raise run.UserError(f"{folder}: holds a run of {record['experiment']}/")
-    args, best = record["args"], run.read_checkpoint(folder / "best.pt", device)
-    valid = [args.get("model") in model.NAMES, args.get("shortcut", "?") in (*model.SHORTCUTS, None), "data" in args,
-             isinstance(args.get("limit"), int | None)]  # fmt: skip
-    if not all(valid):
-        raise run.UserError(f"{folder / 'run.json'}: its arguments do not belong to a run of {EXPERIMENT}/")
+    args = run.recorded_options(train.Options, record, folder / "run.json")
+    best = run.read_checkpoint(folder / "best.pt", device)
     if not isinstance(best["classes"], list) or not all(isinstance(best[name], Tensor) for name in ("mean", "std")):
         raise run.UserError(f"{best.path}: is not a checkpoint of this experiment: invalid classes, mean or std")
-    net = model.build(args["model"], len(best["classes"]), args["shortcut"]).to(device)
+    net = model.build(args.model, len(best["classes"]), args.shortcut).to(device)
     best.load_into(model=net)
     return net.eval(), best, args
 
@@ -88,14 +88,14 @@ def label_of(path, classes):
 
 def test_images(folder, args, data_dir, family):
     """(ids, sources, labels int64 (N,)) of the test set of the run in `folder`. Raises UserError."""
-    file, name = folder / "local.json", str(args["data"])  # the path of the run's data
+    file, name = folder / "local.json", args.data  # the path of the run's data
     local = run.read_json(file) if file.exists() else {}
     where = data_dir = data_dir or local.get("data_dir")
     if name.startswith("./"):  # a folder of the user's own
         where = name = run.data_place(folder, name)
     if not (where is None or os.path.isdir(str(where))):
         raise run.UserError(f"{folder}: its data is gone from {where}; name a folder of images with --data")
-    test_set = data.load(name, data_dir, args.get("limit"), family)[2]
+    test_set = data.load(name, data_dir, args.limit, family)[2]
     if test_set is None:
         raise run.UserError(f"--run {folder}: that data has no test set; name a folder of images with --data")
     if family == "imagenet":
@@ -189,26 +189,22 @@ def draw_mistakes(path, image, predicted, probability, labels, classes, rows=3, 
     run.write_figure(path, figure)
 
 
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--run", type=run.path_arg, metavar="DIR", help="a run folder (default: the newest finished run)")
-    run.add_flags(
-        p,
-        "data_dir",
-        "device",
-        "threads",
-        data=dict(type=run.path_arg, metavar="DIR", help="folder of images (default: the test set of the run)"),
-        out=dict(help="folder of the results (default: the run folder)"),
-    )
-    return p
+@dataclass(kw_only=True)
+class Options(run.ScriptOptions):
+    run: str | None = option(None, "a run folder (default: the newest finished run)", type=path_arg, metavar="DIR")
+    data: str | None = option(None, "folder of images (default: the test set of the run)", type=path_arg, metavar="DIR")
+    data_dir: str | None = data_dir_option()
+    device: str = device_option()
+    threads: int | str = threads_option()
+    out: str | None = option(None, "folder of the results (default: the run folder)", type=path_arg, metavar="DIR")
 
 
 def main(argv=None):
-    args = parser().parse_args(argv)
+    args = run.parse_options(__file__, Options, argv)
     run.set_threads(args.threads, AUTO_THREADS)
     folder, device = find_run(args.run), run.pick_device(args.device)
     net, best, trained = load_run(folder, device)
-    family, classes = data.family_of_model(trained["model"]), best["classes"]
+    family, classes = data.family_of_model(trained.model), best["classes"]
     if args.data:
         if not Path(args.data).is_dir():
             raise run.UserError(f"{args.data}: is not a folder of images")

@@ -11,12 +11,13 @@ where it stopped. Under --out: a run folder for every setting and seed, results.
 study its record STUDY.json and its figure STUDY.png.
 """
 
-import argparse
 import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common import images as image_data
 from common import run, study
+from common.options import option
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from matplotlib.ticker import MaxNLocator
 import data
 import model
 import train
+from data import dataset_arg, family_of_data
 
 SHORT = dict(recipe="paper", epochs=4, decay="onecycle")  # long enough to tell settings apart
 STUDIES = {  # study: {setting: arguments of train.py}
@@ -56,11 +58,14 @@ STUDIES = {  # study: {setting: arguments of train.py}
 def folder_name(setting, seed):
     """The same name for the same arguments, whichever study wants them; values of the recipe are left out."""
     recipe = train.RECIPES[setting["recipe"]]
-    words = [
-        str(v) if k in ("recipe", "model") else f"{k.replace('_', '-')}{v}"
-        for k, v in setting.items()
-        if recipe.get(k) != v and (k, v) not in {("shortcut", "A"), ("model", "resnet20"), ("model", "mnist")}
-    ]
+    words = []
+    for name, value in setting.items():
+        if name == "recipe":
+            words.append(value)
+        elif name == "model":
+            words += [value] if value not in ("resnet20", "mnist") else []
+        elif value != getattr(recipe, name):
+            words.append(f"{name.replace('_', '-')}{value}")
     return "-".join([*words, f"s{seed}"])
 
 
@@ -69,7 +74,7 @@ def jobs_of(args, out):
 
     def cost(values):
         depth = model.CIFAR_DEPTHS.get(values.get("model"), 20)
-        return (train.RECIPES[values["recipe"]] | values)["epochs"] * depth
+        return replace(train.RECIPES[values["recipe"]], **values).epochs * depth
 
     def dataset(name, setting):
         return dataset_of(args, name)
@@ -208,23 +213,25 @@ def report(name, rows, gradients, out):
 # --------------------------------------------------------------------------------------------------------------- main
 
 
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    study.add_flags(p, STUDIES)
-    run.add_flags(p, "data_dir", "limit", out=dict(default=str(run.ROOT / "out" / "resnet" / "sweep"), help="folder of "
-                  "the studies"), data=dict(type=data.dataset_arg, default="auto", help="instead of the study's own"),
-                  epochs=dict(help="instead of each setting's own, for a quick look"))  # fmt: skip
-    return p
+@dataclass(kw_only=True)
+class Options(study.StudyOptions):
+    study: tuple[str, ...] = study.study_option(STUDIES)
+    data: str = option("auto", "instead of the study's own", type=dataset_arg, metavar="NAME|PATH")
+    data_dir: str | None = run.data_dir_option()
+    out: str = option(str(run.ROOT / "out/resnet/sweep"), "folder of the studies", type=run.path_arg, metavar="DIR")
+    epochs: int | None = option(None, "instead of each setting's own, for a quick look", above=0)
+    limit: int | None = option(None, "only the first N examples of each part", above=0)
+
+    def check(self):
+        family = family_of_data(self.data)
+        if family == "imagenet":
+            raise run.UserError(f"--data {self.data}: the studies are of CIFAR-10 and MNIST, or of a folder of images")
+        if family and self.data != "auto" and (family == "mnist") != (set(self.study) == {"mnist"}):
+            raise run.UserError(f"--data {self.data}: not all of these studies are of it")
 
 
 def main(argv=None):
-    p = parser()
-    args = p.parse_args(argv)
-    family = data.family_of_data(args.data)
-    if family == "imagenet":
-        p.error(f"--data {args.data}: the studies are of CIFAR-10 and MNIST, or of a folder of images")
-    if family and args.data != "auto" and (family == "mnist") != (set(args.study) == {"mnist"}):
-        p.error(f"--data {args.data}: not all of these studies are of it")
+    args = run.parse_options(__file__, Options, argv)
     out = Path(args.out) if args.list else run.make_folder(args.out)
     jobs = jobs_of(args, out)  # none for the study "gradients"
     if study.run_jobs(train, jobs, args) if jobs else not args.list:

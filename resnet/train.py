@@ -13,11 +13,14 @@ all processes, so a run on eight GPUs takes the same steps as on one. The recipe
 hyper-parameter; flags override it.
 """
 
-import argparse
 import contextlib
+import math
 import time
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from common import ddp, run
+from common.options import option
 
 import torch
 import torch.nn.functional as F
@@ -27,42 +30,79 @@ from tqdm import tqdm
 import data
 import model
 import optim
+from data import AUGMENT, DATA_HELP, dataset_arg
+from model import CIFAR_DEPTHS, NAMES, SHORTCUTS
 
-PAPER = dict(  # He et al. 2015, section 4.2: 64,000 steps; the learning rate is divided by 10 at 32,000 and 48,000
-    epochs=182,
-    bs=128,
-    lr=0.1,
-    decay="step",
-    warmup=0.0,  # share of the run
-    weight_decay=1e-4,
-    augment="crop+flip",
-    micro_batch=None,  # images of one forward pass in each process; None: its whole share of the batch
-    optimizer="sgd",
-    muon_decay=0.02,  # weight decay of Muon
-    nesterov=False,
-    label_smoothing=0.0,
-    ema=0.0,  # decay of the average of weights; 0: no average
-    whiten=False,  # the first convolution
-    sizes=[[0.0, None]],  # [share of the run from which on, side of the training images in pixels], None: as they are
-    compile=None,  # the type of device on which the network is compiled
-)
-FAST = dict(epochs=40, lr=0.2, decay="onecycle", weight_decay=5e-4, nesterov=True, label_smoothing=0.1)
+VARIANTS = {  # of the fast recipe, one each: sweep.py --study parts measures its effect
+    "sgd": {"optimizer": "sgd", "lr": 0.4},
+    "hard-labels": {"label_smoothing": 0.0},
+    "whitened": {"whiten": True},
+    "averaged": {"ema": 0.995},
+    "full-size": {"first_size": None, "size": None},
+}
+RECIPE_NAMES = ["paper", "fast", "mnist", "imagenet", "tiny", *(f"fast-{name}" for name in VARIANTS)]
+
+
+@dataclass(kw_only=True)
+class Options(run.TrainOptions):
+    data: str = option("auto", DATA_HELP, type=dataset_arg, metavar="NAME|PATH")
+    recipe: str = option("fast", "hyper-parameters; flags override them; chosen by the data", choices=RECIPE_NAMES)
+    model: str = option(
+        "resnet20",
+        "those for CIFAR-10 take images cropped and scaled to 32 x 32, mnist grey ones of 28 x 28, resnet18 and larger "
+        "224 x 224; chosen by the data: resnet20, mnist for MNIST and other idx files, resnet50 for imagenet",
+        choices=NAMES,
+    )
+    epochs: int = option(182, "passes over the training set", above=0)
+    bs: int = option(128, "images of one optimizer step, over all processes", above=0)
+    micro_batch: int | None = option(
+        None, "images of one forward pass in each process; none: its whole share of the batch", above=0
+    )
+    optimizer: str = option("sgd", "muon: for all convolutions but the first", choices=["sgd", "muon"])
+    lr: float = option(0.1, "learning rate; its peak, if it is scheduled", above=0)
+    decay: str = option("step", "schedule of the learning rate", choices=["none", "step", "cosine", "onecycle"])
+    warmup: float = option(0.0, "share of the run in which the learning rate rises from 0", at_least=0, below=1)
+    nesterov: bool = option(False, "Nesterov's momentum")
+    weight_decay: float = option(1e-4, "weight decay (L2 penalty) of SGD", at_least=0)
+    muon_decay: float = option(0.02, "weight decay of Muon", at_least=0, below=1)
+    augment: str = option("crop+flip", "augmentation of the training images", choices=AUGMENT)
+    size: int | None = option(None, "side of the training images in pixels; none: as they are", at_least=8, below=2000)
+    first_size: int | None = option(
+        None, "the same in the first half of the run; none: as in the second", at_least=8, below=2000
+    )
+    label_smoothing: float = option(0.0, "share of the target that all classes get equally", at_least=0, below=1)
+    ema: float = option(0.0, "decay of the average of weights; 0: no average", at_least=0, below=1)
+    compile: str | None = option(
+        None, "the type of device on which the network is compiled", choices=["cpu", "cuda", "mps"]
+    )
+    sync_bn: bool = option(False, "batch statistics over all processes (GPU)")
+    shortcut: str = option("A", "option A or B of the paper, or none", choices=SHORTCUTS, only=CIFAR_DEPTHS)
+    whiten: bool = option(
+        False, "begin with principal components in the first convolution", only=(*CIFAR_DEPTHS, "mnist")
+    )
+
+    variant: ClassVar[str] = "model"
+
+    def check(self):
+        if data.family_of_model(self.model) == "imagenet" and self.augment == "affine":
+            raise run.UserError(f"--augment affine: is not for {self.model}")
+        ddp.micro_batch_size(self.bs, self.micro_batch)
+
+
+PAPER = Options()  # He et al. 2015, section 4.2: 64,000 steps; the learning rate is divided by 10 at 32,000 and 48,000
+ONECYCLE = replace(PAPER, lr=0.2, decay="onecycle", weight_decay=5e-4, nesterov=True, label_smoothing=0.1)
+FAST = replace(ONECYCLE, epochs=40, optimizer="muon", first_size=24, size=32)
 RECIPES = {
     "paper": PAPER,
-    "fast": PAPER | FAST | dict(optimizer="muon", sizes=[[0.0, 24], [0.5, 32]]),
-    "mnist": PAPER | FAST | dict(epochs=5, augment="affine", compile="cuda"),
-    "imagenet": PAPER
-    | dict(epochs=90, bs=256, decay="cosine", warmup=5 / 90, nesterov=True, label_smoothing=0.1, ema=0.9999),
-    "tiny": PAPER | dict(epochs=2, bs=50, lr=0.02, decay="none", limit=400),  # a second, for tests
+    "fast": FAST,
+    "mnist": replace(ONECYCLE, epochs=5, augment="affine", compile="cuda"),
+    "imagenet": replace(
+        PAPER, epochs=90, bs=256, decay="cosine", warmup=5 / 90, nesterov=True, label_smoothing=0.1, ema=0.9999
+    ),
+    "tiny": replace(PAPER, epochs=2, bs=50, lr=0.02, decay="none", limit=400),  # a second, for tests
 }
-VARIANTS = {  # of the fast recipe, each with one change: sweep.py --study parts measures its effect
-    "sgd": dict(optimizer="sgd", lr=0.4),
-    "hard-labels": dict(label_smoothing=0.0),
-    "whitened": dict(whiten=True),
-    "averaged": dict(ema=0.995),
-    "full-size": dict(sizes=[[0.0, None]]),
-}
-RECIPES |= {f"fast-{name}": RECIPES["fast"] | change for name, change in VARIANTS.items()}
+for name, change in VARIANTS.items():
+    RECIPES[f"fast-{name}"] = replace(FAST, **change)
 DEFAULTS = {"cifar": ("resnet20", "fast"), "mnist": ("mnist", "mnist"), "imagenet": ("resnet50", "imagenet")}
 AUTO_PRECISION = "bf16"  # bench.py: 1.4 times as fast as fp32 if the hardware multiplies bfloat16
 AUTO_THREADS = 1  # tools/seconds.py: a second one gains less than a fifth
@@ -93,13 +133,13 @@ def train(args, r, net, train_set, val_set):
     for epoch in range(first_epoch, args.epochs):
         net.train()
         began, first_step = time.monotonic(), step
-        size = size_at(args.sizes, epoch / args.epochs)
+        size = size_at(args, epoch)
         batches = train_set.batches(args.bs, (args.seed, epoch), args.augment, step, size, shard=(r.rank, r.world))
         title = f"epoch {epoch + 1}/{args.epochs}"
         bar = tqdm(batches, title, steps, initial=step, leave=False, disable=True if r.rank else None)
         for images, labels in bar:
             progress = (epoch + step / steps) / args.epochs
-            optim.set_lr(optimizers, optim.lr_factor(args.decay, progress, args.warmup))
+            optim.set_lr(optimizers, optim.lr_factor(args.decay, progress, args.warmup, args.epochs * steps))
             for optimizer in optimizers:
                 optimizer.zero_grad()
             micro_batches = list(zip(images.split(micro_batch), labels.split(micro_batch)))
@@ -155,9 +195,11 @@ def build_model(args, train_set):
     return nn.SyncBatchNorm.convert_sync_batchnorm(net) if args.sync_bn else net
 
 
-def size_at(sizes, progress):
-    """The side of the training images in pixels at a share of the run; see `sizes` in the recipe."""
-    return [pixels for since, pixels in sizes if progress >= since][-1]
+def size_at(args, epoch):
+    """The side of the training images in pixels in an epoch; None: as they are."""
+    if args.first_size is not None and 2 * epoch < args.epochs:
+        return args.first_size
+    return args.size
 
 
 def means(totals, n, first_step, r):
@@ -186,81 +228,35 @@ def evaluate(net, dataset, r):
     return loss / count, correct / count
 
 
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--model", choices=model.NAMES, help="those for CIFAR-10 take images cropped and scaled to 32 x 32, "
-                   "mnist grey ones of 28 x 28, resnet18 and larger 224 x 224 (default: resnet20; mnist for MNIST and "
-                   "other idx files; resnet50 for imagenet)")  # fmt: skip
-    run.add_flags(p, recipe=dict(choices=list(RECIPES), help="(default: fast, mnist or imagenet, by the data)"))
-    run.add_flags(p, "set", "tensorboard", "data_dir", "out", "resume",
-                  data=dict(type=data.dataset_arg, default="auto", help=data.DATA_HELP))  # fmt: skip
-    run.add_flags(p, "epochs", "bs", "lr", "weight_decay", "seed", "device", "threads", "precision", "limit")
-    p.add_argument("--decay", choices=["none", "step", "cosine", "onecycle"], help="schedule of the learning rate")
-    p.add_argument("--augment", choices=data.AUGMENT, help="augmentation of the training images")
-    p.add_argument("--shortcut", choices=model.SHORTCUTS, help="option A or B of the paper, or none (CIFAR networks)")
-    p.add_argument("--sync-bn", action="store_true", help="batch statistics over all processes (GPU)")
-    p.epilog = "recipes, as they differ from the paper's:\n" + "\n".join(
-        f"  {name}: " + ", ".join(f"{k} {v}" for k, v in values.items() if name == "paper" or PAPER.get(k) != v)
-        for name, values in RECIPES.items()
-    )
-    return p
-
-
-def recipe(args):
-    """The recipe. The data chooses model and recipe if no flag names them. Raises UserError."""
-    family = data.family_of_data(args.data)
-    if family is None:  # the images are scaled to the network's input
-        quick = "mnist" if args.data == "builtin" else "cifar"
-        by_recipe = {"mnist": "mnist", "imagenet": "imagenet", "tiny": quick}.get(args.recipe, "cifar")
-        family = data.family_of_model(args.model) if args.model else by_recipe
+def recipe(given: dict) -> Options:
+    """The recipe for the flags `given`. The data chooses model and recipe if no flag names them. Raises UserError."""
+    dataset = given.get("data", "auto")
+    family = data.family_of_data(dataset)
+    if family is None and "model" in given:  # the images are scaled to the network's input
+        family = data.family_of_model(given["model"])
+    elif family is None:
+        quick = "mnist" if dataset == "builtin" else "cifar"
+        family = {"mnist": "mnist", "imagenet": "imagenet", "tiny": quick}.get(given.get("recipe"), "cifar")
     default_model, default_recipe = DEFAULTS[family]
-    args.model, args.recipe = args.model or default_model, args.recipe or default_recipe
-    if data.family_of_model(args.model) != family:
-        raise run.UserError(f"--model {args.model}: does not take the images of --data {args.data}")
-    if args.recipe.split("-")[0] not in ("paper", "tiny", default_recipe):
-        raise run.UserError(f"--recipe {args.recipe}: is not for {args.model}")
-    if args.shortcut and family != "cifar":
-        raise run.UserError(f"--shortcut {args.shortcut}: {args.model} has no such option")
-    return RECIPES[args.recipe] | ({"shortcut": "A"} if family == "cifar" else {})
+    name, network = given.get("recipe", default_recipe), given.get("model", default_model)
+    if data.family_of_model(network) != family:
+        raise run.UserError(f"--model {network}: does not take the images of --data {dataset}")
+    if name.split("-")[0] not in ("paper", "tiny", default_recipe):
+        raise run.UserError(f"--recipe {name}: is not for {network}")
+    return replace(RECIPES[name], recipe=name, model=network)
 
 
-def check(args):
-    """Raise UserError for arguments that do not fit together, and for values of --set that are out of range."""
-    if data.family_of_model(args.model) == "imagenet" and (args.augment == "affine" or args.whiten):
-        raise run.UserError(f"--augment affine and --set whiten=true: are not for {args.model}")
-    if args.sync_bn and not torch.cuda.is_available():
-        raise run.UserError("--sync-bn: needs a GPU")
-    for name, choices in {"optimizer": ("sgd", "muon"), "compile": (None, "cpu", "cuda", "mps")}.items():
-        if getattr(args, name) not in choices:
-            raise run.UserError(f"--set {name}={getattr(args, name)}: must be one of {choices}")
-    for name in ("warmup", "label_smoothing", "ema", "muon_decay"):
-        if not 0 <= getattr(args, name) < 1:
-            raise run.UserError(f"--set {name}={getattr(args, name)}: must be at least 0 and below 1")
-    if not is_schedule(args.sizes):
-        form = "[[0.0, PIXELS], [share of the run, PIXELS], ...] with 8 to 1999 pixels"
-        raise run.UserError(f"--set sizes={args.sizes}: must be {form}")
-    if not (args.micro_batch is None or type(args.micro_batch) is int and args.micro_batch > 0):
-        raise run.UserError(f"--set micro_batch={args.micro_batch}: must be a whole number above 0")
-    ddp.micro_batch_size(args.bs, args.micro_batch)
-
-
-def is_schedule(sizes):
-    """Is `sizes` a list of [share of the run from which on, pixels or None] that begins at 0?"""
-    try:
-        return sizes[0][0] == 0 and all(0 <= since < 1 and (pixels or 32) in range(8, 2000) for since, pixels in sizes)
-    except (IndexError, TypeError, ValueError):
-        return False
-
-
-def parse(argv=None):
+def parse(argv=None) -> Options:
     def extendable(args):  # no schedule depends on the number of epochs
-        return args.decay == "none" and not args.warmup and not args.ema and len(args.sizes) == 1
+        return args.decay == "none" and not args.warmup and not args.ema and args.first_size is None
 
-    return run.parse(__file__, parser(), argv, recipe, check, extendable)
+    return run.parse_options(__file__, Options, argv, recipe, extendable)
 
 
 def main(argv=None):
     args = parse(argv)
+    if args.sync_bn and not torch.cuda.is_available():
+        raise run.UserError("--sync-bn: needs a GPU")
     *parts, facts = data.load(args.data, args.data_dir, args.limit, data.family_of_model(args.model))
     args.data = facts["name"] if args.data == "auto" else args.data
     name = f"{facts['name']}-{args.model}"
@@ -287,9 +283,11 @@ def main(argv=None):
         if isinstance(train_set, data.folders.LazyImageFolder):
             names = set().union(*(part.undecodable for part in (train_set, *evaluated.values())))
             final["undecodable"] = sorted(set().union(*r.gather(names)))
-        r.finish(f"{name} accuracy {accuracy:.2%} with the weights of epoch {best['epoch']} (validation "
-                 f"{final['val_accuracy']:.2%}), {final[f'last_{name}_accuracy']:.2%} with the last weights",
-                 **final)  # fmt: skip
+        text = (
+            f"{name} accuracy {accuracy:.2%} with the weights of epoch {best['epoch']} (validation "
+            f"{final['val_accuracy']:.2%}), {final[f'last_{name}_accuracy']:.2%} with the last weights"
+        )
+        r.finish(text, uniform_loss=math.log(len(train_set.classes)), **final)
     return r.record
 
 

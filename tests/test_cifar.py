@@ -260,6 +260,14 @@ def test_l1_is_the_sum_of_absolute_values(tmp_path):
     assert with_l1 - without == pytest.approx(0.5 * total, rel=1e-4)
 
 
+@pytest.mark.parametrize("l1", ["0", "0.01"])
+def test_a_training_that_learns_nothing_says_so(l1, tmp_path, capsys):
+    """Whatever the penalty adds to the loss."""
+    words = ["--data", "builtin", "--recipe", "tiny", "--epochs", "1", "--limit", "64", "--l1", l1, "--device", "cpu"]
+    record = train.main([*words, "--lr", "1e-9", "--out", str(tmp_path / "a")])
+    assert "nothing was learned" in record["warning"] and record["warning"] in capsys.readouterr().out
+
+
 def test_schedules():
     at = [0, 0.1, 0.2, 0.49, 0.5, 0.6, 0.75, 0.9999]
     factors = {name: [train.lr_factor(name, p) for p in at] for name in ("none", "step", "cosine", "onecycle")}

@@ -1,15 +1,19 @@
 """common/image_files.py and the readers built on it: images of one's own of every kind, what is left out, copies."""
 
+import functools
+import importlib
 import io
 import os
-
-from common import image_files, images
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from conftest import failure, load, one_line
+from helpers import Lazy
+
+image_files = Lazy(functools.partial(importlib.import_module, "common.image_files"))
+images = Lazy(functools.partial(importlib.import_module, "common.images"))
 
 SIZE = 32
 GREY = np.tile(np.linspace(20, 235, SIZE).round().astype(np.uint8), (SIZE, 1))  # (32, 32), dark at the left
@@ -209,6 +213,7 @@ def test_links_to_folders_are_followed_once(tmp_path):
     write_images(tmp_path, {"own/a": range(4), "elsewhere/b": range(4, 9)})
     (tmp_path / "own" / "b").symlink_to(tmp_path / "elsewhere" / "b")
     (tmp_path / "own" / "a" / "round").symlink_to(tmp_path / "own" / "a")
+    (tmp_path / "own" / "a" / "all").symlink_to(tmp_path / "own")
     assert len(image_files.find(tmp_path / "own").train) == 9
 
 

@@ -325,12 +325,11 @@ def test_list_prints_one_command_per_study(tmp_path, capsys):
     sweep.main([*argv, "--list"])
     lines = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
     assert len(lines) == 2 and not (tmp_path / "sweep").exists()
-    recipe, check = sweep.recipe, sweep.check
-    whole = vars(run.parse(sweep.__file__, sweep.parser(), argv, recipe, check))
+    whole = vars(run.parse_options(sweep.__file__, sweep.Options, argv, sweep.recipe))
     for words, study in zip(lines, ("rates", "filters")):
         assert words[0] == "python" and Path(words[1]).resolve() == Path(sweep.__file__).resolve()
-        args = vars(run.parse(sweep.__file__, sweep.parser(), words[2:], recipe, check))
-        assert args.pop("study") == [study] and Path(args.pop("out")).resolve() == tmp_path / "sweep"
+        args = vars(run.parse_options(sweep.__file__, sweep.Options, words[2:], sweep.recipe))
+        assert args.pop("study") == (study,) and Path(args.pop("out")).resolve() == tmp_path / "sweep"
         assert all(value == whole[name] for name, value in args.items() if study == "rates" or name == "seeds")
 
 
@@ -370,7 +369,7 @@ def test_check_finds_a_wrong_gradient(monkeypatch, capsys):
 
 @pytest.mark.parametrize("a, b", [(1, 2), (5, 6)])
 def test_steps_that_compute_the_same_agree(a, b):
-    args = ladder.parser().parse_args(["--iters", "150", "--seed", "3", "--layers", "3"])
+    args = ladder.Options(iters=150, seed=3, layers=3)
     (losses_a, found_a, _), (losses_b, found_b, _) = ladder.STEPS[a](args), ladder.STEPS[b](args)
     assert len(losses_a) == 150 and np.allclose(losses_a, losses_b, rtol=1e-10, atol=0)
     for name in found_a:

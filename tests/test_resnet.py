@@ -18,6 +18,8 @@ import time
 import types
 import zlib
 
+from common.options import to_argv
+
 import numpy as np
 import pytest
 import torch
@@ -431,7 +433,10 @@ def test_the_network_for_idx_files(tmp_path, capsys):
     assert (train.parse(words).model, train.parse(words).recipe) == ("mnist", "mnist")
     assert failure(train.parse, [*words, "--model", "resnet20"])[0] == 2
     assert "--model resnet20" in capsys.readouterr().err.splitlines()[-1]
-    assert "default: resnet20; mnist for MNIST" in " ".join(train.parser().format_help().split())
+    with pytest.raises(SystemExit):
+        train.parse([*words, "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "mnist for MNIST and other idx files" in shown and "(default: mnist)" in shown, "of these data"
 
 
 FORMS = {"plain": {"": 8}, "train+test": {"train": 6, "test": 3}, "train+val+test": {"train": 5, "val": 3, "test": 3}}
@@ -458,7 +463,7 @@ def test_every_recipe_trains_on_images_of_ones_own(recipe, name, form, tmp_path)
 
 
 def test_every_recipe_is_among_those():
-    assert {recipe for recipe, _, _ in OWN + HEAVY} == set(train.RECIPES)
+    assert {recipe for recipe, _, _ in OWN + HEAVY} == set(train.RECIPES) == set(train.RECIPE_NAMES)
 
 
 def test_the_test_set_of_ones_own_folder_is_predicted(tmp_path, monkeypatch):
@@ -508,7 +513,7 @@ def hostile(tmp_path):
 @pytest.mark.draws
 def test_a_hostile_folder_trains_and_is_predicted(hostile, tmp_path, capfd):
     words = ["--data", str(hostile), "--model", "resnet18", "--epochs", "1", "--bs", "8", "--precision", "fp32"]
-    record = train.main([*words, "--set", "sizes=[[0.0, 32]]", "--lr", "1e-6", "--out", str(tmp_path / "run")])
+    record = train.main([*words, "--size", "32", "--lr", "1e-6", "--out", str(tmp_path / "run")])
     bad = [os.path.join("cats", name) for name in ("bad.png", "bomb.png")]
     assert record["final"]["undecodable"] == bad and "test_accuracy" in record["final"]
     said = capfd.readouterr().err
@@ -574,7 +579,7 @@ def test_fuzzed_images_are_decoded_or_counted(kind):
     for damaged in mutations(whole, random.Random(kind), 200):
         for training, seed in ((False, None), (True, (0, 1))):
             decoder = folders.Decoder([damaged, whole], ["damaged", "whole"], labels, "crop+flip", 64, training)
-            image, label, undecodable = decoder[0, seed]
+            image, label, undecodable, _ = decoder[0, seed]
             assert image.shape == (64, 64, 3) and image.dtype == torch.uint8
             assert (label, undecodable) in [(0, []), (1 if training else -1, ["damaged"])]
 
@@ -583,7 +588,7 @@ def test_fuzzed_images_are_decoded_or_counted(kind):
 def test_the_real_sample_of_imagenet(data_dir, tmp_path):
     where = data_dir("imagenet_sample") / "imagenet_sample"
     words = ["--data", "imagenet", "--data-dir", str(where), "--model", "resnet18", "--limit", "24", "--bs", "12"]
-    words += ["--epochs", "1", "--lr", "0.01", "--set", "micro_batch=6", "--precision", "fp32"]
+    words += ["--epochs", "1", "--lr", "0.01", "--micro-batch", "6", "--precision", "fp32"]
     record = train.main([*words, "--out", str(tmp_path / "a")])
     assert record["final"]["undecodable"] == [] and record["dataset"]["train"] == 24
     assert 0 <= record["final"]["val_accuracy"] <= 1 and record["final"]["val_loss"] < 10
@@ -644,7 +649,35 @@ def test_schedules():
     assert shape("onecycle")[:3] == pytest.approx([0, 0.5, 1]) and shape("onecycle")[5] == pytest.approx(0.5)
     assert shape("onecycle")[-1] < 1e-3
     assert shape("cosine", 0.2)[:3] == pytest.approx([0, 0.5, 1]) and shape("cosine", 0.2)[5] == pytest.approx(0.5)
-    assert [train.size_at([[0.0, 24], [0.5, None]], p) for p in (0, 0.49, 0.5, 1)] == [24, 24, None, None]
+
+
+def test_a_learning_rate_rises_over_many_steps():
+    """Also in a short run, whose fifth is a few steps; in a long one the schedule is as without the bound."""
+    progress = np.arange(60) / 60
+    short = [optim.lr_factor("onecycle", p, steps=60) for p in progress]
+    assert short == pytest.approx(np.minimum(progress * 60 / 200, (1 - progress) / 0.8)) and max(short) < 0.25
+    assert [optim.lr_factor("cosine", p, 0.05, 60) for p in progress] == pytest.approx(progress * 60 / 200)
+    for decay, warmup in (("onecycle", 0.0), ("cosine", 0.2), ("step", 0.2), ("none", 0.2)):
+        long = [optim.lr_factor(decay, p, warmup, 1000) for p in progress]
+        assert long == [optim.lr_factor(decay, p, warmup) for p in progress], decay
+    for decay in ("none", "step", "cosine"):
+        assert optim.lr_factor(decay, 0, steps=60) == 1, "without a warm-up there is none"
+
+
+@pytest.mark.parametrize("epochs, first, size, expected", [
+    (4, 24, None, [24, 24, None, None]), (4, 24, 32, [24, 24, 32, 32]), (3, 24, 32, [24, 24, 32]),
+    (1, 24, None, [24]), (2, None, 28, [28, 28]), (2, None, None, [None, None]),
+])  # fmt: skip
+def test_the_size_of_training_images(epochs, first, size, expected):
+    args = train.Options(epochs=epochs, first_size=first, size=size)
+    assert [train.size_at(args, epoch) for epoch in range(epochs)] == expected
+
+
+def test_a_training_that_learns_nothing_says_so(tmp_path, trained, capsys):
+    words = ["--model", "mnist", "--recipe", "paper", "--limit", "60", "--bs", "30", "--epochs", "1", "--lr", "1e-9"]
+    record = fit(tmp_path, "a", *words)
+    assert "a uniform prediction has 2.303" in record["warning"] and record["warning"] in capsys.readouterr().out
+    assert "warning" not in json.loads((trained / "run.json").read_text())
 
 
 def frozen(build):
@@ -698,7 +731,7 @@ def one_process(tmp_path, monkeypatch):
 
 
 def test_micro_batches_make_the_steps_of_one_batch(one_process, tmp_path):
-    train.main([*STEPS, "--set", "micro_batch=4", "--out", str(tmp_path / "four")])
+    train.main([*STEPS, "--micro-batch", "4", "--out", str(tmp_path / "four")])
     assert_same_state(1e-12, tmp_path / "four", one_process)
     for name in ("train_loss", "train_accuracy", "val_loss"):
         values = [float(metrics(folder)[0][name]) for folder in (tmp_path / "four", one_process)]
@@ -710,7 +743,7 @@ def test_two_processes_make_the_steps_of_one(one_process, tmp_path):
     """Gradients and weights of 2 processes with half of the batch each, in two micro-batches, to a relative 1e-12."""
     script = tmp_path / "frozen.py"
     script.write_text(FROZEN.format(tests=str(ROOT / "tests"), folder=str(ROOT / "resnet")))
-    process = torchrun(str(script), *STEPS, "--set", "micro_batch=4", "--out", str(tmp_path / "two"))
+    process = torchrun(str(script), *STEPS, "--micro-batch", "4", "--out", str(tmp_path / "two"))
     _, errors = process.communicate()
     assert process.returncode == 0, errors
     assert_same_state(1e-12, tmp_path / "two", one_process)
@@ -721,9 +754,9 @@ def test_two_processes_make_the_steps_of_one(one_process, tmp_path):
 
 
 def test_a_batch_that_does_not_divide_is_refused(monkeypatch, capsys):
-    for processes, size in ((3, "null"), (2, "5")):
+    for processes, size in ((3, "none"), (2, "5")):
         monkeypatch.setenv("WORLD_SIZE", str(processes))
-        assert failure(train.parse, ["--bs", "16", "--set", f"micro_batch={size}"])[0] == 2
+        assert failure(train.parse, ["--bs", "16", "--micro-batch", size])[0] == 2
         assert "--bs 16" in capsys.readouterr().err.splitlines()[-1]
 
 
@@ -756,7 +789,7 @@ SHORT = ["--model", "mnist", "--limit", "200", "--bs", "8", "--lr", "0.01", "--p
 @pytest.mark.parametrize("end", ["stopped", "killed"])
 def test_resumed_within_an_epoch_it_is_as_if_nothing_happened(end, tmp_path, monkeypatch):
     """Stopped by a signal, or killed after a checkpoint within the epoch: the same weights, bit for bit."""
-    words = [*SHORT, "--limit", "80", "--epochs", "2", "--set", "ema=0.9"]
+    words = [*SHORT, "--limit", "80", "--epochs", "2", "--ema", "0.9"]
     fit(tmp_path, "whole", *words)
     calls = []
 
@@ -829,7 +862,7 @@ def test_the_average_of_weights_is_the_recursion(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch.optim.SGD, "step", spy)
     long_average(monkeypatch)
-    words = "--model mnist --recipe paper --limit 96 --bs 32 --epochs 1 --set ema=0.9 --precision fp32"
+    words = "--model mnist --recipe paper --limit 96 --bs 32 --epochs 1 --ema 0.9 --precision fp32"
     fit(tmp_path, "a", *words.split())
     average = seen[0]
     for w in seen[1:]:
@@ -908,26 +941,33 @@ def test_divergence_is_a_result(tmp_path):
 @pytest.mark.parametrize(
     "wrong, argv",
     [
-        ("--shortcut B", ["--data", "mnist", "--shortcut", "B"]),
+        ("--shortcut", ["--data", "mnist", "--shortcut", "B"]),
         ("--model resnet20", ["--data", "mnist", "--model", "resnet20"]),
         ("--model resnet50", ["--model", "resnet50", "--data", "cifar10"]),
-        ("--bs 100", ["--bs", "100", "--set", "micro_batch=33"]),
-        ("micro_batch=x", ["--set", "micro_batch=x"]),
-        ("optimizer=adam", ["--set", "optimizer=adam"]),
-        ("sizes=[]", ["--set", "sizes=[]"]),
-        ("sizes=[[0.5, 24]]", ["--set", "sizes=[[0.5, 24]]"]),
-        ("ema=1.5", ["--set", "ema=1.5"]),
+        ("--bs 100", ["--bs", "100", "--micro-batch", "33"]),
+        ("--micro-batch: 'x'", ["--micro-batch", "x"]),
+        ("--optimizer: 'adam'", ["--optimizer", "adam"]),
+        ("--first-size: 7", ["--first-size", "7"]),
+        ("--size: 2000", ["--size", "2000"]),
+        ("--ema: 1.5", ["--ema", "1.5"]),
+        ("--whiten", ["--whiten", "--data", "builtin", "--model", "resnet18"]),
+        ("--epochs: 'none'", ["--epochs", "none"]),
+        ("--lr: 'none'", ["--lr", "none"]),
+        ("--ema 0.9", ["--set", "ema=0.9"]),
         ("--recipe fast", ["--recipe", "fast", "--data", "mnist"]),
         ("--augment affine", ["--model", "resnet18", "--data", "builtin", "--augment", "affine"]),
-        ("--sync-bn", ["--sync-bn"]),
     ],
 )
 def test_an_argument_that_cannot_be_honoured(wrong, argv, capsys):
-    if argv == ["--sync-bn"] and torch.cuda.is_available():
-        pytest.skip("there is a GPU here")
     assert failure(train.main, argv)[0] == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert "error:" in last and wrong in last
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_statistics_over_processes_need_a_gpu(tmp_path):
+    code, message = failure(fit, tmp_path, "a", "--sync-bn")
+    assert code == 1 and one_line(message) and "--sync-bn" in message and not (tmp_path / "a").exists()
 
 
 # --------------------------------------------------------------------------------------------------- the other scripts
@@ -1028,7 +1068,7 @@ def test_every_study_is_made_of_arguments_that_train_takes():
         names = [sweep.folder_name(setting, 0) for setting in study.values()]
         assert len(set(names)) == len(names), "two settings share one folder"
         for setting in study.values():
-            args = train.parse([*run.to_argv(train.parser(), setting), "--data", "builtin"])
+            args = train.parse([*to_argv(train.Options, setting), "--data", "builtin"])
             assert all(getattr(args, name) == value for name, value in setting.items())
 
 
@@ -1119,7 +1159,8 @@ def test_a_folder_that_cannot_be_written_is_said_before_any_work(script, tmp_pat
 
 def test_the_bench_refuses_less_than_a_batch(tmp_path):
     words = ["--data", "builtin", "--limit", "20", "--out", str(tmp_path)]
-    assert failure(load("resnet", "bench").main, words)[0] == 2
+    code, message = failure(load("resnet", "bench").main, words)
+    assert code == 1 and one_line(message) and "--bs 128" in message and not list(tmp_path.iterdir())
 
 
 def test_the_walkthrough_runs(tmp_path, monkeypatch):
