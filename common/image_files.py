@@ -330,8 +330,9 @@ def read_idx(folder: Path, names: list[str]) -> tuple[list, list[str]]:
         raise UserError(
             f"{folder}: its labels begin at {first} and are {count} classes; two or more from 0 or 1 are needed"
         )
-    names = EMNIST_CLASSES.get(count) or [str(i) for i in range(count)]
-    return [(images, labels - first) for images, labels in parts], list(names)
+    emnist = EMNIST_CLASSES.get(count) if first == 0 or count == 26 else None  # of EMNIST, letters alone begin at 1
+    names = list(emnist or map(str, range(first, first + count)))
+    return [(images, labels - first) for images, labels in parts], names
 
 
 def read_idx_file(folder, name, dimensions):

@@ -32,7 +32,12 @@ def fit(loaded, tokens, ngrams):
         raise run.UserError("baseline.py needs scikit-learn: pip install -r requirements.txt") from None
     vectorizer = TfidfVectorizer(tokenizer=str.split, token_pattern=None, lowercase=False, ngram_range=ngrams,
                                  min_df=2, sublinear_tf=True)  # fmt: skip
-    x = {"train": vectorizer.fit_transform(tokens["train"])}
+    if len(loaded.train.labels.unique()) < 2:
+        raise run.UserError("the training reviews are all of one class; raise --limit")
+    try:
+        x = {"train": vectorizer.fit_transform(tokens["train"])}
+    except ValueError as error:
+        raise run.UserError("no word occurs in two of the training reviews; give more reviews") from error
     x |= {part: vectorizer.transform(tokens[part]) for part in ("val", "test")}
     y = {part: getattr(loaded, part).labels.numpy() for part in tokens}
     tried = []

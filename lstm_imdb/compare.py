@@ -19,28 +19,48 @@ import torch
 
 import outcome
 
+SAME = {"digest": "dataset", "split": "split", "test": "number of test reviews"}  # of records that are compared
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def read_models(paths) -> dict[str, dict]:
     """{recipe or setting: {"correct": mean over seeds (N,), "accuracies": [...], "dataset"}}. Raises UserError."""
-    models = {}
+    models, tested_on = {}, None
     for path in paths:
         content = run.read_json(Path(path))
-        for row in content.get("rows", [content]):
-            final, dataset = row.get("final") or {}, row.get("dataset") or {}
-            if "test_correct" not in final or not isinstance(dataset.get("test"), int):
-                continue
-            recipe = row["args"]["recipe"]
-            name = recipe if recipe.startswith("TF-IDF") else row.get("setting", recipe)  # the setting of a study
-            found = models.setdefault(name, {"correct": [], "dataset": dataset})
-            if any(found["dataset"].get(key) != dataset.get(key) for key in ("digest", "split", "test")):
-                raise run.UserError(f"{path}: was tested on other reviews than the rest")
-            found["correct"].append(outcome.unpack(final["test_correct"], dataset["test"]))
-    for found in models.values():
-        found["accuracies"] = [float(correct.mean()) for correct in found["correct"]]
-        found["correct"] = np.mean(found["correct"], 0)
+        rows = content.get("rows", [content])
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise run.UserError(f"{path}: is damaged: its rows are not a list of objects")
+        predictions = [read_row(path, row) for row in rows if row.get("state") != "diverged"]
+        if not predictions:
+            raise run.UserError(f"{path}: has no finished run")
+        for name, correct, dataset in predictions:
+            tested_on = tested_on or dataset
+            for key, what in SAME.items():
+                if dataset.get(key) != tested_on.get(key):
+                    raise run.UserError(f"{path}: has another {what} than {paths[0]}")
+            model = models.setdefault(name, {"correct": [], "dataset": dataset})
+            model["correct"].append(correct)
+    for model in models.values():
+        model["accuracies"] = [float(correct.mean()) for correct in model["correct"]]
+        model["correct"] = np.mean(model["correct"], 0)
     return models
+
+
+def read_row(path, row: dict) -> tuple[str, np.ndarray, dict]:
+    """(name of the model, which test reviews it has right (N,), dataset) of a record. Raises UserError."""
+    for name in ("final", "dataset", "args"):
+        if not isinstance(row.get(name), dict):
+            raise run.UserError(f"{path}: is not a record of a model on test reviews: it has no {name!r}")
+    count, digits, recipe = row["dataset"].get("test"), row["final"].get("test_correct"), row["args"].get("recipe")
+    name = row.get("setting", recipe)  # the setting of a study
+    if not isinstance(recipe, str) or not isinstance(name, str):
+        raise run.UserError(f"{path}: is not a record of a model on test reviews: it names no recipe")
+    try:
+        correct = outcome.unpack(digits, count)
+    except (TypeError, ValueError) as error:
+        raise run.UserError(f"{path}: has no valid test_correct: a bit for each of the test reviews") from error
+    return recipe if recipe.startswith("TF-IDF") else name, correct, row["dataset"]
 
 
 def compare(models: dict[str, dict]) -> list[dict]:
@@ -50,8 +70,6 @@ def compare(models: dict[str, dict]) -> list[dict]:
         for bar, theirs in models.items():
             if name.startswith("TF-IDF") or not bar.startswith("TF-IDF"):
                 continue
-            if len(ours["correct"]) != len(theirs["correct"]):
-                raise run.UserError(f"{name} and {bar} were tested on other reviews")
             difference, half = outcome.paired_difference(ours["correct"], theirs["correct"])
             verdict = "passes" if difference > half else "fails" if difference < -half else "undecided"
             rows.append({"state": "done", "model": name, "bar": bar, "seeds": len(ours["accuracies"]),

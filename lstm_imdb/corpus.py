@@ -6,7 +6,9 @@ files of the Hugging Face hub. A CSV file of one's own needs a text column (revi
 """
 
 import hashlib
+import math
 import sys
+import unicodedata
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -231,7 +233,8 @@ def read_parquet(train: Path) -> Corpus:
         try:
             table = parquet.read_table(file, columns=["text", "label"]).to_pydict()
         except (ArrowException, OSError, KeyError) as error:
-            raise UserError(f"{file}: is no Parquet file of reviews ({' '.join(str(error).split())[:80]})") from error
+            detail = " ".join(str(error).split())[:80]
+            raise UserError(f"{file}: is not a Parquet file of reviews ({detail})") from error
         texts, labels = texts + table["text"], labels + table["label"]
         official += [part] * len(table["text"])
     if not all(isinstance(text, str) for text in texts) or not set(labels) <= {0, 1}:
@@ -265,13 +268,9 @@ def read_csv(path: Path) -> Corpus:
 
 def parse_csv(path, rows):
     header = [name.strip().lower() for name in next(rows, [])]
-    columns = []
-    for kind, names in (("text", TEXT_COLUMNS), ("label", LABEL_COLUMNS)):
-        found = [name for name in names if name in header]
-        if not found:
-            columns_there = ", ".join(header)[:80] or "none"
-            raise UserError(f"{path}: has no {kind} column ({' or '.join(names)}); its columns: {columns_there}")
-        columns.append(header.index(found[0]))
+    columns = [
+        find_column(path, header, kind, names) for kind, names in (("text", TEXT_COLUMNS), ("label", LABEL_COLUMNS))
+    ]
     texts, names, dropped = [], [], Counter()
     for row in rows:
         if len(row) > len(header):
@@ -285,7 +284,8 @@ def parse_csv(path, rows):
             continue
         texts.append(row[columns[0]])
         names.append(label)
-    classes = sorted(set(names), key=class_order(names))
+    names = merge_spellings(path, names)
+    classes = sort_classes(set(names))
     if len(classes) < 2:
         found = f"only the label {classes[0]!r}" if classes else "no labelled text"
         raise UserError(f"{path}: holds {found}; two classes or more are needed")
@@ -293,10 +293,41 @@ def parse_csv(path, rows):
     return Corpus(path.stem, texts, [index[name] for name in names], classes, dropped=dict(dropped))
 
 
-def class_order(names):
-    """The key by which labels are sorted: their values if all are numbers, else their names."""
+def find_column(path, header: list[str], kind: str, names: tuple[str, ...]) -> int:
+    """The index of the one column of a CSV file that has one of the `names`. Raises UserError."""
+    columns = [i for i, name in enumerate(header) if name in names]
+    if not columns:
+        columns_there = ", ".join(header)[:80] or "none"
+        raise UserError(f"{path}: has no {kind} column ({' or '.join(names)}); its columns: {columns_there}")
+    if len(columns) > 1:
+        columns_there = ", ".join(header[i] for i in columns)
+        raise UserError(f"{path}: has {len(columns)} {kind} columns ({columns_there}); keep one")
+    return columns[0]
+
+
+def label_key(label: str) -> float | str:
+    """What the spellings of a label have in common: the value of a number, else the text without regard to case."""
     try:
-        numbers = {name: float(name) for name in set(names)}
+        number = float(label)
     except ValueError:
-        return str
-    return lambda name: (numbers[name], name)
+        number = math.nan
+    return number if math.isfinite(number) else unicodedata.normalize("NFC", label).casefold()
+
+
+def merge_spellings(path, labels: list[str]) -> list[str]:
+    """The labels, each in the commonest of its spellings, as of 1 and 1.0 or Pos and pos; merged ones are printed."""
+    spellings = {}
+    for label in sorted(labels):
+        spellings.setdefault(label_key(label), Counter())[label] += 1
+    for counts in spellings.values():
+        if len(counts) > 1:
+            names = ", ".join(map(repr, counts))
+            print(f"{path}: reads the labels {names} as one class", file=sys.stderr)
+    return [spellings[label_key(label)].most_common(1)[0][0] for label in labels]
+
+
+def sort_classes(classes: set[str]) -> list[str]:
+    """The classes in the order of their values if all are numbers, else of their names."""
+    if all(isinstance(label_key(name), float) for name in classes):
+        return sorted(classes, key=label_key)
+    return sorted(classes)

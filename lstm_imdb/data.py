@@ -6,7 +6,7 @@
 Where the texts come from and how they are split is in corpus.py.
 """
 
-import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from common.options import option
 from common.terminal import UserError
 
 import numpy as np
+import regex
 import torch
 from torch import Tensor
 
@@ -24,16 +25,28 @@ import corpus
 PAD, UNK = 0, 1
 DATA_HELP = "imdb, builtin, auto, a CSV file with text and label columns, or a folder like aclImdb"
 dataset_arg = run.dataset_arg("auto", "builtin", "imdb", files=True)
-TOKEN = re.compile(r"[^\W_]+?(?=n't\b)|n't\b|'(?:s|re|ve|ll|d|m)\b|[^\W_]+|[!?]")
+WORD = r"[\p{L}\p{N}][\p{L}\p{N}\p{M}]*+"  # letters and digits with their marks: accents, vowel signs
+WORD += rf"(?:[\u200c\u200d]{WORD})*+"  # joiners, which Persian and the scripts of India have within a word
+EMOJI = r"\p{RI}{2}|(?:\p{Emoji_Presentation}|\p{Emoji}\uFE0F)\p{EMod}?(?:\u200d\p{Emoji}\uFE0F?\p{EMod}?)*"
+TOKEN = regex.compile(rf"{WORD}(?:(?<=n)'t\b)?|'(?:s|re|ve|ll|d|m)\b|[!?]|{EMOJI}")
 
 
 def tokenize(text: str) -> list[str]:
-    """Lower-case words, contractions in two ("do n't", "it 's"), and the marks ! and ?. All else separates words.
+    """Lower-case words, contractions in two ("do n't", "it 's"), emoji, and ! and ?. All else separates words.
+
+    Letters keep their combining marks, composed where Unicode has such a letter (NFC).
 
     >>> tokenize("It's good.<br />Don't miss it!")
     ['it', "'s", 'good', 'do', "n't", 'miss', 'it', '!']
     """
-    return TOKEN.findall(text.lower().replace("<br />", " ").replace("’", "'"))
+    text = unicodedata.normalize("NFC", text.replace("İ", "i"))  # lower() would give the Turkish letter a second dot
+    tokens = []
+    for token in TOKEN.findall(text.lower().replace("<br />", " ").replace("’", "'")):
+        if token.endswith("n't") and token != "n't":
+            tokens.append(token.removesuffix("n't"))
+            token = "n't"
+        tokens.append(token)
+    return tokens
 
 
 def stop_words() -> frozenset[str]:
@@ -163,6 +176,11 @@ def load(name: str, data_dir: str | None = None, limit: int | None = None, split
     tokenized = {i: tokenize(texts.texts[i]) for rows in parts.values() for i in rows}
     ignored = stop_words() if filter_stop_words else frozenset()
     vocabulary = Vocabulary.count([tokenized[i] for i in parts["train"]], max_words, min_count, ignored)
+    if len(vocabulary) < 4:
+        raise UserError(
+            f"{texts.name}: with --min-count {min_count} and --max-words {max_words} the vocabulary of the training "
+            f"reviews has {len(vocabulary) - 2} words; two or more are needed"
+        )
     reviews = [build(rows, tokenized, texts.labels, vocabulary, max_len, keep) for rows in parts.values()]
     facts |= {part: len(rows) for part, rows in parts.items()} | {"vocabulary": len(vocabulary)}
     return Data(*reviews, vocabulary, texts, facts)

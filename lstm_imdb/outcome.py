@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 
 from common import run
 
@@ -29,8 +30,11 @@ def pack(correct) -> str:
 
 
 def unpack(digits: str, count: int) -> np.ndarray:
-    """The inverse of `pack`: bool (count,)."""
-    return np.unpackbits(np.frombuffer(bytes.fromhex(digits), np.uint8))[:count].astype(bool)
+    """The inverse of `pack`: bool (count,). Raises TypeError or ValueError if `digits` are not of `count` reviews."""
+    bits = np.frombuffer(bytes.fromhex(digits), np.uint8)
+    if count < 1 or len(bits) != math.ceil(count / 8):
+        raise ValueError(f"{len(bits)} bytes are not a bit for each of {count} reviews")
+    return np.unpackbits(bits)[:count].astype(bool)
 
 
 def paired_difference(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:

@@ -10,10 +10,13 @@ et al. 2013, Denil et al. 2014). The score is the logit of the class less the me
 it, red ones lower it. With two classes the class is the second one, "positive" for IMDB, whatever the answer.
 """
 
+import io
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from common import run
 from common.arguments import ScriptOptions, device_option, parse_options, path_arg, threads_option
@@ -21,33 +24,76 @@ from common.options import option
 
 import torch
 from matplotlib.figure import Figure
+from torch.nn.utils.rnn import pad_sequence
 
 import corpus
 import data
 import saved
 
 AUTO_THREADS = 1  # a few texts gain nothing from more
+CHUNK = 4096  # reviews that are sorted by length together
+BATCH_WORDS = 16_384  # words of a padded batch
+MOST_DRAWN = 50  # reviews in the figure
 
 COLUMNS = 100  # characters of a line of the figure
 
 
-def explain(found: saved.Model, text: str) -> tuple[list[str], list[float], torch.Tensor, int]:
-    """(words that were read, the push of each, probabilities (classes,), words of the whole text). Raises UserError."""
-    words = [word for word in data.tokenize(text) if word not in found.vocabulary.ignored]
-    if not words:
-        raise run.UserError("a review has no words; give it some text")
-    limit, total = found.args.max_len, len(words)
-    words = words[:limit] if found.args.keep == "start" else words[-limit:]
+class Answer(NamedTuple):
+    """What the model says of a review: the words that it read, the push of each, the probability of each class, and the
+    number of words of the whole review."""
+
+    words: list[str]
+    push: list[float]
+    probabilities: list[float]
+    total: int
+
+
+def explain(found: saved.Model, texts: list[str]) -> list[Answer | None]:
+    """The answers to reviews, in batches of similar length; None for a review without words. Raises UserError."""
+    reviews = [[word for word in data.tokenize(text) if word not in found.vocabulary.ignored] for text in texts]
+    limit = found.args.max_len
+    read = [words[:limit] if found.args.keep == "start" else words[-limit:] for words in reviews]
+    answers = [None] * len(texts)
+    for batch in batches_of(read):
+        push, probabilities = explain_batch(found, [read[i] for i in batch])
+        for row, i in enumerate(batch):
+            words = read[i]
+            answers[i] = Answer(words, push[row][: len(words)], probabilities[row], len(reviews[i]))
+    return answers
+
+
+def batches_of(reviews: list[list[str]]) -> Iterator[list[int]]:
+    """Yield the indices of the reviews that have words, in batches of similar length of at most BATCH_WORDS words."""
+    batch = []
+    for i in sorted(range(len(reviews)), key=lambda i: len(reviews[i])):
+        length = len(reviews[i])
+        if batch and (len(batch) + 1) * length > BATCH_WORDS:
+            yield batch
+            batch = []
+        if length:
+            batch.append(i)
+    if batch:
+        yield batch
+
+
+def explain_batch(found: saved.Model, reviews: list[list[str]]) -> tuple[list[list[float]], list[list[float]]]:
+    """(the push of every word (B, T), probabilities (B, classes)) of reviews of at least one word."""
     device = found.net.embedding.weight.device
-    tokens = torch.tensor([found.vocabulary.encode(words)], device=device)
-    embedded = found.net.embedding(tokens).detach().requires_grad_()  # (1, T, E)
+    encoded = [torch.tensor(found.vocabulary.encode(words)) for words in reviews]
+    lengths = torch.tensor([len(tokens) for tokens in encoded], device=device)
+    tokens = pad_sequence(encoded, batch_first=True, padding_value=data.PAD).to(device)  # (B, T)
+    embedded = found.net.embedding(tokens).detach().requires_grad_()  # (B, T, E)
     with torch.backends.cudnn.flags(enabled=False):  # cuDNN has no backward pass in evaluation mode
-        logits = found.net.classify(embedded, torch.tensor([len(words)], device=device))[0]
-        k = 1 if len(logits) == 2 else int(logits.argmax())
-        score = logits[k] - (logits.sum() - logits[k]) / (len(logits) - 1)
-        (gradient,) = torch.autograd.grad(score, embedded)
-    push = (gradient * embedded).sum(2)[0]  # (1, T, E) -> (T,)
-    return words, push.tolist(), logits.detach().softmax(0).cpu(), total
+        logits = found.net.classify(embedded, lengths)  # (B, classes)
+        classes = logits.shape[1]
+        chosen = logits.argmax(1) if classes > 2 else torch.ones_like(lengths)
+        logit = logits.gather(1, chosen[:, None]).squeeze(1)
+        scores = logit - (logits.sum(1) - logit) / (classes - 1)  # (B,)
+        (gradient,) = torch.autograd.grad(scores.sum(), embedded)  # a review's score depends on its own words alone
+    if not torch.isfinite(logits).all():
+        raise run.UserError(f"{found.path}: is damaged: its predictions are not finite numbers")
+    push = (gradient * embedded).sum(2)  # (B, T, E) -> (B, T)
+    return push.tolist(), logits.detach().softmax(1).tolist()
 
 
 def shades(push: list[float]) -> list[float]:
@@ -104,10 +150,11 @@ def read_texts(args) -> list[str]:
     if args.text:
         return args.text
     try:
-        lines = sys.stdin.buffer.read().decode("utf-8") if hasattr(sys.stdin, "buffer") else sys.stdin.read()
+        text = sys.stdin.buffer.read().decode("utf-8-sig") if hasattr(sys.stdin, "buffer") else sys.stdin.read()
     except UnicodeDecodeError:
         raise run.UserError("standard input is not UTF-8") from None
-    return [line for line in lines.splitlines() if line.strip()]
+    lines = io.StringIO(text, newline=None)  # a line ends at \n, \r\n or \r, and not at U+2028, as splitlines() has it
+    return [line for line in lines if line.strip()]
 
 
 @dataclass(kw_only=True)
@@ -127,21 +174,45 @@ def main(argv=None):
     if not texts:
         raise run.UserError("no review: give one as an argument, with --file, or on standard input")
     run.set_threads(args.threads, AUTO_THREADS)
-    found, answers = saved.open_model(args.run, run.pick_device(args.device)), []
-    terminal = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    for text in texts:
-        words, push, probabilities, total = explain(found, text)
-        p, k = probabilities.max(0)
-        known = sum(word in found.vocabulary.index for word in words)
-        title = f"{found.classes[k]} {p:.1%}"
-        notes = [f"{len(words) - known} of {len(words)} words unknown"] if known < len(words) else []
-        notes += [f"the {found.args.keep} of the review: {len(words)} of {total:,} words"] if total > len(words) else []
-        print(title + (f"   ({'; '.join(notes)})" if notes else ""))
-        print("  " + coloured(words, push, args.colour == "always" or args.colour == "auto" and terminal))
-        answers.append((title, words, push))
-    if args.figure:
-        draw(answers, Path(args.figure))
-    return answers
+    found = saved.open_model(args.run, run.pick_device(args.device))
+    colour = args.colour == "always"
+    if args.colour == "auto":
+        colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    drawn, empty = [], []
+    for first in range(0, len(texts), CHUNK):
+        for i, answer in enumerate(explain(found, texts[first : first + CHUNK]), first + 1):
+            if answer is None:
+                empty.append(i)
+                print("no words")
+                continue
+            title = title_of(found, answer)
+            print(title + notes_on(found, answer))
+            print("  " + coloured(answer.words, answer.push, colour))
+            drawn.append((title, answer.words, answer.push))
+    if args.figure and drawn:
+        draw(drawn[:MOST_DRAWN], Path(args.figure))
+    if empty:
+        more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
+        raise run.UserError(f"review {empty[0]}{more}: has no words; give it some text")
+    return drawn
+
+
+def title_of(found: saved.Model, answer: Answer) -> str:
+    """The likeliest class with its probability."""
+    probability = max(answer.probabilities)
+    name = found.classes[answer.probabilities.index(probability)]
+    return f"{name} {probability:.1%}"
+
+
+def notes_on(found: saved.Model, answer: Answer) -> str:
+    """How many words are unknown, and which part of the review was read."""
+    notes, count = [], len(answer.words)
+    unknown = sum(word not in found.vocabulary.index for word in answer.words)
+    if unknown:
+        notes.append(f"{unknown} of {count} words unknown")
+    if answer.total > count:
+        notes.append(f"the {found.args.keep} of the review: {count} of {answer.total:,} words")
+    return f"   ({'; '.join(notes)})" if notes else ""
 
 
 if __name__ == "__main__":

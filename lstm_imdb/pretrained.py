@@ -40,7 +40,7 @@ def read_vectors(path: Path, wanted, size: int) -> tuple[dict[str, np.ndarray], 
     try:
         if not path.is_file():
             raise OSError(0, "is missing" if not path.exists() else "not a regular file")
-        with open(path, encoding="utf-8", errors="replace", newline="\n") as file:
+        with open(path, encoding="utf-8-sig", errors="replace", newline="\n") as file:
             for line in file:
                 lines += 1
                 word, *numbers = line.rstrip("\r\n ").split(" ")

@@ -57,7 +57,7 @@ def load_class(text: str):
     sys.path.insert(0, str(Path(file).resolve().parent))
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # the user's own code may raise anything
+    except (Exception, SystemExit) as error:  # the user's own code may raise anything, or call exit()
         raise run.UserError(f"{file}: cannot be imported ({type(error).__name__}: {error})") from error
     finally:
         sys.path.pop(0)
@@ -161,13 +161,25 @@ def draw_histograms(values, title):
     for column, name in enumerate(names):
         for row, kind in enumerate(("weight", "gradient")):
             one, numbers = axes[row, column], values[name][row]
+            finite = np.isfinite(numbers)
+            if not finite.all():
+                one.text(0.5, 0.5, f"{(~finite).sum():,} not finite", ha="center", transform=one.transAxes)
+                numbers = numbers[finite]
             if not numbers.any():
-                one.text(0.5, 0.5, "all zero", ha="center", transform=one.transAxes)
+                one.text(0.5, 0.7, "all zero", ha="center", transform=one.transAxes)
             one.hist(numbers, bins=61, log=True)
             one.tick_params(labelsize=7)
             one.locator_params(axis="x", nbins=3)
             one.set_title(f"{run.plain_text(name)}\n{kind}, std {numbers.std():.2g}", fontsize=8)
     return figure
+
+
+def refuse_odd(name: str, model: nn.Module, output):
+    """Raise UserError for a model of which histograms and gradients say nothing."""
+    if any(p.is_complex() for p in model.parameters()):
+        raise run.UserError(f"--model {name}: has complex parameters, of which no histogram can be drawn")
+    if isinstance(output, torch.Tensor) and not torch.isfinite(output).all():
+        raise run.UserError(f"--model {name}: its output is not finite on a random input")
 
 
 def zero_all(model):
@@ -225,10 +237,14 @@ def main(argv=None):
     torch.manual_seed(args.seed)
     try:
         model = make().eval()
-        rows = with_total(layers(model, x)[0])
+        rows, output = layers(model, x)
+        rows = with_total(rows)
+        refuse_odd(args.model, model, output)
         values = gradients(model, x, labels)
         zeros = gradients(zero_all(model), x, labels)
-    except Exception as error:  # the user's own module may raise anything
+    except run.UserError:
+        raise
+    except (Exception, SystemExit) as error:  # the user's own module may raise anything, or call exit()
         if not own:
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

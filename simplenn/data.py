@@ -10,9 +10,10 @@ import functools
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
+from common import image_files, run
 from common import images as image_data
-from common import run
 from common.options import option
 
 import numpy as np
@@ -189,6 +190,12 @@ def load_function(name: str, limit: int | None = None) -> tuple[Points, Points, 
         parts.append(Points(*(torch.from_numpy(values)[:, None].clone() for values in xy)))
     facts = {"name": name, "digest": digest.hexdigest(), "builtin": False}
     return *parts, facts | {part: len(points) for part, points in zip(("train", "val", "test"), parts)}
+
+
+def as_mnist(name: str) -> bool:
+    """Are the images of the dataset `name` light strokes on black, each in the middle, as MNIST's are? idx files of
+    one's own are taken to be, since they come in MNIST's format."""
+    return name in ("mnist", "builtin") or image_files.holds_idx(Path(name))
 
 
 @functools.cache

@@ -4,7 +4,8 @@
     python simplenn/predict.py digit.png --run RUN          # RUN: a run folder or a safetensors file
 
 Each image must show one digit. It is prepared as MNIST's digits were: scaled to a box of 20 x 20 pixels, then placed in
-28 x 28 with its centre of mass in the middle. What the network saw is saved as seen.png in --out.
+28 x 28 with its centre of mass in the middle. A network that was trained on a folder of images of your own sees the
+image as it saw those: cropped square and scaled to 28 x 28. What the network saw is saved as seen.png in --out.
 """
 
 import sys
@@ -18,7 +19,7 @@ from common.options import option
 import matplotlib.figure
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from scipy import ndimage
 
 import saved
@@ -28,19 +29,11 @@ CONTRAST = 25  # grey levels between a digit and its background, at the least
 
 
 def open_grey(path: Path) -> np.ndarray:
-    """The image as float (H, W), 0 black to 255 white, transparent parts white. Raises UserError."""
+    """The image as float (H, W), 0 black to 255 white, as image_files.decode reads it. Raises UserError."""
     try:
-        if not path.is_file():
-            raise OSError("no such regular file")
-        with Image.open(path) as image:
-            image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I"):  # 16 bits per pixel
-                values = np.asarray(image, dtype=float)
-                image = Image.fromarray((values / max(1.0, values.max()) * 255).astype(np.uint8))
-            image = image.convert("RGBA")
-            image.thumbnail((WORKING_SIZE, WORKING_SIZE))
-            white = Image.new("RGBA", image.size, "white")
-            return np.asarray(Image.alpha_composite(white, image).convert("L"), dtype=float)
+        image = image_files.open_image(path)
+        image.thumbnail((WORKING_SIZE, WORKING_SIZE))
+        return np.asarray(image.convert("L"), dtype=float)
     except image_files.UNREADABLE as error:
         raise run.UserError(f"{path}: is not a readable image ({str(error) or type(error).__name__:.100})") from error
 
@@ -86,8 +79,13 @@ def center_as_mnist(ink: np.ndarray) -> np.ndarray:
     return canvas[y - 14 : y + 14, x - 14 : x + 14].round().astype(np.uint8)
 
 
-def prepare(path: Path) -> np.ndarray:
-    """uint8 (28, 28), light on dark: the digit in an image file. Raises UserError that names the file."""
+def prepare(path: Path, as_mnist: bool = True) -> np.ndarray:
+    """uint8 (28, 28): what the network sees of an image file. Raises UserError that names the file.
+
+    as_mnist: the digit in it, light on dark and centred; else the whole image, as training read it.
+    """
+    if not as_mnist:
+        return image_files.read_image(path, 1, 28)[0].copy()  # torch wants to be able to write
     try:
         return center_as_mnist(keep_digit(find_ink(open_grey(path))))
     except run.UserError as error:
@@ -120,15 +118,18 @@ def main(argv=None):
     model, out, answers, failed = saved.open_model(args.run), run.make_folder(args.out), [], []
     for path in map(Path, args.images):
         try:
-            image = prepare(path)
+            image = prepare(path, model.as_mnist)
         except run.UserError as error:
             failed.append(str(error))
             continue
         x = (torch.from_numpy(image).float()[None, None] - model.mean) / model.std  # (1, 1, 28, 28)
         with torch.no_grad():
             p = model.net(x).softmax(1)[0]
+        if not torch.isfinite(p).all():
+            raise run.UserError(f"{model.source}: is damaged: its predictions are not finite numbers")
         title = f"{model.classes[p.argmax()]} {p.max():.1%}"
-        print(f"{path}: {title}   (" + ", ".join(f"{c} {v:.1%}" for c, v in zip(model.classes, p)) + ")")
+        all_classes = ", ".join(f"{name} {value:.1%}" for name, value in zip(model.classes, p))
+        print(f"{path}: {title}   ({all_classes})")
         answers.append((path.name, image, title))
     if answers:
         run.write_figure(out / "seen.png", draw_seen(answers))

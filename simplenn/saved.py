@@ -6,6 +6,7 @@ With no run named, the scripts take the newest finished run on images, else weig
 """
 
 import json
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +27,15 @@ COMMITTED = Path(__file__).resolve().parent / "weights" / "cnn.safetensors"
 
 
 class Model(NamedTuple):
-    """A network in evaluation mode, its class names, and the mean and standard deviation of its training images."""
+    """A network in evaluation mode, its class names, the mean and standard deviation of its training images, whether
+    these were digits prepared as MNIST's, and where it comes from."""
 
     net: torch.nn.Module
     classes: list[str]
     mean: float
     std: float
+    as_mnist: bool
+    source: Path
 
 
 def build(facts: dict, state: dict, source) -> Model:
@@ -46,12 +50,16 @@ def build(facts: dict, state: dict, source) -> Model:
             {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
         )
         mean, std = (float(facts["normalization"][name]) for name in ("mean", "std"))
-        if not (len(classes) > 1 and std > 0):
-            raise ValueError("no classes")
+        if not (len(classes) > 1 and std > 0 and math.isfinite(mean)):
+            raise ValueError("no classes, mean or standard deviation")
+        place = run.data_place(source, facts["args"]["data"])
+        as_mnist = bool(facts["normalization"].get("as_mnist", data.as_mnist(place)))  # a run may be older than it
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise run.UserError(f"{source}: holds no network for images of this folder ({reason:.100})") from error
-    return Model(net.eval(), classes, mean, std)
+    if not all(torch.isfinite(value).all() for value in net.state_dict().values()):
+        raise run.UserError(f"{source}: is damaged: some of its weights are not finite numbers")
+    return Model(net.eval(), classes, mean, std, as_mnist, source)
 
 
 def newest_run() -> Path | None:

@@ -213,10 +213,13 @@ def main(argv=None):
     ) as r:
         train_set, val_set, test_set = (part.to(r.device) for part in (train_set, val_set, test_set))
         model = build_model(args, train_set).to(r.device, memory_format=torch.channels_last)  # faster, see bench.py
+        normalization = train_set.normalization
+        if normalization:  # what predict.py has to know of the training images
+            normalization |= {"as_mnist": data.as_mnist(args.data)}
         r.note(f"{args.model}, {count_parameters(model):,} parameters, on {facts['name']}: {len(train_set):,} training "
                f"examples, {len(val_set):,} for validation",
                dataset=facts, parameters=count_parameters(model), classes=train_set.classes,
-               normalization=train_set.normalization)  # fmt: skip
+               normalization=normalization)  # fmt: skip
         train(args, r, model, train_set, val_set, test_set)
 
         best = r.load_best(model=model)

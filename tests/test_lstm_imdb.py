@@ -6,13 +6,16 @@ import io
 import itertools
 import json
 import random
-import time
+import re
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from conftest import failure, lazy, load, one_line, run
@@ -45,10 +48,33 @@ def test_tokens():
     assert data.tokenize("n'they o'clock's") == ["n", "they", "o", "clock", "'s"]
 
 
+@pytest.mark.parametrize(
+    "text, tokens",
+    [
+        ("नमस्ते दुनिया", ["नमस्ते", "दुनिया"]),  # vowel signs and the virama are combining marks
+        ("cafe\u0301 CRE\u0300ME", ["café", "crème"]),  # decomposed accents
+        ("İstanbul", ["istanbul"]),
+        ("می\u200cخواهم", ["می\u200cخواهم"]),  # joined by a character without width
+        ("good 👍🏽❤️ 👨\u200d👩\u200d👧 🇩🇪🇫🇷", ["good", "👍🏽", "❤️", "👨\u200d👩\u200d👧", "🇩🇪", "🇫🇷"]),
+        ("™ © 10½ ★", ["10½"]),  # signs that are no emoji by themselves separate words
+        ("can't've n't hasn't't _n't n't_", ["ca", "n't", "'ve", "n't", "has", "n't", "t", "n't", "n", "t"]),
+    ],
+)
+def test_words_of_other_scripts_and_emoji(text, tokens):
+    assert data.tokenize(text) == tokens
+
+
+OLD_TOKEN = re.compile(r"[^\W_]+?(?=n't\b)|n't\b|'(?:s|re|ve|ll|d|m)\b|[^\W_]+|[!?]")  # of the records
+
+
+@pytest.mark.slow
+def test_the_words_of_imdb_are_those_of_the_records(data_dir):
+    for text in corpus.read("imdb", data_dir("imdb")).texts:
+        assert data.tokenize(text) == OLD_TOKEN.findall(text.lower().replace("<br />", " ").replace("’", "'"))
+
+
 def test_a_review_of_100000_words_and_a_word_of_100000_letters():
-    began = time.monotonic()
     assert len(data.tokenize("good " * 100_000)) == 100_000 and len(data.tokenize("x" * 100_000)) == 1
-    assert time.monotonic() - began < 3
 
 
 def test_vocabulary_from_the_training_split_alone(tmp_path):
@@ -319,6 +345,10 @@ BAD_FILES = {
     "few rows": ("review,sentiment\na,1\nb,0\n", "only 1 different texts"),
     "bytes": (b"review,sentiment\na,1\nb\xff,0\n", "line 3 is not UTF-8"),
     "commas": ("review,sentiment\ngood, really,1\n", "line 2 has 3 fields"),
+    "two label columns": ("label,text,Label\n0,a,1\n", "has 2 label columns (label, label); keep one"),
+    "two text columns": ("text,review,label\na,b,1\n", "has 2 text columns (text, review); keep one"),
+    "no words": ("text,label\n" + "".join(f"{'.' * i},{i % 2}\n" for i in range(2, 42)), "has 0 words"),
+    "spellings": ("text,label\n" + "".join(f"t{i},{'1' if i % 2 else '1.0'}\n" for i in range(40)), "only the label"),
     "quote": ('review,sentiment\n"never closed,1\n', "is not a valid CSV file"),
 }
 
@@ -339,6 +369,37 @@ def test_odd_reviews_are_read(tmp_path):
     assert sum(len(part) for part in (loaded.train, loaded.val, loaded.test)) == 43
     assert max(int(part.lengths.max()) for part in (loaded.train, loaded.val, loaded.test)) == 50
     assert min(int(part.lengths.min()) for part in (loaded.train, loaded.val, loaded.test)) >= 1
+
+
+@pytest.mark.parametrize(
+    "labels, classes",
+    [
+        (["0", "1.0", "0", "1"], ["0", "1"]),
+        (["0", "1.0", "0.0", "1.0"], ["0", "1.0"]),
+        (["-1", "10", "9", "10"], ["-1", "9", "10"]),
+        (["Pos", "neg", "pos", "pos"], ["neg", "pos"]),
+        (["1", "good", "1.0", "1"], ["1", "good"]),
+        (["cafe\u0301", "no", "café", "café"], ["café", "no"]),
+        (["nan", "inf", "NaN", "nan"], ["inf", "nan"]),
+    ],
+)
+def test_spellings_of_a_label_are_one_class(labels, classes, tmp_path, capsys):
+    path = write_csv(tmp_path / "own.csv", [(f"text {i}", label) for i, label in enumerate(labels * 20)])
+    texts, _, facts = corpus.load(str(path))
+    keys = [corpus.label_key(name) for name in classes]
+    assert facts["classes"] == classes
+    assert texts.labels == [keys.index(corpus.label_key(label)) for label in labels * 20]
+    assert ("as one class" in capsys.readouterr().err) == (len(set(labels)) > len(classes))
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("bom", ["", "\ufeff"])
+def test_line_ends_and_a_byte_order_mark_change_no_csv_file(end, bom, tmp_path):
+    lines = ["text,label", *(f"number {i}\u2028 is {'good' if i % 2 else 'bad'},{i % 2}" for i in range(30))]
+    path = tmp_path / "own.csv"
+    path.write_bytes((bom + "".join(line + end for line in lines)).encode())
+    texts = corpus.read_csv(path)
+    assert texts.texts == [line.rpartition(",")[0] for line in lines[1:]] and texts.classes == ["0", "1"]
 
 
 @pytest.mark.slow
@@ -435,6 +496,13 @@ def test_a_checkpoint_within_the_epoch_is_written_in_time(tmp_path, monkeypatch)
     assert saved == [*(("last.pt", step) for step in range(1, 11)), ("best.pt", None), ("last.pt", 0)]
 
 
+def test_a_vocabulary_without_words_is_refused(tmp_path):
+    for words in (["--min-count", "1000000"], ["--max-words", "1"]):
+        code, message = failure(train.main, [*TINY, *words, "--out", str(tmp_path / "run")])
+        assert code == 1 and one_line(message) and "two or more are needed" in message and words[0] in message
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("words", [["--keep", "middle"], ["--dropout", "1.0"], ["--clip", "0.0"],
                                    ["--adversarial", "-0.1"], ["--word-dropout", "-0.1"],
                                    ["--embed", "0"], ["--decay", "x"], ["--pool", "min"],
@@ -518,7 +586,7 @@ def test_the_push_of_a_word_is_gradient_times_input(finished):
     """To first order, a word vector that is a thousandth longer raises the score by a thousandth of the push."""
     predict, saved = load("lstm_imdb", "predict"), load("lstm_imdb", "saved")
     found = saved.open_model(str(finished))
-    words, push, _, _ = predict.explain(found, "Overall, the film was not really good.")
+    ((words, push, _, _),) = predict.explain(found, ["Overall, the film was not really good."])
     tokens, n = torch.tensor([found.vocabulary.encode(words)]), torch.tensor([len(words)])
     embedded = found.net.embedding(tokens).double()
     net = found.net.double()
@@ -544,10 +612,100 @@ def test_predictions_of_odd_texts(finished, tmp_path, capsys, monkeypatch):
     assert "the end of the review: 400 of 100,000 words" in capsys.readouterr().out
     (tmp_path / "bad.txt").write_bytes(b"good\xff")
     assert "line 1 is not UTF-8" in failure(predict.main, [*argv, "--file", str(tmp_path / "bad.txt")])[1]
-    monkeypatch.setattr("sys.stdin", io.StringIO("Good film.\n\nBad film.\n"))
-    assert len(predict.main(argv)) == 2
+    lines = "\ufeffGood film.\r\n\r\nBad\u2028film.\x85\rFine film.\n"
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines.encode())))
+    assert [words for _, words, _ in predict.main(argv)] == [["good", "film"], ["bad", "film"], ["fine", "film"]]
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     assert "no review" in failure(predict.main, argv)[1]
+
+
+def test_reviews_in_batches_are_explained_as_one_by_one(finished, monkeypatch):
+    predict, saved = load("lstm_imdb", "predict"), load("lstm_imdb", "saved")
+    model_of_run = saved.open_model(str(finished))
+    long = "Overall, the film was not really good, but the end is moving. " * 20
+    texts = ["A dull film.", "...", "Superb!", long] * 3
+    alone = [predict.explain(model_of_run, [text])[0] for text in texts]
+    monkeypatch.setattr(predict, "BATCH_WORDS", 600)
+    sizes = [len(batch) for batch in predict.batches_of([data.tokenize(text) for text in texts])]
+    assert sum(sizes) == 9 and max(sizes) > 3 and len(sizes) > 1
+    for one, other in zip(alone, predict.explain(model_of_run, texts), strict=True):
+        if one is None:
+            assert other is None
+            continue
+        assert (one.words, one.total) == (other.words, other.total)
+        assert other.push == pytest.approx(one.push, abs=1e-5)
+        assert other.probabilities == pytest.approx(one.probabilities, abs=1e-5)
+
+
+def test_a_review_without_words_does_not_end_the_call(finished, capsys):
+    predict = load("lstm_imdb", "predict")
+    code, message = failure(predict.main, ["--run", str(finished), "Superb!", "...", "", "Dull."])
+    assert code == 1 and one_line(message) and "review 2 and 1 more: has no words" in message
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
+        "positive", "[+superb]", "no", "no", "negative", "[-dull]"
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def small_file(finished, tmp_path_factory):
+    """(path, tensors, header) of a small file of weights."""
+    path = tmp_path_factory.mktemp("small") / "small.safetensors"
+    load("lstm_imdb", "saved").main([str(finished), str(path)])
+    with safe_open(path, "pt") as file:
+        return path, {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+
+
+ODD_OPTIONS = [
+    ("layers", 10_000_000),
+    ("layers", 99),
+    ("hidden", 1_000_000_000),
+    ("hidden", 9_999),
+    ("max_len", -5),
+    ("max_len", None),
+    ("lr", None),
+    ("pool", "zz"),
+    ("keep", 3),
+    ("data", None),
+    ("unheard_of", 1),
+]
+
+
+@pytest.mark.parametrize("name, value", ODD_OPTIONS)
+def test_a_small_file_of_weights_with_odd_options_is_refused(name, value, small_file, tmp_path):
+    saved = load("lstm_imdb", "saved")
+    _, tensors, header = small_file
+    options = json.loads(header["args"]) | {name: value}
+    if (name, value) == ("data", None):
+        del options["data"]
+    save_file(tensors, tmp_path / "odd.safetensors", header | {"args": json.dumps(options)})
+    code, message = failure(saved.open_model, str(tmp_path / "odd.safetensors"))
+    assert code == 1 and one_line(message) and "odd.safetensors" in message
+
+
+@pytest.mark.parametrize(
+    "key, text", [("args", "[" * 100_000), ("args", "[]"), ("classes", "5"), ("classes", "[1, 2]"), ("words", "")]
+)
+def test_a_small_file_of_weights_with_an_odd_header_is_refused(key, text, small_file, tmp_path):
+    saved = load("lstm_imdb", "saved")
+    _, tensors, header = small_file
+    save_file(tensors, tmp_path / "odd.safetensors", header | {key: text})
+    assert one_line(failure(saved.open_model, str(tmp_path / "odd.safetensors"))[1])
+
+
+def test_weights_that_are_not_numbers_do_not_speak(finished, small_file, tmp_path):
+    predict = load("lstm_imdb", "predict")
+    _, tensors, header = small_file
+    broken = tmp_path / "nan.safetensors"
+    save_file(tensors | {"linear.bias": tensors["linear.bias"] * float("nan")}, broken, header)
+    large = tmp_path / "large.safetensors"  # finite weights whose logits are not
+    save_file(tensors | {"linear.weight": tensors["linear.weight"] * 0 + 3e38}, large, header)
+    shutil.copytree(finished, tmp_path / "run")
+    state = torch.load(tmp_path / "run" / "best.pt", weights_only=True)
+    state["model"]["linear.bias"].fill_(float("nan"))
+    torch.save(state, tmp_path / "run" / "best.pt")
+    for model_file in (broken, large, tmp_path / "run"):
+        code, message = failure(predict.main, ["Superb!", "--run", str(model_file)])
+        assert code == 1 and one_line(message) and "is damaged" in message and str(model_file) in message
 
 
 def test_weights_in_a_small_file_predict_the_same(finished, tmp_path, capsys):
@@ -600,8 +758,40 @@ def test_models_are_compared_on_the_same_reviews(tmp_path):
     assert [(row["model"], row["seeds"]) for row in rows] == [("best", 1), ("same", 1)]
     committed = {(row["model"], row["seeds"]) for row in compare.main(["--out", str(tmp_path / "out")])}
     assert committed == {("plain", 3), ("best", 3)}, "studies are compared where they are named"
-    other = record("other", better, facts | {"digest": "y"}), record("short", better[:900], facts | {"test": 900})
-    assert one_line(failure(compare.main, [files[0], other[1], "--out", str(tmp_path / "out")])[1])
+
+
+GOOD = {"args": {"recipe": "best"}, "final": {"test_correct": "ff00"}, "dataset": {"digest": "x", "test": 16}}
+BAD_RECORDS = {
+    "rows of another kind": {"rows": 5},
+    "a row of another kind": {"rows": [5]},
+    "no rows": {"rows": []},
+    "all diverged": {"rows": [GOOD | {"state": "diverged", "final": None}]},
+    "no final": GOOD | {"final": None},
+    "final of another kind": GOOD | {"final": [1]},
+    "no dataset": {"args": GOOD["args"], "final": GOOD["final"]},
+    "no arguments": GOOD | {"args": 3},
+    "no recipe": GOOD | {"args": {}},
+    "a setting of another kind": GOOD | {"setting": [3]},
+    "no test_correct": GOOD | {"final": {}},
+    "a list": GOOD | {"final": {"test_correct": [1, 0]}},
+    "no hexadecimal digits": GOOD | {"final": {"test_correct": "zz00"}},
+    "too few bits": GOOD | {"final": {"test_correct": "ff"}},
+    "no reviews": GOOD | {"dataset": {"digest": "x", "test": 0}},
+    "a count of another kind": GOOD | {"dataset": {"digest": "x", "test": "16"}},
+    "another dataset": GOOD | {"dataset": {"digest": "y", "test": 16}},
+    "another split": GOOD | {"dataset": {"digest": "x", "test": 16, "split": "official"}},
+    "another number of reviews": GOOD | {"dataset": {"digest": "x", "test": 15}},
+}
+
+
+@pytest.mark.parametrize("name", BAD_RECORDS)
+def test_a_record_that_cannot_be_compared_is_one_line(name, tmp_path):
+    compare = load("lstm_imdb", "compare")
+    run.write_json(tmp_path / "bar.json", GOOD | {"args": {"recipe": "TF-IDF unigrams"}})
+    run.write_json(tmp_path / "bad.json", BAD_RECORDS[name])
+    files = [str(tmp_path / "bar.json"), str(tmp_path / "bad.json")]
+    code, message = failure(compare.main, [*files, "--out", str(tmp_path / "out")])
+    assert code == 1 and one_line(message) and "bad.json" in message and not (tmp_path / "out").exists()
 
 
 def test_a_language_model_is_pretrained_resumed_and_used(tmp_path, capsys, monkeypatch):
