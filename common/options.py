@@ -209,6 +209,13 @@ def make_parser(cls, base=None, description: str | None = None) -> argparse.Argu
     base: an instance, whose values --help shows as defaults. The common flags come first.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(parser, cls, base)
+    parser.add_argument("--set", type=set_arg(cls), default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    return parser
+
+
+def add_options(parser, cls, base=None):
+    """Add a flag for each option of the dataclass `cls` to `parser`: a command of a script that has several."""
     own = {name for name in options_of(cls) if name in cls.__annotations__}
     common = parser.add_argument_group("common to most scripts")
     special = parser.add_argument_group("of this script")
@@ -221,8 +228,6 @@ def make_parser(cls, base=None, description: str | None = None) -> argparse.Argu
                 groups[title] = parser.add_argument_group(title)
             group = groups[title]
         item.add_to(group, shown=getattr(base, name, None))
-    parser.add_argument("--set", type=set_arg(cls), default=argparse.SUPPRESS, help=argparse.SUPPRESS)
-    return parser
 
 
 def set_arg(cls):

@@ -26,7 +26,10 @@ import torch
 from conftest import FOLDERS, ROOT, failure, load, offers, one_line, quick, run, train
 
 each_folder = pytest.mark.parametrize("folder", FOLDERS)
-VARIANTS = {"cifar": [["--model", "simplenn"]]}  # more trainings, where one does not read all flags
+VARIANTS = {
+    "cifar": [["--model", "simplenn"]],
+    "nanogpt": [["--kind", "wordmlp"]],
+}  # more trainings, where one does not read all flags
 
 
 def longer(folder):
