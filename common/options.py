@@ -216,6 +216,13 @@ def make_parser(cls, base=None, description: str | None = None) -> argparse.Argu
     base: an instance, whose values --help shows as defaults. The common flags come first.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(parser, cls, base)
+    parser.add_argument("--set", type=set_arg(cls), default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    return parser
+
+
+def add_options(parser, cls, base=None):
+    """Add a flag for each option of the dataclass `cls` to `parser`: a command of a script that has several."""
     own = own_names(cls)
     common = parser.add_argument_group("common to most scripts")
     special = parser.add_argument_group("of this script")
@@ -228,8 +235,6 @@ def make_parser(cls, base=None, description: str | None = None) -> argparse.Argu
                 groups[title] = parser.add_argument_group(title)
             group = groups[title]
         item.add_to(group, shown=getattr(base, name, None))
-    parser.add_argument("--set", type=set_arg(cls), default=argparse.SUPPRESS, help=argparse.SUPPRESS)
-    return parser
 
 
 def set_arg(cls):

@@ -9,10 +9,11 @@ Row t of a panel shows how the token at t distributes its attention over itself 
 first token, when there is nothing else to attend to) and for stripes (earlier occurrences of the same token).
 """
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
 from common import run
+from common.options import option
 
 import torch
 from matplotlib.figure import Figure
@@ -45,18 +46,13 @@ def draw(maps: Tensor, labels: list[str], path: Path):
     run.write_figure(path, figure)
 
 
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    sample.add_flags(p)
-    prompt = "First Citizen:\nWe are all here."
-    p.add_argument("--prompt", default=prompt, metavar="TEXT", help="(default: %(default)r)")
-    where = "where attention.png goes (default: the run folder, else the current one)"
-    run.add_flags(p, "data_dir", out=dict(help=where))
-    return p
+@dataclass(kw_only=True)
+class Options(sample.ModelOptions):
+    prompt: str = option("First Citizen:\nWe are all here.", "the text", metavar="TEXT")
 
 
 def main(argv=None):
-    args = parser().parse_args(argv)
+    args = run.parse_options(__file__, Options, argv)
     model, tokenizer, folder = sample.open_model(args)
     if not hasattr(model, "attention_maps"):
         raise run.UserError(f"this model has no attention: it is a {type(model).__name__}")

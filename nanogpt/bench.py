@@ -8,15 +8,15 @@ attention, no compilation). The ways take turns, so that a machine that slows do
 is the speed of one product of two 2048 x 2048 matrices in the same precision. Writes bench.json into --out.
 """
 
-import argparse
 import contextlib
 import csv
 import itertools
 import statistics
 import time
-from types import SimpleNamespace
+from dataclasses import dataclass
 
 from common import run, timing
+from common.options import option, to_argv
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,8 @@ import torch.nn.functional as F
 import data
 import model
 import train
-from checkpoint import build, config_of, count_parameters
+from checkpoint import build, config_of, count_parameters, model_config
+from data import DATA_HELP, dataset_arg
 from generate import generate
 from optim import make_optimizers
 
@@ -46,9 +47,9 @@ class OneProcess:
 
 def fresh(recipe, text, device):
     """(args of the recipe, a new model)"""
-    args = SimpleNamespace(**train.RECIPES[recipe])
+    args = train.RECIPES[recipe]
     torch.manual_seed(0)
-    return args, build(args.model | {"vocab_size": text.tokenizer.vocab_size}).to(device)
+    return args, build(model_config(args, text.tokenizer.vocab_size)).to(device)
 
 
 @contextlib.contextmanager
@@ -122,7 +123,7 @@ def training_rows(text, device, steps):
     dtypes, rows = {"fp32": torch.float32, "bf16": torch.bfloat16}, []
     peaks = {name: timing.matmul_peak(device, dtypes[name]) for name in dict.fromkeys(p for _, p in ways)}
     for (name, precision), (_, net) in ways.items():
-        tokens = train.RECIPES["cpu" if name == "reference" else name]["bs"] * net.block_size
+        tokens = train.RECIPES["cpu" if name == "reference" else name].bs * net.block_size
         seconds = statistics.median(times[name, precision])
         row = {"what": "training", "way": name, "precision": precision, "tokens_per_s": tokens / seconds,
                "ms_per_step": 1000 * seconds, "tokens_per_step": tokens, "peak": peaks[precision],
@@ -149,7 +150,7 @@ def whole_runs(text, device, args, out):
     """Rows of three runs from the first step to the last: seconds, and losses on the whole validation text."""
     plain = OneProcess(device, "fp32")
     step, net = reference(text, device)
-    iters, began = train.RECIPES["cpu"]["iters"], time.perf_counter()
+    iters, began = train.RECIPES["cpu"].iters, time.perf_counter()
     with fused_attention():
         for i in range(iters + 1):
             if i % 250 == 0 or i == iters:
@@ -168,7 +169,7 @@ def whole_runs(text, device, args, out):
             "device": args.device,
             "out": str(folder),
         }
-        record = train.main(run.to_argv(train.parser(), flags))
+        record = train.main(to_argv(train.Options, flags))
         with open(folder / "metrics.csv", newline="", encoding="utf-8") as file:
             reached = [float(row["seconds"]) for row in csv.DictReader(file) if float(row["val_loss"]) <= NANOGPT]
         final = record["final"]
@@ -179,22 +180,24 @@ def whole_runs(text, device, args, out):
     return [row | {"of_reference": row["seconds"] / rows[0]["seconds"]} for row in rows]
 
 
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    run.add_flags(p, "data_dir", "device", "threads",
-                  data=dict(type=data.dataset_arg, default="auto", help=data.DATA_HELP),
-                  limit=dict(help="only the first N tokens of each part (not with --whole)"),
-                  out=dict(default=str(run.ROOT / "out" / "nanogpt" / "bench"), help="for bench.json"))  # fmt: skip
-    p.add_argument("--steps", type=run.positive_int, default=100, help="steps of each way (default: %(default)s)")
-    p.add_argument("--whole", action="store_true", help="also train reference, cpu and fast to the end")
-    return p
+@dataclass(kw_only=True)
+class Options(run.ScriptOptions):
+    data: str = option("auto", DATA_HELP, type=dataset_arg, metavar="NAME|PATH")
+    data_dir: str | None = run.data_dir_option()
+    limit: int | None = option(None, "only the first N tokens of each part (not with --whole)", above=0)
+    device: str = run.device_option()
+    threads: int | str = run.threads_option()
+    steps: int = option(100, "steps of each way", above=0)
+    whole: bool = option(False, "also train reference, cpu and fast to the end")
+    out: str = option(str(run.ROOT / "out/nanogpt/bench"), "folder for bench.json", type=run.path_arg, metavar="DIR")
+
+    def check(self):
+        if self.whole and self.limit:
+            raise run.UserError("--limit: --whole trains on the whole text")
 
 
 def main(argv=None):
-    p = parser()
-    args = p.parse_args(argv)
-    if args.whole and args.limit:
-        p.error("--limit: --whole trains on the whole text")
+    args = run.parse_options(__file__, Options, argv)
     run.set_threads(args.threads)
     device, out = run.pick_device(args.device), run.make_folder(args.out)
     text = data.load(args.data, args.data_dir, args.limit)

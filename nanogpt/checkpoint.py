@@ -42,6 +42,13 @@ def parse_config(config: dict) -> tuple[type[nn.Module], object]:
         raise run.UserError(text) from error
 
 
+def model_config(options, vocab_size: int) -> dict:
+    """The configuration of the model that the options of train.py describe, as `build` takes it."""
+    _, shape = KINDS[options.kind]
+    names = [field.name for field in fields(shape) if field.name != "vocab_size"]
+    return {"kind": options.kind, "vocab_size": vocab_size} | {name: getattr(options, name) for name in names}
+
+
 def build(config: dict) -> nn.Module:
     """A new model of the kind and shape in `config`. Raises UserError."""
     model, shape = parse_config(config)
@@ -115,6 +122,12 @@ class Init(NamedTuple):
         state.load_into(model=model)
 
 
+INIT_HELP = (
+    "start from these weights, and take over their shape and tokenizer: a run, a checkpoint, or a causal model of the "
+    "Hugging Face hub"
+)
+
+
 def init_arg(text: str) -> str:
     """An argparse type for --init: a path that exists, as ./PATH relative to the repository, else a name of the hub.
 
@@ -138,17 +151,18 @@ def init_file(init: str) -> Path | None:
 
 
 def init_recipe(init: str | None) -> dict:
-    """The values that the recipe takes from --init: the tokens and the shape of the model. Empty if the file is gone; a
-    run that is resumed has them in its record."""
+    """The options that --init sets: the tokens and the shape of the model. Empty if the file is gone; a run that is
+    resumed has them in its record."""
     if not init:
         return {}
     file = init_file(init)
     if file is None:
-        return {"tokens": "bpe", "model": hub.config_of(init)}
+        return {"tokens": "bpe", **hub.config_of(init)}
     if not file.is_file():
         return {}
     model, tokenizer = load_checkpoint(file)
-    return {"tokens": tokenizer["kind"], "model": {k: v for k, v in config_of(model).items() if k != "vocab_size"}}
+    tokens = "bpe" if tokenizer["kind"] == "hub" else tokenizer["kind"]
+    return {"tokens": tokens} | {name: value for name, value in config_of(model).items() if name != "vocab_size"}
 
 
 def load_init(init: str, resume: str | None = None) -> Init:

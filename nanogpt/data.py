@@ -9,7 +9,6 @@ Each part (train, val, test) is one long 1-D uint16 tensor. `batch` takes blocks
 the part once. A folder that `phi1.py prepare` wrote may hold exercises instead: rows with targets, see prepared.py.
 """
 
-import argparse
 import hashlib
 import os
 import sys
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common import fetch, run
+from common.options import option
 from common.run import UserError
 
 import numpy as np
@@ -142,7 +142,7 @@ def batch(
     if positions < 1:
         raise UserError(
             f"the text is too short: {len(tokens):,} tokens to train on, but one block and the token after it are "
-            f"{block_size + 1}; use a longer text or smaller blocks, --set model.block_size=N"
+            f"{block_size + 1}; use a longer text or smaller blocks, --block-size N"
         )
     generator = torch.Generator().manual_seed(run.seed_at(seed, step))
     start = torch.randint(positions, (batch_size,), generator=generator)
@@ -275,7 +275,7 @@ def read_file(path: Path) -> str:
         content = path.read_bytes()
         if b"\0" in content:
             raise ValueError("it has zero bytes")
-        return content.decode("utf-8-sig").replace("\r\n", "\n")
+        return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except OSError as error:
         raise UserError(f"{display_name(str(path))}: cannot be read ({error.strerror})") from error
     except ValueError as error:
@@ -344,20 +344,16 @@ def prepare(name: str, data_dir: Path) -> list[Path]:
 # ---------------------------------------------------------------------------------------------------------------- main
 
 
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    run.add_flags(
-        p,
-        "data_dir",
-        data=dict(type=dataset_arg, default="shakespeare", help=DATA_HELP),
-        limit=dict(help="only the first N tokens of each part; openwebtext: also fetch no more"),
-    )
-    p.add_argument("--tokens", choices=TOKENS, default="char", help="(default: %(default)s)")
-    return p
+@dataclass(kw_only=True)
+class Options(run.ScriptOptions):
+    data: str = option("shakespeare", DATA_HELP, type=dataset_arg, metavar="NAME|PATH")
+    data_dir: str | None = run.data_dir_option()
+    limit: int | None = option(None, "only the first N tokens of each part; openwebtext: also fetch no more", above=0)
+    tokens: str = option("char", "what a token is", choices=TOKENS)
 
 
 def main(argv=None):
-    args = parser().parse_args(argv)
+    args = run.parse_options(__file__, Options, argv)
     text = load(args.data, args.data_dir, args.limit, args.tokens)
     print(f"{text.name}, --tokens {text.level}: vocabulary {text.tokenizer.vocab_size:,}, content digest {text.digest}")
     for name, part in (("train", text.train), ("val", text.val), ("test", text.test)):

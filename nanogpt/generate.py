@@ -1,11 +1,21 @@
 """Generation: how the next token is chosen, how a text grows token by token, and how it is shown as it grows."""
 
 from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 
 from common.run import UserError
 
 import torch
 from torch import Tensor, nn
+
+
+def tempered(logits: Tensor, temperature: float) -> Tensor:
+    """logits (..., V) / temperature, for a softmax. A quotient that overflows is shifted, which the softmax ignores."""
+    quotient = logits / temperature
+    if quotient.isfinite().all():
+        return quotient
+    logits = logits.double()
+    return (logits - logits.amax(-1, keepdim=True)) / temperature
 
 
 def choose(
@@ -24,7 +34,7 @@ def choose(
         raise UserError("the logits are not finite: the weights of this model are damaged, or its training diverged")
     if temperature == 0:
         return int(logits.argmax())
-    logits, order = (logits.float() / temperature).sort(descending=True, stable=True)
+    logits, order = tempered(logits.float(), temperature).sort(descending=True, stable=True)
     probabilities = logits[:top_k].softmax(0)
     if top_p is not None:  # the token that crosses the threshold is included
         probabilities = probabilities * (probabilities.cumsum(0) - probabilities < top_p)
@@ -78,20 +88,20 @@ def stream(tokenizer, prompt: list[int], ids: Iterable[int], stop: str | None = 
     """Yield the text of the tokens `ids`, which continue `prompt`, in pieces, each as soon as it is final.
 
     Incomplete characters (of which some bytes are still to come) are held back, and so is what may be the beginning of
-    `stop`. The text ends before `stop`.
+    `stop`. The text ends before `stop`. Each token is decoded once.
     """
-    shown, new, text = 0, [], ""
-    start = len(tokenizer.decode(prompt))
-    for i in ids:
-        new.append(i)
-        text = tokenizer.decode([*prompt, *new])[start:]
-        if stop and (end := text.find(stop)) >= 0:
-            yield text[shown:end]
+    pieces = tokenizer.pieces(chain(prompt, ids))
+    held = ""
+    for piece in islice(pieces, len(prompt), None):
+        held += piece
+        if stop and (end := held.find(stop)) >= 0:
+            yield held[:end]
             return
-        final = len(text.rstrip("\ufffd"))
+        final = len(held)
         if stop:
-            final -= max((n for n in range(1, len(stop)) if text[:final].endswith(stop[:n])), default=0)
-        if final > shown:
-            yield text[shown:final]
-            shown = final
-    yield text[shown:]
+            final -= max((n for n in range(1, len(stop)) if held.endswith(stop[:n])), default=0)
+        if final:
+            yield held[:final]
+            held = held[final:]
+    if held:
+        yield held

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from common import run
 import torch
 from torch import Tensor, nn
 
+MAX_BYTES = 4  # of a character in UTF-8
 MAX_BLOCK = 1024  # tokens of a sequence; the models take more, but exercises are short
 
 
@@ -110,10 +112,23 @@ class HubTokenizer:
         return []
 
     def encode(self, text: str) -> list[int]:
-        return self.theirs.encode(text, add_special_tokens=False)
+        return self.theirs.encode(text, add_special_tokens=False, split_special_tokens=True)  # <|endoftext|> is text
 
     def decode(self, ids: list[int]) -> str:
         return self.theirs.decode(ids, clean_up_tokenization_spaces=False)
+
+    def pieces(self, ids: Iterable[int]) -> Iterator[str]:
+        """Yield the text that each token adds. Bytes of a character are held back until it is complete."""
+        read, unread = [], []  # tokens whose text was yielded last, which may change that of the next; and the others
+        for i in ids:
+            unread.append(i)
+            text = self.decode(read + unread)
+            if text.endswith("\ufffd") and len(unread) < MAX_BYTES:
+                yield ""
+                continue
+            yield text[len(self.decode(read)) :]
+            read, unread = unread, []
+        yield self.decode(read + unread)[len(self.decode(read)) :]
 
     def state(self) -> dict:
         return {"kind": "hub", "name": self.name}

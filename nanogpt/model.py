@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+NORMS, MLPS = ("layer", "rms"), ("gelu", "relu2", "swiglu")
 FUSED_ABOVE = 256  # tokens; on a CPU `attend` is faster than PyTorch's fused attention up to this length (bench.py)
 
 
@@ -41,7 +42,7 @@ class GPTConfig:
             raise UserError(f"rotary: needs heads of an even width, not {self.n_embd} / {self.n_head}")
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout {self.dropout}: must be at least 0 and below 1")
-        for name, choices in {"norm": ("layer", "rms"), "mlp": ("gelu", "relu2", "swiglu")}.items():
+        for name, choices in {"norm": NORMS, "mlp": MLPS}.items():
             if getattr(self, name) not in choices:
                 raise UserError(f"{name} {getattr(self, name)}: must be one of {', '.join(choices)}")
 

@@ -27,7 +27,7 @@ SOURCE = dict(
     data_files="hf://datasets/Skylion007/openwebtext@c6680bb039f28c472e44d33acb240c3068b89a82/data/train-*.parquet",
 )
 DOCUMENTS = 8_013_769
-VAL_DOCUMENTS = 1_000  # the first ones, so the validation set does not depend on how much was fetched
+VAL_DOCUMENTS = 1_000  # the first ones, so the validation set does not depend on how much was fetched; or a tenth
 VAL_TOKENS = 2**20  # of these documents; GPT-2 evaluates 2**20 tokens in a minute on a GPU
 TOO_SHORT = "is shorter than it should be; remove its folder to start again"
 
@@ -55,7 +55,8 @@ def memory_maps(folder: Path, tokenizer: BytePairs, limit: int | None = None) ->
 
 
 def prepare(folder: Path, tokenizer: BytePairs, limit: int | None = None, stream=None, chunk_size: int = 1000) -> dict:
-    """Stream documents and append their tokens to val.bin (the first VAL_DOCUMENTS documents) and train.bin.
+    """Stream documents and append their tokens to val.bin (the first VAL_DOCUMENTS documents) and train.bin. Of
+    a corpus that has no more, the first tenth of the documents is for validation.
 
     Stops when train.bin has `limit` tokens; without a limit, at the end. After every `chunk_size` documents the files
     are synced, and progress.json records their lengths and the state of the stream. After an interruption the same call
@@ -104,6 +105,8 @@ def prepare(folder: Path, tokenizer: BytePairs, limit: int | None = None, stream
             if limit and progress["train"] >= limit:
                 break
         else:
+            if progress["train"] == 0:
+                progress |= split_small(folder, progress, tokenizer.vocabulary[END_OF_TEXT])
             progress |= {"complete": True, "stream": None}
             run.write_json(file, progress)
     except OSError as error:
@@ -112,6 +115,22 @@ def prepare(folder: Path, tokenizer: BytePairs, limit: int | None = None, stream
         bar.close()
         lock.release()
     return progress
+
+
+def split_small(folder: Path, progress: dict, end: int) -> dict:
+    """Write all but the first tenth of the documents in val.bin to train.bin: a corpus of VAL_DOCUMENTS documents or
+    fewer has come to its end. Returns {"train": tokens, "val": tokens}; until they are recorded, val.bin is whole, so
+    that this can be done again."""
+    n = progress["documents"] // 10 or 1
+    if progress["documents"] < 2:
+        raise run.UserError(f"openwebtext: {progress['documents']} documents cannot be split; two are needed")
+    tokens = np.fromfile(folder / "val.bin", dtype=np.uint16)
+    first_tenth = int(np.flatnonzero(tokens == end)[n - 1]) + 1
+    with open(folder / "train.bin", "wb") as output:
+        output.write(tokens[first_tenth:].tobytes())
+        output.flush()
+        os.fsync(output.fileno())
+    return {"train": len(tokens) - first_tenth, "val": first_tenth}
 
 
 def read_stream(stream, state: dict | None, chunk_size: int) -> Iterator[tuple[list[dict], dict]]:

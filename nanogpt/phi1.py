@@ -19,9 +19,12 @@ import argparse
 import json
 import shlex
 import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 from common import run, study
+from common.options import add_options, flag, make_parser, option, short, to_argv
 
 import torch
 
@@ -30,13 +33,15 @@ import hub
 import train
 from textbooks import benchmarks, plan
 from textbooks.complete import completions
-from textbooks.prepare import ARMS, prepare, read_held_out
+from textbooks.prepare import ARMS, MIN_EXERCISES, prepare, read_held_out
 from textbooks.report import report
 
 AUTO_THREADS = 1
 
 DEFAULT = run.ROOT / "out" / "nanogpt" / "phi1"
-SAMPLES, TEMPERATURE, NEW_TOKENS = 20, 0.5, {"ladder": 128, "humaneval": 256, "mbpp": 256}
+SAMPLES = 20
+TEMPERATURE = 0.5
+NEW_TOKENS = {"ladder": 128, "humaneval": 256, "mbpp": 256}
 
 
 def work_of(args) -> Path:
@@ -48,9 +53,9 @@ def work_of(args) -> Path:
 
 def do_prepare(args):
     if args.quick:
-        args.tokens, args.exercises, args.vocabulary = min(args.tokens, 6000), min(args.exercises, 140), 400
-    if args.writer and not args.execute:
-        raise run.UserError("--writer: the programs of a language model run only with --execute, in the sandbox")
+        args.tokens = min(args.tokens, 6000)
+        args.exercises = min(args.exercises, 140)
+        args.vocabulary = 400
     record = prepare(args, work_of(args))
     e, removed = record["exercises"], record["removed"]["exercises"]["removed"]
     counts = f"{e['train']:,} exercises to train on, {e['held_out']} held out, {removed} copies removed"
@@ -59,27 +64,19 @@ def do_prepare(args):
 
 def do_pretrain(args):
     if args.all:
-        return study.run_jobs(train, plan.jobs(work_of(args), False, args.seeds, args.quick, more(args)), args)
-    return fit(args, plan.job(work_of(args), args.arm, args.size, args.seed, False, args.quick, more=more(args)))
+        return study.run_jobs(train, plan.jobs(work_of(args), False, args.seeds, args.quick, args.more), args)
+    return fit(args, plan.job(work_of(args), args.arm, args.size, args.seed, False, args.quick, more=args.more))
 
 
 def do_finetune(args):
     if args.all:
-        return study.run_jobs(train, plan.jobs(work_of(args), True, args.seeds, args.quick, more(args)), args)
+        return study.run_jobs(train, plan.jobs(work_of(args), True, args.seeds, args.quick, args.more), args)
     init = checkpoint.init_arg(args.init) if args.init else None
     work = work_of(args)
-    job = plan.job(work, args.arm, args.size, args.seed, True, args.quick, init, more(args))
+    job = plan.job(work, args.arm, args.size, args.seed, True, args.quick, init, args.more)
     if args.init or args.name:
         job = job._replace(folder=work / "finetuned" / (args.name or f"{Path(args.init).name}-s{args.seed}"))
     return fit(args, job)
-
-
-def more(args) -> tuple:
-    """The flags of train.py that these commands pass on."""
-    words = [word for setting in args.set or [] for word in ("--set", setting)]
-    for name in ("iters", "bs", "lr", "device", "threads", "precision"):
-        words += [f"--{name}", str(getattr(args, name))] if getattr(args, name) not in (None, "auto") else []
-    return tuple(words)
 
 
 def fit(args, job):
@@ -103,7 +100,7 @@ def do_evaluate(args):
         problems = problems_of(args.benchmark[0], args, work)
         lines = benchmarks.read_completions(Path(args.completions), problems)
         return score(args, args.benchmark[0], problems, lines, Path(args.completions).with_suffix(""))
-    folders = [Path(name) for name in args.model]
+    folders = [Path(name) for name in args.models]
     if args.all:
         folders = [folder for folder in plan.evaluations(work, args.benchmark, args.seeds) if not scored(folder, args)]
     if args.list:
@@ -158,7 +155,7 @@ def problems_of(name, args, work) -> list[benchmarks.Problem]:
 def complete(args, name, problems, model, tokenizer, folder):
     """The completions of a benchmark, also from shards that were sampled before; None after sampling a shard."""
     n, temperature = (args.n, args.temperature) if name == "ladder" else (1, 0.0)  # the others: greedy
-    part, count = args.shard
+    part, count = args.shard or (1, 1)
     shards = sorted(folder.glob(f"completions-{name}-*of*.jsonl"))
     if count == 1 and shards:
         lines = [line for file in shards for line in benchmarks.read_completions(file, problems)]
@@ -201,117 +198,188 @@ def do_report(args):
         print(this_command(args, "prepare"))
         for finetuned in (False, True):
             study.run_jobs(train, plan.jobs(work, finetuned, args.seeds, args.quick), args)
-        args.all, args.completions, args.model, args.execute = True, None, [], True
-        for args.benchmark in (["ladder"], ["humaneval", "mbpp"]):
-            do_evaluate(args)
+        for benchmark in (("ladder",), ("humaneval", "mbpp")):
+            evaluate = EvaluateOptions(all=True, list=True, execute=True, benchmark=benchmark)
+            do_evaluate(replace(evaluate, out=args.out, quick=args.quick, seeds=args.seeds))
         print(this_command(args, "report"))
         return None
     return report(work, __file__)
 
 
-# --------------------------------------------------------------------------------------------------------- the parser
+# -------------------------------------------------------------------------------------------------------- the options
 
 
-def seeds(text: str) -> dict:
+def seeds_arg(text: str) -> dict:
     """An argparse type: the maximum number of seeds per arm."""
-    n = run.positive_int(text)
-    return {arm: min(n, wanted) for arm, wanted in plan.SEEDS.items()}
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{short(text)!r} is not a positive whole number")
+    return {arm: min(int(text), seeds) for arm, seeds in plan.SEEDS.items()}
 
 
-def shard(text: str) -> tuple[int, int]:
+def shard_arg(text: str) -> tuple[int, int]:
     """An argparse type: I/N, the part I of N."""
     try:
         part, count = map(int, text.split("/"))
     except ValueError:
         part, count = 0, 0
     if not 1 <= part <= count:
-        raise argparse.ArgumentTypeError(f"{text!r} is no I/N with 1 <= I <= N")
+        raise argparse.ArgumentTypeError(f"{short(text)!r} is not I/N with 1 <= I <= N")
     return part, count
 
 
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def command(name, function, text, *flags, **changes):
-        q = commands.add_parser(name, help=text, description=text)
-        q.set_defaults(function=function)
-        run.add_flags(q, *flags, out=dict(default=str(DEFAULT), help="work folder of the study"), **changes)
-        q.add_argument("--quick", action="store_true", help="a few seconds, for a look or a test")
-        return q
-
-    def plan_flags(q, jobs=True):
-        q.add_argument("--list", action="store_true", help="print the commands and run nothing")
-        q.add_argument("--seeds", type=seeds, metavar="N", help="at most N seeds of every arm (default: all)")
-        if jobs:
-            q.add_argument("--all", action="store_true", help="all of the study that has not been done")
-            q.add_argument("--jobs", type=run.positive_int, default=1, metavar="N", help="runs at a time (1)")
-
-    q = command("prepare", do_prepare, "write the data of all arms and the exercises", "data_dir", "seed")
-    q.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), metavar="ARM", help="(default: all)")
-    q.add_argument("--tokens", type=run.positive_int, default=2_000_000, metavar="N", help="of each arm (%(default)s)")
-    q.add_argument("--exercises", type=run.positive_int, default=7000, metavar="N", help="to train on (%(default)s)")
-    q.add_argument("--vocabulary", type=vocabulary, default=1024, metavar="N", help="byte pairs (%(default)s)")
-    q.add_argument("--raw", type=run.path_arg, metavar="DIR", help="folder of .py files, not the standard library")
-    q.add_argument("--embeddings", action="store_true", help="quality filter on embeddings of all-MiniLM-L6-v2")
-    q.add_argument("--writer", metavar="URL|NAME", help="a language model that writes more exercises and pages")
-    q.add_argument("--write", type=run.positive_int, default=10, metavar="N", help="how many of each (%(default)s)")
-    q.add_argument("--execute", action="store_true", help="run the solutions of --writer in the sandbox")
-
-    train_flags = ("seed", "device", "threads", "precision", "iters", "bs", "lr", "set")
-    for name, function, text in (("pretrain", do_pretrain, "pretrain a model on the texts of an arm"),
-                                 ("finetune", do_finetune, "fine-tune a model on the exercises")):  # fmt: skip
-        q = command(name, function, text, *train_flags)
-        arms = [*ARMS, "scratch"] if name == "finetune" else list(ARMS)
-        q.add_argument("--arm", choices=arms, default="textbook", help="(default: %(default)s)")
-        q.add_argument("--size", choices=list(plan.RECIPES), default="small", help="(default: %(default)s)")
-        plan_flags(q)
-        if name == "finetune":
-            q.add_argument("--init", metavar="RUN|FILE|NAME", help="start from this run, file or model of the hub")
-            q.add_argument(
-                "--name", type=run.path_arg, metavar="NAME", help="of the run folder (default: ARM-SIZE-sSEED)"
-            )
-
-    q = command("evaluate", do_evaluate, "sample completions and score them", "data_dir", "seed", "device", "threads")
-    q.add_argument("model", nargs="*", metavar="RUN|NAME", help="run folders, or models of the hub")
-    q.add_argument("--benchmark", nargs="+", choices=list(NEW_TOKENS), default=["ladder"], help="(default: ladder)")
-    q.add_argument("--n", type=run.positive_int, default=SAMPLES, metavar="N", help="samples per problem (%(default)s)")
-    q.add_argument("--temperature", type=run.nonnegative_float, default=TEMPERATURE, metavar="X", help="(%(default)s)")
-    q.add_argument("--execute", action="store_true", help="run the generated code, in a sandbox")
-    q.add_argument("--completions", type=run.path_arg, metavar="FILE", help="score these: task_id and completion")
-    q.add_argument("--shard", type=shard, default=(1, 1), metavar="I/N", help="sample only the part I of N")
-    plan_flags(q)
-
-    q = command("report", do_report, "tables, comparisons and figure of what has been run")
-    plan_flags(q, jobs=False)
-    return p
+def name_arg(text: str) -> str:
+    """An argparse type: the name of a folder, which is not a path to another place."""
+    if not text.strip() or text in (".", "..") or set(text) & set("/\\\0"):
+        raise argparse.ArgumentTypeError(f"{short(text)!r} is not the name of a folder")
+    return text
 
 
-def vocabulary(text: str) -> int:
-    """An argparse type: a number of byte pairs."""
-    n = run.positive_int(text)
-    if not 300 <= n <= 2**16:
-        raise argparse.ArgumentTypeError(f"{text} is not between 300 and {2**16}")
-    return n
+def writer_arg(text: str) -> str:
+    """An argparse type: a model's name or URL."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the name is empty")
+    return text
+
+
+def list_option():
+    return option(False, "print the commands and run nothing")
+
+
+def seeds_option():
+    return option(None, "at most N seeds of every arm (default: all)", type=seeds_arg, metavar="N")
+
+
+def all_option():
+    return option(False, "all of the study that has not been done")
+
+
+@dataclass(kw_only=True)
+class CommandOptions(run.ScriptOptions):
+    """The options of every command."""
+
+    out: str = option(str(DEFAULT), "work folder of the study", type=run.path_arg, metavar="DIR")
+    quick: bool = option(False, "a few seconds, for a look or a test")
+    more: ClassVar[tuple] = ()  # flags of train.py, passed on
+
+
+@dataclass(kw_only=True)
+class PrepareOptions(CommandOptions):
+    data_dir: str | None = run.data_dir_option()
+    seed: int = option(0, "of the exercises and pages", at_least=0)
+    arms: tuple[str, ...] = option(ARMS, "which arms", choices=ARMS, nargs="+", metavar="ARM")
+    tokens: int = option(2_000_000, "tokens of each arm", above=0)
+    exercises: int = option(7000, "exercises to train on", at_least=MIN_EXERCISES)
+    vocabulary: int = option(1024, "byte pairs", at_least=300, at_most=2**16)
+    raw: str | None = option(None, "folder of .py files, not the standard library", type=run.path_arg, metavar="DIR")
+    embeddings: bool = option(False, "quality filter on embeddings of all-MiniLM-L6-v2")
+    writer: str | None = option(
+        None, "a language model that writes more exercises and pages", type=writer_arg, metavar="URL|NAME"
+    )
+    write: int = option(10, "how many of each", above=0)
+    execute: bool = option(False, "run the solutions of --writer in the sandbox")
+
+    def check(self):
+        if self.writer and not self.execute:
+            raise run.UserError("--writer: the programs of a language model run only with --execute, in the sandbox")
+
+
+@dataclass(kw_only=True)
+class PretrainOptions(CommandOptions):
+    arm: str = option("textbook", "the texts", choices=ARMS)
+    size: str = option("small", "the model", choices=[*plan.RECIPES])
+    seed: int = option(0, "initial weights, data order", at_least=0)
+    seeds: dict | None = seeds_option()
+    all: bool = all_option()
+    jobs: int = option(1, "runs at a time", above=0)
+    list: bool = list_option()
+
+    def check(self):
+        for name in ("arm", "size", "seed", "init", "name"):  # of one run
+            if self.all and getattr(self, name, None) != getattr(type(self), name, None):
+                raise run.UserError(f"--{name}: is read only without --all, which runs every setting of the study")
+
+
+@dataclass(kw_only=True)
+class FinetuneOptions(PretrainOptions):
+    arm: str = option("textbook", "the texts that it was pretrained on", choices=(*ARMS, "scratch"))
+    init: str | None = option(None, "start from this run, file or model of the hub", metavar="RUN|FILE|NAME")
+    name: str | None = option(None, "name of the run folder (default: ARM-SIZE-sSEED)", type=name_arg, metavar="NAME")
+
+
+@dataclass(kw_only=True)
+class EvaluateOptions(CommandOptions):
+    models: tuple[str, ...] = option((), "run folders, or models of the hub", positional=True, metavar="RUN|NAME")
+    data_dir: str | None = run.data_dir_option()
+    seed: int = option(0, "of the samples", at_least=0)
+    device: str = run.device_option()
+    threads: int | str = run.threads_option()
+    benchmark: tuple[str, ...] = option(("ladder",), "the problems", choices=[*NEW_TOKENS], nargs="+", metavar="NAME")
+    n: int = option(SAMPLES, "samples per problem", above=0)
+    temperature: float = option(TEMPERATURE, "of the samples", at_least=0)
+    execute: bool = option(False, "run the generated code, in a sandbox")
+    completions: str | None = option(
+        None, "score these: lines with task_id and completion", type=run.path_arg, metavar="FILE"
+    )
+    shard: tuple | None = option(None, "sample only the part I of N", type=shard_arg, metavar="I/N")
+    seeds: dict | None = seeds_option()
+    all: bool = all_option()
+    list: bool = list_option()
+
+
+@dataclass(kw_only=True)
+class ReportOptions(CommandOptions):
+    seeds: dict | None = seeds_option()
+    list: bool = list_option()
+
+    def check(self):
+        if self.seeds and not self.list:
+            raise run.UserError("--seeds: is read only with --list; the report takes every run that it finds")
+
+
+PASSED_ON = "; every other flag is passed on to train.py, such as --lr 0.001 --n-layer 6"
+COMMANDS = {  # command: (its function, its options, its help)
+    "prepare": (do_prepare, PrepareOptions, "write the data of all arms and the exercises"),
+    "pretrain": (do_pretrain, PretrainOptions, "pretrain a model on the texts of an arm" + PASSED_ON),
+    "finetune": (do_finetune, FinetuneOptions, "fine-tune a model on the exercises" + PASSED_ON),
+    "evaluate": (do_evaluate, EvaluateOptions, "sample completions and score them"),
+    "report": (do_report, ReportOptions, "tables, comparisons and figure of what has been run"),
+}
+PLANNED = ("data", "out", "resume", "recipe", "init", "seed")  # flags of train.py that the plan sets
+
+
+def passed_on(words: list[str]) -> tuple[str, ...]:
+    """Flags of train.py, checked as train.py checks them. Raises UserError for those that the plan sets."""
+    given = vars(make_parser(train.Options).parse_args(words))
+    for name in PLANNED:
+        if name in given:
+            raise run.UserError(f"{flag(name)}: is set by the plan of the study")
+    return tuple(to_argv(train.Options, given))
 
 
 def parse(argv=None):
-    """The arguments. A flag that would not be read is an error."""
-    p = parser()
-    args = p.parse_args(argv)
-    if args.command in ("pretrain", "finetune") and args.all:
-        defaults = p.parse_args([args.command])
-        for name in ("arm", "size", "seed", "init", "name"):  # of one run
-            if getattr(args, name, None) != getattr(defaults, name, None):
-                p.error(f"--{name}: is read only without --all, which runs every setting of the study")
-    if args.command == "report" and args.seeds and not args.list:
-        p.error("--seeds: is read only with --list; the report takes every run that it finds")
-    return args
+    """(the function of the command, its options). A flag that would not be read is an error."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (_, cls, text) in COMMANDS.items():
+        add_options(commands.add_parser(name, help=text, description=text), cls, cls())
+    given, others = parser.parse_known_args(argv)
+    given = vars(given)
+    command = given.pop("command")
+    function, cls, _ = COMMANDS[command]
+    try:
+        options = cls(**given)
+        options.check()
+        if others and not issubclass(cls, PretrainOptions):
+            raise run.UserError(f"unrecognized arguments: {short(' '.join(others))}")
+        options.more = passed_on(others)
+    except run.UserError as error:
+        commands.choices[command].error(str(error))
+    return function, options
 
 
 def main(argv=None):
-    args = parse(argv)
-    return args.function(args)
+    function, options = parse(argv)
+    return function(options)
 
 
 if __name__ == "__main__":

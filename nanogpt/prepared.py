@@ -69,27 +69,47 @@ def load(folder: str | Path, limit: int | None = None, tokenizer=None) -> tuple:
     return tokenizer or own, *parts, digest.hexdigest()
 
 
-def read_exercises(file: Path, content: bytes | None = None) -> list[dict]:
-    """The exercises of a .jsonl file: dicts with the texts "prompt" and "completion". Raises UserError, with the line
-    number of the first one that is none."""
+def read_json_lines(file: Path, parse, what: str, content: bytes | None = None) -> list:
+    """[parse(value), ...] of the JSON values in a file, one per line. Raises UserError, with the number of the first
+    line that `parse` refuses because it is not `what`.
+
+    A line ends at the newline alone: JSON may hold U+2028, at which str.splitlines() would cut. Blank lines count, but
+    hold nothing. content: of the file, if it has been read already.
+    """
+    place = run.display_path(file)
     try:
-        content = file.read_bytes() if content is None else content
-        lines = [line for line in content.decode("utf-8").splitlines() if line.strip()]
+        if file.exists() and not file.is_file():  # a FIFO would wait for ever
+            raise OSError(0, "not a regular file")
+        text = (file.read_bytes() if content is None else content).decode("utf-8-sig")
     except OSError as error:
-        raise UserError(f"{run.display_path(file)}: cannot be read ({error.strerror})") from error
+        raise UserError(f"{place}: cannot be read ({error.strerror})") from error
     except ValueError as error:
-        raise UserError(f"{run.display_path(file)}: is not in UTF-8 ({error})") from error
-    exercises = []
-    for number, line in enumerate(lines, 1):
+        raise UserError(f"{place}: is not in UTF-8 ({error})") from error
+    values = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
         try:
-            exercise = json.loads(line)
-            if not all(isinstance(exercise[key], str) and exercise[key] for key in ("prompt", "completion")):
-                raise ValueError
-            (exercise["prompt"] + exercise["completion"]).encode()
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            what = "no exercise, a JSON object with the texts prompt and completion"
-            raise UserError(f"{run.display_path(file)}, line {number}: is {what}") from error
-        exercises.append(exercise)
+            values.append(parse(json.loads(line)))
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise UserError(f"{place}, line {number}: is not {what}") from error
+    return values
+
+
+def parse_exercise(value: dict) -> dict:
+    """An exercise, with texts that are not empty and can be encoded. Raises ValueError, KeyError or TypeError."""
+    exercise = {name: value[name] for name in ("prompt", "completion")}
+    for text in exercise.values():
+        if not isinstance(text, str) or not text:
+            raise TypeError
+        text.encode()
+    return exercise
+
+
+def read_exercises(file: Path, content: bytes | None = None) -> list[dict]:
+    """The exercises of a .jsonl file: dicts with the texts "prompt" and "completion". Raises UserError."""
+    what = "an exercise, a JSON object with the texts prompt and completion"
+    exercises = read_json_lines(file, parse_exercise, what, content)
     if not exercises:
         raise UserError(f"{run.display_path(file)}: holds no exercise")
     return exercises

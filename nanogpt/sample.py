@@ -7,13 +7,14 @@ python nanogpt/sample.py phi1 --prompt "def add(a, b):"            # textbooks/R
 python nanogpt/sample.py gpt2 --prompt "What is the answer to life?" --top-p 0.95  # OpenAI's weights, downloaded
 """
 
-import argparse
 import sys
 import time
+from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
 from common import run
+from common.options import option
 
 import torch
 from torch import nn
@@ -31,18 +32,28 @@ HUGGING_FACE = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
 NAMES = ", ".join([*COMMITTED, *HUGGING_FACE])
 
 
-def add_flags(parser):
-    """Add the arguments that name the model, for `open_model`."""
-    text = f"a run folder, a checkpoint, or one of {NAMES} (default: the newest finished run, else cpu)"
-    parser.add_argument("model", nargs="?", type=run.path_arg, metavar="RUN|NAME", help=text)
-    parser.add_argument("--out_dir", type=run.path_arg, metavar="RUN", help="the same")
+MODEL_HELP = f"a run folder, a checkpoint, or one of {NAMES} (default: the newest finished run, else cpu)"
+
+
+@dataclass(kw_only=True)
+class ModelOptions(run.ScriptOptions):
+    """The options that name a model, for `open_model`."""
+
+    model: str | None = option(None, MODEL_HELP, type=run.path_arg, metavar="RUN|NAME", positional=True, nargs="?")
+    out_dir: str | None = option(None, "the same", type=run.path_arg, metavar="RUN", names=["--out_dir"])
+    data_dir: str | None = run.data_dir_option()
+    out: str | None = option(
+        None, "where the output goes (default: the run folder, else the current one)", type=run.path_arg, metavar="DIR"
+    )
+
+    def check(self):
+        if self.model and self.out_dir:
+            raise run.UserError(f"name one model: {self.model} or --out_dir {self.out_dir}")
 
 
 def open_model(args) -> tuple[nn.Module, Characters | Words | BytePairs, Path]:
-    """(model, tokenizer, folder for generated texts) of the model that `args` name: the flags of `add_flags`,
-    --data-dir and --out. Raises UserError."""
-    if args.model and args.out_dir:
-        raise run.UserError(f"name one model: {args.model} or --out_dir {args.out_dir}")
+    """(model, tokenizer, folder for generated texts) of the model that `args`, ModelOptions, name.
+    Raises UserError."""
     name = args.model or args.out_dir
     if name is None:
         name = str(run.newest_run(FOLDER.name) or "cpu")
@@ -83,37 +94,31 @@ def read_prompt(tokenizer, prompt: str | None = None, file: str | None = None) -
     return ids
 
 
-def probability(text: str) -> float:
-    """An argparse type: a number above 0 and at most 1."""
-    value = run.positive_float(text)
-    if value > 1:
-        raise argparse.ArgumentTypeError(f"{text} is above the maximum, 1")
-    return value
+@dataclass(kw_only=True)
+class Options(ModelOptions):
+    prompt: str | None = option(None, "the beginning of the text (default: the end of a line)", metavar="TEXT")
+    prompt_file: str | None = option(None, "the same from a file", type=run.path_arg, metavar="FILE")
+    length: int = option(500, "tokens", above=0)
+    samples: int = option(1, "texts", above=0)
+    temperature: float = option(0.8, "0: always the most likely token; 1: the model's own distribution", at_least=0)
+    top_k: int | None = option(None, "sample from the N most likely tokens only", above=0)
+    top_p: float | None = option(
+        None, "sample from the most likely tokens whose probabilities add up to X", above=0, at_most=1
+    )
+    repetition_penalty: float = option(1.0, "above 1: tokens that have occurred become less likely", above=0)
+    stop: str | None = option(None, "end before the first occurrence of TEXT", metavar="TEXT")
+    seed: int = option(0, "of the random choices", at_least=0)
+    device: str = run.device_option()
+    threads: int | str = run.threads_option()
 
-
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_flags(p)
-    prompts = p.add_mutually_exclusive_group()
-    prompts.add_argument("--prompt", metavar="TEXT", help="the beginning of the text (default: the end of a line)")
-    prompts.add_argument("--prompt-file", metavar="FILE", help="the same from a file")
-    p.add_argument("--length", type=run.positive_int, default=500, metavar="N", help="tokens (default: %(default)s)")
-    p.add_argument("--samples", type=run.positive_int, default=1, metavar="N", help="texts (default: %(default)s)")
-    temperature = "0: always the most likely token; 1: the model's own distribution (default: %(default)s)"
-    p.add_argument("--temperature", type=run.nonnegative_float, default=0.8, metavar="X", help=temperature)
-    p.add_argument("--top-k", type=run.positive_int, metavar="N", help="sample from the N most likely tokens only")
-    top_p = "sample from the most likely tokens whose probabilities add up to X"
-    p.add_argument("--top-p", type=probability, metavar="X", help=top_p)
-    penalty = "above 1: tokens that have occurred become less likely (default: %(default)s)"
-    p.add_argument("--repetition-penalty", type=run.positive_float, default=1.0, metavar="X", help=penalty)
-    p.add_argument("--stop", metavar="TEXT", help="end before the first occurrence of TEXT")
-    where = "where generated_nanogpt.txt goes (default: the run folder, else the current one)"
-    run.add_flags(p, "data_dir", "device", "threads", out=dict(help=where), seed=dict(help="of the random choices"))
-    return p
+    def check(self):
+        super().check()
+        if self.prompt is not None and self.prompt_file is not None:
+            raise run.UserError("--prompt-file: not allowed with --prompt")
 
 
 def main(argv=None):
-    args = parser().parse_args(argv)
+    args = run.parse_options(__file__, Options, argv)
     run.set_threads(args.threads, AUTO_THREADS)
     device = run.pick_device(args.device)
     model, tokenizer, folder = open_model(args)
@@ -133,11 +138,12 @@ def main(argv=None):
         generator = torch.Generator(device).manual_seed(run.seed_at(args.seed, sample))
         ids = generate(model, idx, args.length, *limits, args.repetition_penalty, generator=generator)
         ids = takewhile(lambda i: i != end, ids)  # where a document ends, the next one would begin
-        texts.append(tokenizer.decode(prompt))
-        print(texts[-1], end="", flush=True)
+        pieces = [tokenizer.decode(prompt)]
+        print(pieces[0], end="", flush=True)
         for piece in stream(tokenizer, prompt, counted(ids), args.stop):
-            texts[-1] += piece
+            pieces.append(piece)
             print(piece, end="", flush=True)
+        texts.append("".join(pieces))
         print("\n" + "-" * 40)
     file = folder / "generated_nanogpt.txt"
     run.write(file, f"\n{'-' * 40}\n".join(texts) + "\n")

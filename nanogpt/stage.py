@@ -6,11 +6,13 @@
 The networks are written as plainly as possible, and so is the training loop, `fit`. train.py has the rest.
 """
 
-import argparse
 import math
 import re
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from common import run
+from common.options import option
 
 import torch
 import torch.nn.functional as F
@@ -19,33 +21,86 @@ from tqdm import tqdm
 
 import data
 from baselines import Bigram, BigramConfig
+from data import DATA_HELP, TOKENS, dataset_arg
 from generate import generate
 
 CURVE_TOKENS, FINAL_TOKENS = 10_000, 100_000  # tokens of a part for a point of the curve, and for the final loss
-MISTAKES = ("no mask", "mask after the softmax", "softmax over the wrong dimension", "scores not divided by sqrt(d)",
-            "no positions", "head tied to embeddings with std 1", "targets not shifted")  # fmt: skip
-NETWORK = dict(kind="network", block_size=64, width=64, n_layer=1, n_head=0, mlp=False, residual=False, norm=False,
-               mistake=None)  # fmt: skip
-DEEP = NETWORK | dict(n_layer=4, n_head=4, mlp=True)
-FULL = DEEP | dict(residual=True, norm=True)
-BIGRAM = dict(kind="bigram", block_size=64)
-# lr: the best of those tried on the validation text. The networks are too small to gain from a GPU or from bfloat16.
-PLAIN = dict(iters=600, bs=12, lr=1e-2, count=False, device="cpu", precision="fp32")
+MISTAKES_OF_ATTENTION = (
+    "no mask",
+    "mask after the softmax",
+    "softmax over the wrong dimension",
+    "scores not divided by sqrt(d)",
+)
+MISTAKES = (*MISTAKES_OF_ATTENTION, "no positions", "head tied to embeddings with std 1", "targets not shifted")
+SIZE = 2**17  # above any width, length or number of layers that a machine could hold
+RECIPE_NAMES = [
+    "bigram, counted",
+    "bigram",
+    "averaging",
+    "one head",
+    "four heads",
+    "and an MLP",
+    "four layers of it",
+    "with residuals",
+    "and layer normalization",
+    "residuals, three times the rate",
+    "normalization, three times the rate",
+    "none",
+    *MISTAKES,
+]
+
+
+@dataclass(kw_only=True)
+class Options(run.RunOptions):
+    data: str = option("wikitext2", DATA_HELP, type=dataset_arg, metavar="NAME|PATH")
+    data_dir: str | None = run.data_dir_option()
+    limit: int | None = option(None, "only the first N tokens of each part, for a quick look", above=0)
+    recipe: str = option("and layer normalization", "the stage", choices=RECIPE_NAMES, metavar="NAME")
+    tokens: str = option("char", "what a token is", choices=TOKENS)
+    iters: int = option(600, "training steps", above=0)
+    bs: int = option(12, "batch size: sequences of one step", above=0)
+    lr: float = option(1e-2, "peak learning rate; the best of those tried on the validation text", above=0)
+    kind: str = option("network", "the network", choices=["network", "bigram"])
+    block_size: int = option(64, "the longest sequence, in tokens", above=0, at_most=SIZE)
+    count: bool = option(False, "count pairs of tokens, without training", only="bigram")
+    width: int = option(64, "width of the embeddings", above=0, at_most=SIZE, only="network")
+    n_layer: int = option(1, "blocks", above=0, at_most=SIZE, only="network")
+    n_head: int = option(0, "heads of attention; 0: averaging", at_least=0, at_most=SIZE, only="network")
+    mlp: bool = option(False, "an MLP after the attention", only="network")
+    residual: bool = option(False, "residual connections", only="network")
+    norm: bool = option(False, "layer normalization", only="network")
+    mistake: str | None = option(None, "a classic mistake", choices=MISTAKES, metavar="NAME", only="network")
+
+    variant: ClassVar[str] = "kind"
+
+    def check(self):
+        if self.kind == "network" and self.n_head and self.width % self.n_head:
+            raise run.UserError(f"--n-head {self.n_head}: does not divide the width {self.width}")
+        if self.mistake in MISTAKES_OF_ATTENTION and not self.n_head:
+            raise run.UserError(f"--mistake {self.mistake!r}: needs attention, --n-head above 0")
+
+
+PLAIN = Options()
+BIGRAM = Options(kind="bigram")
+DEEP = replace(PLAIN, n_layer=4, n_head=4, mlp=True)
+RESIDUAL = replace(DEEP, residual=True)
+FULL = replace(RESIDUAL, norm=True)
+WITHOUT_MISTAKE = replace(FULL, iters=500)
 RECIPES = {  # named as in the committed records
-    "bigram, counted": PLAIN | dict(count=True, model=BIGRAM),
-    "bigram": PLAIN | dict(lr=0.3, model=BIGRAM),  # a batch has few examples for each row of its table
-    "averaging": PLAIN | dict(model=NETWORK),
-    "one head": PLAIN | dict(model=NETWORK | dict(n_head=1)),
-    "four heads": PLAIN | dict(model=NETWORK | dict(n_head=4)),
-    "and an MLP": PLAIN | dict(model=NETWORK | dict(n_head=4, mlp=True)),
-    "four layers of it": PLAIN | dict(model=DEEP),
-    "with residuals": PLAIN | dict(model=DEEP | dict(residual=True)),
-    "and layer normalization": PLAIN | dict(model=FULL),
-    "residuals, three times the rate": PLAIN | dict(lr=3e-2, model=DEEP | dict(residual=True)),
-    "normalization, three times the rate": PLAIN | dict(lr=3e-2, model=FULL),
-    "none": PLAIN | dict(iters=500, model=FULL),
+    "bigram, counted": replace(BIGRAM, count=True),
+    "bigram": replace(BIGRAM, lr=0.3),  # a batch has few examples for each row of its table
+    "averaging": PLAIN,
+    "one head": replace(PLAIN, n_head=1),
+    "four heads": replace(PLAIN, n_head=4),
+    "and an MLP": replace(PLAIN, n_head=4, mlp=True),
+    "four layers of it": DEEP,
+    "with residuals": RESIDUAL,
+    "and layer normalization": FULL,
+    "residuals, three times the rate": replace(RESIDUAL, lr=3e-2),
+    "normalization, three times the rate": replace(FULL, lr=3e-2),
+    "none": WITHOUT_MISTAKE,
 }
-RECIPES |= {mistake: PLAIN | dict(iters=500, model=FULL | dict(mistake=mistake)) for mistake in MISTAKES}
+RECIPES |= {mistake: replace(WITHOUT_MISTAKE, mistake=mistake) for mistake in MISTAKES}
 
 
 # ------------------------------------------------------------------------------------------------------------ networks
@@ -125,13 +180,22 @@ class Network(nn.Module):
         return self.head(self.norm(self.blocks(x)))  # (B, T, C) -> (B, T, V)
 
 
-def build(recipe: str | dict, vocab_size: int) -> nn.Module:
-    """A new network of a recipe, given by its name or by its dict `model`."""
-    config = RECIPES[recipe]["model"] if isinstance(recipe, str) else recipe
-    values = {name: value for name, value in config.items() if name != "kind"}
-    if config["kind"] == "bigram":
-        return Bigram(BigramConfig(vocab_size, **values))
-    return Network(vocab_size, **values)
+def build(recipe: str | Options, vocab_size: int) -> nn.Module:
+    """A new network of a recipe, given by its name, or of other options."""
+    options = RECIPES[recipe] if isinstance(recipe, str) else recipe
+    if options.kind == "bigram":
+        return Bigram(BigramConfig(vocab_size, options.block_size))
+    return Network(
+        vocab_size,
+        options.block_size,
+        options.width,
+        options.n_layer,
+        options.n_head,
+        options.mistake,
+        mlp=options.mlp,
+        residual=options.residual,
+        norm=options.norm,
+    )
 
 
 # ---------------------------------------------------------------------------------------------- training and measuring
@@ -209,33 +273,14 @@ def file_name(recipe: str) -> str:
     return "-".join(re.findall(r"\w+", recipe))
 
 
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    run.add_flags(p, recipe=dict(choices=list(RECIPES), metavar="NAME", default="and layer normalization"))
-    run.add_flags(p, "set", "data_dir", "out", "resume",
-                  data=dict(type=data.dataset_arg, default="wikitext2", help=data.DATA_HELP))  # fmt: skip
-    p.add_argument("--tokens", choices=data.TOKENS, default="char", help="(default: %(default)s)")
-    limit = dict(help="only the first N tokens of each part, for a quick look")
-    run.add_flags(p, "iters", "bs", "lr", "seed", limit=limit)
-    p.epilog = "recipes: " + "; ".join(RECIPES)
-    return p
+def recipe(given: dict) -> Options:
+    """The recipe that the flags `given` name."""
+    name = given.get("recipe", "and layer normalization")
+    return replace(RECIPES[name], recipe=name)
 
 
-def check(args):
-    """Raise UserError if a value of the recipe makes no sense."""
-    if args.model.get("mistake") not in (None, *MISTAKES):
-        raise run.UserError(f"--set model.mistake={args.model['mistake']}: must be one of {'; '.join(MISTAKES)}")
-    n_head = args.model.get("n_head", 0)
-    if any(value < 1 for name, value in args.model.items() if name in ("block_size", "width", "n_layer")) or n_head < 0:
-        raise run.UserError(f"--set model...: {args.model} describes no network")
-    if n_head and args.model["width"] % n_head:
-        raise run.UserError(f"--set model.n_head={n_head}: does not divide the width {args.model['width']}")
-    if (args.device, args.precision) != ("cpu", "fp32"):
-        raise run.UserError("--set device, precision: the stages are trained on a CPU in fp32")
-
-
-def parse(argv=None):
-    return run.parse(__file__, parser(), argv, lambda args: RECIPES[args.recipe], check)
+def parse(argv=None) -> Options:
+    return run.parse_options(__file__, Options, argv, recipe)
 
 
 def main(argv=None):
@@ -246,7 +291,7 @@ def main(argv=None):
     args.data = text.name if args.data == "auto" else args.data
     data.check_batch_size(args.bs, text)
     with run.Run(args, __file__, f"{text.name}-{file_name(args.recipe)}", auto_threads=1) as r:
-        net, V = build(args.model, text.tokenizer.vocab_size), text.tokenizer.vocab_size
+        net, V = build(args, text.tokenizer.vocab_size), text.tokenizer.vocab_size
         parameters = sum(p.numel() for p in net.parameters())
         initial_loss = evaluate(net, text.val[: net.block_size * args.bs])
         r.note(f"{args.recipe}: {parameters:,} parameters, on {len(text.train):,} tokens of {text.name}; first loss "

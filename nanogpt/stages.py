@@ -9,11 +9,12 @@ Given again, the same command continues where it stopped. Under --out: a run fol
 every study STUDY.json, STUDY.png, and STUDY-samples.txt with the texts that the models of seed 0 generate.
 """
 
-import argparse
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 from common import run, study
+from common.options import option
 
 import matplotlib
 import numpy as np
@@ -21,6 +22,7 @@ from matplotlib.figure import Figure
 
 import data
 import stage
+from data import DATA_HELP, TOKENS, dataset_arg
 
 MISTAKES = ["none", *stage.MISTAKES]
 STUDIES = {"stages": [name for name in stage.RECIPES if name not in MISTAKES], "mistakes": MISTAKES}
@@ -33,13 +35,15 @@ def folder_of(out, name, seed):
 def jobs_of(args, out):
     """The runs of the studies, seed by seed: a study that is stopped early has all stages with fewer seeds."""
     dataset = args.data if args.list else data.choose(args.data, run.data_dir(args.data_dir))
-    values = {name: getattr(args, name) for name in ("tokens", "limit", "iters") if getattr(args, name) is not None}
-    where, jobs = ["--data-dir", args.data_dir] if args.data_dir else [], []
+    changes = {name: getattr(args, name) for name in ("tokens", "limit", "iters") if getattr(args, name) is not None}
+    where = ["--data-dir", args.data_dir] if args.data_dir else []
+    jobs = []
     for seed in range(args.seeds):
-        for name in [name for chosen in args.study for name in STUDIES[chosen]]:
-            argv = run.to_argv(stage.parser(), dict(recipe=name, data=dataset, seed=seed) | values)
-            cost = 1 + stage.RECIPES[name]["model"].get("n_layer", 1)
-            jobs.append(study.Job(folder_of(out, name, seed), argv + where, cost))
+        for chosen in args.study:
+            for name in STUDIES[chosen]:
+                argv = study.argv_of(stage, {"recipe": name, "data": dataset, "seed": seed} | changes)
+                cost = 1 + stage.RECIPES[name].n_layer
+                jobs.append(study.Job(folder_of(out, name, seed), argv + where, cost))
     return jobs
 
 
@@ -79,19 +83,19 @@ def draw(rows, path):
     run.write_figure(path, figure)
 
 
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    study.add_flags(p, STUDIES)
-    p.add_argument("--tokens", choices=data.TOKENS, help="what a token is (default: char)")
-    run.add_flags(p, "data_dir", data=dict(type=data.dataset_arg, default="wikitext2", help=data.DATA_HELP),
-                  out=dict(default=str(run.ROOT / "out" / "nanogpt" / "stages"), help="folder of the studies"),
-                  limit=dict(help="only the first N tokens of each part, for a quick look"),
-                  iters=dict(help="training steps (default: 600 for a stage, 500 for a mistake)"))  # fmt: skip
-    return p
+@dataclass(kw_only=True)
+class Options(study.StudyOptions):
+    study: tuple[str, ...] = study.study_option(STUDIES)
+    data: str = option("wikitext2", DATA_HELP, type=dataset_arg, metavar="NAME|PATH")
+    data_dir: str | None = run.data_dir_option()
+    out: str = option(str(run.ROOT / "out/nanogpt/stages"), "folder of the studies", type=run.path_arg, metavar="DIR")
+    tokens: str | None = option(None, "what a token is (default: char)", choices=TOKENS)
+    limit: int | None = option(None, "only the first N tokens of each part, for a quick look", above=0)
+    iters: int | None = option(None, "training steps (default: 600 for a stage, 500 for a mistake)", above=0)
 
 
 def main(argv=None):
-    args = parser().parse_args(argv)
+    args = run.parse_options(__file__, Options, argv)
     out = Path(args.out)
     if not study.run_jobs(stage, jobs_of(args, out), args):
         return

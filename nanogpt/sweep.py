@@ -10,16 +10,18 @@ Given again, the same command continues where it stopped. --jobs 1 gives each ru
 Under --out: a run folder for every setting and seed, results.txt, and for every study STUDY.json and STUDY.png.
 """
 
-import argparse
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common import run, study
+from common.options import option
 
 import numpy as np
 from matplotlib.figure import Figure
 
 import data
 import train
+from data import DATA_HELP, dataset_arg
 
 STUDIES = {  # study: {setting: arguments of train.py}
     "clock": {name: dict(recipe=name) for name in ("cpu", "fast", "best")},
@@ -27,12 +29,12 @@ STUDIES = {  # study: {setting: arguments of train.py}
     "options": {
         "GPT-2, AdamW": dict(recipe="muon", muon=0.0, beta2=0.99, weight_decay=0.1, clip=1.0),
         "GPT-2, Muon": dict(recipe="muon"),
-        "+ rotary positions": dict(recipe="muon", model=dict(rotary=True)),
-        "+ RMSNorm": dict(recipe="muon", model=dict(norm="rms")),
-        "+ squared ReLU": dict(recipe="muon", model=dict(mlp="relu2")),
-        "+ SwiGLU": dict(recipe="muon", model=dict(mlp="swiglu")),
-        "+ QK-norm": dict(recipe="muon", model=dict(qk_norm=True)),
-        "+ rotary, QK-norm, squared ReLU": dict(recipe="muon", model=dict(rotary=True, qk_norm=True, mlp="relu2")),
+        "+ rotary positions": dict(recipe="muon", rotary=True),
+        "+ RMSNorm": dict(recipe="muon", norm="rms"),
+        "+ squared ReLU": dict(recipe="muon", mlp="relu2"),
+        "+ SwiGLU": dict(recipe="muon", mlp="swiglu"),
+        "+ QK-norm": dict(recipe="muon", qk_norm=True),
+        "+ rotary, QK-norm, squared ReLU": dict(recipe="muon", rotary=True, qk_norm=True, mlp="relu2"),
     },
     "words": {name: dict(recipe=name) for name in ("word-bigram", "word-mlp", "word-gpt")},
 }
@@ -46,14 +48,15 @@ def jobs_of(args, out):
     """The runs of the studies, seed by seed: a sweep that is stopped early has all settings with fewer seeds."""
     dataset = args.data if args.list else data.choose(args.data, run.data_dir(args.data_dir))
     changes = {name: getattr(args, name) for name in ("limit", "iters") if getattr(args, name) is not None}
-    where, jobs = ["--data-dir", args.data_dir] if args.data_dir else [], []
+    where = ["--data-dir", args.data_dir] if args.data_dir else []
+    jobs = []
     for seed in range(args.seeds):
         for name in args.study:
             for setting, values in STUDIES[name].items():
-                argv = run.to_argv(train.parser(), values | dict(data=dataset, seed=seed) | changes) + where
-                recipe = train.RECIPES[values["recipe"]] | changes
-                cost = recipe["iters"] * recipe["bs"] * recipe["model"]["block_size"]  # tokens
-                jobs.append(study.Job(folder_of(out, name, setting, seed), argv, cost))
+                argv = study.argv_of(train, values | {"data": dataset, "seed": seed} | changes)
+                options = replace(train.RECIPES[values["recipe"]], **changes)
+                tokens = options.iters * options.bs * options.block_size
+                jobs.append(study.Job(folder_of(out, name, setting, seed), argv + where, cost=tokens))
     return jobs
 
 
@@ -93,18 +96,18 @@ def draw(name, rows, path):
     run.write_figure(path, figure)
 
 
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    study.add_flags(p, STUDIES)
-    run.add_flags(p, "data_dir", data=dict(type=data.dataset_arg, default="auto", help=data.DATA_HELP),
-                  out=dict(default=str(run.ROOT / "out" / "nanogpt" / "sweep"), help="folder of the study"),
-                  limit=dict(help="only the first N tokens of each part, for a quick look"),
-                  iters=dict(help="instead of each setting's own, for a quick look"))  # fmt: skip
-    return p
+@dataclass(kw_only=True)
+class Options(study.StudyOptions):
+    study: tuple[str, ...] = study.study_option(STUDIES)
+    data: str = option("auto", DATA_HELP, type=dataset_arg, metavar="NAME|PATH")
+    data_dir: str | None = run.data_dir_option()
+    out: str = option(str(run.ROOT / "out/nanogpt/sweep"), "folder of the study", type=run.path_arg, metavar="DIR")
+    limit: int | None = option(None, "only the first N tokens of each part, for a quick look", above=0)
+    iters: int | None = option(None, "instead of each setting's own, for a quick look", above=0)
 
 
 def main(argv=None):
-    args = parser().parse_args(argv)
+    args = run.parse_options(__file__, Options, argv)
     out = Path(args.out)
     if not study.run_jobs(train, jobs_of(args, out), args):
         return

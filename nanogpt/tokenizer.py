@@ -1,14 +1,17 @@
 """From text to token ids and back: characters, words, and byte-level byte pairs (GPT-2's, or trained on your text).
 
-Every tokenizer has `encode(text) -> list of int`, `decode(ids) -> str`, `vocab_size`, `missing(text)` (the tokens of a
-text that are not in the vocabulary), and `state()`, a dict of plain strings, lists and numbers for a checkpoint, from
-which `tokenizer_from` makes the tokenizer again.
+Every tokenizer has `encode(text) -> list of int`, `decode(ids) -> str`, `pieces(ids)` (the text that each token adds,
+for a text that grows), `vocab_size`, `missing(text)` (the tokens of a text that are not in the vocabulary), and
+`state()`, a dict of plain strings, lists and numbers for a checkpoint, from which `tokenizer_from` makes the tokenizer
+again.
 """
 
+import codecs
 import heapq
 import json
-import re
+import unicodedata
 from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from common.run import UserError
@@ -52,7 +55,12 @@ class Characters:
             raise UserError(f"the character {error.args[0]!r} is not in the vocabulary") from error
 
     def decode(self, ids: list[int]) -> str:
-        return "".join(self.vocabulary[i] for i in ids)
+        return "".join(self.pieces(ids))
+
+    def pieces(self, ids: Iterable[int]) -> Iterator[str]:
+        """Yield the text that each token adds."""
+        for i in ids:
+            yield self.vocabulary[i]
 
     def state(self) -> dict:
         return {"kind": "char", "vocabulary": self.vocabulary}
@@ -61,13 +69,15 @@ class Characters:
 class Words:
     """One token per word; words that are not in the vocabulary become <unk>.
 
-    `split` defines a word. "prose": a run of letters and digits (with apostrophes and hyphens inside), any other sign,
-    or the end of a line; spaces are not kept. "spaces": the text between two spaces, and <eos> at the end of every
-    line, as in WikiText, which comes tokenized.
+    `split` defines a word. "prose": a run of letters with their marks and of digits (with apostrophes, hyphens and
+    joiners inside), any other sign with its marks, such as an emoji of several code points, or the end of a line;
+    spaces are not kept, and equal characters are one (NFC). "spaces": the text between two spaces, and <eos> at the end
+    of every line, as in WikiText, which comes tokenized.
     """
 
-    PROSE = re.compile(r"\n|\w+(?:['’-]\w+)*|[^\w\s]")
-    CLOSING, OPENING = frozenset(".,;:!?)]}'’…"), frozenset("([{$#@")
+    LETTERS = r"[\p{L}\p{M}\p{N}_]+"
+    PROSE = regex.compile(rf"\n|{LETTERS}(?:['’\u200c\u200d-]{LETTERS})*|(?=\S)\X")
+    CLOSING, OPENING = frozenset(".,;:!?)]}'’…।॥،؛؟。，、！？：；"), frozenset("([{$#@")
 
     def __init__(self, vocabulary: list[str], split: str = "prose"):
         check_size(vocabulary, "word")
@@ -85,7 +95,7 @@ class Words:
     @classmethod
     def words(cls, text: str, split: str) -> list[str]:
         if split == "prose":
-            return cls.PROSE.findall(text)
+            return cls.PROSE.findall(unicodedata.normalize("NFC", text))
         return text.replace("\n", f" {END_OF_LINE} ").split()
 
     def missing(self, text: str) -> list[str]:
@@ -97,16 +107,20 @@ class Words:
 
     def decode(self, ids: list[int]) -> str:
         """The text, with spaces as in prose."""
-        words = [self.vocabulary[i] for i in ids]
-        if self.split == "spaces":
-            return "".join("\n" if word == END_OF_LINE else f" {word}" for word in words)
-        pieces, before = [], "\n"
-        for word in words:
-            if before not in self.OPENING and before != "\n" and word not in self.CLOSING and word != "\n":
-                pieces.append(" ")
-            pieces.append(word)
+        return "".join(self.pieces(ids))
+
+    def pieces(self, ids: Iterable[int]) -> Iterator[str]:
+        """Yield the text that each token adds: the word, with the space before it."""
+        before = "\n"
+        for i in ids:
+            word = self.vocabulary[i]
+            if self.split == "spaces":
+                yield "\n" if word == END_OF_LINE else f" {word}"
+                continue
+            attached = before in self.OPENING or word in self.CLOSING
+            at_line_end = before == "\n" or word == "\n"
+            yield word if attached or at_line_end else f" {word}"
             before = word
-        return "".join(pieces)
 
     def state(self) -> dict:
         return {"kind": "word", "split": self.split, "vocabulary": self.vocabulary}
@@ -219,14 +233,37 @@ class BytePairs:
         return []
 
     def encode_word(self, word: str) -> list[int]:
-        """The ids of one word: merge the pair of the lowest rank, again and again."""
+        """The ids of one word: merge the pair of the lowest rank, the first of them, again and again.
+
+        A heap has the pairs with a rank, so that a long word, such as a line of equal signs, takes n log n steps.
+        """
         tokens = self.printable(word)
-        while len(tokens) > 1:
-            first = min(zip(tokens, tokens[1:]), key=lambda pair: self.rank.get(pair, len(self.rank)))
-            if first not in self.rank:
-                break
-            tokens = merge(tokens, first)
-        return [self.vocabulary[token] for token in tokens]
+        after = list(range(1, len(tokens) + 1))  # the place of the next token, of the one before; None: merged away
+        before = list(range(-1, len(tokens) - 1))
+        heap = []
+
+        def push(left):
+            right = after[left]
+            if right < len(tokens) and (tokens[left], tokens[right]) in self.rank:
+                pair = tokens[left], tokens[right]
+                heapq.heappush(heap, (self.rank[pair], left, pair))
+
+        for place in range(len(tokens)):
+            push(place)
+        while heap:
+            _, left, pair = heapq.heappop(heap)
+            right = after[left] if tokens[left] is not None else len(tokens)
+            if right == len(tokens) or (tokens[left], tokens[right]) != pair:
+                continue  # one of the two has been merged since
+            tokens[left] = "".join(pair)
+            tokens[right] = None
+            after[left] = after[right]
+            if after[left] < len(tokens):
+                before[after[left]] = left
+            if before[left] >= 0:
+                push(before[left])
+            push(left)
+        return [self.vocabulary[token] for token in tokens if token is not None]
 
     def encode(self, text: str) -> list[int]:
         if len(self.cache) > 2**20:  # the number of different words on the web is unlimited
@@ -240,8 +277,16 @@ class BytePairs:
 
     def decode(self, ids: list[int]) -> str:
         """The text. Bytes of an incomplete character become the replacement character, U+FFFD."""
-        text = "".join(self.token[i] for i in ids)
-        return b"".join(bytes([self.BYTE[c]]) if c in self.BYTE else c.encode() for c in text).decode(errors="replace")
+        return "".join(self.pieces(ids))
+
+    def pieces(self, ids: Iterable[int]) -> Iterator[str]:
+        """Yield the text that each token adds. Bytes of a character are held back until it is complete; a last piece
+        has U+FFFD for what never is."""
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        for i in ids:
+            characters = self.token[i]
+            yield decoder.decode(b"".join(bytes([self.BYTE[c]]) if c in self.BYTE else c.encode() for c in characters))
+        yield decoder.decode(b"", final=True)
 
     def state(self) -> dict:
         tokens = sorted(self.vocabulary, key=self.vocabulary.get)

@@ -14,76 +14,147 @@ best.pt is the checkpoint with the lowest loss there. --bs is the number of sequ
 processes. The recipe sets every hyper-parameter; flags override it.
 """
 
-import argparse
 import math
 import textwrap
 import time
 from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from common import ddp, run
+from common.options import option
 
 import torch
 from tqdm import tqdm
 
 import data
 from checkpoint import (
+    INIT_HELP,
+    KINDS,
     build,
     config_of,
     count_parameters,
     init_arg,
     init_recipe,
     load_init,
+    model_config,
     parse_config,
     save_weights,
 )
+from data import DATA_HELP, TOKENS, dataset_arg
 from diagnostics import check_start, draw_layers, gradient_norms, update_ratios
 from generate import generate
+from model import MLPS, NORMS
 from optim import lr_factor, make_optimizers
 from validation import estimate, eval_tokens, evaluate, loss_of, perplexity
 
-GPT = dict(kind="gpt", block_size=64, n_layer=4, n_head=4, n_embd=128, dropout=0.0, bias=False, tied=True,
-           rotary=False, norm="layer", mlp="gelu", qk_norm=False)  # fmt: skip
-MODERN = GPT | dict(rotary=True, mlp="relu2", qk_norm=True)
-ADAMW = dict(
-    lr=1e-3,  # the peak learning rate of AdamW
-    muon=0.0,  # the learning rate of Muon, for the matrices of the blocks, in multiples of lr; 0: AdamW for all weights
-    ns_steps=5,  # iterations of Newton-Schulz in Muon
-    beta2=0.99,
-    weight_decay=0.1,
-    clip=1.0,  # the largest norm of the gradients; 0: no clipping
-    warmup=100,  # steps; then the learning rate is constant
-    decay="cosine",  # or "linear", down to final_lr times lr
-    cooldown=1.0,  # in the last `cooldown` of the run
-    final_lr=0.1,
-    micro_batch=None,  # sequences of one forward pass in each process; None: its whole share of the batch
-    evals=10,  # evaluations in a run
-    compile=False,
+RECIPE_NAMES = ["tiny", "cpu", "fast", "muon", "best", "gpu", "gpt2", "phi1", "phi1-finetune", "phi1-large", "phi1-gpu"]
+RECIPE_NAMES += ["phi1-gpu-finetune", "word-bigram", "word-mlp", "word-gpt"]
+SIZE = 2**17  # above any width, length or number of layers that a machine could hold
+
+
+@dataclass(kw_only=True)
+class Options(run.TrainOptions):
+    data: str = option("auto", DATA_HELP, type=dataset_arg, metavar="NAME|PATH")
+    limit: int | None = option(None, "only the first N tokens of each part, for a quick look", above=0)
+    recipe: str = option("cpu", "a named set of hyper-parameters; flags override it", choices=RECIPE_NAMES)
+    tokens: str = option("char", "what a token is", choices=TOKENS)
+    init: str | None = option(None, INIT_HELP, type=init_arg, metavar="RUN|FILE|NAME")
+    overfit: bool = option(False, "the same batch at every step: the loss must go to near 0")
+    iters: int = option(2000, "training steps", above=0)
+    bs: int = option(12, "batch size: sequences of one optimizer step, over all processes", above=0)
+    micro_batch: int | None = option(
+        None, "sequences of one forward pass in each process; none: its whole share of the batch", above=0
+    )
+    lr: float = option(1e-3, "peak learning rate of AdamW", above=0)
+    muon: float = option(
+        0.0, "learning rate of Muon, for the matrices of the blocks, in multiples of --lr; 0: AdamW for all", at_least=0
+    )
+    ns_steps: int = option(5, "iterations of Newton-Schulz in Muon", above=0, at_most=100)
+    beta2: float = option(0.99, "AdamW's average of squared gradients", at_least=0, below=1)
+    weight_decay: float = option(0.1, "weight decay of matrices", at_least=0)
+    clip: float = option(1.0, "largest norm of the gradients; 0: no clipping", at_least=0)
+    warmup: int = option(100, "steps in which the learning rate rises; then it is constant", at_least=0)
+    decay: str = option("cosine", "how the learning rate falls at the end", choices=["cosine", "linear"])
+    cooldown: float = option(1.0, "the last fraction of the run, in which it falls", at_least=0, at_most=1)
+    final_lr: float = option(0.1, "the learning rate at the end, as a fraction of --lr", at_least=0)
+    evals: int = option(10, "evaluations in a run", above=0)
+    compile: bool = option(False, "torch.compile the model")
+    kind: str = option("gpt", "the network", choices=list(KINDS))
+    block_size: int = option(64, "the longest sequence, in tokens", above=0, at_most=SIZE)
+    n_layer: int = option(4, "blocks", above=0, at_most=SIZE, only="gpt")
+    n_head: int = option(4, "heads of attention", above=0, at_most=SIZE, only="gpt")
+    n_embd: int = option(
+        128,
+        "width of the embeddings; 0: a bigram's full table",
+        at_least=0,
+        at_most=SIZE,
+        only=("gpt", "bigram", "wordmlp"),
+    )
+    dropout: float = option(0.0, "dropout", at_least=0, below=1, only="gpt")
+    bias: bool = option(False, "biases in linear layers and layer norms, as GPT-2 has them", only="gpt")
+    tied: bool = option(True, "the head shares its weights with the token embedding", only="gpt")
+    rotary: bool = option(False, "rotary instead of learned positions", only="gpt")
+    norm: str = option("layer", "normalization", choices=NORMS, only="gpt")
+    mlp: str = option("gelu", "activation of the MLP", choices=MLPS, only="gpt")
+    qk_norm: bool = option(False, "layer normalization of queries and keys", only="gpt")
+    context: int = option(4, "words that predict the next one", above=0, at_most=SIZE, only="wordmlp")
+    hidden: int = option(64, "width of the hidden layer", above=0, at_most=SIZE, only="wordmlp")
+    direct: bool = option(False, "connections from the embeddings to the logits", only="wordmlp")
+    name: str = option("", "the model of the Hugging Face hub, which --init sets", only="hub")
+
+    variant: ClassVar[str] = "kind"
+
+    def check(self):
+        ddp.micro_batch_size(self.bs, self.micro_batch)
+        if self.kind == "hub" and not self.name:
+            raise run.UserError("--kind hub: name the model with --init")
+        parse_config(model_config(self, vocab_size=1))
+
+
+CPU = Options()  # nanoGPT's laptop run
+TINY = replace(CPU, iters=60, lr=1e-2, warmup=5, block_size=16, n_layer=1, n_head=2, n_embd=32)  # for tests
+GPU = replace(
+    CPU, iters=5000, bs=64, evals=20, compile=True, block_size=256, n_layer=6, n_head=6, n_embd=384, dropout=0.2
 )
-WORDS = ADAMW | dict(tokens="word", bs=16, lr=3e-3, warmup=50, final_lr=0.0)
-FAST = ADAMW | dict(tokens="char", bs=16, lr=3e-3, muon=5.0, beta2=0.95, weight_decay=0.0, clip=0.0, warmup=10,
-                    decay="linear", cooldown=0.5, final_lr=0.0)  # fmt: skip
-GPU = GPT | dict(block_size=256, n_layer=6, n_head=6, n_embd=384, dropout=0.2)
-GPT2 = GPT | dict(block_size=1024, n_layer=12, n_head=12, n_embd=768)
-GPT2_STEPS = dict(iters=600_000, bs=480, micro_batch=12, lr=6e-4, beta2=0.95, warmup=2000, evals=600)
-PHI1 = MODERN | dict(block_size=256)
-PHI1_GPU = dict(tokens="bpe", bs=240, micro_batch=24, lr=6e-4, beta2=0.95, compile=True, model=GPT2)
-TINY = GPT | dict(block_size=16, n_layer=1, n_head=2, n_embd=32)
+GPT2_SHAPE = replace(CPU, compile=True, beta2=0.95, lr=6e-4, block_size=1024, n_layer=12, n_head=12, n_embd=768)
+GPT2 = replace(GPT2_SHAPE, tokens="gpt2", iters=600_000, bs=480, micro_batch=12, warmup=2000, evals=600)
+MUON = Options(
+    iters=500,
+    evals=5,
+    bs=16,
+    lr=3e-3,
+    muon=5.0,
+    beta2=0.95,
+    weight_decay=0.0,
+    clip=0.0,
+    warmup=10,
+    decay="linear",
+    cooldown=0.5,
+    final_lr=0.0,
+)
+MODERN = replace(MUON, rotary=True, mlp="relu2", qk_norm=True)
+FAST = replace(MODERN, iters=400, evals=4, n_layer=3, n_head=3, n_embd=144)
+BEST = replace(MODERN, iters=1800, evals=9, block_size=128, n_embd=192)
+PHI1 = replace(MODERN, tokens="bpe", iters=800, evals=4, block_size=256)
+PHI1_GPU = replace(GPT2_SHAPE, tokens="bpe", iters=10_000, bs=240, micro_batch=24, warmup=500, evals=50)
+WORDS = replace(CPU, tokens="word", iters=1500, bs=16, lr=3e-3, warmup=50, final_lr=0.0)
 RECIPES = {
-    "tiny": ADAMW | dict(tokens="char", iters=60, bs=12, lr=1e-2, warmup=5, model=TINY),  # for tests
-    "cpu": ADAMW | dict(tokens="char", iters=2000, bs=12, model=GPT),
-    "fast": FAST | dict(iters=400, evals=4, model=MODERN | dict(n_layer=3, n_head=3, n_embd=144)),
-    "muon": FAST | dict(iters=500, evals=5, model=GPT),  # the base of sweep.py --study options
-    "best": FAST | dict(iters=1800, evals=9, model=MODERN | dict(block_size=128, n_embd=192)),
-    "gpu": ADAMW | dict(tokens="char", iters=5000, bs=64, evals=20, compile=True, model=GPU),
-    "gpt2": ADAMW | GPT2_STEPS | dict(tokens="gpt2", compile=True, model=GPT2),
-    "phi1": FAST | dict(tokens="bpe", iters=800, evals=4, model=PHI1),  # phi1.py and textbooks/README.md explain these
-    "phi1-finetune": FAST | dict(tokens="bpe", iters=150, bs=32, lr=1e-3, evals=3, model=PHI1),
-    "phi1-large": FAST | dict(tokens="bpe", iters=800, evals=4, model=PHI1 | dict(n_layer=6, n_head=6, n_embd=240)),
-    "phi1-gpu": ADAMW | PHI1_GPU | dict(iters=10_000, warmup=500, evals=50),
-    "phi1-gpu-finetune": ADAMW | PHI1_GPU | dict(iters=1000, bs=256, micro_batch=64, lr=1e-4, warmup=50),
-    "word-bigram": WORDS | dict(iters=1500, model=dict(kind="bigram", block_size=64, n_embd=64)),
-    "word-mlp": WORDS | dict(iters=1500, model=dict(kind="wordmlp", block_size=64, context=4, n_embd=64, hidden=64)),
-    "word-gpt": WORDS | dict(iters=950, lr=2e-3, model=GPT | dict(n_layer=2, n_embd=96)),
+    "tiny": TINY,
+    "cpu": CPU,
+    "fast": FAST,
+    "muon": MUON,  # the base of sweep.py --study options
+    "best": BEST,
+    "gpu": GPU,
+    "gpt2": GPT2,
+    "phi1": PHI1,  # phi1.py and textbooks/README.md explain these
+    "phi1-finetune": replace(PHI1, iters=150, bs=32, lr=1e-3, evals=3),
+    "phi1-large": replace(PHI1, n_layer=6, n_head=6, n_embd=240),
+    "phi1-gpu": PHI1_GPU,
+    "phi1-gpu-finetune": replace(PHI1_GPU, iters=1000, bs=256, micro_batch=64, lr=1e-4, warmup=50, evals=10),
+    "word-bigram": replace(WORDS, kind="bigram", n_embd=64),
+    "word-mlp": replace(WORDS, kind="wordmlp", context=4, n_embd=64, hidden=64),
+    "word-gpt": replace(WORDS, iters=950, lr=2e-3, n_layer=2, n_embd=96),
 }
 SAVE_EVERY = 240  # seconds between checkpoints if no evaluation is due
 AUTO_PRECISION = "bf16"  # bench.py: 1.4 times as fast if a CPU multiplies it natively
@@ -121,12 +192,12 @@ def update(model, optimizers, args, step):
 def train(args, r, text, init=None):
     """Train, from the weights `init` or from random ones. Writes metrics.csv, layers.png, last.pt and best.pt (lowest
     validation loss). Returns (model, seconds)."""
-    model = build(args.model | {"vocab_size": text.tokenizer.vocab_size}).to(r.device)
+    model = build(model_config(args, text.tokenizer.vocab_size)).to(r.device)
     optimizers = make_optimizers(model, args, r.device)
     parameters, tokens = count_parameters(model), args.bs * model.block_size
     eval_every, n_eval = max(1, args.iters // args.evals), eval_tokens(args, text, model.block_size)
     part = "" if n_eval == data.n_targets(text.val) else f"; evaluated on {n_eval:,} evenly spaced tokens until the end"
-    r.note(f"{args.recipe}: {args.model['kind']}, {parameters:,} parameters; {text.name}, {text.level} tokens: "
+    r.note(f"{args.recipe}: {args.kind}, {parameters:,} parameters; {text.name}, {text.level} tokens: "
            f"{len(text.train):,} for training, {len(text.val):,} for validation, vocabulary {model.vocab_size:,}; "
            f"{tokens:,} tokens per step{part}", dataset=text.facts() | {"eval": n_eval}, parameters=parameters,
            tokens_per_step=tokens)  # fmt: skip
@@ -210,43 +281,14 @@ def sample(model, text, seed, step, r) -> str:
 # ---------------------------------------------------------------------------------------------------------------- main
 
 
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    run.add_flags(p, recipe=dict(choices=list(RECIPES), default="cpu"))
-    run.add_flags(p, "set", "tensorboard", "data_dir", "out", "resume",
-                  data=dict(type=data.dataset_arg, default="auto", help=data.DATA_HELP))  # fmt: skip
-    p.add_argument("--tokens", choices=data.TOKENS, help="what a token is")
-    p.add_argument("--init", type=init_arg, metavar="RUN|FILE|NAME",
-                   help="start from these weights, and take over their shape and tokenizer: a run, a checkpoint, or a "
-                   "causal model of the Hugging Face hub")  # fmt: skip
-    limit = dict(help="only the first N tokens of each part, for a quick look")
-    run.add_flags(p, "iters", "bs", "lr", "seed", "device", "threads", "precision", limit=limit)
-    p.add_argument("--overfit", action="store_true", help="the same batch at every step: the loss must go to near 0")
-    p.epilog = "recipes:\n" + "\n".join(
-        f"  {name}: " + ", ".join(f"{k} {v}" for k, v in (recipe | recipe["model"]).items() if k != "model")
-        for name, recipe in RECIPES.items()
-    )
-    return p
+def recipe(given: dict) -> Options:
+    """The recipe that the flags `given` name; with --init, the tokens and the shape are those of its model."""
+    name = given.get("recipe", "cpu")
+    return replace(RECIPES[name], recipe=name, **init_recipe(given.get("init")))
 
 
-def check(args):
-    """Raise UserError if a value of the recipe, or a combination of values, makes no sense."""
-    bounds = {"muon": 0, "ns_steps": 1, "weight_decay": 0, "clip": 0, "warmup": 0, "final_lr": 0, "evals": 1}
-    for name, low in bounds.items():
-        if getattr(args, name) < low:
-            raise run.UserError(f"--set {name}={getattr(args, name)}: must be at least {low}")
-    if not 0 <= args.beta2 < 1 or not 0 <= args.cooldown <= 1:
-        raise run.UserError("--set beta2, cooldown: must be between 0 and 1")
-    if args.decay not in ("cosine", "linear"):
-        raise run.UserError(f"--set decay={args.decay}: must be cosine or linear")
-    if args.micro_batch is not None and (type(args.micro_batch) is not int or args.micro_batch < 1):
-        raise run.UserError(f"--set micro_batch={args.micro_batch}: must be a positive whole number")
-    ddp.micro_batch_size(args.bs, args.micro_batch)
-    parse_config(args.model | {"vocab_size": 1})
-
-
-def parse(argv=None):
-    return run.parse(__file__, parser(), argv, lambda args: RECIPES[args.recipe] | init_recipe(args.init), check)
+def parse(argv=None) -> Options:
+    return run.parse_options(__file__, Options, argv, recipe)
 
 
 def main(argv=None):

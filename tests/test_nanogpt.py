@@ -3,6 +3,7 @@ its specification. Texts, tokenizers, generation and the stages are in test_nano
 folders share in test_contract.py."""
 
 import csv
+import dataclasses
 import json
 import math
 import re
@@ -257,7 +258,7 @@ def test_schedules():
 
 def fit(folder, *argv):
     flags = ["--recipe", "tiny", "--data", "builtin", "--limit", "3000", "--device", "cpu", "--precision", "fp32"]
-    flags += ["--set", "evals=3"]
+    flags += ["--evals", "3"]
     return train.main([*flags, "--out", str(folder), *argv])
 
 
@@ -309,18 +310,15 @@ def test_gradient_norms_and_update_ratios_of_layers():
 
 @pytest.mark.parametrize("recipe", ["fast", "word-mlp", *(pytest.param(name, marks=pytest.mark.slow) for name in
                                                           ("word-bigram", "word-gpt"))])  # fmt: skip
-def test_the_other_recipes_learn(recipe, tmp_path, monkeypatch):
-    monkeypatch.setitem(train.RECIPES, recipe, train.RECIPES[recipe] | dict(evals=2))
-    quick = ["--iters", "20", "--bs", "8", "--lr", "1e-2", "--limit", "1000"]
+def test_the_other_recipes_learn(recipe, tmp_path):
+    quick = ["--iters", "20", "--evals", "2", "--bs", "8", "--lr", "1e-2", "--limit", "1000"]
     record = fit(tmp_path / "a", "--recipe", recipe, *quick, "--overfit")
     assert record["state"] == "done" and metrics(tmp_path / "a")[-1]["train_loss"] < record["first_loss"] - 0.05
 
 
 def parameters(recipe, vocab_size):
     with torch.device("meta"):
-        return checkpoint.count_parameters(
-            checkpoint.build(train.RECIPES[recipe]["model"] | {"vocab_size": vocab_size})
-        )
+        return checkpoint.count_parameters(checkpoint.build(checkpoint.model_config(train.RECIPES[recipe], vocab_size)))
 
 
 def test_sizes_of_the_recipes():
@@ -363,15 +361,15 @@ GPT2_TOKENS = pytest.param("ab " * 3000, "gpt2", marks=pytest.mark.slow)
 def test_a_text_of_few_different_tokens_is_trained_on(content, tokens, tmp_path, data_dir):
     where = ["--data-dir", str(data_dir("gpt2_tokenizer"))] if tokens == "gpt2" else []
     (tmp_path / "text.txt").write_text(content)
-    quick = ["--tokens", tokens, "--iters", "2", "--bs", "2", "--set", "evals=1", "--set", "model.n_embd=128"]
+    quick = ["--tokens", tokens, "--iters", "2", "--bs", "2", "--evals", "1", "--n-embd", "128"]
     record = fit(tmp_path / "a", "--data", str(tmp_path / "text.txt"), *quick, *where)
     assert record["state"] == "done" and abs(record["first_loss"] - math.log(record["dataset"]["vocabulary"])) > 0.3
 
 
 def test_a_text_shorter_than_a_block(tmp_path):
     code, message = failure(fit, tmp_path / "a", "--limit", "16")
-    assert code == 1 and "too short" in message and "--set model.block_size=N" in message and "\n" not in message
-    assert fit(tmp_path / "b", "--limit", "16", "--set", "model.block_size=8", "--iters", "2")["state"] == "done"
+    assert code == 1 and "too short" in message and "--block-size N" in message and "\n" not in message
+    assert fit(tmp_path / "b", "--limit", "16", "--block-size", "8", "--iters", "2")["state"] == "done"
 
 
 def test_a_batch_that_cannot_be_meant_is_refused_at_once(tmp_path):
@@ -389,8 +387,8 @@ def shakespeare(level="char", n=111_540):
 
 
 def eval_tokens(recipe, text, **changes):
-    args = types.SimpleNamespace(**train.RECIPES[recipe] | changes)
-    return train.eval_tokens(args, text, args.model["block_size"])
+    args = dataclasses.replace(train.RECIPES[recipe], **changes)
+    return train.eval_tokens(args, text, args.block_size)
 
 
 def test_shakespeare_by_characters_is_evaluated_whole():
@@ -405,11 +403,11 @@ def test_evaluations_cost_a_tenth_of_a_run_at_most(recipe):
         for n in (2, 500, 36_059, 111_540, 2**20, 10**9):
             for iters in (100, 109, 199, 1000, 9999):
                 for bs in (4, 16, 480):
-                    changes = dict(iters=iters, bs=bs, evals=min(10, train.RECIPES[recipe]["evals"]))
+                    changes = dict(iters=iters, bs=bs, evals=min(10, train.RECIPES[recipe].evals))
                     each = eval_tokens(recipe, shakespeare(level, n), **changes)
                     every = iters // changes["evals"]
                     evals = len({step for step in range(1, iters + 1) if step % every == 0 or step == iters})
-                    cost = evals * each / 3 / (iters * bs * train.RECIPES[recipe]["model"]["block_size"])
+                    cost = evals * each / 3 / (iters * bs * train.RECIPES[recipe].block_size)
                     assert 1 <= each < n and (cost <= 0.1 or level == "char" and each == n - 1 < 2**17 and cost <= 0.4)
 
 
@@ -425,7 +423,7 @@ def test_a_long_text_is_evaluated_in_part_until_the_end(length, tmp_path, monkey
             yield x, y
 
     monkeypatch.setattr(data, "blocks", counted)
-    record = fit(tmp_path / "a", "--iters", "100", "--limit", str(length), "--set", "evals=10")
+    record = fit(tmp_path / "a", "--iters", "100", "--limit", str(length), "--evals", "10")
     text, tokens = data.load("builtin", limit=length), record["dataset"]["eval"]
     during, end = counts[:10], counts[10:]
     assert set(during) == {tokens // 16 * 16 if length == 3000 else tokens}
@@ -467,7 +465,7 @@ def test_micro_batches_make_one_batch(tmp_path):
     for name in ("whole", "parts"):
         torch.set_default_dtype(torch.float64)
         try:
-            fit(tmp_path / name, "--bs", "6", "--iters", "8", *(["--set", "micro_batch=2"] if name == "parts" else []))
+            fit(tmp_path / name, "--bs", "6", "--iters", "8", *(["--micro-batch", "2"] if name == "parts" else []))
         finally:
             torch.set_default_dtype(torch.float32)
         weights.append(torch.load(tmp_path / name / "last.pt", weights_only=True)["model"])
@@ -475,7 +473,7 @@ def test_micro_batches_make_one_batch(tmp_path):
 
 
 def test_a_batch_size_that_does_not_divide_is_refused(monkeypatch, capsys):
-    assert failure(train.parse, ["--recipe", "tiny", "--set", "micro_batch=5"])[0] == 2
+    assert failure(train.parse, ["--recipe", "tiny", "--micro-batch", "5"])[0] == 2
     assert "--bs 12" in capsys.readouterr().err.splitlines()[-1]
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert failure(train.parse, ["--recipe", "tiny", "--bs", "7"])[0] == 2
@@ -484,19 +482,38 @@ def test_a_batch_size_that_does_not_divide_is_refused(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "setting",
-    ["evals=0", "decay=step", "beta2=1", "cooldown=2", "muon=-1", "micro_batch=0", "micro_batch=many", "model.n_head=3",
-     "model.mlp=tanh", "model.kind=gpt3"],
-)  # fmt: skip
-def test_a_recipe_that_makes_no_sense_is_refused(setting, capsys):
-    assert failure(train.parse, ["--recipe", "tiny", "--set", setting])[0] == 2
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert "error:" in last and setting.partition("=")[0].split(".")[-1] in last
+    "argv, words",
+    [
+        ("--evals 0", "--evals"),
+        ("--decay step", "--decay"),
+        ("--beta2 1", "--beta2"),
+        ("--cooldown 2", "--cooldown"),
+        ("--muon -1", "--muon"),
+        ("--micro-batch 0", "--micro-batch"),
+        ("--micro-batch many", "--micro-batch"),
+        ("--n-head 3", "n_head 3"),
+        ("--mlp tanh", "--mlp"),
+        ("--kind gpt3", "--kind"),
+        ("--kind hub", "--init"),
+        ("--kind wordmlp --n-embd 0", "n_embd 0"),
+        ("--n-embd 100000000", "--n-embd"),
+        ("--rotary --n-head 32", "even"),
+        ("--lr none", "--lr"),
+        ("--context 3", "--context: gpt has no such option"),
+        ("--kind bigram --n-layer 2", "--n-layer: bigram has no such option"),
+        ("--set model.n_layer=3", "--n-layer 3"),
+        ("--set evals=3", "--evals 3"),
+        ("--set model.rotary=false", "--no-rotary"),
+        ("--set model.colour=3", "no option 'colour'"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused(argv, words, refused):
+    assert words in refused(train.parse, "--recipe", "tiny", *argv.split())
 
 
-def test_nested_keys_of_a_recipe_can_be_set(tmp_path):
-    record = fit(tmp_path / "a", "--iters", "2", "--set", "model.n_layer=2", "--set", "model.mlp=relu2")
-    assert record["args"]["model"]["n_layer"] == 2
+def test_the_shape_of_the_model_is_set_by_flags(tmp_path):
+    record = fit(tmp_path / "a", "--iters", "2", "--n-layer", "2", "--mlp", "relu2")
+    assert record["args"]["n_layer"] == 2 and "hidden" not in record["args"], "options of the kind alone"
     net, _ = checkpoint.load_checkpoint(tmp_path / "a" / "best.safetensors")
     assert len(net.blocks) == 2 and net.config.mlp == "relu2"
 
@@ -512,7 +529,7 @@ def test_a_run_that_is_stopped_between_evaluations_ends_the_same(tmp_path, monke
         save(r, *name, **state)
 
     monkeypatch.setattr(train.ddp.Run, "save", recorded_save)
-    dropout = ["--set", "model.dropout=0.1"]
+    dropout = ["--dropout", "0.1"]
     fit(tmp_path / "whole", *dropout)
     assert saved == set(range(1, 61))
     steps = iter(range(1, 99))
@@ -544,7 +561,7 @@ def test_two_processes_equal_one(tmp_path):
     """torchrun with gloo in float64: the same losses and weights to a relative 1e-12."""
     script = tmp_path / "wrapper.py"
     script.write_text(FLOAT64.format(folder=str(ROOT / "nanogpt")))
-    flags = ["--recipe", "tiny", "--data", "builtin", "--limit", "3000", "--iters", "30", "--set", "evals=3"]
+    flags = ["--recipe", "tiny", "--data", "builtin", "--limit", "3000", "--iters", "30", "--evals", "3"]
     flags += ["--device", "cpu", "--precision", "fp32"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     for name, words in {"two": torchrun, "one": [sys.executable]}.items():
@@ -568,7 +585,7 @@ def test_two_processes_equal_one(tmp_path):
 def test_the_bench_measures_everything(tmp_path, monkeypatch):
     bench = load("nanogpt", "bench")
     for name in ("cpu", "fast"):
-        monkeypatch.setitem(bench.train.RECIPES, name, train.RECIPES["tiny"] | dict(iters=20, evals=2))
+        monkeypatch.setitem(bench.train.RECIPES, name, dataclasses.replace(train.TINY, iters=20, evals=2))
     text = data.load("builtin", limit=3000)
     monkeypatch.setattr(bench.data, "load", lambda *args: text)
     rows = bench.main(["--data", "builtin", "--device", "cpu", "--steps", "2", "--whole", "--out", str(tmp_path)])
@@ -589,7 +606,8 @@ def test_the_commands_of_the_studies(capsys, tmp_path):
     assert all(words[0] == "python" and words[1].endswith("train.py") for words in commands)
     options = [one for one in args if one.recipe == "muon"]
     assert [one.muon for one in options] == [0.0] + [5.0] * 7
-    changed = [{k for k, v in one.model.items() if v != train.GPT[k]} for one in options]
+    shape = [field.name for field in dataclasses.fields(model.GPTConfig) if field.name != "vocab_size"]
+    changed = [{name for name in shape if getattr(one, name) != getattr(train.MUON, name)} for one in options]
     assert changed == [set(), set(), {"rotary"}, {"norm"}, {"mlp"}, {"mlp"}, {"qk_norm"}, {"rotary", "qk_norm", "mlp"}]
 
 

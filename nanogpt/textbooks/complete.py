@@ -6,6 +6,7 @@ from common import run
 
 import torch
 
+from generate import tempered
 from prepared import end_token
 from textbooks.benchmarks import Problem, truncate
 
@@ -28,7 +29,7 @@ def sample(model, prompt: list[int], n: int, new: int, temperature: float, gener
         if temperature == 0:
             idx = logits.argmax(1, keepdim=True)
         else:
-            idx = torch.multinomial((logits / temperature).softmax(1), 1, generator=generator)  # (n, 1)
+            idx = torch.multinomial(tempered(logits, temperature).softmax(1), 1, generator=generator)  # (n, 1)
         found.append(idx)
         if (i + 1) % CHECK == 0 and all(map(ended, torch.cat(found, 1).tolist())):
             break

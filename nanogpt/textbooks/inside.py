@@ -7,14 +7,15 @@ each {"value": ...} or {"error": TEXT}, or {"error": TEXT} for the whole message
 functions of the program before. Nothing that is expected ever comes here, so a program can forge only its own answer.
 
 `supervise` is process 1 of the sandbox. Each program runs in a child process with limits of its own; when it has ended,
-or its time is up, every process in the sandbox except the supervisor is killed. `work`, for programs that are trusted,
-answers lists of messages in its own process.
+or its time is up, every process in the sandbox except the supervisor is killed. "seconds" are by the clock, the limit
+CPU is of CPU time. `work`, for programs that are trusted, answers lists of messages in its own process.
 """
 
 import json
 import os
 import select
 import signal
+import struct
 import sys
 import time
 
@@ -98,7 +99,8 @@ def child(read, write, limits):
 
     os.setsid()
     for name, value in limits.items():
-        resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
+        hard = value + 1 if name == "CPU" else value  # SIGXCPU first, which tells that the time was up
+        resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, hard))
     for stream in (0, 1, 2):
         os.dup2(3, stream)  # the null device: neither the terminal nor the pipes of the supervisor
     os.closerange(3, min(read, write))
@@ -116,17 +118,19 @@ def child(read, write, limits):
 
 
 def kill_everything():
-    """Kill all processes in the sandbox but this one, also those that a program left behind."""
+    """Kill all processes in the sandbox but this one, also those that a program left behind. Returns the signals that
+    had ended processes before."""
+    signals = set()
     while True:
         try:
             os.kill(-1, signal.SIGKILL)  # as process 1 of a pid namespace: all others in it
         except ProcessLookupError:
             pass
         try:
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
+            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                signals.add(os.WTERMSIG(ended[1]))
         except ChildProcessError:
-            return
+            return signals
         time.sleep(0.001)
 
 
@@ -158,14 +162,46 @@ def send(pipe, content, deadline):
             content = content[os.write(pipe, content[:4096]) :]  # PIPE_BUF: never blocks
 
 
-def supervise():
-    try:
-        import ctypes
+# The system calls shmget, semget and msgget of a machine, and the number by which its kernel knows the machine.
+SYSTEM_V = {"x86_64": ((29, 64, 68), 0xC000003E), "aarch64": ((194, 190, 186), 0xC00000B7)}
+SYSTEM_V["riscv64"] = (SYSTEM_V["aarch64"][0], 0xC00000F3)
+LOAD, JUMP_IF_EQUAL, JUMP_IF_AT_LEAST, RETURN = 0x20, 0x15, 0x35, 0x06  # instructions of a seccomp filter
+ALLOW, REFUSE = 0x7FFF0000, 0x00050001  # REFUSE: the call fails with EPERM
+FOREIGN = 0x40000000  # from here on, numbers of system calls are of another kind of program (x32)
 
-        ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)  # PR_SET_DUMPABLE: children of the same uid cannot trace this process
-    except (ImportError, OSError, AttributeError):
-        pass
+
+def refuse_system_v(libc):
+    """No process of the sandbox can create System V shared memory, semaphores or message queues, which would outlive
+    its program, and whose memory no limit counts. Raises OSError if that is not possible."""
+    import ctypes
+
+    if os.uname().machine not in SYSTEM_V:
+        raise OSError(f"the system calls of a {os.uname().machine} are not known")
+    calls, machine = SYSTEM_V[os.uname().machine]
+    end = 4 + len(calls)  # the place of ALLOW, before REFUSE: a jump of end - i at i goes to REFUSE
+    program = [
+        (LOAD, 0, 0, 4),
+        (JUMP_IF_EQUAL, 0, end - 1, machine),
+        (LOAD, 0, 0, 0),
+        (JUMP_IF_AT_LEAST, end - 3, 0, FOREIGN),
+    ]
+    for i, number in enumerate(calls, len(program)):
+        program.append((JUMP_IF_EQUAL, end - i, 0, number))
+    program += [(RETURN, 0, 0, ALLOW), (RETURN, 0, 0, REFUSE)]
+    content = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in program))
+    header = ctypes.create_string_buffer(struct.pack("HP", len(program), ctypes.addressof(content)))
+    if libc.prctl(22, 2, header, 0, 0):  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
+        raise OSError(f"no system call can be refused (errno {ctypes.get_errno()})")
+
+
+def supervise():
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(4, 0, 0, 0, 0)  # PR_SET_DUMPABLE: children of the same uid cannot trace this process
+    refuse_system_v(libc)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Python handles it, so it would reach process 1, too
     for name in KEEP:
         __import__(name)  # once, for all children
     to_child = from_child = None
@@ -192,8 +228,8 @@ def supervise():
             done = read_answer(from_child, deadline)
         except OSError as error:
             done = {"error": f"the program ended its process ({error.strerror})"}
-        if not isinstance(done, str):
-            kill_everything()
+        if not isinstance(done, str) and signal.SIGXCPU in kill_everything():
+            done = {"error": "timeout"}
         text = done if isinstance(done, str) else json.dumps(done)
         sys.stdout.write(text + "\n")
         sys.stdout.flush()

@@ -1,5 +1,6 @@
 """All runs of the study: which arm, size and seed; their commands; the comparisons of the report."""
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -8,12 +9,15 @@ from common import run, study
 import numpy as np
 
 import train
+from model import GPTConfig
 from textbooks.prepare import ARMS, MORE
 
 SEEDS = {"raw": 5, "textbook": 5, "generated": 3, "filtered": 3, "raw4": 3, "scratch": 3}
 RECIPES = {"small": "phi1", "large": "phi1-large", "gpu": "phi1-gpu"}
 LARGE_ARMS = ("raw", "textbook", "scratch")  # with one seed
-QUICK = {"model": {"block_size": 192, "n_layer": 1, "n_head": 2, "n_embd": 32}, "iters": 6, "bs": 4}
+QUICK = {"iters": 6, "bs": 4, "evals": 1}
+SHAPE = [field.name for field in dataclasses.fields(GPTConfig) if field.name != "vocab_size"]
+QUICK_SHAPE = {"block_size": 192, "n_layer": 1, "n_head": 2, "n_embd": 32}
 QUESTIONS = {  # pre-registered in PREREGISTRATION.md: (name, arm, against, difficulty)
     "main": ("textbook", "raw", "all"),
     "second": ("textbook", "raw4", "all"),
@@ -37,26 +41,30 @@ def folder_of(work: Path, arm: str, size: str, seed: int, finetuned: bool) -> Pa
 def job(work: Path, arm: str, size: str, seed: int, finetuned: bool, quick: bool = False, init: str | None = None,
         more: tuple = ()) -> study.Job:  # fmt: skip
     """The run of train.py for one arm, size and seed: pretraining, or fine-tuning of its result."""
-    recipe = RECIPES[size]
-    values = {"recipe": recipe, "data": run.display_path(work / "data" / arm), "seed": seed}
-    shape = {k: v for k, v in train.RECIPES[recipe]["model"].items() if v != train.RECIPES["phi1"]["model"][k]}
+    name = RECIPES[size]
+    recipe = train.RECIPES[name]
+    values = {"recipe": name, "data": run.display_path(work / "data" / arm), "seed": seed}
     if finetuned:
-        values |= {"recipe": "phi1-gpu-finetune" if size == "gpu" else "phi1-finetune"}
+        values["recipe"] = "phi1-gpu-finetune" if size == "gpu" else "phi1-finetune"
         values["data"] = run.display_path(work / "data" / "exercises")
-        if init or arm != "scratch":
-            start = init or os.path.relpath(folder_of(work, arm, size, seed, False), run.ROOT)
-            values["init"] = start if init else "./" + Path(start).as_posix()
-        elif shape and size != "gpu":
-            values["model"] = shape
+        if init:
+            values["init"] = init
+        elif arm != "scratch":
+            start = os.path.relpath(folder_of(work, arm, size, seed, False), run.ROOT)
+            values["init"] = "./" + Path(start).as_posix()
+        elif size != "gpu":
+            values |= {n: getattr(recipe, n) for n in SHAPE if getattr(recipe, n) != getattr(train.PHI1, n)}
     base = train.RECIPES[values["recipe"]]
-    values["iters"] = base["iters"] * (MORE if arm == "raw4" and not finetuned else 1)
+    longer = MORE if arm == "raw4" and not finetuned else 1
+    values["iters"] = base.iters * longer
     if quick:
-        values |= {k: v for k, v in QUICK.items() if k != "model"} | {"evals": 1}
-        values |= {} if "init" in values else {"model": QUICK["model"]}
-    tokens = base["bs"] * (base["model"]["block_size"] if not finetuned else 100)
+        values |= QUICK
+        if "init" not in values:
+            values |= QUICK_SHAPE
+    tokens = base.bs * (100 if finetuned else base.block_size)
     cost = values["iters"] * tokens * (1 if size == "small" else 4)
     folder = folder_of(work, arm, size, seed, finetuned)
-    return study.Job(folder, run.to_argv(train.parser(), values) + list(more), cost)
+    return study.Job(folder, study.argv_of(train, values) + list(more), cost)
 
 
 def jobs(work: Path, finetuned: bool, seeds: dict | None = None, quick: bool = False, more=()) -> list[study.Job]:

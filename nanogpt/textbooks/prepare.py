@@ -15,12 +15,14 @@ import numpy as np
 import torch
 
 import data
+from prepared import read_json_lines
 from textbooks import benchmarks, clean, exercises, inside, quality, texts, writer
 from tokenizer import END_OF_TEXT, BytePairs
 
 ARMS = ("raw", "textbook", "generated", "filtered", "raw4")
 MORE = 4  # raw4 has MORE times the tokens
 HELD_OUT_PER_LEVEL = 30
+MIN_EXERCISES = 20  # of which some are copies, and two or more are for the validation loss
 VAL_SHARE = 0.04  # of the documents of an arm, for its validation loss
 
 
@@ -43,6 +45,8 @@ def prepare(args, work: Path) -> dict:
         rows, sources["generated"] = more + rows, theirs + sources.get("generated", [])
     clean_rows = [row for row in rows if index.find(row["prompt"] + row["completion"]) is None]
     removed = {"exercises": {"passages": len(rows), "removed": len(rows) - len(clean_rows)}}
+    if len(clean_rows) < MIN_EXERCISES // 2:
+        raise UserError(f"--exercises {args.exercises}: only {len(clean_rows)} are left without copies; ask for more")
     needed = {"raw": MORE * chars, "textbook": chars, "generated": chars}
     documents = {}
     for name, found in sources.items():
@@ -158,10 +162,22 @@ def write_held_out(file: Path, items: list[exercises.Exercise]):
 
 def read_held_out(file: Path) -> list[exercises.Exercise]:
     """The exercises that `write_held_out` wrote. Raises UserError."""
-    try:
-        items = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-        return [exercises.Exercise(**item | {"calls": inside.decode(item["calls"])}) for item in items]
-    except OSError as error:
-        raise UserError(f"{run.display_path(file)}: is missing; run python nanogpt/phi1.py prepare first") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{run.display_path(file)}: is damaged") from error
+    if not file.exists():
+        raise UserError(f"{run.display_path(file)}: is missing; run python nanogpt/phi1.py prepare first")
+    items = read_json_lines(file, parse_held_out, "a held-out exercise, as phi1.py prepare writes it")
+    if not items:
+        raise UserError(f"{run.display_path(file)}: holds no exercise")
+    return items
+
+
+def parse_held_out(value: dict) -> exercises.Exercise:
+    """An exercise with its calls. Raises ValueError, KeyError or TypeError."""
+    exercise = exercises.Exercise(**value | {"calls": inside.decode(value["calls"])})
+    for text in (exercise.level, exercise.composition, exercise.name, exercise.prompt, exercise.completion):
+        text.encode()
+    for given, _ in exercise.calls:
+        if not isinstance(given, tuple):
+            raise TypeError
+    if not exercise.calls or exercise.level not in exercises.LEVELS:
+        raise ValueError
+    return exercise

@@ -14,7 +14,6 @@ import ast
 import builtins
 import hashlib
 import importlib.util
-import json
 import random
 import re
 import textwrap
@@ -23,6 +22,8 @@ from pathlib import Path
 from common.run import UserError
 
 import numpy as np
+
+from prepared import read_json_lines
 
 LABELS = Path(__file__).with_name("labels.jsonl")
 TOKEN = r"[A-Za-z_]+|[^\w\s]"
@@ -77,10 +78,7 @@ def choose(pool: list[str], n: int = 200, seed: int = 0) -> list[dict]:
 
 def read_labels() -> list[dict]:
     """The committed labels. Raises UserError."""
-    try:
-        return [json.loads(line) for line in LABELS.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
-        raise UserError(f"{LABELS}: cannot be read ({error})") from error
+    return read_json_lines(LABELS, dict, "a label")
 
 
 def features(texts: list[str], known: list[str], embeddings: bool = False):

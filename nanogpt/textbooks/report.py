@@ -1,6 +1,5 @@
 """The report: a row for every model, the comparisons of the questions, the baseline, and the figure."""
 
-import json
 from pathlib import Path
 
 from common import run, study
@@ -9,6 +8,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from prepared import read_exercises, read_json_lines
 from textbooks import benchmarks, exercises, paired, plan, sandbox
 from textbooks.prepare import read_held_out
 
@@ -50,9 +50,17 @@ def other_rows(work: Path) -> list[dict]:
     rows = []
     for folder in folders:
         row = study.row("others", folder.name, 0, folder)
-        scores = run.read_json(folder / "ladder.scores.json")["scores"]
+        scores = read_scores(folder / "ladder.scores.json")["scores"]
         rows.append(row | {"seed": row["args"]["seed"], "scores": scores})
     return sorted(rows, key=lambda row: (row["args"]["iters"], row["setting"]))
+
+
+def read_scores(file: Path) -> dict:
+    """The scores that phi1.py evaluate wrote. Raises UserError."""
+    scored = run.read_json(file)
+    if not {"benchmark", "scores", "too_long"} <= scored.keys() or not isinstance(scored["scores"], dict):
+        raise run.UserError(f"{run.display_path(file)}: is damaged; run phi1.py evaluate again")
+    return scored
 
 
 def rows_of(work: Path, finetuned: bool) -> list[dict]:
@@ -67,7 +75,7 @@ def rows_of(work: Path, finetuned: bool) -> list[dict]:
         row = study.row(kind, name, seed, folder, train_loss="train_loss", val_loss="val_loss")
         row |= {"arm": arm, "size": size, "finetuned": finetuned}
         for file in sorted(folder.glob("*.scores.json")):
-            scored = run.read_json(file)
+            scored = read_scores(file)
             key = "scores" if scored["benchmark"] == "ladder" else scored["benchmark"]
             row |= {key: scored["scores"], f"{scored['benchmark']}_too_long": scored["too_long"]}
         if row.get("final") and row.get("tokens_per_step"):
@@ -79,9 +87,7 @@ def rows_of(work: Path, finetuned: bool) -> list[dict]:
 def nearest(work: Path, held_out: list[exercises.Exercise]) -> dict:
     """The row of the baseline that answers with the solution of the nearest training docstring. The programs are our
     own generator's, so they run in a worker process."""
-    train = [
-        json.loads(line) for line in (work / "data/exercises/train.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
+    train = read_exercises(work / "data/exercises/train.jsonl")
     problems = benchmarks.held_out(held_out)
     answers = benchmarks.nearest(train, problems)
     jobs = [(item.prompt + answer["completion"], [(item.name, given) for given, _ in item.calls])
@@ -95,13 +101,20 @@ def nearest(work: Path, held_out: list[exercises.Exercise]) -> dict:
             "finetuned": False, "scores": table, "git": git}  # fmt: skip
 
 
+def parse_scored(value: dict) -> dict:
+    """A completion with its score. Raises ValueError, KeyError or TypeError."""
+    if not isinstance(value["passed"], bool) or not isinstance(value["task_id"] + value["level"], str):
+        raise TypeError
+    return value
+
+
 def rates(work: Path, arm: str, level: str) -> dict[int, np.ndarray]:
     """{seed: pass rate of every held-out problem} of the fine-tuned small models of an arm."""
     found = {}
     for seed in range(plan.SEEDS[arm]):
         file = plan.folder_of(work, arm, "small", seed, True) / "ladder.scored.jsonl"
         if file.exists():
-            lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+            lines = read_json_lines(file, parse_scored, "a scored completion, as phi1.py evaluate writes it")
             found[seed] = plan.pass_rates(lines, level)
     return found
 

@@ -2,9 +2,12 @@
 
 The sandbox is made by `unshare` of util-linux (Linux only): user, network, pid, mount, ipc and uts namespaces of its
 own; an unprivileged uid, also if the user is root; a root directory that holds Python and the system's libraries,
-read-only, and an empty home; limits on CPU time, memory, file size, open files and processes for each program; a
-wall-clock limit. No network, no repository, no file to write. `inside.py` is process 1 there, so no signal of a program
-reaches it, and it kills what a program leaves behind.
+read-only, and an empty home; limits on CPU time, memory, file size, open files and processes for each program. No
+network, no repository, no file to write, no System V shared memory, which would outlive a program and its limits.
+`inside.py` is process 1 there, so no signal of a program reaches it, and it kills what a program leaves behind.
+
+A program is given seconds of CPU time, so that the result does not depend on what else the machine does. Programs that
+wait end after WALL times as many seconds by the clock.
 
 Programs answer calls with values, and the results are compared outside the sandbox, so a program cannot fake a pass.
 """
@@ -23,10 +26,11 @@ from common.run import UserError
 from textbooks import inside
 
 SOURCE = Path(inside.__file__).read_text(encoding="utf-8")
-SECONDS = 5.0  # wall-clock, for a program and all its calls
+SECONDS = 5  # of CPU time, for a program and all its calls
+WALL = 10  # by the clock, times as many
 MEMORY = 512 * 2**20  # bytes of address space of each process
 NOBODY = 65534
-LIMITS = {"AS": MEMORY, "CPU": int(SECONDS) + 1, "FSIZE": 2**20, "NOFILE": 32, "NPROC": 8, "CORE": 0}
+LIMITS = {"AS": MEMORY, "FSIZE": 2**20, "NOFILE": 32, "NPROC": 8, "CORE": 0}
 # Makes the root directory of the sandbox below $1, then runs the rest of the arguments there. A process that is in a
 # changed root directory cannot create user namespaces, so no program gets capabilities of its own. File descriptor 3 is
 # the null device, for what programs print.
@@ -78,8 +82,11 @@ class Sandbox:
     """A sandbox that runs one program after another: `with Sandbox() as sandbox`. Raises UserError if the system
     cannot make one."""
 
-    def __init__(self, seconds: float = SECONDS):
-        self.seconds, self.process = seconds, None
+    def __init__(self, seconds: int = SECONDS, wall: float | None = None):
+        """seconds: of CPU time, for each process of a program. wall: by the clock; None: WALL times as many."""
+        self.seconds = seconds
+        self.wall = WALL * seconds if wall is None else wall
+        self.process = None
 
     def __enter__(self):
         if not sys.platform.startswith("linux"):
@@ -124,9 +131,11 @@ class Sandbox:
         """The answer to a message, see inside.py. {"error": ...} if there is none."""
         if self.process is None:
             self.start()
-        limits = LIMITS | {"CPU": int(self.seconds) + 1}
-        line = json.dumps(message | {"seconds": self.seconds, "limits": limits}).encode() + b"\n"
-        deadline, content, out = time.monotonic() + self.seconds + 10, b"", self.process.stdout.fileno()
+        limits = LIMITS | {"CPU": self.seconds}
+        line = json.dumps(message | {"seconds": self.wall, "limits": limits}).encode() + b"\n"
+        deadline = time.monotonic() + self.wall + 60  # the supervisor keeps the limit; this ends a broken one
+        content = b""
+        out = self.process.stdout.fileno()
         try:
             self.process.stdin.write(line)
             self.process.stdin.flush()
@@ -199,7 +208,7 @@ def same(expected, got) -> bool:
     return expected == got
 
 
-def work(jobs: list[tuple[str, list]], seconds: float = 60.0) -> list[list]:
+def work(jobs: list[tuple[str, list]], seconds: float = 1800.0) -> list[list]:
     """The results of the calls of each (program, calls), from a worker process: for solutions of our own generator.
 
     Raises UserError if it takes longer than `seconds`.

@@ -1,7 +1,6 @@
 """Texts to pretrain on: Python's standard library, its documentation, and generated textbook pages."""
 
 import hashlib
-import json
 import random
 import sysconfig
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 from common import run
 from common.run import UserError
 
+from prepared import read_json_lines
 from textbooks import sandbox
 
 DOCUMENTATION = ("tutorial_howto_faq", "library")
@@ -28,6 +28,8 @@ def standard_library(folder: Path | None = None) -> list[str]:
     for file in sorted(folder.rglob("*.py")):
         if {"site-packages", "dist-packages", "pydoc_data", "__pycache__"} & set(file.relative_to(folder).parts):
             continue
+        if not file.is_file():  # a FIFO would wait for ever
+            continue
         try:
             text = file.read_text(encoding="utf-8")
         except (OSError, ValueError):  # some tests of the library are files in other encodings
@@ -42,19 +44,22 @@ def standard_library(folder: Path | None = None) -> list[str]:
     return in_random_order(found)
 
 
+def parse_page(value: dict) -> str:
+    """The text of a page. Raises ValueError, KeyError or TypeError."""
+    value["text"].encode()
+    return value["text"]
+
+
 def documentation(data_dir: Path) -> list[str]:
     """The pages of Python's tutorial and library reference, from python_docs/ in the data folder. Raises
     UserError."""
     pages = []
     for name in DOCUMENTATION:
         file = data_dir / "python_docs" / f"{name}.jsonl"
-        try:
-            pages += [json.loads(line)["text"] for line in file.read_text(encoding="utf-8").splitlines() if line]
-        except OSError as error:
+        if not file.exists():
             what = 'it has a line {"text": PAGE} for each page of the documentation, as in Debian\'s python3-doc'
-            raise UserError(f"{run.display_path(file)}: cannot be read ({error.strerror}); {what}") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{run.display_path(file)}: is damaged: a line is not a page") from error
+            raise UserError(f"{run.display_path(file)}: is missing; {what}")
+        pages += read_json_lines(file, parse_page, 'a page, {"text": PAGE}')
     return in_random_order(pages)
 
 
@@ -248,7 +253,7 @@ def generated(characters: int, seed: int = 0) -> list[str]:
             length += sum(map(len, page)) + 100
             if length >= characters:
                 break
-    found = sandbox.work([(RUNNER.format(code=code), [("output", ())]) for _, _, code, _ in drafts], seconds=300)
+    found = sandbox.work([(RUNNER.format(code=code), [("output", ())]) for _, _, code, _ in drafts])
     pages = []
     for (topic, text, code, remark), (printed,) in zip(drafts, found, strict=True):
         if isinstance(printed, sandbox.Failure):
