@@ -11,12 +11,13 @@ The model, its update, the paragraphs (the lines of WikiText) and their real tok
 blocks, or --bs paragraphs cut at --block-size tokens. The ways take turns. Writes bench.json into --out.
 """
 
-import argparse
 import random
 import statistics
 import time
+from dataclasses import dataclass
 
 from common import run, timing
+from common.options import option
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,7 @@ import torch.nn.functional as F
 import corpus
 import data
 import pretrained
+from data import DATA_HELP, dataset_arg
 
 IGNORED = -100  # the label of padding
 
@@ -107,25 +109,23 @@ def ways_of(args, lines, net, tokenizer, device):
     return ways, "bf16" if bf16 else "fp32"
 
 
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument(
-        "--model", type=pretrained.model_arg, default="auto", metavar="NAME|PATH", help=pretrained.MODEL_HELP
-    )
-    counts = {"tokens": (20_000, "real tokens of a round"), "block-size": (256, "tokens of a block"), "rounds": (3, "")}
-    for name, (default, help) in counts.items():
-        p.add_argument(
-            f"--{name}", type=run.positive_int, default=default, metavar="N", help=f"{help} (default: {default})"
-        )
-    run.add_flags(p, "data_dir", "device", "threads", "precision",
-                  bs=dict(default=8, help="blocks, or paragraphs, of a batch"),
-                  data=dict(type=data.dataset_arg, default="wikitext2", help=data.DATA_HELP),
-                  out=dict(default=str(run.ROOT / "out/distilgpt2/bench"), help="folder for bench.json"))  # fmt: skip
-    return p
+@dataclass(kw_only=True)
+class Options(run.ScriptOptions):
+    data: str = option("wikitext2", DATA_HELP, type=dataset_arg, metavar="NAME|PATH")
+    data_dir: str | None = run.data_dir_option()
+    model: str = option("auto", pretrained.MODEL_HELP, type=pretrained.model_arg, metavar="NAME|PATH")
+    bs: int = option(8, "blocks, or paragraphs, of a batch", above=0)
+    block_size: int = option(256, "tokens of a block", at_least=2)
+    tokens: int = option(20_000, "real tokens of a round", above=0)
+    rounds: int = option(3, "rounds of each way", above=0)
+    device: str = run.device_option()
+    threads: int | str = run.threads_option()
+    precision: str = run.precision_option()
+    out: str = option(str(run.ROOT / "out/distilgpt2/bench"), "folder of bench.json", type=run.path_arg, metavar="DIR")
 
 
 def main(argv=None):
-    args = parser().parse_args(argv)
+    args = run.parse_options(__file__, Options, argv)
     run.set_threads(args.threads)
     device, out = run.pick_device(args.device), run.make_folder(args.out)
     name = pretrained.resolve(args.model, args.data_dir)

@@ -10,20 +10,21 @@ and for every study its record STUDY.json and its figure STUDY.png; for `methods
 writes before and after.
 """
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
 from common import run, study
+from common.options import option
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-import data
 import generate
 import pretrained
 import scoring
 import train
+from data import DATA_HELP, dataset_arg
 
 LEARNING_RATES = {
     "full": (1e-5, 3e-5, 1e-4, 3e-4, 1e-3),
@@ -143,7 +144,7 @@ def draw_methods(figure, rows):
 def write_texts(args, out):
     """compare.txt: texts that the model writes, greedily, before fine-tuning and after each method (seed 0)."""
     table = settings(args, out)["methods"]
-    models = {"before": pretrained.resolve(train.RECIPES[args.recipe]["model"])}
+    models = {"before": pretrained.resolve(train.RECIPES[args.recipe]["full"].model)}
     models |= {f"after {method}": str(out / folder_name(values, 0)) for method, values in table.items()}
     lines = []
     for title, name in models.items():
@@ -175,19 +176,19 @@ def report(name, rows, out):
         print(f"  {setting:12} {result}  {len(losses)} runs")
 
 
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    study.add_flags(p, STUDIES)
-    run.add_flags(p, "data_dir", "limit",
-                  data=dict(type=data.dataset_arg, default="wikitext2", help=data.DATA_HELP),
-                  out=dict(default=str(run.ROOT / "out" / "distilgpt2" / "compare"), help="folder of the study"),
-                  epochs=dict(help="instead of each setting's own, for a quick look"),
-                  recipe=dict(choices=list(train.RECIPES), default="smollm2"))  # fmt: skip
-    return p
+@dataclass(kw_only=True)
+class Options(study.StudyOptions):
+    study: tuple[str, ...] = study.study_option(STUDIES)
+    recipe: str = option("smollm2", "the recipe of train.py", choices=train.RECIPE_NAMES)
+    data: str = option("wikitext2", DATA_HELP, type=dataset_arg, metavar="NAME|PATH")
+    data_dir: str | None = run.data_dir_option()
+    out: str = option(str(run.ROOT / "out/distilgpt2/compare"), "folder of the study", type=run.path_arg, metavar="DIR")
+    epochs: int | None = option(None, "instead of each setting's own, for a quick look", above=0)
+    limit: int | None = option(None, "only the first N tokens of each part", above=0)
 
 
 def main(argv=None):
-    args = parser().parse_args(argv)
+    args = run.parse_options(__file__, Options, argv)
     out = Path(args.out)
     if study.run_jobs(train, jobs_of(args, out), args):
         for name in args.study:

@@ -6,11 +6,11 @@
 Where documents come from is in corpus.py.
 """
 
-import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from common import run
+from common.options import option
 from common.terminal import UserError
 
 import torch
@@ -65,7 +65,7 @@ def check_blocks(name: str, part: Part, block_size: int):
     """Raise UserError if the tokens of a part do not fill a block."""
     if not len(Blocks(part.ids, block_size)):
         raise UserError(f"{name}: {len(part.ids)} training tokens fill no block of {block_size}; pass more text, or "
-                        "--set block_size=N with a smaller N")  # fmt: skip
+                        "a smaller --block-size")  # fmt: skip
 
 
 def windows(count: int, block_size: int, stride: int) -> Iterator[tuple[int, int, int]]:
@@ -148,15 +148,16 @@ def describe(facts: dict) -> str:
     return f"{facts['name']} ({facts['form']}): {counts}{dropped}"
 
 
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--model", type=pretrained.model_arg, default="auto", help=pretrained.MODEL_HELP)
-    run.add_flags(p, "data_dir", "limit", data=dict(type=dataset_arg, default="wikitext2", help=DATA_HELP))
-    return p
+@dataclass(kw_only=True)
+class Options(run.ScriptOptions):
+    data: str = option("wikitext2", DATA_HELP, type=dataset_arg, metavar="NAME|PATH")
+    data_dir: str | None = run.data_dir_option()
+    limit: int | None = option(None, "only the first N tokens of each part", above=0)
+    model: str = option("auto", pretrained.MODEL_HELP, type=pretrained.model_arg, metavar="NAME|PATH")
 
 
 def main(argv=None):
-    args = parser().parse_args(argv)
+    args = run.parse_options(__file__, Options, argv)
     name = pretrained.resolve(args.model, args.data_dir)
     _, facts = load(args.data, args.data_dir, pretrained.open_tokenizer(name, args.data_dir), args.limit)
     print(f"{describe(facts)}; tokens of {name}; digest {facts['digest']}")

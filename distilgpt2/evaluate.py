@@ -8,10 +8,11 @@ A stride below the block size predicts every token from a longer context. Number
 raw, detokenized or as it is) cannot be compared, so every row names its form. Writes evaluate.json into --out.
 """
 
-import argparse
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 from common import run
+from common.options import option
 
 import torch
 from tqdm import tqdm
@@ -21,23 +22,35 @@ import data
 import pretrained
 import scoring
 import train
+from data import DATA_HELP, dataset_arg
 
 AUTO_THREADS = None  # all cores: tools/seconds.py
 
 
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--model", type=pretrained.model_arg, nargs="+", metavar="RUN|NAME|PATH", default=["auto"],
-                   help=pretrained.MODEL_HELP)  # fmt: skip
-    p.add_argument("--part", choices=corpus.PARTS, default="test", help="(default: %(default)s)")
-    p.add_argument("--form", choices=corpus.FORMS, default="detokenized", help="of WikiText (default: %(default)s)")
-    p.add_argument("--block-size", type=run.positive_int, default=256, metavar="N", help="(default: %(default)s)")
-    p.add_argument("--stride", type=run.positive_int, metavar="N", help="(default: the block size, no overlap)")
-    run.add_flags(p, "data_dir", "device", "threads", "precision",
-                  data=dict(type=data.dataset_arg, default="wikitext2", help=data.DATA_HELP),
-                  limit=dict(help="only the first N tokens"),
-                  out=dict(default=str(run.ROOT / "out/distilgpt2/evaluate"), help="folder of the record"))  # fmt: skip
-    return p
+@dataclass(kw_only=True)
+class Options(run.ScriptOptions):
+    data: str = option("wikitext2", DATA_HELP, type=dataset_arg, metavar="NAME|PATH")
+    data_dir: str | None = run.data_dir_option()
+    limit: int | None = option(None, "only the first N tokens", above=0)
+    model: tuple[str, ...] = option(
+        ("auto",), pretrained.MODEL_HELP, type=pretrained.model_arg, nargs="+", metavar="RUN|NAME|PATH"
+    )
+    part: str = option("test", "which part of the dataset", choices=corpus.PARTS)
+    form: str = option("detokenized", "the form of WikiText", choices=corpus.FORMS)
+    block_size: int = option(256, "the longest context", above=0)
+    stride: int | None = option(None, "of the blocks; none: the block size, so that they do not overlap", above=0)
+    device: str = run.device_option()
+    threads: int | str = run.threads_option()
+    precision: str = run.precision_option()
+    out: str = option(
+        str(run.ROOT / "out/distilgpt2/evaluate"), "folder of evaluate.json", type=run.path_arg, metavar="DIR"
+    )
+
+    def check(self):
+        if self.stride and self.stride > self.block_size:
+            raise run.UserError(
+                f"--stride {self.stride}: is above --block-size {self.block_size}; tokens would be left out"
+            )
 
 
 def evaluate(name, args, place) -> dict:
@@ -68,11 +81,7 @@ def evaluate(name, args, place) -> dict:
 
 
 def main(argv=None):
-    args = parser().parse_args(argv)
-    if args.stride and args.stride > args.block_size:
-        raise run.UserError(
-            f"--stride {args.stride}: is above --block-size {args.block_size}; tokens would be left out"
-        )
+    args = run.parse_options(__file__, Options, argv)
     run.set_threads(args.threads, AUTO_THREADS)
     device, out = run.pick_device(args.device), run.make_folder(args.out)
     automatic = train.AUTO_PRECISION if run.native_bf16(device) else "fp32"

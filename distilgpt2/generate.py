@@ -5,18 +5,20 @@
     python distilgpt2/generate.py --model out/distilgpt2/data-gpt2-lora-s0-1 --strategy top-p=0.9+temperature=0.8
     python distilgpt2/generate.py --strategy greedy beam=4 contrastive --length 100
 
-Each strategy is a sum of the parts below, with or without a value. The text streams to the terminal and goes into
-distilgpt2.txt, with distinct-n, self-BLEU and the model's own perplexity into distilgpt2.json, in the run folder, else
-in the current one.
+Each strategy is a sum of the parts that --strategy lists, with or without a value. The text streams to the terminal and
+goes into distilgpt2.txt, with distinct-n, self-BLEU and the model's own perplexity into distilgpt2.json, in the run
+folder, else in the current one.
 """
 
 import argparse
 import math
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from common import run
+from common.options import option
 
 import torch
 
@@ -59,6 +61,11 @@ def strategy(text: str) -> dict:
     if ("beam" in parts or "contrastive" in parts) and len(parts) > 1:
         raise argparse.ArgumentTypeError(f"{text}: beam and contrastive stand alone")
     return parts
+
+
+def part_help() -> list[str]:
+    """The parts of a strategy with their default values, as one would type them."""
+    return [name if default is None else f"{name}={default}" for name, (default, *_) in STRATEGIES.items()]
 
 
 def label(parts: dict) -> str:
@@ -138,28 +145,40 @@ def argv_of(args) -> list[str]:
     return words
 
 
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--model", type=pretrained.model_arg, metavar="RUN|NAME|PATH",
-                   help="default: the newest finished run, else the base model. " + pretrained.MODEL_HELP)  # fmt: skip
-    prompts = p.add_mutually_exclusive_group()
-    prompts.add_argument(
-        "--prompt", nargs="+", metavar="TEXT", help="beginnings of texts (default: four of WikiText's)"
+@dataclass(kw_only=True)
+class Options(run.ScriptOptions):
+    model: str | None = option(
+        None,
+        f"(default: the newest finished run, else the base model) {pretrained.MODEL_HELP}",
+        type=pretrained.model_arg,
+        metavar="RUN|NAME|PATH",
     )
-    prompts.add_argument("--prompt-file", type=run.path_arg, metavar="FILE", help="file of prompts, one per line")
-    p.add_argument("--strategy", type=strategy, nargs="+", metavar="PART[=VALUE][+...]",
-                   help=f"sums of {', '.join(STRATEGIES)} (default: {', '.join(ALL)})")  # fmt: skip
-    p.add_argument("--length", type=run.positive_int, default=60, metavar="N", help="tokens (default: %(default)s)")
-    p.add_argument("--written-out", action="store_true", help="decode with the loops of decode.py: the same tokens")
-    run.add_flags(p, "data_dir", "device", "threads", seed=dict(help="of the random choices"),
-                  out=dict(help="folder of distilgpt2.txt (default: the run folder, else this one)"))  # fmt: skip
-    p.epilog = "parts of a strategy:\n" + "\n".join(f"  {name}" + f"={default}" * (default is not None)
-                                                   for name, (default, *_) in STRATEGIES.items())  # fmt: skip
-    return p
+    prompt: tuple[str, ...] = option((), "beginnings of texts (default: four of WikiText's)", nargs="+", metavar="TEXT")
+    prompt_file: str | None = option(None, "a file of prompts, one per line", type=run.path_arg, metavar="FILE")
+    strategy: tuple[dict, ...] = option(
+        (),
+        f"sums of {', '.join(part_help())} (default: {', '.join(ALL)})",
+        type=strategy,
+        nargs="+",
+        metavar="PART[=VALUE][+...]",
+    )
+    length: int = option(60, "tokens to generate", above=0)
+    written_out: bool = option(False, "decode with the loops of decode.py: the same tokens")
+    data_dir: str | None = run.data_dir_option()
+    seed: int = option(0, "seed of the random choices", at_least=0)
+    device: str = run.device_option()
+    threads: int | str = run.threads_option()
+    out: str | None = option(
+        None, "folder of distilgpt2.txt (default: the run folder, else this one)", type=run.path_arg, metavar="DIR"
+    )
+
+    def check(self):
+        if self.prompt and self.prompt_file:
+            raise run.UserError("--prompt-file: not allowed with --prompt")
 
 
 def main(argv=None):
-    args = parser().parse_args(argv)
+    args = run.parse_options(__file__, Options, argv)
     run.set_threads(args.threads, AUTO_THREADS)
     device = run.pick_device(args.device)
     name, folder = choose_model(args.model, args.data_dir)

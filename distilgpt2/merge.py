@@ -6,21 +6,26 @@ python distilgpt2/merge.py out/distilgpt2/RUN --out DIR
 The folder must be new, empty, or from an earlier merge, which is replaced.
 """
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
 from common import run
+from common.options import option
 
 import pretrained
 
 MANIFEST = "merge.json"  # names the files that a merge wrote
 
 
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("model", type=run.path_arg, metavar="RUN|ADAPTER", help="a run folder, or the folder of an adapter")
-    run.add_flags(p, "data_dir", out=dict(help="folder of the merged model (default: merged/ in the run folder)"))
-    return p
+@dataclass(kw_only=True)
+class Options(run.ScriptOptions):
+    model: str | None = option(
+        None, "a run folder, or the folder of an adapter", type=run.path_arg, metavar="RUN|ADAPTER", positional=True
+    )
+    data_dir: str | None = run.data_dir_option()
+    out: str | None = option(
+        None, "folder of the merged model (default: merged/ in the run folder)", type=run.path_arg, metavar="DIR"
+    )
 
 
 def check_folder(folder: Path):
@@ -34,7 +39,7 @@ def check_folder(folder: Path):
 
 
 def main(argv=None):
-    args = parser().parse_args(argv)
+    args = run.parse_options(__file__, Options, argv)
     folder = Path(args.out or Path(args.model) / "merged")
     check_folder(folder)
     net, tokenizer, facts = pretrained.open_model(args.model, args.data_dir)

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 METHODS = ("full", "lora", "last")
-OPTIONS = ("rank", "alpha", "targets", "last_blocks")  # of the methods
 ATTENTION = ("c_attn", "query_key_value", "qkv_proj", "q_proj", "v_proj")  # as in the paper on LoRA
 
 
@@ -62,7 +61,7 @@ def add_lora(net: nn.Module, rank: int, alpha: float, targets: str = "all") -> n
     layers = {name.rpartition(".")[2] for name, m in net.named_modules() if getattr(m, "weight", None) is not None}
     chosen = [name for name in ATTENTION if name in layers] if targets == "attention" else targets.split(",")
     if targets != "all" and not set(chosen) & layers:
-        raise UserError(f"--set targets={targets}: the model has no layer called {' or '.join(chosen or ATTENTION)}")
+        raise UserError(f"--targets {targets}: the model has no layer called {' or '.join(chosen or ATTENTION)}")
     transposed = any(type(module).__name__ == "Conv1D" for module in net.modules())
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear" if targets == "all" else chosen,
                         fan_in_fan_out=transposed, task_type="CAUSAL_LM")  # fmt: skip

@@ -259,7 +259,7 @@ def open_for_training(args) -> tuple[nn.Module, object, dict]:
     if record.get("base", facts) != facts:
         raise UserError(f"{args.resume}: began with other weights of {name} than are there now; start a new run")
     if args.block_size > context(net):
-        raise UserError(f"--set block_size={args.block_size}: {name} takes {context(net):,} tokens at most")
+        raise UserError(f"--block-size {args.block_size}: {name} takes {context(net):,} tokens at most")
     return net, tokenizer, facts
 
 
