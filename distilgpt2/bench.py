@@ -34,8 +34,8 @@ def paragraphs(documents, tokenizer, tokens: int, block_size: int) -> list[list[
     """The tokens of lines of documents, each with the end-of-text token, cut at the block size; about `tokens` of
     them."""
     found, total = [], 0
-    for line in (line for document in documents for line in document.text.splitlines()):
-        ids = [*tokenizer(line, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    for line in (line for document in documents for line in corpus.lines_of(document.text)):
+        ids = [*pretrained.encode(tokenizer, [line])[0], tokenizer.eos_token_id]
         found.append(ids[:block_size])
         total += len(found[-1])
         if total >= tokens:

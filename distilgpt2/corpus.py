@@ -1,9 +1,9 @@
 """Documents: WikiText in several forms, the built-in text, and CSV or text files of one's own.
 
 WikiText (Merity et al. 2016) is one file per part, one paragraph per line, tokens separated by spaces. Two forms of it:
-"detokenized", a document an article, with the spaces of ordinary English; and "lines", the lines as they are in one
-document, joined by blank lines, as in Hugging Face's page on perplexity. The token files have <unk> for rare words
-(form "unk"), the hub's raw files do not (form "raw").
+"detokenized", a document an article, with the spaces of ordinary English; and "lines", all lines in one document, as in
+Hugging Face's page on perplexity. The token files have <unk> for rare words (form "unk"), the hub's raw files do not
+(form "raw").
 """
 
 import hashlib
@@ -68,7 +68,7 @@ def load(name: str, data_dir: str | None = None, form: str = "detokenized") -> C
     """
     if name == "builtin":
         found = generated.articles(460, seed=0)
-        return Corpus("builtin", f"unk, {form}", {part: wikitext(text.splitlines(), form) for part, text in zip(
+        return Corpus("builtin", f"unk, {form}", {part: wikitext(lines_of(text), form) for part, text in zip(
             PARTS, ("\n".join(found[:400]), "\n".join(found[400:430]), "\n".join(found[430:])))})  # fmt: skip
     if name in ("auto", *WIKITEXT):
         try:
@@ -93,7 +93,7 @@ def load_wikitext(name: str, folder: Path, form: str) -> Corpus:
     place, pattern, configuration, rare = WIKITEXT[name]
     files = {part: folder / place / pattern.format(FILES[part]) for part in PARTS}
     if (folder / place).is_dir():
-        parts = {part: read_text(file).splitlines() for part, file in files.items()}
+        parts = {part: lines_of(read_text(file)) for part, file in files.items()}
     else:
         missing = f"{name}: {run.display_path(folder)} has no {place}/"
         parts = hub.dataset_lines("Salesforce/wikitext", configuration, PARTS, missing)
@@ -102,10 +102,12 @@ def load_wikitext(name: str, folder: Path, form: str) -> Corpus:
 
 def wikitext(lines: list[str], form: str) -> list[Document]:
     """The documents of a file of WikiText. The words are the file's, plus one end of line each, as in the published
-    perplexities per word. Empty lines are dropped in the form "detokenized"; titles are kept."""
+    perplexities per word. In the form "lines", the text is the rows of the hub's dataset, joined by blank lines: a row
+    keeps its newline, and a blank row is empty. In the form "detokenized", blank lines are dropped; titles are kept."""
     words = [len(line.split()) + 1 for line in lines]
     if form == "lines":
-        return [Document("\n\n".join(lines), sum(words))]
+        rows = [line + "\n" if line.strip() else "" for line in lines]
+        return [Document("\n\n".join(rows), sum(words))]
     articles = []
     for i, (line, count) in enumerate(zip(lines, words)):
         around = lines[max(i - 1, 0)] + "".join(lines[i + 1 : i + 2])  # a title stands between empty lines
@@ -166,13 +168,20 @@ def take_fraction(documents: list[Document], fraction: float) -> list[Document]:
 # --------------------------------------------------------------------------------------------------- files of one's own
 
 
+def lines_of(text: str) -> list[str]:
+    """The lines of a text. They end at newlines alone: `splitlines` would cut at U+2028, too."""
+    lines = text.split("\n")
+    return lines[:-1] if lines[-1] == "" else lines
+
+
 def read_text(path: Path) -> str:
-    """The text of a UTF-8 file. Raises UserError that names the line."""
+    """The text of a UTF-8 file, with a newline at the end of each line whatever the file has there, and without a byte
+    order mark. Raises UserError that names the line."""
     try:
         if not path.is_file():
             raise OSError(0, "not a regular file" if path.exists() else "no such file")
         content = path.read_bytes()
-        return content.decode("utf-8-sig")
+        return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:

@@ -98,8 +98,7 @@ def tokenize(documents: list[corpus.Document], tokenizer, limit: int | None = No
     ids, words, count, chunk = [], 0.0, 0, 64
     for first in range(0, len(documents), chunk):
         texts = [document.text for document in documents[first : first + chunk]]
-        encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
-        for document, tokens in zip(documents[first : first + chunk], encoded):
+        for document, tokens in zip(documents[first : first + chunk], pretrained.encode(tokenizer, texts)):
             whole = len(tokens) + 1
             kept = min(whole, (limit or whole + len(ids)) - len(ids))
             ids += [*tokens, tokenizer.eos_token_id][:kept]

@@ -16,9 +16,10 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from common import run
-from common.options import option
+from common.options import option, short
 
 import torch
 
@@ -28,20 +29,48 @@ import pretrained
 
 AUTO_THREADS = None  # all cores
 
-STRATEGIES = {  # name: (default value, the keyword of transformers' generate, the keyword of decode.sample, sampling?)
-    "greedy": (None, None, "greedy", False),
-    "beam": (5, "num_beams", None, False),
-    "repetition": (1.2, "repetition_penalty", "repetition", False),
-    "ngram": (3, "no_repeat_ngram_size", "ngram", False),
-    "contrastive": (0.6, None, None, False),
-    "temperature": (0.7, "temperature", "temperature", True),
-    "top-k": (50, "top_k", "k", True),
-    "top-p": (0.95, "top_p", "p", True),
-    "typical": (0.95, "typical_p", "mass", True),
-    "min-p": (0.1, "min_p", "floor", True),
+
+class Part(NamedTuple):
+    """A part of a strategy: its default value, the lowest and the highest one, its name in the generate() of
+    transformers and in decode.sample, and whether the token is then drawn at random."""
+
+    default: int | float | None
+    low: float | None
+    high: float | None
+    keyword: str | None
+    written_out: str | None
+    samples: bool
+
+
+STRATEGIES = {
+    "greedy": Part(None, None, None, None, "greedy", False),
+    "beam": Part(5, 1, 1000, "num_beams", None, False),
+    "repetition": Part(1.2, 0.01, 100, "repetition_penalty", "repetition", False),
+    "ngram": Part(3, 1, 100_000, "no_repeat_ngram_size", "ngram", False),
+    "contrastive": Part(0.6, 1e-6, 1, None, None, False),
+    "temperature": Part(0.7, 1e-4, 1e4, "temperature", "temperature", True),
+    "top-k": Part(50, 1, 2**31 - 1, "top_k", "k", True),
+    "top-p": Part(0.95, 1e-6, 1, "top_p", "p", True),
+    "typical": Part(0.95, 1e-6, 1, "typical_p", "mass", True),
+    "min-p": Part(0.1, 1e-6, 1, "min_p", "floor", True),
 }
 ALL = "greedy beam repetition ngram contrastive temperature=1 temperature top-k top-p typical min-p".split()
 PROMPTS = ["The history of the city", "In the spring of 1942 ,", "The song was written by", "The river"]
+
+
+def part_value(name: str, text: str) -> int | float:
+    """The value of a part of a strategy. Raises argparse.ArgumentTypeError."""
+    part = STRATEGIES[name]
+    if part.default is None:
+        raise argparse.ArgumentTypeError(f"{name} takes no value")
+    try:
+        value = type(part.default)(text)
+    except ValueError:
+        value = math.nan
+    if not part.low <= value <= part.high:
+        kind = "whole number" if type(part.default) is int else "number"
+        raise argparse.ArgumentTypeError(f"{name}={short(text)}: must be a {kind} from {part.low:g} to {part.high:g}")
+    return value
 
 
 def strategy(text: str) -> dict:
@@ -50,16 +79,10 @@ def strategy(text: str) -> dict:
     for word in text.split("+"):
         name, _, value = word.partition("=")
         if name not in STRATEGIES:
-            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(STRATEGIES)}")
-        default = STRATEGIES[name][0]
-        kind = run.positive_int if type(default) is int else run.positive_float
-        if value and default is None:
-            raise argparse.ArgumentTypeError(f"{name} takes no value")
-        parts[name] = kind(value) if value else default
-        if name in ("top-p", "typical", "min-p", "contrastive") and parts[name] > 1:
-            raise argparse.ArgumentTypeError(f"{word}: {value} is above the maximum, 1")
+            raise argparse.ArgumentTypeError(f"{short(name)!r} is not one of {', '.join(STRATEGIES)}")
+        parts[name] = part_value(name, value) if value else STRATEGIES[name].default
     if ("beam" in parts or "contrastive" in parts) and len(parts) > 1:
-        raise argparse.ArgumentTypeError(f"{text}: beam and contrastive stand alone")
+        raise argparse.ArgumentTypeError(f"{short(text)}: beam and contrastive stand alone")
     return parts
 
 
@@ -75,19 +98,19 @@ def label(parts: dict) -> str:
 def continuation(net, tokenizer, ids: list[int], parts: dict, length: int, seed: int, written_out=False, streamer=None):
     """The tokens after `ids` by the strategy `parts`: by the model's own generate(), or as decode.py has it."""
     torch.manual_seed(seed)
-    eos, sampling = tokenizer.eos_token_id, any(STRATEGIES[name][3] for name in parts)
+    eos, sampling = tokenizer.eos_token_id, any(STRATEGIES[name].samples for name in parts)
     if "contrastive" in parts:
         return list(decode.contrastive_search(net, ids, length, eos, alpha=parts["contrastive"]))
     if written_out and "beam" in parts:
         return decode.beam_search(net, ids, length, eos, parts["beam"])
     values = {name: value for name, value in parts.items() if value is not None}
     if written_out:
-        options = {STRATEGIES[name][2]: value for name, value in values.items()}
+        options = {STRATEGIES[name].written_out: value for name, value in values.items()}
         return list(decode.sample(net, ids, length, eos, greedy=not sampling, **options))
     from transformers import GenerationConfig
 
     options = dict(top_k=0) if sampling else {}  # the library's own default would be 50
-    options |= {STRATEGIES[name][1]: value for name, value in values.items()}
+    options |= {STRATEGIES[name].keyword: value for name, value in values.items()}
     settings = GenerationConfig(do_sample=sampling, max_new_tokens=length, eos_token_id=eos, pad_token_id=eos,
                                 **options)  # fmt: skip
     net.generation_config = settings  # a model from the hub may bring a top_p or a penalty, which would fill the gaps
@@ -106,7 +129,9 @@ def sample(net, tokenizer, ids: torch.Tensor, length: int = 40) -> str:
 
 def encode(tokenizer, prompt: str, length: int, context: int) -> list[int]:
     """The tokens of a prompt; of an empty one, the end-of-text token. Raises UserError if there is no room for `length`
-    more in the model's context."""
+    more in the model's context, or if the prompt is not valid Unicode."""
+    if prompt != prompt.encode(errors="replace").decode():
+        raise run.UserError("the prompt is not valid Unicode text")
     ids = tokenizer(prompt, add_special_tokens=False)["input_ids"] or [tokenizer.eos_token_id]
     if len(ids) + length > context:
         raise run.UserError(f"the prompt has {len(ids):,} tokens; with --length {length:,} that is more than "
@@ -185,7 +210,7 @@ def main(argv=None):
     folder = run.make_folder(args.out or folder)
     prompts = args.prompt or PROMPTS
     if args.prompt_file:
-        prompts = [line for line in corpus.read_text(Path(args.prompt_file)).splitlines() if line.strip()]
+        prompts = [line for line in corpus.lines_of(corpus.read_text(Path(args.prompt_file))) if line.strip()]
         if not prompts:
             raise run.UserError(f"{args.prompt_file}: holds no prompt")
     net, tokenizer, facts = pretrained.open_model(name, args.data_dir)

@@ -5,7 +5,7 @@
     python distilgpt2/make_data_csv.py --data wikitext103
     python distilgpt2/make_data_csv.py --data notes/ letters.txt
 
-Without WikiText on disk or on the hub it writes the built-in text, and says so.
+A file that exists is not overwritten. Without WikiText on disk or on the hub it writes the built-in text, and says so.
 """
 
 import csv
@@ -23,7 +23,15 @@ from data import DATA_HELP, dataset_arg
 
 def without_titles(text: str) -> str:
     """`text` without the lines that are titles of WikiText's articles and sections."""
-    return "\n".join(line for line in text.splitlines() if not (line.startswith("= ") and line.endswith(" =")))
+    return "\n".join(line for line in corpus.lines_of(text) if not (line.startswith("= ") and line.endswith(" =")))
+
+
+def check_free(path: Path, content: str):
+    """Raise UserError if `path` has something else than `content`, which would be lost."""
+    if path.is_file() and path.read_bytes() == content.encode(errors="backslashreplace"):
+        return
+    if path.exists() or path.is_symlink():
+        raise run.UserError(f"{path}: exists already; delete it, or name another file with --out")
 
 
 @dataclass(kw_only=True)
@@ -58,6 +66,7 @@ def main(argv=None):
             empty += not corpus.is_text(text)
     path = Path(args.out)
     run.make_folder(path.absolute().parent)
+    check_free(path, table.getvalue())
     run.write(path, table.getvalue())
     counts = ", ".join(f"{len(documents):,} {part}" for part, documents in found.parts.items())
     left_out = found.dropped | ({"without text": empty} if empty else {})

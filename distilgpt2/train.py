@@ -219,6 +219,8 @@ def main(argv=None):
     if args.mode == "gen":
         return generate.main(generate.argv_of(args))
     net, tokenizer, base = pretrained.open_for_training(args)
+    if not args.across:
+        scoring.check_apart(net, tokenizer.eos_token_id)
     limits = {"validation": args.val_tokens, "test": args.test_tokens}
     parts, facts = data.load(args.data, args.data_dir, tokenizer, args.limit, args.fraction, limits)
     args.data = facts["name"] if args.data == "auto" else args.data
