@@ -151,6 +151,14 @@ def measure(net, prompts: list[list[int]], continuations: list[list[int]], token
     }  # fmt: skip
 
 
+def read_prompts(path: Path) -> list[str]:
+    """The lines of a file that hold more than spaces. Raises UserError if there is none."""
+    prompts = [line for line in corpus.lines_of(corpus.read_text(path)) if line.strip()]
+    if not prompts:
+        raise run.UserError(f"{path}: holds no prompt")
+    return prompts
+
+
 def choose_model(name: str | None, data_dir: str | None = None) -> tuple[str, Path]:
     """(model, folder for its texts): `name`, else the newest finished run, else the base model; says which."""
     newest = None if name else run.newest_run("distilgpt2")
@@ -208,11 +216,7 @@ def main(argv=None):
     device = run.pick_device(args.device)
     name, folder = choose_model(args.model, args.data_dir)
     folder = run.make_folder(args.out or folder)
-    prompts = args.prompt or PROMPTS
-    if args.prompt_file:
-        prompts = [line for line in corpus.lines_of(corpus.read_text(Path(args.prompt_file))) if line.strip()]
-        if not prompts:
-            raise run.UserError(f"{args.prompt_file}: holds no prompt")
+    prompts = read_prompts(Path(args.prompt_file)) if args.prompt_file else args.prompt or PROMPTS
     net, tokenizer, facts = pretrained.open_model(name, args.data_dir)
     net.to(device).eval()
     encoded = [encode(tokenizer, prompt, args.length, pretrained.context(net)) for prompt in prompts]

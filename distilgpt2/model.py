@@ -67,8 +67,9 @@ def add_lora(net: nn.Module, rank: int, alpha: float, targets: str = "all") -> n
     chosen = [name for name in ATTENTION if name in layers] if targets == "attention" else targets.split(",")
     unknown = [name for name in chosen if name not in layers] if chosen else ATTENTION
     if targets != "all" and unknown:
+        names = " or ".join(map(repr, unknown))
         raise UserError(
-            f"--targets {targets}: the model has no linear layer or embedding called {' or '.join(unknown)}; it has "
+            f"--targets {targets}: the model has no linear layer or embedding called {names}; it has "
             f"{', '.join(sorted(layers))}"
         )
     transposed = any(type(module).__name__ == "Conv1D" for module in net.modules())

@@ -51,7 +51,8 @@ def quiet():
     """Keep the bars and warnings of transformers out of the terminal; errors remain."""
     from transformers.utils import logging
 
-    warnings.filterwarnings("ignore", "`is_gradient_checkpointing`")  # from peft
+    for message in ("`is_gradient_checkpointing`", "Model has `tie_word_embeddings", "fan_in_fan_out is set"):
+        warnings.filterwarnings("ignore", message)  # from peft
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 
