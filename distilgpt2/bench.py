@@ -84,8 +84,11 @@ def ways_of(args, lines, net, tokenizer, device):
             began = time.perf_counter()
             for inputs, labels, count, options in batches(seed):
                 with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                    out = net(input_ids=inputs.to(device), use_cache=False,
-                              **{name: value.to(device) for name, value in options.items()})  # fmt: skip
+                    out = net(
+                        input_ids=inputs.to(device),
+                        use_cache=False,
+                        **{name: value.to(device) for name, value in options.items()},
+                    )
                 logits = out.logits.float().flatten(0, 1)
                 loss = F.cross_entropy(logits, labels.to(device).flatten(), ignore_index=IGNORED)
                 loss.backward()
@@ -130,6 +133,8 @@ def main(argv=None):
     device, out = run.pick_device(args.device), run.make_folder(args.out)
     name = pretrained.resolve(args.model, args.data_dir)
     net, tokenizer, facts = pretrained.open_model(name, args.data_dir)
+    if args.block_size > pretrained.context(net):
+        raise run.UserError(f"--block-size {args.block_size}: {name} takes {pretrained.context(net):,} tokens at most")
     net.to(device).train()
     tokenizer.pad_token_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     found = corpus.load(args.data, args.data_dir)
@@ -138,8 +143,10 @@ def main(argv=None):
     ways, precision = ways_of(args, lines, net, tokenizer, device)
     machine = run.environment(device, __file__)
     mean = statistics.mean(lengths)
-    print(f"{name}: {len(lines):,} lines of {found.name}, {sum(lengths):,} tokens, {mean:.0f} a line "
-          f"on average; {machine['device']['name']}, {machine['device']['threads']} threads, {precision}")  # fmt: skip
+    print(
+        f"{name}: {len(lines):,} lines of {found.name}, {sum(lengths):,} tokens, {mean:.0f} a line "
+        f"on average; {machine['device']['name']}, {machine['device']['threads']} threads, {precision}"
+    )
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     peak = timing.matmul_peak(device, dtype)
     values, rows = timing.turns(ways, args.rounds), []
@@ -148,14 +155,36 @@ def main(argv=None):
         rates, computed = [rate for rate, _ in pairs], statistics.median(waste for _, waste in pairs)
         rate = statistics.median(rates)
         used = 6 * facts["parameters"] * rate * computed / peak if way != "packed, float32" else None
-        rows.append({"state": "done", "way": way, "tokens_per_s": rate, "computed_per_token": computed,
-                     "times_padded": timing.median_ratio(rates, [r for r, _ in values["padded"]]),
-                     "fraction_of_peak": used, "rates": rates, "dataset": {"builtin": found.name == "builtin"},
-                     "git": machine["git"]})  # fmt: skip
-        print(f"{way:<26} {rate:>8,.0f} real tokens/s, {rows[-1]['times_padded']:.2f} times padded, {computed:.2f} "
-              "tokens computed for a real one" + (f", {used:.0%} of the peak" if used else ""))  # fmt: skip
-    run.write_json(out / "bench.json", {"bench": "distilgpt2", **machine, "model": facts, "precision": precision,
-                   "peak_flops": peak, "block_size": args.block_size, "bs": args.bs, "rows": rows})  # fmt: skip
+        rows.append(
+            {
+                "state": "done",
+                "way": way,
+                "tokens_per_s": rate,
+                "computed_per_token": computed,
+                "times_padded": timing.median_ratio(rates, [r for r, _ in values["padded"]]),
+                "fraction_of_peak": used,
+                "rates": rates,
+                "dataset": {"builtin": found.name == "builtin"},
+                "git": machine["git"],
+            }
+        )
+        print(
+            f"{way:<26} {rate:>8,.0f} real tokens/s, {rows[-1]['times_padded']:.2f} times padded, {computed:.2f} "
+            "tokens computed for a real one" + (f", {used:.0%} of the peak" if used else "")
+        )
+    run.write_json(
+        out / "bench.json",
+        {
+            "bench": "distilgpt2",
+            **machine,
+            "model": facts,
+            "precision": precision,
+            "peak_flops": peak,
+            "block_size": args.block_size,
+            "bs": args.bs,
+            "rows": rows,
+        },
+    )
     return rows
 
 

@@ -36,13 +36,17 @@ SHORT = dict(max_steps=20, val_tokens=8192, test_tokens=0)
 BASE = dict(recipe="smollm2")
 SHORT_STUDIES = tuple(f"lr-{method}" for method in LEARNING_RATES)
 STUDIES = {  # study: {setting: arguments of train.py}; the learning rate of the last three comes from the first three
-    **{f"lr-{method}": {f"{lr:g}": BASE | SHORT | dict(method=method, lr=lr) for lr in rates}
-       for method, rates in LEARNING_RATES.items()},
+    **{
+        f"lr-{method}": {f"{lr:g}": BASE | SHORT | dict(method=method, lr=lr) for lr in rates}
+        for method, rates in LEARNING_RATES.items()
+    },
     "methods": {method: BASE | dict(method=method) for method in LEARNING_RATES},
-    "ranks": {f"{rank}": BASE | dict(method="lora", rank=rank, alpha=2.0 * rank, bs=2, epochs=2, max_steps=100,
-                                     test_tokens=0) for rank in RANKS},
+    "ranks": {
+        f"{rank}": BASE | dict(method="lora", rank=rank, alpha=2.0 * rank, bs=2, epochs=2, max_steps=100, test_tokens=0)
+        for rank in RANKS
+    },
     "epochs": {method: BASE | dict(method=method, epochs=3) for method in ("full", "lora")},
-}  # fmt: skip
+}
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
@@ -192,9 +196,14 @@ def main(argv=None):
     out = Path(args.out)
     if study.run_jobs(train, jobs_of(args, out), args):
         for name in args.study:
-            rows = [study.row(name, setting, seed, out / folder_name(values, seed), train_loss="train_loss",
-                              val_loss="val_loss") | {"peak_memory_mb": peak_memory(out / folder_name(values, seed))}
-                    for setting, values in settings(args, out)[name].items() for seed in range(args.seeds)]  # fmt: skip
+            rows = [
+                study.row(
+                    name, setting, seed, out / folder_name(values, seed), train_loss="train_loss", val_loss="val_loss"
+                )
+                | {"peak_memory_mb": peak_memory(out / folder_name(values, seed))}
+                for setting, values in settings(args, out)[name].items()
+                for seed in range(args.seeds)
+            ]
             report(name, rows, out)
             if name == "methods":
                 write_texts(args, out)

@@ -30,8 +30,15 @@ WIKITEXT = {  # name here: (folder on disk, file pattern, configuration on the h
 }
 FORMS = ("detokenized", "lines")
 DATASETS = ("auto", "builtin", *WIKITEXT)
-SPLIT_NAMES = {"train": "train", "training": "train", "validation": "validation", "valid": "validation",
-               "val": "validation", "dev": "validation", "test": "test"}  # fmt: skip
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+}
 
 
 @dataclass
@@ -68,16 +75,19 @@ def load(name: str, data_dir: str | None = None, form: str = "detokenized") -> C
     """
     if name == "builtin":
         found = generated.articles(460, seed=0)
-        return Corpus("builtin", f"unk, {form}", {part: wikitext(lines_of(text), form) for part, text in zip(
-            PARTS, ("\n".join(found[:400]), "\n".join(found[400:430]), "\n".join(found[430:])))})  # fmt: skip
+        articles = {"train": found[:400], "validation": found[400:430], "test": found[430:]}
+        parts = {part: wikitext(lines_of("\n".join(texts)), form) for part, texts in articles.items()}
+        return Corpus("builtin", f"unk, {form}", parts)
     if name in ("auto", *WIKITEXT):
         try:
             return load_wikitext("wikitext2" if name == "auto" else name, run.data_dir(data_dir), form)
         except UserError as error:
             if name != "auto":
                 raise
-            print(f"*** {error}\n*** USING THE BUILT-IN TEXT INSTEAD: its numbers say nothing of WikiText.",
-                  file=sys.stderr)  # fmt: skip
+            print(
+                f"*** {error}\n*** USING THE BUILT-IN TEXT INSTEAD: its numbers say nothing of WikiText.",
+                file=sys.stderr,
+            )
             return load("builtin", data_dir, form)
     path = Path(name)
     if path.suffix.lower() == ".csv":
@@ -115,7 +125,10 @@ def wikitext(lines: list[str], form: str) -> list[Document]:
             articles.append([[], 0])
         articles[-1][0].append(line)
         articles[-1][1] += count
-    texts = [("\n".join(detokenize(line) for line in lines if line.strip()), count) for lines, count in articles]
+    texts = []
+    for article, count in articles:
+        text = "\n".join(detokenize(line) for line in article if line.strip())
+        texts.append((text, count))
     empty = sum(count for text, count in texts if not text)  # ends of empty lines before the first title
     documents = [Document(text, count) for text, count in texts if text]
     if documents:
@@ -201,8 +214,12 @@ def split_by_digest(documents: list[Document]) -> dict[str, list[Document]]:
 
 def read_texts(paths: list[Path]) -> Corpus:
     """Text files (.txt, .md, .tokens, .raw), one document each; of a folder, all its .txt and .md files."""
-    files = [file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path])
-             if not path.is_dir() or file.suffix.lower() in (".txt", ".md")]  # fmt: skip
+    files = []
+    for path in paths:
+        if path.is_dir():
+            files += [file for file in sorted(path.rglob("*")) if file.suffix.lower() in (".txt", ".md")]
+        else:
+            files.append(path)
     texts = [read_text(file) for file in files]
     found = [Document(text, len(text.split())) for text in texts if text.strip()]
     if len(found) == 1:  # a single file: its paragraphs are the documents
@@ -211,8 +228,9 @@ def read_texts(paths: list[Path]) -> Corpus:
     where = ", ".join(map(str, paths))
     if len(found) < 2:
         raise UserError(f"{where}: holds {len(found)} texts; two or more are needed (files, or paragraphs)")
-    dropped = {"files without text": len(texts) - sum(bool(text.strip()) for text in texts)}
-    return Corpus(paths[0].stem, "own", split_by_digest(found), {k: v for k, v in dropped.items() if v})
+    empty = sum(not text.strip() for text in texts)
+    dropped = {"files without text": empty} if empty else {}
+    return Corpus(paths[0].stem, "own", split_by_digest(found), dropped)
 
 
 def read_csv(path: Path) -> Corpus:
@@ -233,19 +251,23 @@ def parse_csv(path, rows):
         if not row:
             continue  # a blank line
         if len(row) > len(header):
-            raise UserError(f"{path}: line {rows.line_num} has {len(row)} fields, the header {len(header)}; quote text "
-                            "that contains commas")  # fmt: skip
+            raise UserError(
+                f"{path}: line {rows.line_num} has {len(row)} fields, the header {len(header)}; quote text "
+                "that contains commas"
+            )
         values = {name: row[i] if i < len(row) else "" for name, i in columns.items()}
         if not is_text(values["text"]):
-            dropped["rows without text" if not values["text"].strip() else "rows whose text has no letter"] += 1
+            reason = "rows whose text has no letter" if values["text"].strip() else "rows without text"
+            dropped[reason] += 1
             continue
         document = Document(values["text"], len(values["text"].split()))
         found.append(document)
         if "split" in columns:
             word = values["split"].strip().lower()
             if word not in SPLIT_NAMES:
-                raise UserError(f"{path}: line {rows.line_num}: split {values['split'][:40]!r} is none of "
-                                f"{', '.join(PARTS)}")  # fmt: skip
+                raise UserError(
+                    f"{path}: line {rows.line_num}: split {values['split'][:40]!r} is none of {', '.join(PARTS)}"
+                )
             parts.setdefault(SPLIT_NAMES[word], []).append(document)
     if "split" not in columns or len(parts) == 1 and "train" in parts:
         if len({document.key() for document in found}) < 2:

@@ -6,6 +6,7 @@
 Where documents come from is in corpus.py.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -64,8 +65,10 @@ class Blocks(torch.utils.data.Dataset):
 def check_blocks(name: str, part: Part, block_size: int):
     """Raise UserError if the tokens of a part do not fill a block."""
     if not len(Blocks(part.ids, block_size)):
-        raise UserError(f"{name}: {len(part.ids)} training tokens fill no block of {block_size}; pass more text, or "
-                        "a smaller --block-size")  # fmt: skip
+        raise UserError(
+            f"{name}: {len(part.ids)} training tokens fill no block of {block_size}; pass more text, or "
+            "a smaller --block-size"
+        )
 
 
 def windows(count: int, block_size: int, stride: int) -> Iterator[tuple[int, int, int]]:
@@ -92,21 +95,26 @@ def document_mask(blocks: Tensor, eos: int) -> tuple[Tensor, Tensor]:
     return mask, place - starts
 
 
-def tokenize(documents: list[corpus.Document], tokenizer, limit: int | None = None) -> Part:
-    """The tokens of documents, each followed by the end-of-text token; only the first `limit` tokens, if given. The
-    words of a document that is cut count in proportion."""
-    ids, words, count, chunk = [], 0.0, 0, 64
+def tokenize(documents: list[corpus.Document], tokenizer, limit: float = math.inf) -> Part:
+    """The first `limit` tokens of documents, each followed by the end-of-text token. The words of a document that is
+    cut count in proportion."""
+    ids, words, count = [], 0.0, 0
+    for document, tokens in zip(documents, tokens_of(documents, tokenizer)):
+        whole = len(tokens) + 1
+        kept = min(whole, limit - len(ids))
+        ids += [*tokens, tokenizer.eos_token_id][:kept]
+        words += document.words * kept / whole
+        count += 1
+        if len(ids) >= limit:
+            break
+    return Part(torch.tensor(ids, dtype=torch.int32), words, count)
+
+
+def tokens_of(documents: list[corpus.Document], tokenizer, chunk: int = 64) -> Iterator[list[int]]:
+    """Yield the tokens of each document; `chunk` documents are tokenized at a time."""
     for first in range(0, len(documents), chunk):
         texts = [document.text for document in documents[first : first + chunk]]
-        for document, tokens in zip(documents[first : first + chunk], pretrained.encode(tokenizer, texts)):
-            whole = len(tokens) + 1
-            kept = min(whole, (limit or whole + len(ids)) - len(ids))
-            ids += [*tokens, tokenizer.eos_token_id][:kept]
-            words += document.words * kept / whole
-            count += 1
-            if limit and len(ids) >= limit:
-                return Part(torch.tensor(ids, dtype=torch.int32), words, count)
-    return Part(torch.tensor(ids, dtype=torch.int32), words, count)
+        yield from pretrained.encode(tokenizer, texts)
 
 
 def load(
@@ -123,26 +131,35 @@ def load(
     fraction: of the training documents. Raises UserError.
     """
     found = corpus.load(name, data_dir)
-    facts = {"name": found.name, "digest": found.digest(), "builtin": found.name == "builtin", "form": found.form,
-             "fraction": fraction, "dropped": found.dropped}  # fmt: skip
+    facts = {
+        "name": found.name,
+        "digest": found.digest(),
+        "builtin": found.name == "builtin",
+        "form": found.form,
+        "fraction": fraction,
+        "dropped": found.dropped,
+    }
     found.parts["train"] = corpus.take_fraction(found.parts["train"], fraction)
     parts = {}
-    for part, documents in found.parts.items():
-        if (limits or {}).get(part) == 0:
+    for name_of_part, documents in found.parts.items():
+        own_limit = (limits or {}).get(name_of_part)
+        if own_limit == 0:
             continue
-        wanted = [n for n in (limit, (limits or {}).get(part)) if n]
-        parts[part] = tokenize(documents, tokenizer, min(wanted) if wanted else None)
-        if len(parts[part].ids) < 2:
-            raise UserError(f"{name}: its part {part} has {len(parts[part].ids)} tokens; two or more are needed")
-        facts[part] = {"documents": parts[part].documents, "tokens": len(parts[part].ids),
-                       "words": round(parts[part].words)}  # fmt: skip
+        part = tokenize(documents, tokenizer, min(limit or math.inf, own_limit or math.inf))
+        if len(part.ids) < 2:
+            raise UserError(f"{name}: its part {name_of_part} has {len(part.ids)} tokens; two or more are needed")
+        parts[name_of_part] = part
+        facts[name_of_part] = {"documents": part.documents, "tokens": len(part.ids), "words": round(part.words)}
     return parts, facts
 
 
 def describe(facts: dict) -> str:
     """One line on a dataset: its name, form and counts."""
-    counts = "; ".join(f"{part} {facts[part]['tokens']:,} tokens of {facts[part]['documents']:,} documents"
-                       for part in corpus.PARTS if part in facts)  # fmt: skip
+    counts = "; ".join(
+        f"{part} {facts[part]['tokens']:,} tokens of {facts[part]['documents']:,} documents"
+        for part in corpus.PARTS
+        if part in facts
+    )
     dropped = "".join(f"; {count:,} {reason} left out" for reason, count in facts["dropped"].items())
     return f"{facts['name']} ({facts['form']}): {counts}{dropped}"
 

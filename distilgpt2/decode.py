@@ -83,8 +83,20 @@ def forward(net, tokens: list[list[int]], cache, **options) -> tuple:
 
 
 @torch.no_grad()
-def sample(net, ids: list[int], length: int, eos: int, temperature=None, k=0, p=None, mass=None, floor=None,
-           repetition=1.0, ngram=0, greedy=False) -> Iterator[int]:  # fmt: skip
+def sample(
+    net,
+    ids: list[int],
+    length: int,
+    eos: int,
+    temperature=None,
+    k=0,
+    p=None,
+    mass=None,
+    floor=None,
+    repetition=1.0,
+    ngram=0,
+    greedy=False,
+) -> Iterator[int]:
     """Yield up to `length` tokens after `ids`, until the end-of-text token, which is yielded too.
 
     k, p, mass, floor: for top_k, top_p, typical, min_p. greedy: always the most likely token, else one at random from

@@ -8,6 +8,7 @@ A stride below the block size predicts every token from a longer context. Number
 raw, detokenized or as it is) cannot be compared, so every row names its form. Writes evaluate.json into --out.
 """
 
+import math
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -62,7 +63,8 @@ def evaluate(name, args, place) -> dict:
     found = corpus.load(args.data, args.data_dir, args.form)
     if args.part not in found.parts:
         raise run.UserError(f"--part {args.part}: {args.data} has only {', '.join(found.parts)}")
-    part, stride = data.tokenize(found.parts[args.part], tokenizer, args.limit), args.stride or args.block_size
+    part = data.tokenize(found.parts[args.part], tokenizer, args.limit or math.inf)
+    stride = args.stride or args.block_size
     if args.form == "lines" and part.ids[-1] == tokenizer.eos_token_id:
         part.ids = part.ids[:-1]  # one document: the text as it is, and nothing else
     if len(part.ids) < 2:
@@ -73,11 +75,22 @@ def evaluate(name, args, place) -> dict:
         for loss, targets in scoring.strided_loss(net, part.ids, args.block_size, stride, place):
             total, count = total + loss, count + targets
             bar.update(targets)
+    if not math.isfinite(total):
+        raise run.UserError(f"{name}: is damaged: its loss on {args.data} is not finite")
     facts["name"] = pretrained.record_name(name)
-    return {"state": "done", "model": facts, "part": args.part, "form": found.form, "block_size": args.block_size,
-            "stride": stride, "tokens": count, "words": round(part.words), "limit": args.limit,
-            "dataset": {"name": found.name, "digest": found.digest(), "builtin": found.name == "builtin"},
-            **scoring.scores("text", total / count, part)}  # fmt: skip
+    return {
+        "state": "done",
+        "model": facts,
+        "part": args.part,
+        "form": found.form,
+        "block_size": args.block_size,
+        "stride": stride,
+        "tokens": count,
+        "words": round(part.words),
+        "limit": args.limit,
+        "dataset": {"name": found.name, "digest": found.digest(), "builtin": found.name == "builtin"},
+        **scoring.scores("text", total / count, part),
+    }
 
 
 def main(argv=None):
@@ -86,15 +99,18 @@ def main(argv=None):
     device, out = run.pick_device(args.device), run.make_folder(args.out)
     automatic = train.AUTO_PRECISION if run.native_bf16(device) else "fp32"
     precision = automatic if args.precision == "auto" else args.precision
-    place = SimpleNamespace(device=device, autocast=lambda: torch.autocast(
-        device.type, torch.bfloat16, enabled=precision == "bf16"))  # fmt: skip
+    place = SimpleNamespace(
+        device=device, autocast=lambda: torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+    )
     machine, rows = run.environment(device, __file__), []
     for name in args.model:
         rows.append(row := evaluate(name, args, place))
         first = f"the first {row['tokens']:,} tokens" if args.limit else f"{row['tokens']:,} tokens"
-        print(f"{name}: {row['text_perplexity']:.2f} per token, {row['text_word_perplexity']:.2f} per "
-              f"word; {row['dataset']['name']} {row['part']} ({row['form']}), {first}, blocks of {row['block_size']}, "
-              f"stride {row['stride']}, {precision}")  # fmt: skip
+        print(
+            f"{name}: {row['text_perplexity']:.2f} per token, {row['text_word_perplexity']:.2f} per "
+            f"word; {row['dataset']['name']} {row['part']} ({row['form']}), {first}, blocks of {row['block_size']}, "
+            f"stride {row['stride']}, {precision}"
+        )
         row["precision"] = precision
     run.write_json(out / "evaluate.json", {"study": "evaluate", **machine, "rows": rows})
     return rows

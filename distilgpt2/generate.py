@@ -111,12 +111,17 @@ def continuation(net, tokenizer, ids: list[int], parts: dict, length: int, seed:
 
     options = dict(top_k=0) if sampling else {}  # the library's own default would be 50
     options |= {STRATEGIES[name].keyword: value for name, value in values.items()}
-    settings = GenerationConfig(do_sample=sampling, max_new_tokens=length, eos_token_id=eos, pad_token_id=eos,
-                                **options)  # fmt: skip
+    settings = GenerationConfig(
+        do_sample=sampling, max_new_tokens=length, eos_token_id=eos, pad_token_id=eos, **options
+    )
     net.generation_config = settings  # a model from the hub may bring a top_p or a penalty, which would fill the gaps
     inputs = torch.tensor([ids], device=net.device)
-    out = net.generate(inputs, attention_mask=torch.ones_like(inputs), generation_config=settings,
-                       streamer=streamer if "beam" not in parts else None)  # fmt: skip
+    out = net.generate(
+        inputs,
+        attention_mask=torch.ones_like(inputs),
+        generation_config=settings,
+        streamer=streamer if "beam" not in parts else None,
+    )
     return out[0, len(ids) :].tolist()
 
 
@@ -134,8 +139,10 @@ def encode(tokenizer, prompt: str, length: int, context: int) -> list[int]:
         raise run.UserError("the prompt is not valid Unicode text")
     ids = tokenizer(prompt, add_special_tokens=False)["input_ids"] or [tokenizer.eos_token_id]
     if len(ids) + length > context:
-        raise run.UserError(f"the prompt has {len(ids):,} tokens; with --length {length:,} that is more than "
-                            f"this model's context of {context:,}: shorten one of them")  # fmt: skip
+        raise run.UserError(
+            f"the prompt has {len(ids):,} tokens; with --length {length:,} that is more than "
+            f"this model's context of {context:,}: shorten one of them"
+        )
     return ids
 
 
@@ -145,10 +152,11 @@ def measure(net, prompts: list[list[int]], continuations: list[list[int]], token
     total = sum(decode.surprise(net, prompt, ids) for prompt, ids in zip(prompts, continuations) if ids)
     count = sum(map(len, continuations))
     return {f"distinct_{n}": decode.distinct(texts, n) for n in (1, 2, 3)} | {
-        "self_bleu": decode.self_bleu(texts), "perplexity": math.exp(min(total / max(1, count), 700.0)),
+        "self_bleu": decode.self_bleu(texts),
+        "perplexity": math.exp(min(total / max(1, count), 700.0)),
         "tokens": count / len(continuations),
         "ended": sum(ids[-1:] == [tokenizer.eos_token_id] for ids in continuations) / len(continuations),
-    }  # fmt: skip
+    }
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -172,8 +180,11 @@ def choose_model(name: str | None, data_dir: str | None = None) -> tuple[str, Pa
 def argv_of(args) -> list[str]:
     """The arguments of this script for `train.py --mode gen`."""
     words = ["--device", args.device, "--threads", str(args.threads), "--seed", str(args.seed)]
-    for flag, value in (("--model", args.model if args.model != "auto" else None), ("--data-dir", args.data_dir),
-                        ("--out", args.out)):  # fmt: skip
+    for flag, value in (
+        ("--model", args.model if args.model != "auto" else None),
+        ("--data-dir", args.data_dir),
+        ("--out", args.out),
+    ):
         words += [flag, value] if value else []
     return words
 
@@ -231,8 +242,11 @@ def main(argv=None):
             streams = not args.written_out and not {"beam", "contrastive"} & parts.keys()
             print(prompt, end="", flush=True)
             streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if streams else None
-            found.append(continuation(net, tokenizer, ids, parts, args.length, run.seed_at(args.seed, i),
-                                      args.written_out, streamer))  # fmt: skip
+            found.append(
+                continuation(
+                    net, tokenizer, ids, parts, args.length, run.seed_at(args.seed, i), args.written_out, streamer
+                )
+            )
             text = tokenizer.decode(found[-1], skip_special_tokens=True)
             if not streams:
                 print(text)
@@ -250,8 +264,10 @@ def main(argv=None):
     print(f"{'strategy':<24} distinct-1  -2    -3   self-BLEU  own perplexity  seconds")
     for row in rows:
         bleu = "" if row["self_bleu"] is None else f"{row['self_bleu']:.1f}"
-        print(f"{row['strategy']:<24} {row['distinct_1']:9.2f} {row['distinct_2']:5.2f} {row['distinct_3']:5.2f} "
-              f"{bleu:>9} {row['perplexity']:>14.1f} {row['seconds']:>9.1f}")  # fmt: skip
+        print(
+            f"{row['strategy']:<24} {row['distinct_1']:9.2f} {row['distinct_2']:5.2f} {row['distinct_3']:5.2f} "
+            f"{bleu:>9} {row['perplexity']:>14.1f} {row['seconds']:>9.1f}"
+        )
     print(run.display_path(folder / "distilgpt2.txt"), file=sys.stderr)
     return rows
 

@@ -38,8 +38,10 @@ def article(rng: random.Random) -> str:
     ]
     if rng.random() < 0.5:
         season = rng.choice(SEASONS)
-        lines += ["= = Economy = =", f"Today {name} still sells {goods} . In {season} visitors come to see {sight} , "
-                  f"which {founder} built ."]  # fmt: skip
+        lines += [
+            "= = Economy = =",
+            f"Today {name} still sells {goods} . In {season} visitors come to see {sight} , which {founder} built .",
+        ]
     return "\n".join(f"\n{line}\n" if line.startswith("=") else line for line in lines) + "\n"
 
 

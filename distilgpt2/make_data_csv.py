@@ -62,8 +62,10 @@ def main(argv=None):
     for part, documents in found.parts.items():
         for document in documents:
             text = document.text if args.titles else without_titles(document.text)
-            writer.writerow([text, part]) if corpus.is_text(text) else None
-            empty += not corpus.is_text(text)
+            if corpus.is_text(text):
+                writer.writerow([text, part])
+            else:
+                empty += 1
     path = Path(args.out)
     run.make_folder(path.absolute().parent)
     check_free(path, table.getvalue())

@@ -73,8 +73,13 @@ def add_lora(net: nn.Module, rank: int, alpha: float, targets: str = "all") -> n
             f"{', '.join(sorted(layers))}"
         )
     transposed = any(type(module).__name__ == "Conv1D" for module in net.modules())
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear" if targets == "all" else chosen,
-                        fan_in_fan_out=transposed, task_type="CAUSAL_LM")  # fmt: skip
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        target_modules="all-linear" if targets == "all" else chosen,
+        fan_in_fan_out=transposed,
+        task_type="CAUSAL_LM",
+    )
     return get_peft_model(net, config)
 
 

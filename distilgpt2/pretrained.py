@@ -64,7 +64,8 @@ def tiny_tokenizer():
     from transformers import PreTrainedTokenizerFast
 
     bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=557, special_tokens=[EOS], initial_alphabet=alphabet, show_progress=False)
     bpe.train_from_iterator(generated.articles(400, seed=0), trainer)
@@ -77,8 +78,9 @@ def tiny() -> nn.Module:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return GPT2LMHeadModel(GPT2Config(vocab_size=len(tiny_tokenizer()), n_positions=512, n_embd=48, n_layer=2,
-                                          n_head=4, bos_token_id=0, eos_token_id=0))  # fmt: skip
+        shape = dict(n_positions=512, n_embd=48, n_layer=2, n_head=4)
+        config = GPT2Config(vocab_size=len(tiny_tokenizer()), bos_token_id=0, eos_token_id=0, **shape)
+        return GPT2LMHeadModel(config)
 
 
 # --------------------------------------------------------------------------------------------------------- where it is
@@ -139,8 +141,11 @@ def resolve(name: str, data_dir: str | None = None) -> str:
     reason = hub.missing("models", DEFAULT) or hub.fetch_model(DEFAULT)
     if reason is None:
         return DEFAULT
-    print(f"*** {DEFAULT}: is not on disk, and {reason}\n*** USING THE BUILT-IN MODEL tiny INSTEAD: small, and random "
-          "until it is trained.", file=sys.stderr)  # fmt: skip
+    print(
+        f"*** {DEFAULT}: is not on disk, and {reason}\n*** USING THE BUILT-IN MODEL tiny INSTEAD: small, and random "
+        "until it is trained.",
+        file=sys.stderr,
+    )
     return "tiny"
 
 
@@ -158,13 +163,17 @@ def locate(name: str, data_dir: str | None = None) -> tuple[str, dict]:
                 raise UserError(f"{file}: is not a regular file")
         return str(path), {"local_files_only": True}
     if path or "/" in name and os.path.exists(name):
-        raise UserError(f"{name}: holds no model (no config.json); name a folder that save_pretrained wrote, a run "
-                        "folder, or a model's name")  # fmt: skip
+        raise UserError(
+            f"{name}: holds no model (no config.json); name a folder that save_pretrained wrote, a run "
+            "folder, or a model's name"
+        )
     if is_cached(name):
         return name, {"local_files_only": True}
     if reason := hub.missing("models", name):
-        raise UserError(f"{name}: is not a file or folder here, is not in the hub's cache, and {reason}; pass --model "
-                        "tiny, which is built in, or a folder")  # fmt: skip
+        raise UserError(
+            f"{name}: is not a file or folder here, is not in the hub's cache, and {reason}; pass --model "
+            "tiny, which is built in, or a folder"
+        )
     return name, {}
 
 
@@ -210,6 +219,8 @@ def check_causal(name: str, net: nn.Module):
     other[0, -1] = (other[0, -1] + 1) % size
     with loading(name):
         ours, theirs = (net(input_ids=inputs, use_cache=False).logits[0, :-1] for inputs in (ids, other))
+    if not torch.isfinite(ours).all():
+        raise UserError(f"{name}: is damaged: its logits are not finite")
     if (ours - theirs).abs().max() > 1e-3 * ours.abs().max():
         raise UserError(f"{name}: is not a causal language model: a later token changes the logits of earlier ones")
 
@@ -251,10 +262,18 @@ def open_base(name: str, data_dir: str | None = None) -> tuple[nn.Module, object
         del net.config.quantization_config
         net.hf_quantizer, net.is_quantized = None, False
     if len(tokenizer) > net.get_input_embeddings().num_embeddings:
-        raise UserError(f"{name}: its tokenizer has {len(tokenizer):,} tokens, the model only "
-                        f"{net.get_input_embeddings().num_embeddings:,}")  # fmt: skip
-    return net, tokenizer, {"name": name, "builtin": name == "tiny", "architecture": type(net).__name__,
-                            "parameters": count_parameters(net), "digest": weights_digest(net)}  # fmt: skip
+        raise UserError(
+            f"{name}: its tokenizer has {len(tokenizer):,} tokens, the model only "
+            f"{net.get_input_embeddings().num_embeddings:,}"
+        )
+    facts = {
+        "name": name,
+        "builtin": name == "tiny",
+        "architecture": type(net).__name__,
+        "parameters": count_parameters(net),
+        "digest": weights_digest(net),
+    }
+    return net, tokenizer, facts
 
 
 def open_model(name: str, data_dir: str | None = None) -> tuple[nn.Module, object, dict]:
@@ -275,8 +294,10 @@ def open_model(name: str, data_dir: str | None = None) -> tuple[nn.Module, objec
         return net, tokenizer, facts | {"name": name, "base": base.get("name")}
     net, tokenizer, facts = open_base(str(base.get("name")), data_dir)
     if base.get("digest", facts["digest"]) != facts["digest"]:
-        raise UserError(f"{name}: is the adapter of another base model (the weights of {base['name']} differ from "
-                        "the weights that it was trained on)")  # fmt: skip
+        raise UserError(
+            f"{name}: is the adapter of another base model (the weights of {base['name']} differ from "
+            "the weights that it was trained on)"
+        )
     from peft import PeftModel, get_peft_model_state_dict
     from peft.utils import load_peft_weights
 
@@ -302,8 +323,10 @@ def open_for_training(args) -> tuple[nn.Module, object, dict]:
     net, tokenizer, facts = open_model(name, args.data_dir)
     if hasattr(net, "peft_config"):
         place = run.display_path((local_path(name, args.data_dir) or Path(name)).resolve())
-        raise UserError(f"{place}: holds a LoRA adapter, which cannot be trained further; merge it first: python "
-                        f"distilgpt2/merge.py {place} --out DIR, then --model DIR")  # fmt: skip
+        raise UserError(
+            f"{place}: holds a LoRA adapter, which cannot be trained further; merge it first: python "
+            f"distilgpt2/merge.py {place} --out DIR, then --model DIR"
+        )
     facts["name"] = record_name(name)
     if record.get("base", facts) != facts:
         raise UserError(f"{args.resume}: began with other weights of {name} than are there now; start a new run")

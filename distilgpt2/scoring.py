@@ -61,7 +61,8 @@ def block_loss(net, part, args, r, eos: int) -> float:
     """The mean cross-entropy, in nats per token, over a part in the blocks of training, which do not overlap. Every
     token but the first counts once. The processes share the batches."""
     net.eval()
-    blocks, size = data.Blocks(part.ids, args.block_size), max(args.micro_batch or args.bs, 1024 // args.block_size)
+    blocks = data.Blocks(part.ids, args.block_size)
+    size = max(args.micro_batch or args.bs, 1024 // args.block_size)
     batches = [blocks[index] for index in torch.arange(len(blocks)).split(size) if len(index)]
     if blocks.left_over:  # the end, shorter than a block
         batches.append(part.ids[-blocks.left_over - 1 :].long()[None])
@@ -95,5 +96,8 @@ def perplexity(loss: float) -> float:
 def scores(name: str, loss: float, part) -> dict[str, float]:
     """{name_loss, name_perplexity per token, name_word_perplexity} of a part whose mean loss is `loss`."""
     per_word = loss * (len(part.ids) - 1) / max(1.0, part.words)
-    return {f"{name}_{what}": value for what, value in (
-        ("loss", loss), ("perplexity", perplexity(loss)), ("word_perplexity", perplexity(per_word)))}  # fmt: skip
+    return {
+        f"{name}_loss": loss,
+        f"{name}_perplexity": perplexity(loss),
+        f"{name}_word_perplexity": perplexity(per_word),
+    }

@@ -923,6 +923,17 @@ def test_the_architectures_are_causal_and_separate_documents(kind):
     assert (apart - later)[:-2].abs().max() < 1e-5 * scale
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "gemma2"])
+def test_documents_are_separate_in_bfloat16_too(kind):
+    net = random_model(kind)
+    place = types.SimpleNamespace(autocast=lambda: torch.autocast("cpu", torch.bfloat16))
+    texts = [some_ids(n, seed=n).tolist() + [EOS] for n in (4, 7, 5)]
+    with torch.no_grad():
+        exact = torch.cat([net(input_ids=torch.tensor([text])).logits[0] for text in texts])
+        apart = scoring.logits_of(net, torch.tensor([sum(texts, [])]), place, False, EOS)[0]
+    assert (apart - exact).abs().max() < 0.1 * exact.abs().max()
+
+
 @pytest.mark.parametrize("kind", REFUSED)
 def test_a_model_that_cannot_separate_documents_is_refused(kind):
     code, message = failure(scoring.check_apart, random_model(kind), EOS)
@@ -1162,6 +1173,7 @@ def test_strategies_at_their_bounds(text):
 
 
 # ------------------------------------------------------------------------------------- one step, and what each option does
+
 
 # ----------------------------------------------------------------------------------- one step, and what each option does
 def without_dropout(folder):
