@@ -149,6 +149,13 @@ def resolve(name: str, data_dir: str | None = None) -> str:
     return "tiny"
 
 
+def check_files(folder: Path):
+    """Raise UserError if a file in `folder` is a FIFO, which would wait for ever, or a broken link."""
+    for file in folder.iterdir():
+        if not file.is_file() and not file.is_dir():
+            raise UserError(f"{file}: is not a regular file")
+
+
 def locate(name: str, data_dir: str | None = None) -> tuple[str, dict]:
     """(name or folder, keywords) for the `from_pretrained` of transformers. Raises UserError, at once if there is
     neither a file nor a hub."""
@@ -158,9 +165,7 @@ def locate(name: str, data_dir: str | None = None) -> tuple[str, dict]:
             raise UserError(f"{name}: reading a GGUF file needs the package gguf: pip install gguf")
         return str(path.parent), {"gguf_file": path.name}
     if path and (path / "config.json").is_file():
-        for file in path.iterdir():
-            if not file.is_file() and not file.is_dir():  # a FIFO would wait for ever
-                raise UserError(f"{file}: is not a regular file")
+        check_files(path)
         return str(path), {"local_files_only": True}
     if path or "/" in name and os.path.exists(name):
         raise UserError(
@@ -298,6 +303,7 @@ def open_model(name: str, data_dir: str | None = None) -> tuple[nn.Module, objec
             f"{name}: is the adapter of another base model (the weights of {base['name']} differ from "
             "the weights that it was trained on)"
         )
+    check_files(where)
     from peft import PeftModel, get_peft_model_state_dict
     from peft.utils import load_peft_weights
 

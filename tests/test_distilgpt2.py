@@ -1172,10 +1172,9 @@ def test_strategies_at_their_bounds(text):
         assert new
 
 
-# ------------------------------------------------------------------------------------- one step, and what each option does
+# ---------------------------------------------------------------------------------- one step, and what each option does
 
 
-# ----------------------------------------------------------------------------------- one step, and what each option does
 def without_dropout(folder):
     return save_model(small(vocab_size=557, factor=1.0, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0), folder)
 
