@@ -51,6 +51,10 @@ class Document:
     def key(self) -> str:
         return hashlib.sha256(self.text.encode(errors="backslashreplace")).hexdigest()
 
+    def normalized(self) -> str:
+        """The text with single spaces: the same for copies."""
+        return " ".join(self.text.split())
+
 
 @dataclass
 class Corpus:
@@ -65,6 +69,12 @@ class Corpus:
         """The MD5 of all texts with their parts. It is the same for every copy of the same corpus."""
         lines = sorted(f"{part} {document.key()}" for part, documents in self.parts.items() for document in documents)
         return hashlib.md5("\n".join(lines).encode()).hexdigest()
+
+    def copies(self) -> int:
+        """How many documents of validation and test are in the training part, too."""
+        trained = {document.normalized() for document in self.parts["train"]}
+        others = [document for part in self.parts if part != "train" for document in self.parts[part]]
+        return sum(document.normalized() in trained for document in others)
 
 
 def load(name: str, data_dir: str | None = None, form: str = "detokenized") -> Corpus:
@@ -204,11 +214,14 @@ def read_text(path: Path) -> str:
 
 def split_by_digest(documents: list[Document]) -> dict[str, list[Document]]:
     """A tenth of the documents, those with the lowest digests of their text, to validation. Copies stay together."""
-    keys = sorted({document.key() for document in documents})
-    chosen = set(keys[: max(1, round(len(keys) / 10))])
+    groups = {}  # {text: documents}, which differ in white space alone
+    for document in documents:
+        groups.setdefault(document.normalized(), []).append(document)
+    order = sorted(groups, key=lambda text: min(document.key() for document in groups[text]))
+    chosen = set(order[: max(1, round(len(order) / 10))])
     parts = {"train": [], "validation": []}
     for document in documents:
-        parts["validation" if document.key() in chosen else "train"].append(document)
+        parts["validation" if document.normalized() in chosen else "train"].append(document)
     return parts
 
 
@@ -270,7 +283,7 @@ def parse_csv(path, rows):
                 )
             parts.setdefault(SPLIT_NAMES[word], []).append(document)
     if "split" not in columns or len(parts) == 1 and "train" in parts:
-        if len({document.key() for document in found}) < 2:
+        if len({document.normalized() for document in found}) < 2:
             raise UserError(f"{path}: holds {len(found)} rows with text; two different ones or more are needed")
         parts = split_by_digest(found)
     if missing := [part for part in ("train", "validation") if not parts.get(part)]:

@@ -138,6 +138,7 @@ def load(
         "form": found.form,
         "fraction": fraction,
         "dropped": found.dropped,
+        "copies": found.copies(),
     }
     found.parts["train"] = corpus.take_fraction(found.parts["train"], fraction)
     parts = {}
@@ -161,7 +162,10 @@ def describe(facts: dict) -> str:
         if part in facts
     )
     dropped = "".join(f"; {count:,} {reason} left out" for reason, count in facts["dropped"].items())
-    return f"{facts['name']} ({facts['form']}): {counts}{dropped}"
+    copies = (
+        f"; {facts['copies']:,} validation or test documents are in the training part, too" if facts["copies"] else ""
+    )
+    return f"{facts['name']} ({facts['form']}): {counts}{dropped}{copies}"
 
 
 @dataclass(kw_only=True)
