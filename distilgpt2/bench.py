@@ -144,7 +144,7 @@ def main(argv=None):
     machine = run.environment(device, __file__)
     mean = statistics.mean(lengths)
     print(
-        f"{name}: {len(lines):,} lines of {found.name}, {sum(lengths):,} tokens, {mean:.0f} a line "
+        f"{name}: {len(lines):,} lines of {found.name}, {sum(lengths):,} tokens, {mean:.0f} per line "
         f"on average; {machine['device']['name']}, {machine['device']['threads']} threads, {precision}"
     )
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32

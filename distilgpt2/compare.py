@@ -170,7 +170,8 @@ def report(name, rows, out):
         draw_methods(figure, rows)
     else:
         axes = figure.subplots()
-        draw_epochs(axes, rows) if name == "epochs" else draw_points(axes, rows)
+        draw = draw_epochs if name == "epochs" else draw_points
+        draw(axes, rows)
         axes.grid(alpha=0.3)
     run.write_figure(out / f"{name}.png", figure)
     print(f"\n{name}")
@@ -196,21 +197,20 @@ def main(argv=None):
     out = Path(args.out)
     if study.run_jobs(train, jobs_of(args, out), args):
         for name in args.study:
-            rows = [
-                study.row(
-                    name, setting, seed, out / folder_name(values, seed), train_loss="train_loss", val_loss="val_loss"
-                )
-                | {"peak_memory_mb": peak_memory(out / folder_name(values, seed))}
-                for setting, values in settings(args, out)[name].items()
-                for seed in range(args.seeds)
-            ]
-            report(name, rows, out)
+            report(name, rows_of(name, args, out), out)
             if name == "methods":
                 write_texts(args, out)
 
 
-def peak_memory(folder):
-    return run.read_record(folder / "run.json").get("peak_memory_mb")
+def rows_of(name, args, out):
+    """The rows of the record of a study, one per setting and seed."""
+    rows = []
+    for setting, values in settings(args, out)[name].items():
+        for seed in range(args.seeds):
+            folder = out / folder_name(values, seed)
+            row = study.row(name, setting, seed, folder, train_loss="train_loss", val_loss="val_loss")
+            rows.append(row | {"peak_memory_mb": run.read_record(folder / "run.json").get("peak_memory_mb")})
+    return rows
 
 
 if __name__ == "__main__":

@@ -259,7 +259,9 @@ def parse_csv(path, rows):
     if "text" not in header:
         raise UserError(f"{path}: has no column `text`; its columns: {', '.join(header)[:80] or 'none'}")
     columns = {name: header.index(name) for name in ("text", "split") if name in header}
-    found, parts, dropped = [], {}, Counter()
+    found = []
+    parts = {}
+    dropped = Counter()
     for row in rows:
         if not row:
             continue  # a blank line

@@ -98,7 +98,9 @@ def document_mask(blocks: Tensor, eos: int) -> tuple[Tensor, Tensor]:
 def tokenize(documents: list[corpus.Document], tokenizer, limit: float = math.inf) -> Part:
     """The first `limit` tokens of documents, each followed by the end-of-text token. The words of a document that is
     cut count in proportion."""
-    ids, words, count = [], 0.0, 0
+    ids = []
+    words = 0.0
+    count = 0
     for document, tokens in zip(documents, tokens_of(documents, tokenizer)):
         whole = len(tokens) + 1
         kept = min(whole, limit - len(ids))

@@ -12,6 +12,7 @@ folder, else in the current one.
 
 import argparse
 import math
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -146,6 +147,23 @@ def encode(tokenizer, prompt: str, length: int, context: int) -> list[int]:
     return ids
 
 
+def continue_all(net, tokenizer, prompts: list[str], encoded: list[list[int]], parts: dict, args) -> list[list[int]]:
+    """The continuations of all prompts by one strategy. Each is printed; most strategies stream it."""
+    from transformers import TextStreamer
+
+    streams = not args.written_out and not {"beam", "contrastive"} & parts.keys()
+    found = []
+    for i, (prompt, ids) in enumerate(zip(prompts, encoded)):
+        print(prompt, end="", flush=True)
+        streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if streams else None
+        seed = run.seed_at(args.seed, i)
+        new = continuation(net, tokenizer, ids, parts, args.length, seed, args.written_out, streamer)
+        if not streams:
+            print(tokenizer.decode(new, skip_special_tokens=True))
+        found.append(new)
+    return found
+
+
 def measure(net, prompts: list[list[int]], continuations: list[list[int]], tokenizer) -> dict:
     """Numbers that tell strategies apart: distinct-1 to 3, self-BLEU, the model's own perplexity, mean tokens."""
     texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in continuations]
@@ -174,18 +192,19 @@ def choose_model(name: str | None, data_dir: str | None = None) -> tuple[str, Pa
         name = str(newest) if newest and (newest / "model").is_dir() else pretrained.resolve("auto", data_dir)
         print(f"no model named: using {run.display_path(name)}", file=sys.stderr)
     name = pretrained.resolve(name, data_dir)
-    return name, Path(name) if (Path(name) / "run.json").is_file() else Path(".")
+    is_run = os.path.isfile(Path(name) / "run.json")
+    return name, Path(name) if is_run else Path(".")
 
 
 def argv_of(args) -> list[str]:
     """The arguments of this script for `train.py --mode gen`."""
     words = ["--device", args.device, "--threads", str(args.threads), "--seed", str(args.seed)]
-    for flag, value in (
-        ("--model", args.model if args.model != "auto" else None),
-        ("--data-dir", args.data_dir),
-        ("--out", args.out),
-    ):
-        words += [flag, value] if value else []
+    if args.model != "auto":
+        words += ["--model", args.model]
+    if args.data_dir:
+        words += ["--data-dir", args.data_dir]
+    if args.out:
+        words += ["--out", args.out]
     return words
 
 
@@ -231,31 +250,20 @@ def main(argv=None):
     net, tokenizer, facts = pretrained.open_model(name, args.data_dir)
     net.to(device).eval()
     encoded = [encode(tokenizer, prompt, args.length, pretrained.context(net)) for prompt in prompts]
-    from transformers import TextStreamer
-
-    rows, lines = [], []
+    rows = []
+    lines = []
     for parts in args.strategy or [strategy(text) for text in ALL]:
-        lines.append(f"{'=' * 20} {label(parts)}")
-        print(lines[-1])
-        began, found = time.monotonic(), []
-        for i, (prompt, ids) in enumerate(zip(prompts, encoded)):
-            streams = not args.written_out and not {"beam", "contrastive"} & parts.keys()
-            print(prompt, end="", flush=True)
-            streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if streams else None
-            found.append(
-                continuation(
-                    net, tokenizer, ids, parts, args.length, run.seed_at(args.seed, i), args.written_out, streamer
-                )
-            )
-            text = tokenizer.decode(found[-1], skip_special_tokens=True)
-            if not streams:
-                print(text)
-            lines += [prompt + text, "-" * 40]
+        title = f"{'=' * 20} {label(parts)}"
+        print(title)
+        began = time.monotonic()
+        found = continue_all(net, tokenizer, prompts, encoded, parts, args)
         seconds = time.monotonic() - began
-        rows.append(
-            {"state": "done", "strategy": label(parts), "seconds": seconds, **measure(net, encoded, found, tokenizer)}
-        )
         print("-" * 40)
+        lines.append(title)
+        for prompt, new in zip(prompts, found):
+            lines += [prompt + tokenizer.decode(new, skip_special_tokens=True), "-" * 40]
+        numbers = measure(net, encoded, found, tokenizer)
+        rows.append({"state": "done", "strategy": label(parts), "seconds": seconds} | numbers)
     run.write(folder / "distilgpt2.txt", "\n".join(lines) + "\n")
     machine = run.environment(device, __file__)
     facts["name"] = pretrained.record_name(facts["name"])

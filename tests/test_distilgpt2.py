@@ -1136,8 +1136,9 @@ def test_the_code_of_a_model_folder_never_runs(model_type, tmp_path, monkeypatch
 
 @pytest.mark.parametrize("name", ["a" * 500, "x/" * 300, "null\0byte", "lone \udcff surrogate"])
 def test_names_that_no_model_has(name, tmp_path):
-    code, message = failure(pretrained.open_model, name, str(tmp_path))
-    assert code == 1 and one_line(message)
+    for call in (lambda: pretrained.open_model(name, str(tmp_path)), lambda: generate.main(["--model", name])):
+        code, message = failure(call)
+        assert code == 1 and one_line(message)
 
 
 def test_a_prompt_that_is_not_unicode(tmp_path):
