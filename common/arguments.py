@@ -61,6 +61,10 @@ def threads_option():
     return option("auto", "CPU threads; auto: as many as the script gains from", type=threads_arg, metavar="N")
 
 
+def precision_option():
+    return option("auto", "auto: bf16 where it is known to gain", choices=["auto", "fp32", "bf16"])
+
+
 @dataclass(kw_only=True)
 class ScriptOptions:
     """The options of a script. `check` raises UserError if values of several fields do not fit together."""
@@ -96,7 +100,7 @@ class TrainOptions(RunOptions):
     data_dir: str | None = data_dir_option()
     device: str = device_option()
     threads: int | str = threads_option()
-    precision: str = option("auto", "auto: bf16 where it is known to gain", choices=["auto", "fp32", "bf16"])
+    precision: str = precision_option()
     limit: int | None = option(None, "only the first N examples of each part, for a quick look", above=0)
 
 
@@ -215,6 +219,8 @@ def recorded_options(cls, record: dict, path: Path, data: str | None = None):
         elif name == "data" and str(value).startswith("./"):  # which the caller need not have any more
             values[name] = str(value)
             continue
+        if value is None and known[name].settings["only"]:
+            continue  # older records have None if the option does not exist for the variant
         try:
             values[name] = known[name].check(value)
         except (argparse.ArgumentTypeError, ValueError) as error:

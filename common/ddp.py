@@ -42,6 +42,24 @@ def micro_batch_size(bs: int, micro_batch: int | None = None) -> int:
     return micro_batch or share
 
 
+def micro_batches(module, size: int | None, *tensors: torch.Tensor):
+    """Yield the parts of a batch, `size` examples each (the last may have fewer; None: all at once), as tuples with a
+    part of each of `tensors`. Gradients are all-reduced only in the backward pass of the last one.
+
+        for inputs, targets in ddp.micro_batches(ddp_model, args.micro_batch, inputs, targets):
+            loss = ... * len(inputs) / bs
+            loss.backward()
+
+    module: the first result of `Run.wrap`, whose forward pass has to be within the loop, too.
+    """
+    parts = list(zip(*(tensor.split(size or len(tensor)) for tensor in tensors), strict=True))
+    without_all_reduce = getattr(module, "no_sync", contextlib.nullcontext)
+    for part in parts[:-1]:
+        with without_all_reduce():
+            yield part
+    yield parts[-1]
+
+
 class Run(run.Run):
     """run.Run for one process or several; see the top of this file."""
 

@@ -38,6 +38,7 @@ from common.arguments import (  # noqa: F401, scripts take these from `run`, too
     device_option,
     parse_options,
     path_arg,
+    precision_option,
     record_args,
     recorded_options,
     threads_option,

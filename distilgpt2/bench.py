@@ -11,12 +11,13 @@ The model, its update, the paragraphs (the lines of WikiText) and their real tok
 blocks, or --bs paragraphs cut at --block-size tokens. The ways take turns. Writes bench.json into --out.
 """
 
-import argparse
 import random
 import statistics
 import time
+from dataclasses import dataclass
 
 from common import run, timing
+from common.options import option
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,7 @@ import torch.nn.functional as F
 import corpus
 import data
 import pretrained
+from data import DATA_HELP, dataset_arg
 
 IGNORED = -100  # the label of padding
 
@@ -32,8 +34,8 @@ def paragraphs(documents, tokenizer, tokens: int, block_size: int) -> list[list[
     """The tokens of lines of documents, each with the end-of-text token, cut at the block size; about `tokens` of
     them."""
     found, total = [], 0
-    for line in (line for document in documents for line in document.text.splitlines()):
-        ids = [*tokenizer(line, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    for line in (line for document in documents for line in corpus.lines_of(document.text)):
+        ids = [*pretrained.encode(tokenizer, [line])[0], tokenizer.eos_token_id]
         found.append(ids[:block_size])
         total += len(found[-1])
         if total >= tokens:
@@ -82,8 +84,11 @@ def ways_of(args, lines, net, tokenizer, device):
             began = time.perf_counter()
             for inputs, labels, count, options in batches(seed):
                 with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                    out = net(input_ids=inputs.to(device), use_cache=False,
-                              **{name: value.to(device) for name, value in options.items()})  # fmt: skip
+                    out = net(
+                        input_ids=inputs.to(device),
+                        use_cache=False,
+                        **{name: value.to(device) for name, value in options.items()},
+                    )
                 logits = out.logits.float().flatten(0, 1)
                 loss = F.cross_entropy(logits, labels.to(device).flatten(), ignore_index=IGNORED)
                 loss.backward()
@@ -107,29 +112,29 @@ def ways_of(args, lines, net, tokenizer, device):
     return ways, "bf16" if bf16 else "fp32"
 
 
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument(
-        "--model", type=pretrained.model_arg, default="auto", metavar="NAME|PATH", help=pretrained.MODEL_HELP
-    )
-    counts = {"tokens": (20_000, "real tokens of a round"), "block-size": (256, "tokens of a block"), "rounds": (3, "")}
-    for name, (default, help) in counts.items():
-        p.add_argument(
-            f"--{name}", type=run.positive_int, default=default, metavar="N", help=f"{help} (default: {default})"
-        )
-    run.add_flags(p, "data_dir", "device", "threads", "precision",
-                  bs=dict(default=8, help="blocks, or paragraphs, of a batch"),
-                  data=dict(type=data.dataset_arg, default="wikitext2", help=data.DATA_HELP),
-                  out=dict(default=str(run.ROOT / "out/distilgpt2/bench"), help="folder for bench.json"))  # fmt: skip
-    return p
+@dataclass(kw_only=True)
+class Options(run.ScriptOptions):
+    data: str = option("wikitext2", DATA_HELP, type=dataset_arg, metavar="NAME|PATH")
+    data_dir: str | None = run.data_dir_option()
+    model: str = option("auto", pretrained.MODEL_HELP, type=pretrained.model_arg, metavar="NAME|PATH")
+    bs: int = option(8, "blocks, or paragraphs, of a batch", above=0)
+    block_size: int = option(256, "tokens of a block", at_least=2)
+    tokens: int = option(20_000, "real tokens of a round", above=0)
+    rounds: int = option(3, "rounds of each way", above=0)
+    device: str = run.device_option()
+    threads: int | str = run.threads_option()
+    precision: str = run.precision_option()
+    out: str = option(str(run.ROOT / "out/distilgpt2/bench"), "folder of bench.json", type=run.path_arg, metavar="DIR")
 
 
 def main(argv=None):
-    args = parser().parse_args(argv)
+    args = run.parse_options(__file__, Options, argv)
     run.set_threads(args.threads)
     device, out = run.pick_device(args.device), run.make_folder(args.out)
     name = pretrained.resolve(args.model, args.data_dir)
     net, tokenizer, facts = pretrained.open_model(name, args.data_dir)
+    if args.block_size > pretrained.context(net):
+        raise run.UserError(f"--block-size {args.block_size}: {name} takes {pretrained.context(net):,} tokens at most")
     net.to(device).train()
     tokenizer.pad_token_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     found = corpus.load(args.data, args.data_dir)
@@ -138,8 +143,10 @@ def main(argv=None):
     ways, precision = ways_of(args, lines, net, tokenizer, device)
     machine = run.environment(device, __file__)
     mean = statistics.mean(lengths)
-    print(f"{name}: {len(lines):,} lines of {found.name}, {sum(lengths):,} tokens, {mean:.0f} a line "
-          f"on average; {machine['device']['name']}, {machine['device']['threads']} threads, {precision}")  # fmt: skip
+    print(
+        f"{name}: {len(lines):,} lines of {found.name}, {sum(lengths):,} tokens, {mean:.0f} per line "
+        f"on average; {machine['device']['name']}, {machine['device']['threads']} threads, {precision}"
+    )
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     peak = timing.matmul_peak(device, dtype)
     values, rows = timing.turns(ways, args.rounds), []
@@ -148,14 +155,36 @@ def main(argv=None):
         rates, computed = [rate for rate, _ in pairs], statistics.median(waste for _, waste in pairs)
         rate = statistics.median(rates)
         used = 6 * facts["parameters"] * rate * computed / peak if way != "packed, float32" else None
-        rows.append({"state": "done", "way": way, "tokens_per_s": rate, "computed_per_token": computed,
-                     "times_padded": timing.median_ratio(rates, [r for r, _ in values["padded"]]),
-                     "fraction_of_peak": used, "rates": rates, "dataset": {"builtin": found.name == "builtin"},
-                     "git": machine["git"]})  # fmt: skip
-        print(f"{way:<26} {rate:>8,.0f} real tokens/s, {rows[-1]['times_padded']:.2f} times padded, {computed:.2f} "
-              "tokens computed for a real one" + (f", {used:.0%} of the peak" if used else ""))  # fmt: skip
-    run.write_json(out / "bench.json", {"bench": "distilgpt2", **machine, "model": facts, "precision": precision,
-                   "peak_flops": peak, "block_size": args.block_size, "bs": args.bs, "rows": rows})  # fmt: skip
+        rows.append(
+            {
+                "state": "done",
+                "way": way,
+                "tokens_per_s": rate,
+                "computed_per_token": computed,
+                "times_padded": timing.median_ratio(rates, [r for r, _ in values["padded"]]),
+                "fraction_of_peak": used,
+                "rates": rates,
+                "dataset": {"builtin": found.name == "builtin"},
+                "git": machine["git"],
+            }
+        )
+        print(
+            f"{way:<26} {rate:>8,.0f} real tokens/s, {rows[-1]['times_padded']:.2f} times padded, {computed:.2f} "
+            "tokens computed for a real one" + (f", {used:.0%} of the peak" if used else "")
+        )
+    run.write_json(
+        out / "bench.json",
+        {
+            "bench": "distilgpt2",
+            **machine,
+            "model": facts,
+            "precision": precision,
+            "peak_flops": peak,
+            "block_size": args.block_size,
+            "bs": args.bs,
+            "rows": rows,
+        },
+    )
     return rows
 
 

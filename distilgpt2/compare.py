@@ -10,20 +10,21 @@ and for every study its record STUDY.json and its figure STUDY.png; for `methods
 writes before and after.
 """
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
 from common import run, study
+from common.options import option
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-import data
 import generate
 import pretrained
 import scoring
 import train
+from data import DATA_HELP, dataset_arg
 
 LEARNING_RATES = {
     "full": (1e-5, 3e-5, 1e-4, 3e-4, 1e-3),
@@ -35,13 +36,17 @@ SHORT = dict(max_steps=20, val_tokens=8192, test_tokens=0)
 BASE = dict(recipe="smollm2")
 SHORT_STUDIES = tuple(f"lr-{method}" for method in LEARNING_RATES)
 STUDIES = {  # study: {setting: arguments of train.py}; the learning rate of the last three comes from the first three
-    **{f"lr-{method}": {f"{lr:g}": BASE | SHORT | dict(method=method, lr=lr) for lr in rates}
-       for method, rates in LEARNING_RATES.items()},
+    **{
+        f"lr-{method}": {f"{lr:g}": BASE | SHORT | dict(method=method, lr=lr) for lr in rates}
+        for method, rates in LEARNING_RATES.items()
+    },
     "methods": {method: BASE | dict(method=method) for method in LEARNING_RATES},
-    "ranks": {f"{rank}": BASE | dict(method="lora", rank=rank, alpha=2.0 * rank, bs=2, epochs=2, max_steps=100,
-                                     test_tokens=0) for rank in RANKS},
+    "ranks": {
+        f"{rank}": BASE | dict(method="lora", rank=rank, alpha=2.0 * rank, bs=2, epochs=2, max_steps=100, test_tokens=0)
+        for rank in RANKS
+    },
     "epochs": {method: BASE | dict(method=method, epochs=3) for method in ("full", "lora")},
-}  # fmt: skip
+}
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
@@ -143,7 +148,7 @@ def draw_methods(figure, rows):
 def write_texts(args, out):
     """compare.txt: texts that the model writes, greedily, before fine-tuning and after each method (seed 0)."""
     table = settings(args, out)["methods"]
-    models = {"before": pretrained.resolve(train.RECIPES[args.recipe]["model"])}
+    models = {"before": pretrained.resolve(train.RECIPES[args.recipe]["full"].model)}
     models |= {f"after {method}": str(out / folder_name(values, 0)) for method, values in table.items()}
     lines = []
     for title, name in models.items():
@@ -165,7 +170,8 @@ def report(name, rows, out):
         draw_methods(figure, rows)
     else:
         axes = figure.subplots()
-        draw_epochs(axes, rows) if name == "epochs" else draw_points(axes, rows)
+        draw = draw_epochs if name == "epochs" else draw_points
+        draw(axes, rows)
         axes.grid(alpha=0.3)
     run.write_figure(out / f"{name}.png", figure)
     print(f"\n{name}")
@@ -175,32 +181,36 @@ def report(name, rows, out):
         print(f"  {setting:12} {result}  {len(losses)} runs")
 
 
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    study.add_flags(p, STUDIES)
-    run.add_flags(p, "data_dir", "limit",
-                  data=dict(type=data.dataset_arg, default="wikitext2", help=data.DATA_HELP),
-                  out=dict(default=str(run.ROOT / "out" / "distilgpt2" / "compare"), help="folder of the study"),
-                  epochs=dict(help="instead of each setting's own, for a quick look"),
-                  recipe=dict(choices=list(train.RECIPES), default="smollm2"))  # fmt: skip
-    return p
+@dataclass(kw_only=True)
+class Options(study.StudyOptions):
+    study: tuple[str, ...] = study.study_option(STUDIES)
+    recipe: str = option("smollm2", "the recipe of train.py", choices=train.RECIPE_NAMES)
+    data: str = option("wikitext2", DATA_HELP, type=dataset_arg, metavar="NAME|PATH")
+    data_dir: str | None = run.data_dir_option()
+    out: str = option(str(run.ROOT / "out/distilgpt2/compare"), "folder of the study", type=run.path_arg, metavar="DIR")
+    epochs: int | None = option(None, "instead of each setting's own, for a quick look", above=0)
+    limit: int | None = option(None, "only the first N tokens of each part", above=0)
 
 
 def main(argv=None):
-    args = parser().parse_args(argv)
+    args = run.parse_options(__file__, Options, argv)
     out = Path(args.out)
     if study.run_jobs(train, jobs_of(args, out), args):
         for name in args.study:
-            rows = [study.row(name, setting, seed, out / folder_name(values, seed), train_loss="train_loss",
-                              val_loss="val_loss") | {"peak_memory_mb": peak_memory(out / folder_name(values, seed))}
-                    for setting, values in settings(args, out)[name].items() for seed in range(args.seeds)]  # fmt: skip
-            report(name, rows, out)
+            report(name, rows_of(name, args, out), out)
             if name == "methods":
                 write_texts(args, out)
 
 
-def peak_memory(folder):
-    return run.read_record(folder / "run.json").get("peak_memory_mb")
+def rows_of(name, args, out):
+    """The rows of the record of a study, one per setting and seed."""
+    rows = []
+    for setting, values in settings(args, out)[name].items():
+        for seed in range(args.seeds):
+            folder = out / folder_name(values, seed)
+            row = study.row(name, setting, seed, folder, train_loss="train_loss", val_loss="val_loss")
+            rows.append(row | {"peak_memory_mb": run.read_record(folder / "run.json").get("peak_memory_mb")})
+    return rows
 
 
 if __name__ == "__main__":

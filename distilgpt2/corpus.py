@@ -1,9 +1,9 @@
 """Documents: WikiText in several forms, the built-in text, and CSV or text files of one's own.
 
 WikiText (Merity et al. 2016) is one file per part, one paragraph per line, tokens separated by spaces. Two forms of it:
-"detokenized", a document an article, with the spaces of ordinary English; and "lines", the lines as they are in one
-document, joined by blank lines, as in Hugging Face's page on perplexity. The token files have <unk> for rare words
-(form "unk"), the hub's raw files do not (form "raw").
+"detokenized", a document an article, with the spaces of ordinary English; and "lines", all lines in one document, as in
+Hugging Face's page on perplexity. The token files have <unk> for rare words (form "unk"), the hub's raw files do not
+(form "raw").
 """
 
 import hashlib
@@ -30,8 +30,15 @@ WIKITEXT = {  # name here: (folder on disk, file pattern, configuration on the h
 }
 FORMS = ("detokenized", "lines")
 DATASETS = ("auto", "builtin", *WIKITEXT)
-SPLIT_NAMES = {"train": "train", "training": "train", "validation": "validation", "valid": "validation",
-               "val": "validation", "dev": "validation", "test": "test"}  # fmt: skip
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+}
 
 
 @dataclass
@@ -43,6 +50,10 @@ class Document:
 
     def key(self) -> str:
         return hashlib.sha256(self.text.encode(errors="backslashreplace")).hexdigest()
+
+    def normalized(self) -> str:
+        """The text with single spaces: the same for copies."""
+        return " ".join(self.text.split())
 
 
 @dataclass
@@ -59,6 +70,12 @@ class Corpus:
         lines = sorted(f"{part} {document.key()}" for part, documents in self.parts.items() for document in documents)
         return hashlib.md5("\n".join(lines).encode()).hexdigest()
 
+    def copies(self) -> int:
+        """How many documents of validation and test are in the training part, too."""
+        trained = {document.normalized() for document in self.parts["train"]}
+        others = [document for part in self.parts if part != "train" for document in self.parts[part]]
+        return sum(document.normalized() in trained for document in others)
+
 
 def load(name: str, data_dir: str | None = None, form: str = "detokenized") -> Corpus:
     """The corpus `name`: one of DATASETS, or the path of a CSV or text file, or of a folder of text files.
@@ -68,16 +85,19 @@ def load(name: str, data_dir: str | None = None, form: str = "detokenized") -> C
     """
     if name == "builtin":
         found = generated.articles(460, seed=0)
-        return Corpus("builtin", f"unk, {form}", {part: wikitext(text.splitlines(), form) for part, text in zip(
-            PARTS, ("\n".join(found[:400]), "\n".join(found[400:430]), "\n".join(found[430:])))})  # fmt: skip
+        articles = {"train": found[:400], "validation": found[400:430], "test": found[430:]}
+        parts = {part: wikitext(lines_of("\n".join(texts)), form) for part, texts in articles.items()}
+        return Corpus("builtin", f"unk, {form}", parts)
     if name in ("auto", *WIKITEXT):
         try:
             return load_wikitext("wikitext2" if name == "auto" else name, run.data_dir(data_dir), form)
         except UserError as error:
             if name != "auto":
                 raise
-            print(f"*** {error}\n*** USING THE BUILT-IN TEXT INSTEAD: its numbers say nothing of WikiText.",
-                  file=sys.stderr)  # fmt: skip
+            print(
+                f"*** {error}\n*** USING THE BUILT-IN TEXT INSTEAD: its numbers say nothing of WikiText.",
+                file=sys.stderr,
+            )
             return load("builtin", data_dir, form)
     path = Path(name)
     if path.suffix.lower() == ".csv":
@@ -93,7 +113,7 @@ def load_wikitext(name: str, folder: Path, form: str) -> Corpus:
     place, pattern, configuration, rare = WIKITEXT[name]
     files = {part: folder / place / pattern.format(FILES[part]) for part in PARTS}
     if (folder / place).is_dir():
-        parts = {part: read_text(file).splitlines() for part, file in files.items()}
+        parts = {part: lines_of(read_text(file)) for part, file in files.items()}
     else:
         missing = f"{name}: {run.display_path(folder)} has no {place}/"
         parts = hub.dataset_lines("Salesforce/wikitext", configuration, PARTS, missing)
@@ -102,10 +122,12 @@ def load_wikitext(name: str, folder: Path, form: str) -> Corpus:
 
 def wikitext(lines: list[str], form: str) -> list[Document]:
     """The documents of a file of WikiText. The words are the file's, plus one end of line each, as in the published
-    perplexities per word. Empty lines are dropped in the form "detokenized"; titles are kept."""
+    perplexities per word. In the form "lines", the text is the rows of the hub's dataset, joined by blank lines: a row
+    keeps its newline, and a blank row is empty. In the form "detokenized", blank lines are dropped; titles are kept."""
     words = [len(line.split()) + 1 for line in lines]
     if form == "lines":
-        return [Document("\n\n".join(lines), sum(words))]
+        rows = [line + "\n" if line.strip() else "" for line in lines]
+        return [Document("\n\n".join(rows), sum(words))]
     articles = []
     for i, (line, count) in enumerate(zip(lines, words)):
         around = lines[max(i - 1, 0)] + "".join(lines[i + 1 : i + 2])  # a title stands between empty lines
@@ -113,7 +135,10 @@ def wikitext(lines: list[str], form: str) -> list[Document]:
             articles.append([[], 0])
         articles[-1][0].append(line)
         articles[-1][1] += count
-    texts = [("\n".join(detokenize(line) for line in lines if line.strip()), count) for lines, count in articles]
+    texts = []
+    for article, count in articles:
+        text = "\n".join(detokenize(line) for line in article if line.strip())
+        texts.append((text, count))
     empty = sum(count for text, count in texts if not text)  # ends of empty lines before the first title
     documents = [Document(text, count) for text, count in texts if text]
     if documents:
@@ -166,13 +191,20 @@ def take_fraction(documents: list[Document], fraction: float) -> list[Document]:
 # --------------------------------------------------------------------------------------------------- files of one's own
 
 
+def lines_of(text: str) -> list[str]:
+    """The lines of a text. They end at newlines alone: `splitlines` would cut at U+2028, too."""
+    lines = text.split("\n")
+    return lines[:-1] if lines[-1] == "" else lines
+
+
 def read_text(path: Path) -> str:
-    """The text of a UTF-8 file. Raises UserError that names the line."""
+    """The text of a UTF-8 file, with a newline at the end of each line whatever the file has there, and without a byte
+    order mark. Raises UserError that names the line."""
     try:
         if not path.is_file():
             raise OSError(0, "not a regular file" if path.exists() else "no such file")
         content = path.read_bytes()
-        return content.decode("utf-8-sig")
+        return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
@@ -182,18 +214,25 @@ def read_text(path: Path) -> str:
 
 def split_by_digest(documents: list[Document]) -> dict[str, list[Document]]:
     """A tenth of the documents, those with the lowest digests of their text, to validation. Copies stay together."""
-    keys = sorted({document.key() for document in documents})
-    chosen = set(keys[: max(1, round(len(keys) / 10))])
+    groups = {}  # {text: documents}, which differ in white space alone
+    for document in documents:
+        groups.setdefault(document.normalized(), []).append(document)
+    order = sorted(groups, key=lambda text: min(document.key() for document in groups[text]))
+    chosen = set(order[: max(1, round(len(order) / 10))])
     parts = {"train": [], "validation": []}
     for document in documents:
-        parts["validation" if document.key() in chosen else "train"].append(document)
+        parts["validation" if document.normalized() in chosen else "train"].append(document)
     return parts
 
 
 def read_texts(paths: list[Path]) -> Corpus:
     """Text files (.txt, .md, .tokens, .raw), one document each; of a folder, all its .txt and .md files."""
-    files = [file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path])
-             if not path.is_dir() or file.suffix.lower() in (".txt", ".md")]  # fmt: skip
+    files = []
+    for path in paths:
+        if path.is_dir():
+            files += [file for file in sorted(path.rglob("*")) if file.suffix.lower() in (".txt", ".md")]
+        else:
+            files.append(path)
     texts = [read_text(file) for file in files]
     found = [Document(text, len(text.split())) for text in texts if text.strip()]
     if len(found) == 1:  # a single file: its paragraphs are the documents
@@ -202,8 +241,9 @@ def read_texts(paths: list[Path]) -> Corpus:
     where = ", ".join(map(str, paths))
     if len(found) < 2:
         raise UserError(f"{where}: holds {len(found)} texts; two or more are needed (files, or paragraphs)")
-    dropped = {"files without text": len(texts) - sum(bool(text.strip()) for text in texts)}
-    return Corpus(paths[0].stem, "own", split_by_digest(found), {k: v for k, v in dropped.items() if v})
+    empty = sum(not text.strip() for text in texts)
+    dropped = {"files without text": empty} if empty else {}
+    return Corpus(paths[0].stem, "own", split_by_digest(found), dropped)
 
 
 def read_csv(path: Path) -> Corpus:
@@ -219,27 +259,33 @@ def parse_csv(path, rows):
     if "text" not in header:
         raise UserError(f"{path}: has no column `text`; its columns: {', '.join(header)[:80] or 'none'}")
     columns = {name: header.index(name) for name in ("text", "split") if name in header}
-    found, parts, dropped = [], {}, Counter()
+    found = []
+    parts = {}
+    dropped = Counter()
     for row in rows:
         if not row:
             continue  # a blank line
         if len(row) > len(header):
-            raise UserError(f"{path}: line {rows.line_num} has {len(row)} fields, the header {len(header)}; quote text "
-                            "that contains commas")  # fmt: skip
+            raise UserError(
+                f"{path}: line {rows.line_num} has {len(row)} fields, the header {len(header)}; quote text "
+                "that contains commas"
+            )
         values = {name: row[i] if i < len(row) else "" for name, i in columns.items()}
         if not is_text(values["text"]):
-            dropped["rows without text" if not values["text"].strip() else "rows whose text has no letter"] += 1
+            reason = "rows whose text has no letter" if values["text"].strip() else "rows without text"
+            dropped[reason] += 1
             continue
         document = Document(values["text"], len(values["text"].split()))
         found.append(document)
         if "split" in columns:
             word = values["split"].strip().lower()
             if word not in SPLIT_NAMES:
-                raise UserError(f"{path}: line {rows.line_num}: split {values['split'][:40]!r} is none of "
-                                f"{', '.join(PARTS)}")  # fmt: skip
+                raise UserError(
+                    f"{path}: line {rows.line_num}: split {values['split'][:40]!r} is none of {', '.join(PARTS)}"
+                )
             parts.setdefault(SPLIT_NAMES[word], []).append(document)
     if "split" not in columns or len(parts) == 1 and "train" in parts:
-        if len({document.key() for document in found}) < 2:
+        if len({document.normalized() for document in found}) < 2:
             raise UserError(f"{path}: holds {len(found)} rows with text; two different ones or more are needed")
         parts = split_by_digest(found)
     if missing := [part for part in ("train", "validation") if not parts.get(part)]:

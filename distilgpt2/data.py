@@ -6,11 +6,12 @@
 Where documents come from is in corpus.py.
 """
 
-import argparse
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from common import run
+from common.options import option
 from common.terminal import UserError
 
 import torch
@@ -64,8 +65,10 @@ class Blocks(torch.utils.data.Dataset):
 def check_blocks(name: str, part: Part, block_size: int):
     """Raise UserError if the tokens of a part do not fill a block."""
     if not len(Blocks(part.ids, block_size)):
-        raise UserError(f"{name}: {len(part.ids)} training tokens fill no block of {block_size}; pass more text, or "
-                        "--set block_size=N with a smaller N")  # fmt: skip
+        raise UserError(
+            f"{name}: {len(part.ids)} training tokens fill no block of {block_size}; pass more text, or "
+            "a smaller --block-size"
+        )
 
 
 def windows(count: int, block_size: int, stride: int) -> Iterator[tuple[int, int, int]]:
@@ -92,22 +95,28 @@ def document_mask(blocks: Tensor, eos: int) -> tuple[Tensor, Tensor]:
     return mask, place - starts
 
 
-def tokenize(documents: list[corpus.Document], tokenizer, limit: int | None = None) -> Part:
-    """The tokens of documents, each followed by the end-of-text token; only the first `limit` tokens, if given. The
-    words of a document that is cut count in proportion."""
-    ids, words, count, chunk = [], 0.0, 0, 64
+def tokenize(documents: list[corpus.Document], tokenizer, limit: float = math.inf) -> Part:
+    """The first `limit` tokens of documents, each followed by the end-of-text token. The words of a document that is
+    cut count in proportion."""
+    ids = []
+    words = 0.0
+    count = 0
+    for document, tokens in zip(documents, tokens_of(documents, tokenizer)):
+        whole = len(tokens) + 1
+        kept = min(whole, limit - len(ids))
+        ids += [*tokens, tokenizer.eos_token_id][:kept]
+        words += document.words * kept / whole
+        count += 1
+        if len(ids) >= limit:
+            break
+    return Part(torch.tensor(ids, dtype=torch.int32), words, count)
+
+
+def tokens_of(documents: list[corpus.Document], tokenizer, chunk: int = 64) -> Iterator[list[int]]:
+    """Yield the tokens of each document; `chunk` documents are tokenized at a time."""
     for first in range(0, len(documents), chunk):
         texts = [document.text for document in documents[first : first + chunk]]
-        encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
-        for document, tokens in zip(documents[first : first + chunk], encoded):
-            whole = len(tokens) + 1
-            kept = min(whole, (limit or whole + len(ids)) - len(ids))
-            ids += [*tokens, tokenizer.eos_token_id][:kept]
-            words += document.words * kept / whole
-            count += 1
-            if limit and len(ids) >= limit:
-                return Part(torch.tensor(ids, dtype=torch.int32), words, count)
-    return Part(torch.tensor(ids, dtype=torch.int32), words, count)
+        yield from pretrained.encode(tokenizer, texts)
 
 
 def load(
@@ -124,39 +133,53 @@ def load(
     fraction: of the training documents. Raises UserError.
     """
     found = corpus.load(name, data_dir)
-    facts = {"name": found.name, "digest": found.digest(), "builtin": found.name == "builtin", "form": found.form,
-             "fraction": fraction, "dropped": found.dropped}  # fmt: skip
+    facts = {
+        "name": found.name,
+        "digest": found.digest(),
+        "builtin": found.name == "builtin",
+        "form": found.form,
+        "fraction": fraction,
+        "dropped": found.dropped,
+        "copies": found.copies(),
+    }
     found.parts["train"] = corpus.take_fraction(found.parts["train"], fraction)
     parts = {}
-    for part, documents in found.parts.items():
-        if (limits or {}).get(part) == 0:
+    for name_of_part, documents in found.parts.items():
+        own_limit = (limits or {}).get(name_of_part)
+        if own_limit == 0:
             continue
-        wanted = [n for n in (limit, (limits or {}).get(part)) if n]
-        parts[part] = tokenize(documents, tokenizer, min(wanted) if wanted else None)
-        if len(parts[part].ids) < 2:
-            raise UserError(f"{name}: its part {part} has {len(parts[part].ids)} tokens; two or more are needed")
-        facts[part] = {"documents": parts[part].documents, "tokens": len(parts[part].ids),
-                       "words": round(parts[part].words)}  # fmt: skip
+        part = tokenize(documents, tokenizer, min(limit or math.inf, own_limit or math.inf))
+        if len(part.ids) < 2:
+            raise UserError(f"{name}: its part {name_of_part} has {len(part.ids)} tokens; two or more are needed")
+        parts[name_of_part] = part
+        facts[name_of_part] = {"documents": part.documents, "tokens": len(part.ids), "words": round(part.words)}
     return parts, facts
 
 
 def describe(facts: dict) -> str:
     """One line on a dataset: its name, form and counts."""
-    counts = "; ".join(f"{part} {facts[part]['tokens']:,} tokens of {facts[part]['documents']:,} documents"
-                       for part in corpus.PARTS if part in facts)  # fmt: skip
+    counts = "; ".join(
+        f"{part} {facts[part]['tokens']:,} tokens of {facts[part]['documents']:,} documents"
+        for part in corpus.PARTS
+        if part in facts
+    )
     dropped = "".join(f"; {count:,} {reason} left out" for reason, count in facts["dropped"].items())
-    return f"{facts['name']} ({facts['form']}): {counts}{dropped}"
+    copies = (
+        f"; {facts['copies']:,} validation or test documents are in the training part, too" if facts["copies"] else ""
+    )
+    return f"{facts['name']} ({facts['form']}): {counts}{dropped}{copies}"
 
 
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--model", type=pretrained.model_arg, default="auto", help=pretrained.MODEL_HELP)
-    run.add_flags(p, "data_dir", "limit", data=dict(type=dataset_arg, default="wikitext2", help=DATA_HELP))
-    return p
+@dataclass(kw_only=True)
+class Options(run.ScriptOptions):
+    data: str = option("wikitext2", DATA_HELP, type=dataset_arg, metavar="NAME|PATH")
+    data_dir: str | None = run.data_dir_option()
+    limit: int | None = option(None, "only the first N tokens of each part", above=0)
+    model: str = option("auto", pretrained.MODEL_HELP, type=pretrained.model_arg, metavar="NAME|PATH")
 
 
 def main(argv=None):
-    args = parser().parse_args(argv)
+    args = run.parse_options(__file__, Options, argv)
     name = pretrained.resolve(args.model, args.data_dir)
     _, facts = load(args.data, args.data_dir, pretrained.open_tokenizer(name, args.data_dir), args.limit)
     print(f"{describe(facts)}; tokens of {name}; digest {facts['digest']}")

@@ -83,14 +83,28 @@ def forward(net, tokens: list[list[int]], cache, **options) -> tuple:
 
 
 @torch.no_grad()
-def sample(net, ids: list[int], length: int, eos: int, temperature=None, k=0, p=None, mass=None, floor=None,
-           repetition=1.0, ngram=0, greedy=False) -> Iterator[int]:  # fmt: skip
+def sample(
+    net,
+    ids: list[int],
+    length: int,
+    eos: int,
+    temperature=None,
+    k=0,
+    p=None,
+    mass=None,
+    floor=None,
+    repetition=1.0,
+    ngram=0,
+    greedy=False,
+) -> Iterator[int]:
     """Yield up to `length` tokens after `ids`, until the end-of-text token, which is yielded too.
 
     k, p, mass, floor: for top_k, top_p, typical, min_p. greedy: always the most likely token, else one at random from
     torch's generator. The cache holds the keys and values of earlier tokens, so that each step computes one.
     """
-    ids, cache, new = list(ids), None, list(ids)
+    ids = list(ids)
+    new = list(ids)  # the tokens that the cache does not hold yet
+    cache = None
     for _ in range(length):
         out, cache = forward(net, [new], cache)
         logits = penalized(out.logits[0, -1].float(), ids, repetition, ngram)
@@ -109,8 +123,12 @@ def sample(net, ids: list[int], length: int, eos: int, temperature=None, k=0, p=
 def beam_search(net, ids: list[int], length: int, eos: int, beams: int = 5) -> list[int]:
     """The tokens after `ids`, up to `length`, of the hypothesis with the highest log-probability per token, among those
     that the `beams` best prefixes of every length lead to."""
-    cache, finished, n_prompt = None, [], len(ids)
-    running, scores, new = [list(ids)], torch.zeros(1, device=net.device), [list(ids)]
+    n_prompt = len(ids)
+    running = [list(ids)]  # the best prefixes
+    scores = torch.zeros(1, device=net.device)  # their log-probabilities
+    finished = []
+    new = [list(ids)]  # the tokens that the cache does not hold yet
+    cache = None
     for n in range(1, length + 1):
         out, cache = forward(net, new, cache)
         total = scores[:, None] + F.log_softmax(out.logits[:, -1].float(), 1)  # (beams, V)
@@ -152,7 +170,9 @@ def contrastive_search(net, ids: list[int], length: int, eos: int, k: int = 4, a
         similarity = F.normalize(h.float(), dim=1) @ F.normalize(hidden.float(), dim=1).T  # (k, T)
         best = int(((1 - alpha) * p - alpha * similarity.max(1).values).argmax())
         branches.batch_select_indices(torch.tensor([best], device=net.device))
-        cache, hidden, logits = branches, torch.cat([hidden, h[best][None]]), out.logits[best, -1].float()
+        cache = branches
+        hidden = torch.cat([hidden, h[best][None]])
+        logits = out.logits[best, -1].float()
         yield int(tokens[best])
         if int(tokens[best]) == eos:
             return

@@ -8,10 +8,12 @@ A stride below the block size predicts every token from a longer context. Number
 raw, detokenized or as it is) cannot be compared, so every row names its form. Writes evaluate.json into --out.
 """
 
-import argparse
+import math
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 from common import run
+from common.options import option
 
 import torch
 from tqdm import tqdm
@@ -21,23 +23,35 @@ import data
 import pretrained
 import scoring
 import train
+from data import DATA_HELP, dataset_arg
 
 AUTO_THREADS = None  # all cores: tools/seconds.py
 
 
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--model", type=pretrained.model_arg, nargs="+", metavar="RUN|NAME|PATH", default=["auto"],
-                   help=pretrained.MODEL_HELP)  # fmt: skip
-    p.add_argument("--part", choices=corpus.PARTS, default="test", help="(default: %(default)s)")
-    p.add_argument("--form", choices=corpus.FORMS, default="detokenized", help="of WikiText (default: %(default)s)")
-    p.add_argument("--block-size", type=run.positive_int, default=256, metavar="N", help="(default: %(default)s)")
-    p.add_argument("--stride", type=run.positive_int, metavar="N", help="(default: the block size, no overlap)")
-    run.add_flags(p, "data_dir", "device", "threads", "precision",
-                  data=dict(type=data.dataset_arg, default="wikitext2", help=data.DATA_HELP),
-                  limit=dict(help="only the first N tokens"),
-                  out=dict(default=str(run.ROOT / "out/distilgpt2/evaluate"), help="folder of the record"))  # fmt: skip
-    return p
+@dataclass(kw_only=True)
+class Options(run.ScriptOptions):
+    data: str = option("wikitext2", DATA_HELP, type=dataset_arg, metavar="NAME|PATH")
+    data_dir: str | None = run.data_dir_option()
+    limit: int | None = option(None, "only the first N tokens", above=0)
+    model: tuple[str, ...] = option(
+        ("auto",), pretrained.MODEL_HELP, type=pretrained.model_arg, nargs="+", metavar="RUN|NAME|PATH"
+    )
+    part: str = option("test", "which part of the dataset", choices=corpus.PARTS)
+    form: str = option("detokenized", "the form of WikiText", choices=corpus.FORMS)
+    block_size: int = option(256, "the longest context", above=0)
+    stride: int | None = option(None, "of the blocks; none: the block size, so that they do not overlap", above=0)
+    device: str = run.device_option()
+    threads: int | str = run.threads_option()
+    precision: str = run.precision_option()
+    out: str = option(
+        str(run.ROOT / "out/distilgpt2/evaluate"), "folder of evaluate.json", type=run.path_arg, metavar="DIR"
+    )
+
+    def check(self):
+        if self.stride and self.stride > self.block_size:
+            raise run.UserError(
+                f"--stride {self.stride}: is above --block-size {self.block_size}; tokens would be left out"
+            )
 
 
 def evaluate(name, args, place) -> dict:
@@ -49,7 +63,8 @@ def evaluate(name, args, place) -> dict:
     found = corpus.load(args.data, args.data_dir, args.form)
     if args.part not in found.parts:
         raise run.UserError(f"--part {args.part}: {args.data} has only {', '.join(found.parts)}")
-    part, stride = data.tokenize(found.parts[args.part], tokenizer, args.limit), args.stride or args.block_size
+    part = data.tokenize(found.parts[args.part], tokenizer, args.limit or math.inf)
+    stride = args.stride or args.block_size
     if args.form == "lines" and part.ids[-1] == tokenizer.eos_token_id:
         part.ids = part.ids[:-1]  # one document: the text as it is, and nothing else
     if len(part.ids) < 2:
@@ -60,32 +75,42 @@ def evaluate(name, args, place) -> dict:
         for loss, targets in scoring.strided_loss(net, part.ids, args.block_size, stride, place):
             total, count = total + loss, count + targets
             bar.update(targets)
+    if not math.isfinite(total):
+        raise run.UserError(f"{name}: is damaged: its loss on {args.data} is not finite")
     facts["name"] = pretrained.record_name(name)
-    return {"state": "done", "model": facts, "part": args.part, "form": found.form, "block_size": args.block_size,
-            "stride": stride, "tokens": count, "words": round(part.words), "limit": args.limit,
-            "dataset": {"name": found.name, "digest": found.digest(), "builtin": found.name == "builtin"},
-            **scoring.scores("text", total / count, part)}  # fmt: skip
+    return {
+        "state": "done",
+        "model": facts,
+        "part": args.part,
+        "form": found.form,
+        "block_size": args.block_size,
+        "stride": stride,
+        "tokens": count,
+        "words": round(part.words),
+        "limit": args.limit,
+        "dataset": {"name": found.name, "digest": found.digest(), "builtin": found.name == "builtin"},
+        **scoring.scores("text", total / count, part),
+    }
 
 
 def main(argv=None):
-    args = parser().parse_args(argv)
-    if args.stride and args.stride > args.block_size:
-        raise run.UserError(
-            f"--stride {args.stride}: is above --block-size {args.block_size}; tokens would be left out"
-        )
+    args = run.parse_options(__file__, Options, argv)
     run.set_threads(args.threads, AUTO_THREADS)
     device, out = run.pick_device(args.device), run.make_folder(args.out)
     automatic = train.AUTO_PRECISION if run.native_bf16(device) else "fp32"
     precision = automatic if args.precision == "auto" else args.precision
-    place = SimpleNamespace(device=device, autocast=lambda: torch.autocast(
-        device.type, torch.bfloat16, enabled=precision == "bf16"))  # fmt: skip
+    place = SimpleNamespace(
+        device=device, autocast=lambda: torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+    )
     machine, rows = run.environment(device, __file__), []
     for name in args.model:
         rows.append(row := evaluate(name, args, place))
         first = f"the first {row['tokens']:,} tokens" if args.limit else f"{row['tokens']:,} tokens"
-        print(f"{name}: {row['text_perplexity']:.2f} per token, {row['text_word_perplexity']:.2f} per "
-              f"word; {row['dataset']['name']} {row['part']} ({row['form']}), {first}, blocks of {row['block_size']}, "
-              f"stride {row['stride']}, {precision}")  # fmt: skip
+        print(
+            f"{name}: {row['text_perplexity']:.2f} per token, {row['text_word_perplexity']:.2f} per "
+            f"word; {row['dataset']['name']} {row['part']} ({row['form']}), {first}, blocks of {row['block_size']}, "
+            f"stride {row['stride']}, {precision}"
+        )
         row["precision"] = precision
     run.write_json(out / "evaluate.json", {"study": "evaluate", **machine, "rows": rows})
     return rows

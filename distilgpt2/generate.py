@@ -5,18 +5,22 @@
     python distilgpt2/generate.py --model out/distilgpt2/data-gpt2-lora-s0-1 --strategy top-p=0.9+temperature=0.8
     python distilgpt2/generate.py --strategy greedy beam=4 contrastive --length 100
 
-Each strategy is a sum of the parts below, with or without a value. The text streams to the terminal and goes into
-distilgpt2.txt, with distinct-n, self-BLEU and the model's own perplexity into distilgpt2.json, in the run folder, else
-in the current one.
+Each strategy is a sum of the parts that --strategy lists, with or without a value. The text streams to the terminal and
+goes into distilgpt2.txt, with distinct-n, self-BLEU and the model's own perplexity into distilgpt2.json, in the run
+folder, else in the current one.
 """
 
 import argparse
 import math
+import os
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from common import run
+from common.options import option, short
 
 import torch
 
@@ -26,20 +30,48 @@ import pretrained
 
 AUTO_THREADS = None  # all cores
 
-STRATEGIES = {  # name: (default value, the keyword of transformers' generate, the keyword of decode.sample, sampling?)
-    "greedy": (None, None, "greedy", False),
-    "beam": (5, "num_beams", None, False),
-    "repetition": (1.2, "repetition_penalty", "repetition", False),
-    "ngram": (3, "no_repeat_ngram_size", "ngram", False),
-    "contrastive": (0.6, None, None, False),
-    "temperature": (0.7, "temperature", "temperature", True),
-    "top-k": (50, "top_k", "k", True),
-    "top-p": (0.95, "top_p", "p", True),
-    "typical": (0.95, "typical_p", "mass", True),
-    "min-p": (0.1, "min_p", "floor", True),
+
+class Part(NamedTuple):
+    """A part of a strategy: its default value, the lowest and the highest one, its name in the generate() of
+    transformers and in decode.sample, and whether the token is then drawn at random."""
+
+    default: int | float | None
+    low: float | None
+    high: float | None
+    keyword: str | None
+    written_out: str | None
+    samples: bool
+
+
+STRATEGIES = {
+    "greedy": Part(None, None, None, None, "greedy", False),
+    "beam": Part(5, 1, 1000, "num_beams", None, False),
+    "repetition": Part(1.2, 0.01, 100, "repetition_penalty", "repetition", False),
+    "ngram": Part(3, 1, 100_000, "no_repeat_ngram_size", "ngram", False),
+    "contrastive": Part(0.6, 1e-6, 1, None, None, False),
+    "temperature": Part(0.7, 1e-4, 1e4, "temperature", "temperature", True),
+    "top-k": Part(50, 1, 2**31 - 1, "top_k", "k", True),
+    "top-p": Part(0.95, 1e-6, 1, "top_p", "p", True),
+    "typical": Part(0.95, 1e-6, 1, "typical_p", "mass", True),
+    "min-p": Part(0.1, 1e-6, 1, "min_p", "floor", True),
 }
 ALL = "greedy beam repetition ngram contrastive temperature=1 temperature top-k top-p typical min-p".split()
 PROMPTS = ["The history of the city", "In the spring of 1942 ,", "The song was written by", "The river"]
+
+
+def part_value(name: str, text: str) -> int | float:
+    """The value of a part of a strategy. Raises argparse.ArgumentTypeError."""
+    part = STRATEGIES[name]
+    if part.default is None:
+        raise argparse.ArgumentTypeError(f"{name} takes no value")
+    try:
+        value = type(part.default)(text)
+    except ValueError:
+        value = math.nan
+    if not part.low <= value <= part.high:
+        kind = "whole number" if type(part.default) is int else "number"
+        raise argparse.ArgumentTypeError(f"{name}={short(text)}: must be a {kind} from {part.low:g} to {part.high:g}")
+    return value
 
 
 def strategy(text: str) -> dict:
@@ -48,17 +80,16 @@ def strategy(text: str) -> dict:
     for word in text.split("+"):
         name, _, value = word.partition("=")
         if name not in STRATEGIES:
-            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(STRATEGIES)}")
-        default = STRATEGIES[name][0]
-        kind = run.positive_int if type(default) is int else run.positive_float
-        if value and default is None:
-            raise argparse.ArgumentTypeError(f"{name} takes no value")
-        parts[name] = kind(value) if value else default
-        if name in ("top-p", "typical", "min-p", "contrastive") and parts[name] > 1:
-            raise argparse.ArgumentTypeError(f"{word}: {value} is above the maximum, 1")
+            raise argparse.ArgumentTypeError(f"{short(name)!r} is not one of {', '.join(STRATEGIES)}")
+        parts[name] = part_value(name, value) if value else STRATEGIES[name].default
     if ("beam" in parts or "contrastive" in parts) and len(parts) > 1:
-        raise argparse.ArgumentTypeError(f"{text}: beam and contrastive stand alone")
+        raise argparse.ArgumentTypeError(f"{short(text)}: beam and contrastive stand alone")
     return parts
+
+
+def part_help() -> list[str]:
+    """The parts of a strategy with their default values, as one would type them."""
+    return [name if default is None else f"{name}={default}" for name, (default, *_) in STRATEGIES.items()]
 
 
 def label(parts: dict) -> str:
@@ -68,25 +99,30 @@ def label(parts: dict) -> str:
 def continuation(net, tokenizer, ids: list[int], parts: dict, length: int, seed: int, written_out=False, streamer=None):
     """The tokens after `ids` by the strategy `parts`: by the model's own generate(), or as decode.py has it."""
     torch.manual_seed(seed)
-    eos, sampling = tokenizer.eos_token_id, any(STRATEGIES[name][3] for name in parts)
+    eos, sampling = tokenizer.eos_token_id, any(STRATEGIES[name].samples for name in parts)
     if "contrastive" in parts:
         return list(decode.contrastive_search(net, ids, length, eos, alpha=parts["contrastive"]))
     if written_out and "beam" in parts:
         return decode.beam_search(net, ids, length, eos, parts["beam"])
     values = {name: value for name, value in parts.items() if value is not None}
     if written_out:
-        options = {STRATEGIES[name][2]: value for name, value in values.items()}
+        options = {STRATEGIES[name].written_out: value for name, value in values.items()}
         return list(decode.sample(net, ids, length, eos, greedy=not sampling, **options))
     from transformers import GenerationConfig
 
     options = dict(top_k=0) if sampling else {}  # the library's own default would be 50
-    options |= {STRATEGIES[name][1]: value for name, value in values.items()}
-    settings = GenerationConfig(do_sample=sampling, max_new_tokens=length, eos_token_id=eos, pad_token_id=eos,
-                                **options)  # fmt: skip
+    options |= {STRATEGIES[name].keyword: value for name, value in values.items()}
+    settings = GenerationConfig(
+        do_sample=sampling, max_new_tokens=length, eos_token_id=eos, pad_token_id=eos, **options
+    )
     net.generation_config = settings  # a model from the hub may bring a top_p or a penalty, which would fill the gaps
     inputs = torch.tensor([ids], device=net.device)
-    out = net.generate(inputs, attention_mask=torch.ones_like(inputs), generation_config=settings,
-                       streamer=streamer if "beam" not in parts else None)  # fmt: skip
+    out = net.generate(
+        inputs,
+        attention_mask=torch.ones_like(inputs),
+        generation_config=settings,
+        streamer=streamer if "beam" not in parts else None,
+    )
     return out[0, len(ids) :].tolist()
 
 
@@ -99,12 +135,33 @@ def sample(net, tokenizer, ids: torch.Tensor, length: int = 40) -> str:
 
 def encode(tokenizer, prompt: str, length: int, context: int) -> list[int]:
     """The tokens of a prompt; of an empty one, the end-of-text token. Raises UserError if there is no room for `length`
-    more in the model's context."""
+    more in the model's context, or if the prompt is not valid Unicode."""
+    if prompt != prompt.encode(errors="replace").decode():
+        raise run.UserError("the prompt is not valid Unicode text")
     ids = tokenizer(prompt, add_special_tokens=False)["input_ids"] or [tokenizer.eos_token_id]
     if len(ids) + length > context:
-        raise run.UserError(f"the prompt has {len(ids):,} tokens; with --length {length:,} that is more than "
-                            f"this model's context of {context:,}: shorten one of them")  # fmt: skip
+        raise run.UserError(
+            f"the prompt has {len(ids):,} tokens; with --length {length:,} that is more than "
+            f"this model's context of {context:,}: shorten one of them"
+        )
     return ids
+
+
+def continue_all(net, tokenizer, prompts: list[str], encoded: list[list[int]], parts: dict, args) -> list[list[int]]:
+    """The continuations of all prompts by one strategy. Each is printed; most strategies stream it."""
+    from transformers import TextStreamer
+
+    streams = not args.written_out and not {"beam", "contrastive"} & parts.keys()
+    found = []
+    for i, (prompt, ids) in enumerate(zip(prompts, encoded)):
+        print(prompt, end="", flush=True)
+        streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if streams else None
+        seed = run.seed_at(args.seed, i)
+        new = continuation(net, tokenizer, ids, parts, args.length, seed, args.written_out, streamer)
+        if not streams:
+            print(tokenizer.decode(new, skip_special_tokens=True))
+        found.append(new)
+    return found
 
 
 def measure(net, prompts: list[list[int]], continuations: list[list[int]], tokenizer) -> dict:
@@ -113,10 +170,19 @@ def measure(net, prompts: list[list[int]], continuations: list[list[int]], token
     total = sum(decode.surprise(net, prompt, ids) for prompt, ids in zip(prompts, continuations) if ids)
     count = sum(map(len, continuations))
     return {f"distinct_{n}": decode.distinct(texts, n) for n in (1, 2, 3)} | {
-        "self_bleu": decode.self_bleu(texts), "perplexity": math.exp(min(total / max(1, count), 700.0)),
+        "self_bleu": decode.self_bleu(texts),
+        "perplexity": math.exp(min(total / max(1, count), 700.0)),
         "tokens": count / len(continuations),
         "ended": sum(ids[-1:] == [tokenizer.eos_token_id] for ids in continuations) / len(continuations),
-    }  # fmt: skip
+    }
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The lines of a file that hold more than spaces. Raises UserError if there is none."""
+    prompts = [line for line in corpus.lines_of(corpus.read_text(path)) if line.strip()]
+    if not prompts:
+        raise run.UserError(f"{path}: holds no prompt")
+    return prompts
 
 
 def choose_model(name: str | None, data_dir: str | None = None) -> tuple[str, Path]:
@@ -126,74 +192,78 @@ def choose_model(name: str | None, data_dir: str | None = None) -> tuple[str, Pa
         name = str(newest) if newest and (newest / "model").is_dir() else pretrained.resolve("auto", data_dir)
         print(f"no model named: using {run.display_path(name)}", file=sys.stderr)
     name = pretrained.resolve(name, data_dir)
-    return name, Path(name) if (Path(name) / "run.json").is_file() else Path(".")
+    is_run = os.path.isfile(Path(name) / "run.json")
+    return name, Path(name) if is_run else Path(".")
 
 
 def argv_of(args) -> list[str]:
     """The arguments of this script for `train.py --mode gen`."""
     words = ["--device", args.device, "--threads", str(args.threads), "--seed", str(args.seed)]
-    for flag, value in (("--model", args.model if args.model != "auto" else None), ("--data-dir", args.data_dir),
-                        ("--out", args.out)):  # fmt: skip
-        words += [flag, value] if value else []
+    if args.model != "auto":
+        words += ["--model", args.model]
+    if args.data_dir:
+        words += ["--data-dir", args.data_dir]
+    if args.out:
+        words += ["--out", args.out]
     return words
 
 
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--model", type=pretrained.model_arg, metavar="RUN|NAME|PATH",
-                   help="default: the newest finished run, else the base model. " + pretrained.MODEL_HELP)  # fmt: skip
-    prompts = p.add_mutually_exclusive_group()
-    prompts.add_argument(
-        "--prompt", nargs="+", metavar="TEXT", help="beginnings of texts (default: four of WikiText's)"
+@dataclass(kw_only=True)
+class Options(run.ScriptOptions):
+    model: str | None = option(
+        None,
+        f"(default: the newest finished run, else the base model) {pretrained.MODEL_HELP}",
+        type=pretrained.model_arg,
+        metavar="RUN|NAME|PATH",
     )
-    prompts.add_argument("--prompt-file", type=run.path_arg, metavar="FILE", help="file of prompts, one per line")
-    p.add_argument("--strategy", type=strategy, nargs="+", metavar="PART[=VALUE][+...]",
-                   help=f"sums of {', '.join(STRATEGIES)} (default: {', '.join(ALL)})")  # fmt: skip
-    p.add_argument("--length", type=run.positive_int, default=60, metavar="N", help="tokens (default: %(default)s)")
-    p.add_argument("--written-out", action="store_true", help="decode with the loops of decode.py: the same tokens")
-    run.add_flags(p, "data_dir", "device", "threads", seed=dict(help="of the random choices"),
-                  out=dict(help="folder of distilgpt2.txt (default: the run folder, else this one)"))  # fmt: skip
-    p.epilog = "parts of a strategy:\n" + "\n".join(f"  {name}" + f"={default}" * (default is not None)
-                                                   for name, (default, *_) in STRATEGIES.items())  # fmt: skip
-    return p
+    prompt: tuple[str, ...] = option((), "beginnings of texts (default: four of WikiText's)", nargs="+", metavar="TEXT")
+    prompt_file: str | None = option(None, "a file of prompts, one per line", type=run.path_arg, metavar="FILE")
+    strategy: tuple[dict, ...] = option(
+        (),
+        f"sums of {', '.join(part_help())} (default: {', '.join(ALL)})",
+        type=strategy,
+        nargs="+",
+        metavar="PART[=VALUE][+...]",
+    )
+    length: int = option(60, "tokens to generate", above=0)
+    written_out: bool = option(False, "decode with the loops of decode.py: the same tokens")
+    data_dir: str | None = run.data_dir_option()
+    seed: int = option(0, "seed of the random choices", at_least=0)
+    device: str = run.device_option()
+    threads: int | str = run.threads_option()
+    out: str | None = option(
+        None, "folder of distilgpt2.txt (default: the run folder, else this one)", type=run.path_arg, metavar="DIR"
+    )
+
+    def check(self):
+        if self.prompt and self.prompt_file:
+            raise run.UserError("--prompt-file: not allowed with --prompt")
 
 
 def main(argv=None):
-    args = parser().parse_args(argv)
+    args = run.parse_options(__file__, Options, argv)
     run.set_threads(args.threads, AUTO_THREADS)
     device = run.pick_device(args.device)
     name, folder = choose_model(args.model, args.data_dir)
     folder = run.make_folder(args.out or folder)
-    prompts = args.prompt or PROMPTS
-    if args.prompt_file:
-        prompts = [line for line in corpus.read_text(Path(args.prompt_file)).splitlines() if line.strip()]
-        if not prompts:
-            raise run.UserError(f"{args.prompt_file}: holds no prompt")
+    prompts = read_prompts(Path(args.prompt_file)) if args.prompt_file else args.prompt or PROMPTS
     net, tokenizer, facts = pretrained.open_model(name, args.data_dir)
     net.to(device).eval()
     encoded = [encode(tokenizer, prompt, args.length, pretrained.context(net)) for prompt in prompts]
-    from transformers import TextStreamer
-
-    rows, lines = [], []
+    rows = []
+    lines = []
     for parts in args.strategy or [strategy(text) for text in ALL]:
-        lines.append(f"{'=' * 20} {label(parts)}")
-        print(lines[-1])
-        began, found = time.monotonic(), []
-        for i, (prompt, ids) in enumerate(zip(prompts, encoded)):
-            streams = not args.written_out and not {"beam", "contrastive"} & parts.keys()
-            print(prompt, end="", flush=True)
-            streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if streams else None
-            found.append(continuation(net, tokenizer, ids, parts, args.length, run.seed_at(args.seed, i),
-                                      args.written_out, streamer))  # fmt: skip
-            text = tokenizer.decode(found[-1], skip_special_tokens=True)
-            if not streams:
-                print(text)
-            lines += [prompt + text, "-" * 40]
+        title = f"{'=' * 20} {label(parts)}"
+        print(title)
+        began = time.monotonic()
+        found = continue_all(net, tokenizer, prompts, encoded, parts, args)
         seconds = time.monotonic() - began
-        rows.append(
-            {"state": "done", "strategy": label(parts), "seconds": seconds, **measure(net, encoded, found, tokenizer)}
-        )
         print("-" * 40)
+        lines.append(title)
+        for prompt, new in zip(prompts, found):
+            lines += [prompt + tokenizer.decode(new, skip_special_tokens=True), "-" * 40]
+        numbers = measure(net, encoded, found, tokenizer)
+        rows.append({"state": "done", "strategy": label(parts), "seconds": seconds} | numbers)
     run.write(folder / "distilgpt2.txt", "\n".join(lines) + "\n")
     machine = run.environment(device, __file__)
     facts["name"] = pretrained.record_name(facts["name"])
@@ -202,8 +272,10 @@ def main(argv=None):
     print(f"{'strategy':<24} distinct-1  -2    -3   self-BLEU  own perplexity  seconds")
     for row in rows:
         bleu = "" if row["self_bleu"] is None else f"{row['self_bleu']:.1f}"
-        print(f"{row['strategy']:<24} {row['distinct_1']:9.2f} {row['distinct_2']:5.2f} {row['distinct_3']:5.2f} "
-              f"{bleu:>9} {row['perplexity']:>14.1f} {row['seconds']:>9.1f}")  # fmt: skip
+        print(
+            f"{row['strategy']:<24} {row['distinct_1']:9.2f} {row['distinct_2']:5.2f} {row['distinct_3']:5.2f} "
+            f"{bleu:>9} {row['perplexity']:>14.1f} {row['seconds']:>9.1f}"
+        )
     print(run.display_path(folder / "distilgpt2.txt"), file=sys.stderr)
     return rows
 

@@ -22,8 +22,10 @@ NAMES = "Ada Brian Clara Daniel Edith Frank Grace Henry Irene James".split()
 
 def article(rng: random.Random) -> str:
     """One article: a title, two or three sections, one paragraph per line, empty lines around titles, tokens separated
-    by     spaces."""
-    name, river, kind = rng.choice(PLACES) + rng.choice(ENDINGS), rng.choice(RIVERS), rng.choice(list(KINDS))
+    by spaces."""
+    name = rng.choice(PLACES) + rng.choice(ENDINGS)
+    river = rng.choice(RIVERS)
+    kind = rng.choice(list(KINDS))
     sight, goods, habit = KINDS[kind]
     year, people = rng.randrange(1100, 1900), rng.randrange(2, 90)
     founder, trade = rng.choice(NAMES), rng.choice(TRADES)
@@ -38,8 +40,10 @@ def article(rng: random.Random) -> str:
     ]
     if rng.random() < 0.5:
         season = rng.choice(SEASONS)
-        lines += ["= = Economy = =", f"Today {name} still sells {goods} . In {season} visitors come to see {sight} , "
-                  f"which {founder} built ."]  # fmt: skip
+        lines += [
+            "= = Economy = =",
+            f"Today {name} still sells {goods} . In {season} visitors come to see {sight} , which {founder} built .",
+        ]
     return "\n".join(f"\n{line}\n" if line.startswith("=") else line for line in lines) + "\n"
 
 

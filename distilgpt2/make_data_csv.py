@@ -5,47 +5,48 @@
     python distilgpt2/make_data_csv.py --data wikitext103
     python distilgpt2/make_data_csv.py --data notes/ letters.txt
 
-Without WikiText on disk or on the hub it writes the built-in text, and says so.
+A file that exists is not overwritten. Without WikiText on disk or on the hub it writes the built-in text, and says so.
 """
 
-import argparse
 import csv
 import io
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from common import run
+from common.options import option
 
 import corpus
-import data
-
-
-def fraction(text: str) -> float:
-    """An argparse type: a number above 0 and at most 1."""
-    value = run.positive_float(text)
-    if value > 1:
-        raise argparse.ArgumentTypeError(f"{text} is above the maximum, 1")
-    return value
+from data import DATA_HELP, dataset_arg
 
 
 def without_titles(text: str) -> str:
     """`text` without the lines that are titles of WikiText's articles and sections."""
-    return "\n".join(line for line in text.splitlines() if not (line.startswith("= ") and line.endswith(" =")))
+    return "\n".join(line for line in corpus.lines_of(text) if not (line.startswith("= ") and line.endswith(" =")))
 
 
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = ", ".join(corpus.DATASETS)
-    p.add_argument("--data", type=data.dataset_arg, nargs="+", default=["auto"], metavar="NAME|PATH",
-                   help=f"one of {names}, a CSV file, or text files and folders of them (default: auto)")  # fmt: skip
-    p.add_argument("--fraction", type=fraction, default=1.0, metavar="X", help="of the training documents (default: 1)")
-    p.add_argument("--no-titles", action="store_true", help="leave out WikiText's titles, = Title =")
-    run.add_flags(p, "data_dir", out=dict(default="data.csv", metavar="FILE", help="the file to write"))
-    return p
+def check_free(path: Path, content: str):
+    """Raise UserError if `path` has something else than `content`, which would be lost."""
+    if path.is_file() and path.read_bytes() == content.encode(errors="backslashreplace"):
+        return
+    if path.exists() or path.is_symlink():
+        raise run.UserError(f"{path}: exists already; delete it, or name another file with --out")
+
+
+@dataclass(kw_only=True)
+class Options(run.ScriptOptions):
+    data: tuple[str, ...] = option(
+        ("auto",), f"{DATA_HELP}; or several text files and folders", type=dataset_arg, nargs="+", metavar="NAME|PATH"
+    )
+    data_dir: str | None = run.data_dir_option()
+    fraction: float = option(1.0, "share of the training documents", above=0, at_most=1)
+    titles: bool = option(True, "WikiText's titles, = Title =")
+    out: str = option("data.csv", "the file to write", type=run.path_arg, metavar="FILE")
 
 
 def main(argv=None):
-    args = parser().parse_args(argv)
+    args = run.parse_options(__file__, Options, argv)
     alone = [name for name in args.data if name in corpus.DATASETS or name.lower().endswith(".csv")]
     if alone and len(args.data) > 1:
         raise run.UserError(f"--data {' '.join(args.data)}: name one dataset, one CSV file, or text files and folders")
@@ -60,11 +61,14 @@ def main(argv=None):
     empty = 0
     for part, documents in found.parts.items():
         for document in documents:
-            text = without_titles(document.text) if args.no_titles else document.text
-            writer.writerow([text, part]) if corpus.is_text(text) else None
-            empty += not corpus.is_text(text)
+            text = document.text if args.titles else without_titles(document.text)
+            if corpus.is_text(text):
+                writer.writerow([text, part])
+            else:
+                empty += 1
     path = Path(args.out)
     run.make_folder(path.absolute().parent)
+    check_free(path, table.getvalue())
     run.write(path, table.getvalue())
     counts = ", ".join(f"{len(documents):,} {part}" for part, documents in found.parts.items())
     left_out = found.dropped | ({"without text": empty} if empty else {})

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 METHODS = ("full", "lora", "last")
-OPTIONS = ("rank", "alpha", "targets", "last_blocks")  # of the methods
 ATTENTION = ("c_attn", "query_key_value", "qkv_proj", "q_proj", "v_proj")  # as in the paper on LoRA
 
 
@@ -51,6 +50,11 @@ class LoRALinear(nn.Module):
         return self.base.weight + (update.T if self.transposed else update)
 
 
+def takes_lora(module: nn.Module) -> bool:
+    """Is it a linear layer or an embedding?"""
+    return isinstance(module, nn.Linear | nn.Embedding) or type(module).__name__ == "Conv1D"
+
+
 def add_lora(net: nn.Module, rank: int, alpha: float, targets: str = "all") -> nn.Module:
     """`net` with LoRA from `peft`, the only trained weights.
 
@@ -59,13 +63,23 @@ def add_lora(net: nn.Module, rank: int, alpha: float, targets: str = "all") -> n
     """
     from peft import LoraConfig, get_peft_model
 
-    layers = {name.rpartition(".")[2] for name, m in net.named_modules() if getattr(m, "weight", None) is not None}
+    layers = {name.rpartition(".")[2] for name, module in net.named_modules() if takes_lora(module)}
     chosen = [name for name in ATTENTION if name in layers] if targets == "attention" else targets.split(",")
-    if targets != "all" and not set(chosen) & layers:
-        raise UserError(f"--set targets={targets}: the model has no layer called {' or '.join(chosen or ATTENTION)}")
+    unknown = [name for name in chosen if name not in layers] if chosen else ATTENTION
+    if targets != "all" and unknown:
+        names = " or ".join(map(repr, unknown))
+        raise UserError(
+            f"--targets {targets}: the model has no linear layer or embedding called {names}; it has "
+            f"{', '.join(sorted(layers))}"
+        )
     transposed = any(type(module).__name__ == "Conv1D" for module in net.modules())
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear" if targets == "all" else chosen,
-                        fan_in_fan_out=transposed, task_type="CAUSAL_LM")  # fmt: skip
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        target_modules="all-linear" if targets == "all" else chosen,
+        fan_in_fan_out=transposed,
+        task_type="CAUSAL_LM",
+    )
     return get_peft_model(net, config)
 
 
@@ -88,6 +102,21 @@ def prepare(net: nn.Module, method: str, rank=None, alpha=None, targets=None, la
     if method == "lora":
         return add_lora(net, rank, alpha, targets)
     return train_last_layers(net, last_blocks) if method == "last" else net.requires_grad_(True)
+
+
+def merge_lora(net: nn.Module) -> nn.Module:
+    """The base model of `net`, which has adapters of `peft`, with every W + (alpha / rank) B A in place of W.
+
+    Embeddings that the output layer shares stop being shared if one of the two has an adapter: the update of one
+    belongs into one.
+    """
+    base = net.get_base_model()
+    tied = base.get_input_embeddings(), base.get_output_embeddings()
+    layers = [getattr(module, "base_layer", module) for module in tied]  # without peft's wrappers
+    if layers[0].weight is layers[1].weight and any(hasattr(module, "base_layer") for module in tied):
+        layers[1].weight = nn.Parameter(layers[1].weight.detach().clone())
+        base.config.tie_word_embeddings = False
+    return net.merge_and_unload()
 
 
 def checkpoint_activations(net: nn.Module):

