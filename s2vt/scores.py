@@ -141,12 +141,13 @@ def order_by_kind(captions: list[str], events: list) -> dict[str, float]:
 
 
 def coco_scores(captions: list[str], raw_references: list[list[str]]) -> dict:
-    """{"tokenization", "bleu4", "cider", "rouge_l", "meteor"} with the tokenization and scorers of pycocoevalcap.
+    """{"tokenization", "bleu1" to "bleu4", "cider", "rouge_l", "meteor"}, tokenized and scored by pycocoevalcap.
 
     The PTB tokenizer, with which published scores are made, and METEOR are Java programs. Without Java the captions are
     normalized as above, and METEOR is missing. Raises UserError.
     """
     try:
+        from pycocoevalcap.bleu.bleu import Bleu
         from pycocoevalcap.cider.cider import Cider
         from pycocoevalcap.meteor.meteor import Meteor
         from pycocoevalcap.rouge.rouge import Rouge
@@ -166,8 +167,10 @@ def coco_scores(captions: list[str], raw_references: list[list[str]]) -> dict:
         truth, ours = {i: tokens[i][1:] for i in texts}, {i: tokens[i][:1] for i in texts}
         if any(len(tokens[i]) != len(texts[i]) for i in texts):
             raise ValueError("the tokenizer returned another number of lines")
-        found = {name: float(scorer().compute_score(truth, ours)[0]) for name, scorer in scorers.items()}
+        bleus, _ = Bleu(4).compute_score(truth, ours, verbose=0)
+        found = {f"bleu{n}": float(value) for n, value in enumerate(bleus, 1)}
+        found |= {name: float(scorer().compute_score(truth, ours)[0]) for name, scorer in scorers.items()}
     except (OSError, ValueError, LookupError) as error:
         reason = " ".join(str(error).split())[:100]
         raise run.UserError(f"--coco: pycocoevalcap failed ({reason}); its tokenizer and METEOR need Java") from error
-    return {"tokenization": tokenization, "bleu4": bleu([ours[i][0] for i in texts], [*truth.values()])[3]} | found
+    return {"tokenization": tokenization} | found

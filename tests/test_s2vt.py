@@ -256,6 +256,8 @@ def test_scores_of_pycocoevalcap_without_java(monkeypatch, capsys):
     monkeypatch.setattr(scores.shutil, "which", lambda name: None)
     found = scores.coco_scores(["a dog", *CAPTIONS[1:]], [["The dog."], *RAW[1:]])
     assert found["tokenization"] == "ours" and "meteor" not in found and "no Java" in capsys.readouterr().err
+    again = scores.coco_scores(CAPTIONS, REFERENCES)
+    assert [again[f"bleu{n}"] for n in range(1, 5)] == pytest.approx(scores.bleu(CAPTIONS, REFERENCES), abs=1e-6)
     one = scores.coco_scores(["a b c d", "x"], [["A b, c!"], ["y"]])["rouge_l"]  # F of 3/4 and 3/3, and of nothing
     assert one == pytest.approx((1 + 1.2**2) * 0.75 / (1 + 1.2**2 * 0.75) / 2)
 
@@ -794,6 +796,26 @@ def test_the_last_epoch_of_msvd_clips_is_tested(msvd_clips, tmp_path):
     record = train.main([*words, *(word for value in sets for word in ("--set", value))])
     assert record["dataset"]["clips"] == [20, 20, 20] and record["args"]["recipe"] == "msvd-clips"
     assert record["final"]["scored_on"] == "test" and record["final"]["best_epoch"] == 2
+
+
+def test_drawn_clips_have_the_captions_of_a_record(clips, tmp_path, capsys):
+    draw_clips = load("s2vt", "draw_clips")
+    names = ["clip0.mp4", "clip1.mp4", "clip2.mp4"]
+    rows = [
+        {"captioner": name, "captions": [f"{said_by} {n}" for n in names]}
+        for name, said_by in draw_clips.SAID_BY.items()
+    ]
+    rows[0] |= {"seed": 0, "width": 5, "train_clips": 301}
+    rows.append(rows[0] | {"seed": 1, "captions": ["another seed"] * 3})
+    record = tmp_path / "captions.json"
+    record.write_text(json.dumps({"ids": names, "rows": rows}))
+    words = ["--captions", str(record), "--videos", str(clips), "--out", str(tmp_path / "x.png"), "--count", "2"]
+    draw_clips.main([*words, "--beam", "5"])
+    assert Image.open(tmp_path / "x.png").size[0] == 2 * draw_clips.CELL[0]
+    said = capsys.readouterr().out
+    assert len(said.splitlines()) == 2 and "S2VT clip" in said and "another seed" not in said
+    code, message = failure(draw_clips.main, [*words, "--beam", "2"])
+    assert code == 1 and one_line(message) and "S2VT, GRU" in message
 
 
 # ----------------------------------------------------------------------------------- captions without a network
