@@ -5,7 +5,8 @@
 
 `folds` describes each of the 301 training clips by what was made without its fold, and so chooses epoch, dropout,
 decoding and neighbours: choice.json. `test` describes the 167 test clips: scores-clips.json has the scores,
-intervals.json how far each captioner is ahead of the mean of the frames, captions.json what they say.
+scores-sizes.json those of fewer training clips, intervals.json how far each captioner is ahead of others, captions.json
+what they say.
 """
 
 import argparse
@@ -27,6 +28,8 @@ from sweep import DROPOUTS, MODELS, SIZES, STUDIES, folder_name
 WIDTHS = (1, 2, 3, 5, 10)  # of the beam; 1 is greedy search
 NEIGHBOURS = (1, 2, 3, 5, 10, 20, 40)
 RESAMPLES = 4000
+BASES = ("mean of the frames", "nearest neighbours")
+ALL = 301  # training clips, where none are left out
 
 
 def captions_of(folder: Path, features, width: int) -> list[str]:
@@ -85,8 +88,8 @@ def print_choice(rows):
     """For every captioner its rows, the best first."""
     for name in dict.fromkeys(row["captioner"] for row in rows):
         for row in sorted((row for row in rows if row["captioner"] == name), key=chosen_by, reverse=True):
-            facts = "  ".join(f"{k} {row[k]}" for k in ("dropout", "width", "neighbours", "standardized") if k in row)
-            print(f"{name:24} {facts:32} BLEU-4 {row['bleu4']:.3f}   CIDEr-D {row['cider']:.3f}")
+            setting = "  ".join(f"{k} {row[k]}" for k in ("dropout", "width", "neighbours", "standardized") if k in row)
+            print(f"{name:24} {setting:32} BLEU-4 {row['bleu4']:.3f}   CIDEr-D {row['cider']:.3f}")
 
 
 # ------------------------------------------------------------------------------------------------------- the test clips
@@ -110,41 +113,50 @@ def test_captions(args) -> tuple[data.Clips, dict, list[tuple[dict, list[str]]]]
                 print(f"{run.display_path(folder)}: has not ended, and is left out")
                 continue
             for width in dict.fromkeys((1, args.beam)):
-                row = {"captioner": name, "width": width, "train_clips": count, "seed": seed}
+                decoding = "greedy" if width == 1 else f"beam {width}"
+                row = {"captioner": name, "decoding": decoding, "width": width, "train_clips": count, "seed": seed}
                 found.append((row, captions_of(folder, test.features, width)))
     return test, facts, found
 
 
+def resample(texts, test: data.Clips, drawn, rng) -> dict[str, tuple]:
+    """{score: (its value, (R,) values of R samples)} of a captioner, as a mean over its seeds.
+
+    texts: the captions by each seed; seeds are drawn too. drawn: (R, N), how often a sample has each of the N clips.
+    """
+    S, R = len(texts), len(drawn)
+    seeds = np.stack([np.bincount(rng.integers(S, size=S), minlength=S) for _ in range(R)]) / S  # (R, S)
+    counts = np.stack([scores.bleu_counts(captions, test.captions) for captions in texts])  # (S, N, 10)
+    bleu4 = scores.bleu4_of(np.stack([drawn @ of_seed for of_seed in counts], 1))  # (R, S)
+    each = np.array([scores.cider_each(captions, test.captions) for captions in texts])  # (S, N)
+    cider = drawn @ each.T / len(test)  # (R, S)
+    return {
+        "BLEU-4": (scores.bleu4_of(counts.sum(1)).mean(), (seeds * bleu4).sum(1)),
+        "CIDEr-D": (each.mean(), (seeds * cider).sum(1)),
+    }
+
+
 def intervals(test: data.Clips, found, width: int) -> list[dict]:
-    """By how much each captioner is ahead of the mean of the frames, with a 95% interval.
+    """By how much each captioner is ahead of each of BASES, with a 95% interval.
 
     Clips are drawn with replacement, the same ones for both, and of each captioner its seeds, so that an interval has
     both kinds of chance. BLEU-4 is that of the drawn clips as a corpus, CIDEr-D the mean over them.
     """
-    rng = np.random.default_rng(0)
-    N = len(test)
+    rng, N = np.random.default_rng(0), len(test)
     drawn = np.stack([np.bincount(rng.integers(N, size=N), minlength=N) for _ in range(RESAMPLES)])  # (R, N)
-    groups = {}
-    for facts, captions in found:
-        if facts.get("train_clips", 301) == 301 and facts.get("width", width) == width:
-            groups.setdefault(facts["captioner"], []).append(captions)
-    samples, whole = {}, {}
-    for name, texts in groups.items():
-        counts = np.stack([scores.bleu_counts(captions, test.captions) for captions in texts])  # (S, N, 10)
-        each = np.array([scores.cider_each(captions, test.captions) for captions in texts])  # (S, N)
-        S = len(texts)
-        seeds = np.stack([np.bincount(rng.integers(S, size=S), minlength=S) for _ in range(RESAMPLES)]) / S  # (R, S)
-        bleu4 = scores.bleu4_of(np.stack([drawn @ part for part in counts], 1))  # (R, S)
-        samples[name] = {"BLEU-4": (seeds * bleu4).sum(1), "CIDEr-D": (seeds * (drawn @ each.T / N)).sum(1)}
-        whole[name] = {"BLEU-4": scores.bleu4_of(counts.sum(1)).mean(), "CIDEr-D": each.mean()}
-    rows, base = [], "mean of the frames"
-    for name in groups:
-        for measure in ("BLEU-4", "CIDEr-D"):
-            if name != base and base in groups:
-                low, high = np.quantile(samples[name][measure] - samples[base][measure], (0.025, 0.975))
-                difference = whole[name][measure] - whole[base][measure]
-                rows.append({"captioner": name, "against": base, "score": measure, "difference": float(difference),
-                             "low": float(low), "high": float(high), "seeds": len(groups[name])})  # fmt: skip
+    texts = {}
+    for row, captions in found:
+        if row.get("train_clips", ALL) == ALL and row.get("width", width) == width:
+            texts.setdefault(row["captioner"], []).append(captions)
+    samples = {name: resample(by_seed, test, drawn, rng) for name, by_seed in texts.items()}
+    rows = []
+    for base, name, measure in itertools.product(BASES, samples, ("BLEU-4", "CIDEr-D")):
+        if base not in samples or name == base:
+            continue
+        (value, values), (base_value, base_values) = samples[name][measure], samples[base][measure]
+        low, high = np.quantile(values - base_values, (0.025, 0.975))
+        lead = {"difference": float(value - base_value), "low": float(low), "high": float(high)}
+        rows.append({"captioner": name, "against": base, "score": measure, "seeds": len(texts[name])} | lead)
     return rows
 
 
@@ -174,13 +186,15 @@ def main(argv=None):
     test, facts, found = test_captions(args)
     common |= {"dataset": facts}
     rows = [row | score(captions, test, args.coco) for row, captions in found]
-    run.write_json(out / "scores-clips.json", common | {"rows": rows})
+    sizes = [row for row in rows if row.get("train_clips", ALL) != ALL]
+    run.write_json(out / "scores-clips.json", common | {"rows": [row for row in rows if row not in sizes]})
+    run.write_json(out / "scores-sizes.json", common | {"rows": sizes})
     run.write_json(out / "intervals.json", common | {"rows": intervals(test, found, args.beam)})
-    said = [row | {"captions": captions} for row, captions in found]
+    said = [row | {"captions": captions} for row, captions in found if row.get("train_clips", ALL) == ALL]
     run.write_json(out / "captions.json", common | {"ids": test.ids, "rows": said})
     for row in rows:
-        facts = "  ".join(f"{k} {row[k]}" for k in ("width", "neighbours", "train_clips", "seed") if k in row)
-        print(f"{row['captioner']:24} {facts:40} BLEU-4 {row['bleu4']:.3f}   CIDEr-D {row['cider']:.3f}")
+        setting = "  ".join(f"{k} {row[k]}" for k in ("width", "neighbours", "train_clips", "seed") if k in row)
+        print(f"{row['captioner']:24} {setting:40} BLEU-4 {row['bleu4']:.3f}   CIDEr-D {row['cider']:.3f}")
 
 
 if __name__ == "__main__":
