@@ -42,7 +42,7 @@ MSVD = dict(
     max_words=30,  # with <eos>; longer captions are cut
     captions_each=None,  # captions of a clip in one epoch, drawn anew in each; None: all of them
     caption_clips=None,  # how many validation clips are described after each epoch; None: all
-    choose="best",  # the epoch whose weights are kept: "best" in validation, or "last"
+    choose="best",  # the epoch whose weights are kept: "best" in validation, "last", or its number, as "8"
     split="train",  # of msvd-clips: MSVD's own, "train+val", or "fold1" to "fold5"
     train_clips=None,  # of msvd-clips: so many of the training clips; None: all
 )
@@ -52,7 +52,7 @@ RECIPES = {
     "builtin": MSVD | dict(epochs=24, bs=64, lr=5e-3, hidden=160, embed=96, dropout=0.0, min_count=1, captions_each=1),
     "demo": MSVD | dict(epochs=40, bs=5, hidden=256, embed=256, dropout=0.3, min_count=1, captions_each=5),
     "msvd-clips": MSVD
-    | dict(epochs=10, bs=16, lr=2e-3, hidden=256, embed=256, captions_each=5, max_words=14, choose="last"),
+    | dict(epochs=10, bs=16, lr=2e-3, hidden=256, embed=256, captions_each=5, max_words=14, dropout=0.3, choose="last"),
     "tiny": MSVD
     | dict(epochs=2, bs=100, hidden=24, embed=16, min_count=1, captions_each=1, caption_clips=9, decay="none"),
 }
@@ -113,7 +113,8 @@ def train(args, r, net, train_set, val_set, state_of_model):
         r.print(f"epoch {epoch + 1:>3}/{args.epochs}   loss {train_loss:.3f} train {val_loss:.3f} val   BLEU-4 "
                 f"{bleu4:.3f}   CIDEr {cider:.3f}   {captions[epoch % min(3, len(captions))]}")  # fmt: skip
         r.text("captions", "\n".join(captions[:3]), epoch + 1)
-        if args.choose == "last" or bleu4 + cider > best:
+        better = bleu4 + cider > best
+        if {"best": better, "last": True}.get(args.choose, args.choose == str(epoch + 1)):
             best = bleu4 + cider
             r.save_best(model=net, epoch=epoch + 1, **state_of_model)
         step = 0
@@ -208,7 +209,8 @@ def check(args):
             raise run.UserError(f"--set {name}={getattr(args, name)}: must be between 0 and {high}")
     if not args.clip_norm > 0:
         raise run.UserError(f"--set clip_norm={args.clip_norm}: must be above 0")
-    for name, values in (("choose", ("best", "last")), ("split", data.SPLITS)):
+    epochs = [str(epoch + 1) for epoch in range(args.epochs)]
+    for name, values in (("choose", ("best", "last", *epochs)), ("split", data.SPLITS)):
         if getattr(args, name) not in values:
             raise run.UserError(f"--set {name}={getattr(args, name)}: must be one of {', '.join(values)}")
     for name in ("caption_clips", "captions_each", "train_clips"):

@@ -789,13 +789,14 @@ def test_features_of_msvd_clips_in_one_folder(tmp_path):
     assert parts[-1]["clips"] == [279, 22, 167] and parts[-1]["extractor"] == "small"
 
 
-def test_the_last_epoch_of_msvd_clips_is_tested(msvd_clips, tmp_path):
+@pytest.mark.parametrize("choose, epoch", [("last", 3), ("2", 2)])
+def test_the_epoch_that_the_folds_chose_is_tested(choose, epoch, msvd_clips, tmp_path):
     words = ["--data", "msvd-clips", "--data-dir", str(msvd_clips), "--out", str(tmp_path / "run")]
-    words += ["--epochs", "2", "--limit", "20", "--lr", "1e-9"]  # validation prefers neither epoch
-    sets = ["hidden=8", "embed=8", "split=train+val", "captions_each=1", "max_words=6"]
+    words += ["--epochs", "3", "--limit", "20", "--lr", "1e-9"]  # validation prefers none
+    sets = ["hidden=8", "embed=8", "split=train+val", "captions_each=1", "max_words=6", f'choose="{choose}"']
     record = train.main([*words, *(word for value in sets for word in ("--set", value))])
     assert record["dataset"]["clips"] == [20, 20, 20] and record["args"]["recipe"] == "msvd-clips"
-    assert record["final"]["scored_on"] == "test" and record["final"]["best_epoch"] == 2
+    assert record["final"]["scored_on"] == "test" and record["final"]["best_epoch"] == epoch
 
 
 def test_drawn_clips_have_the_captions_of_a_record(clips, tmp_path, capsys):
@@ -995,7 +996,7 @@ def test_the_bench_compares_at_the_same_loss(cell, tmp_path, monkeypatch):
     assert ours["loss"] == pytest.approx(usual["loss"], rel=1e-5) and ours["cell"] == cell
 
 
-@pytest.mark.parametrize("flag", ["hidden=0", "max_words=1", "dropout=1.5", "scheduled_sampling=2", "clip_norm=0.0",
+@pytest.mark.parametrize("flag", ["hidden=0", "max_words=1", "dropout=1.5", "scheduled_sampling=2", "clip_norm=0.0", "choose=none", 'choose="25"', "split=fold6", "train_clips=0",
                                   "captions_each=0", 'caption_clips="x"'])  # fmt: skip
 def test_values_of_the_recipe_that_make_no_sense(flag, capsys):
     assert failure(train.parse, ["--data", "builtin", "--set", flag])[0] == 2
