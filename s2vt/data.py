@@ -8,6 +8,12 @@ Where the data lie (DIR is --data-dir/msvd, or the folder that --data names):
     DIR/training_data/feat/x.avi.npy, DIR/testing_data/feat/...   float32 or float64 (frames, columns)
     DIR/videodatainfo.json, DIR/feat/video0.npy          MSR-VTT: all parts in one file of labels
 
+msvd-clips are the 468 clips that msvd_clips.txt names, with their part in MSVD's own split of 1,970. They are read from
+--data-dir/msvd_clips, in the form above; DIR/feat, where it is there, holds the features of all of them:
+
+    python s2vt/extract_features.py YouTubeClips --only s2vt/msvd_clips.txt --out data/msvd_clips/feat \\
+        --extractor efficientnet_lite0 --frames 28
+
 What cannot be used is named and counted on standard error, and counted in the record.
 """
 
@@ -33,8 +39,12 @@ import videos
 from model import BOS, EOS, PAD, UNK
 from readers import Notes, extractor_of, normalize, read_features, read_labels, read_msrvtt
 
-DATA_HELP = "msvd, msvd40 (40 test clips of it, as a demonstration), builtin, auto, or a folder of that form"
-dataset_arg = run.dataset_arg("auto", "builtin", "msvd", "msvd40")
+DATA_HELP = "msvd, msvd-clips (468 of its clips), msvd40 (40, a demonstration), builtin, auto, or a folder of that form"
+NAMED = ("builtin", "msvd", "msvd-clips", "msvd40")
+dataset_arg = run.dataset_arg("auto", *NAMED)
+MSVD_CLIPS = Path(__file__).resolve().with_name("msvd_clips.txt")  # lines "PART ID"
+FOLDS = 5
+SPLITS = ("train", "train+val", *(f"fold{k + 1}" for k in range(FOLDS)))
 VAL_SHARE = {"msvd40": 0.25}  # else 7%: about 100 of MSVD's 1,450 clips
 
 
@@ -139,11 +149,18 @@ def is_there(folder: Path) -> bool:
 
 
 def load(
-    name: str, data_dir: str | None = None, limit: int | None = None, min_count: int = 1, max_words: int = 30
+    name: str,
+    data_dir: str | None = None,
+    limit: int | None = None,
+    min_count: int = 1,
+    max_words: int = 30,
+    split: str = "train",
+    train_clips: int | None = None,
 ) -> tuple[Clips, Clips, Clips | None, Vocabulary, dict]:
     """(train, validation, test or None, vocabulary of the training captions, the dataset's entry in run.json).
 
-    limit: only the first `limit` clips of each part. max_words: longer training captions are cut. Raises UserError.
+    limit: only the first `limit` clips of each part. max_words: longer training captions are cut. split: of msvd-clips, see
+    `msvd_clips_parts`. train_clips: how many training clips, drawn by their names. Raises UserError.
     """
     msvd, notes, digest = run.data_dir(data_dir) / "msvd", Notes(), hashlib.sha256()
     if name == "auto":
@@ -158,20 +175,25 @@ def load(
             print("msvd40: clips of MSVD's test part; a demonstration, never a result", file=sys.stderr)
         parts = course_parts(msvd, notes, digest, limit, only_test=name == "msvd40")
         extractor = extractor_of(msvd / "training_data" / "feat")
+    elif name == "msvd-clips":
+        folder = msvd.with_name("msvd_clips")
+        parts = msvd_clips_parts(folder, notes, digest, limit, split, train_clips)
+        extractor = extractor_of(feature_folders(folder)[0])
     else:
         folder = Path(name)
         labels = sorted(folder.glob("*videodatainfo*.json"))
         parts = msrvtt_parts(folder, labels[0], notes, digest, limit) if labels else course_parts(
             folder, notes, digest, limit)  # fmt: skip
         extractor = extractor_of(folder / "feat" if labels else folder / "training_data" / "feat")
-    (train, val, test), source = parts, msvd if name in ("msvd", "msvd40") else name
+    train, val, test = parts
+    source = {"msvd": msvd, "msvd40": msvd, "msvd-clips": msvd.with_name("msvd_clips")}.get(name, name)
     vocabulary = Vocabulary.build([c for captions in train.captions for c in captions], min_count)
     for part in parts:
         if part is not None:
             encode(part, vocabulary, max_words, notes)
     notes.print(source)
     facts = {
-        "name": name if name in ("builtin", "msvd", "msvd40") else Path(name).name,
+        "name": name if name in NAMED else Path(name).name,
         "builtin": name == "builtin",
         "digest": digest.hexdigest()[:32],
         "clips": [len(part) if part is not None else 0 for part in parts],
@@ -236,6 +258,57 @@ def course_parts(folder, notes, digest, limit, only_test=False):
         return same_columns([*parts, None], folder)
     test = make_part(test_feat, read_labels(folder / "testing_label.json", notes), notes, digest, limit)
     return same_columns([*parts, test], folder)
+
+
+def feature_folders(folder: Path) -> tuple[Path, Path]:
+    """Where the features of the training and of the test clips of msvd-clips lie."""
+    both = folder / "feat"
+    return (both, both) if both.is_dir() else (folder / "training_data" / "feat", folder / "testing_data" / "feat")
+
+
+def read_split(file: Path = MSVD_CLIPS) -> dict[str, list[str]]:
+    """{"train", "val", "test": ids} of msvd-clips."""
+    split = {"train": [], "val": [], "test": []}
+    for line in file.read_text(encoding="utf-8").splitlines():
+        part, name = line.split()
+        split[part].append(name)
+    return split
+
+
+def fold_of(name: str) -> int:
+    """The fold, from 1 on, of a clip ID_FIRST_LAST.avi: clips of one video, whose ID has eleven letters, share it."""
+    return hashlib.sha256(name[:11].encode()).digest()[0] * FOLDS // 256 + 1
+
+
+def msvd_clips_parts(folder, notes, digest, limit, split, train_clips):
+    """Training, validation and test clips of the 468 of msvd-clips, by one of SPLITS.
+
+    "train" is MSVD's own: 279, 22 and 167 clips. "train+val" trains on 301, so that validation can choose nothing; its
+    test clips are the same. "fold1" to "fold5" take a fifth of the 301 for validation, and read no test clip.
+    """
+    official = read_split()
+    known = official["train"] + official["val"]
+    train, val, test = known, official["val"], official["test"]
+    if split == "train":
+        train = official["train"]
+    elif split != "train+val":
+        fold = SPLITS.index(split) - 1
+        train, val, test = [n for n in known if fold_of(n) != fold], [n for n in known if fold_of(n) == fold], []
+    if train_clips is not None:
+        train, _ = split_off(train, 1 - train_clips / len(train)) if train_clips < len(train) else (train, None)
+    labels = {}
+    for file in (folder / "training_label.json", folder / "testing_label.json"):
+        if not file.exists():
+            raise run.UserError(f"{file}: is missing; `python s2vt/data.py --help` says where the data belong")
+        labels |= read_labels(file, notes)
+    train_feat, test_feat = feature_folders(folder)
+    parts = []
+    for names, feat in ((train, train_feat), (val, train_feat), (test, test_feat)):
+        for name in [name for name in names if name not in labels]:
+            notes.add("clips of msvd_clips.txt without captions", name)
+        there = {name: labels[name] for name in names if name in labels}
+        parts.append(make_part(feat, there, notes, digest, limit) if names else None)
+    return same_columns(parts, folder)
 
 
 def msrvtt_parts(folder, file, notes, digest, limit):

@@ -13,7 +13,6 @@ import argparse
 import hashlib
 import os
 import sys
-from collections import Counter
 from pathlib import Path
 
 from common import run
@@ -23,19 +22,19 @@ import data
 import readers
 import scores
 from decode import caption_all
+from retrieve import best_constant
 
 AUTO_THREADS = 1
 
-BASELINE_CANDIDATES = 30  # the most frequent training captions, of which validation chooses the best constant one
 COLUMNS = ("bleu1", "bleu2", "bleu3", "bleu4", "cider", "course_bleu1", "log_likelihood")
-COCO_COLUMNS = ("bleu4", "cider", "rouge_l", "meteor")
+COCO_COLUMNS = ("bleu1", "bleu2", "bleu3", "bleu4", "cider", "rouge_l", "meteor")
 
 
 def data_of(trained) -> str:
     """The dataset that a network was trained on: its name, or the path of its folder. Raises UserError."""
     name, local = trained.config["dataset"], trained.folder and trained.folder / "local.json"
     folder = run.read_json(local).get("data") if local and local.exists() else None  # of the user's own
-    if folder is None and name in ("builtin", "msvd", "msvd40"):
+    if folder is None and name in data.NAMED:
         return name
     if folder is None or not os.path.isdir(str(folder)):
         where = f", and {folder} is gone" if folder else ""
@@ -48,7 +47,7 @@ def test_clips(name: str, data_dir: str | None, trained) -> tuple[data.Clips, di
     clips of a folder of features. Clips of a folder without labels have no captions. Raises UserError."""
     folder = run.data_dir(data_dir) / "msvd" if name == "msvd" else Path(name)
     feat = next((f for f in (folder / "testing_data" / "feat", folder / "feat") if f.is_dir()), None)
-    named = name in ("builtin", "msvd40") or any(folder.glob("*videodatainfo*.json"))
+    named = name in ("builtin", "msvd-clips", "msvd40") or any(folder.glob("*videodatainfo*.json"))
     if feat and not named:
         clips, facts, extractor = folder_clips(folder, feat, trained.config["features"])
     elif named or data.is_there(folder):
@@ -97,19 +96,11 @@ def score(captions: list[str], clips: data.Clips, coco: bool = False) -> dict:
     return row
 
 
-def best_constant(train: data.Clips, val: data.Clips) -> str:
-    """The frequent training caption that has the highest BLEU-4 on the validation clips if it describes all of them."""
-    counts = Counter(caption for captions in train.captions for caption in captions)
-    longest = Counter({caption: count * len(caption.split()) for caption, count in counts.items()})
-    likely = dict(counts.most_common(BASELINE_CANDIDATES) + longest.most_common(BASELINE_CANDIDATES))
-    return max(likely, key=lambda caption: scores.bleu([caption] * len(val), val.captions)[3])
-
-
 def print_rows(rows):
     """All scores with our tokenization, right directions by kind of event, and the scores of --coco, as tables."""
     print_table(rows, [*COLUMNS, *(key for key in ("order", "chance") if key in rows[0])])
     print(f"bleu, cider: {scores.TOKENIZATION}; published scores use PTB's tokenization")
-    print("course_bleu1: the score of the course, with its own words and reference length; log p: mean log-likelihood")
+    print("course_bleu1: the score of the course, of each clip by itself; log p: mean log-likelihood")
     if "kinds" in rows[0]:
         print("\nright directions by kind of event")
         print_table([row["kinds"] | {"captions": row["captions"]} for row in rows], [*rows[0]["kinds"]])

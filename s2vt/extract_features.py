@@ -3,6 +3,7 @@
     python s2vt/extract_features.py clips/ --out features --extractor vgg16      # 80 frames x 4096 of each video
     python s2vt/extract_features.py clips/ --out features --extractor small --frames 16
     python s2vt/extract_features.py clips/ --out features --extractor vgg16 --shard 3/16     # one job of sixteen
+    python s2vt/extract_features.py clips/ --out features --only s2vt/msvd_clips.txt         # the videos that it names
 
 Videos with features are skipped. A file that is not a readable video is named and counted, and the others go on.
 """
@@ -46,6 +47,23 @@ def prepare(out: Path, extractor: str, frames: int):
         run.write_json(file, wanted)
 
 
+def only_named(files: list[Path], only: Path) -> list[Path]:
+    """Those of the videos `files` whose name is the last word of a line of the text file `only`. Raises UserError where
+    one that it names is not among them."""
+    try:
+        lines = only.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8"
+        raise run.UserError(f"--only {only}: cannot be read ({reason})") from error
+    names = {line.split()[-1] for line in lines if line.strip()}
+    found = [file for file in files if file.name in names]
+    missing = sorted(names - {file.name for file in found})
+    if missing:
+        some = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        raise run.UserError(f"--only {only}: {len(missing):,} of its {len(names):,} videos are missing ({some})")
+    return found
+
+
 def parser():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("videos", nargs="+", type=run.path_arg, metavar="VIDEO|DIR", help="videos, or folders of videos")
@@ -54,6 +72,7 @@ def parser():
     p.add_argument(
         "--shard", type=shard_arg, default=(1, 1), metavar="i/n", help="only every n-th video, from the i-th"
     )
+    p.add_argument("--only", type=run.path_arg, metavar="FILE", help="only the videos that FILE names")
     run.add_flags(p, "device", "threads", out=dict(required=True, help="folder of the features"))
     return p
 
@@ -63,6 +82,7 @@ def main(argv=None):
     run.set_threads(args.threads, AUTO_THREADS)
     device, size, out = run.pick_device(args.device), extractors.EXTRACTORS[args.extractor].size, Path(args.out)
     files, other = find_videos(args.videos)
+    files = only_named(files, Path(args.only)) if args.only else files
     names = [file.name for file in files]
     for name in {name for name in names if names.count(name) > 1}:
         raise run.UserError(f"{name}: two videos have this name, and features are named by it")

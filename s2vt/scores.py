@@ -35,11 +35,37 @@ def bleu(captions: list[str], references: list[list[str]]) -> list[float]:
     return [result.bp * math.prod(precisions[:n]) ** (1 / n) for n in range(1, 5)]
 
 
-def cider(captions: list[str], references: list[list[str]], sigma: float = 6.0) -> float:
-    """CIDEr-D of a corpus (Vedantam et al. 2015), which multiplies by 10.
+def bleu_counts(captions: list[str], references: list[list[str]]) -> np.ndarray:
+    """int64 (N, 10): what `bleu` adds up over N captions, for scores of many subsets of them (`bleu4_of`).
 
-    Each n-gram, n = 1 to 4, is weighted by how few of the clips have it in a reference. The score is the mean over n,
-    over the references and over the clips of the clipped cosine similarity, with a penalty for other lengths.
+    The columns are the words, the words of the closest reference, and for n = 1 to 4 the n-grams that a reference has
+    and all of them.
+    """
+    metric, rows = sacrebleu.BLEU(tokenize="none", smooth_method="none", force=True), []
+    for caption, texts in zip(captions, references):
+        found = metric.corpus_score([caption], [[text] for text in texts])
+        rows.append([found.sys_len, found.ref_len, *found.counts, *found.totals])
+    return np.array(rows)
+
+
+def bleu4_of(counts: np.ndarray) -> np.ndarray:
+    """BLEU-4 (...) of sums (..., 10) of rows of `bleu_counts`."""
+    words, reference_words = counts[..., 0], counts[..., 1]
+    brevity = np.exp(np.minimum(0, 1 - reference_words / np.maximum(words, 1)))
+    precisions = counts[..., 2:6] / np.maximum(counts[..., 6:], 1)
+    return brevity * precisions.prod(-1) ** 0.25
+
+
+def cider(captions: list[str], references: list[list[str]], sigma: float = 6.0) -> float:
+    """CIDEr-D of a corpus (Vedantam et al. 2015): the mean of `cider_each`."""
+    return sum(cider_each(captions, references, sigma)) / max(len(captions), 1)
+
+
+def cider_each(captions: list[str], references: list[list[str]], sigma: float = 6.0) -> list[float]:
+    """CIDEr-D of every caption, times 10 as its authors have it.
+
+    Each n-gram, n = 1 to 4, is weighted by how few of the clips have it in a reference. The score is the mean over n
+    and over the references of the clipped cosine similarity, with a penalty for other lengths.
     """
     counted = [[ngrams(text) for text in texts] for texts in references]
     clips_with = Counter(gram for texts in counted for gram in set().union(*texts))
@@ -53,9 +79,10 @@ def cider(captions: list[str], references: list[list[str]], sigma: float = 6.0) 
         length = sum(count for gram, count in counts.items() if len(gram) == 1)
         return parts, [math.sqrt(sum(w * w for w in part.values())) for part in parts], length
 
-    total = 0.0
+    found = []
     for caption, texts in zip(captions, counted):
         parts, norms, length = vectors(ngrams(caption))
+        total = 0.0
         for counts in texts:
             other_parts, other_norms, other_length = vectors(counts)
             penalty = math.exp(-((length - other_length) ** 2) / (2 * sigma**2))
@@ -63,7 +90,8 @@ def cider(captions: list[str], references: list[list[str]], sigma: float = 6.0) 
                 if norm and other_norm:
                     dot = sum(min(w, other[gram]) * other[gram] for gram, w in part.items() if gram in other)
                     total += penalty * dot / (norm * other_norm) / (4 * len(texts))
-    return 10 * total / max(len(captions), 1)
+        found.append(10 * total)
+    return found
 
 
 def ngrams(text: str) -> Counter:
@@ -76,8 +104,7 @@ def course_bleu1(captions: list[str], raw_references: list[list[str]]) -> float:
     """The score that courses quote for MSVD: BLEU-1 of each caption by itself, averaged over the clips.
 
     Words are what stands between spaces, in lower case; final full stops are removed, commas stay with their words.
-    The reference length is the one that the course's script picks: it compares every reference with the difference of
-    the first one, and keeps the last that is smaller. BLEU proper takes the closest length.
+    The reference of the closest length, the first one on ties, sets the brevity penalty.
     """
     total = 0.0
     for caption, references in zip(captions, raw_references):
@@ -89,10 +116,7 @@ def course_bleu1(captions: list[str], raw_references: list[list[str]]) -> float:
         if not words:
             continue
         precision = sum(min(count, limit[word]) for word, count in Counter(words).items()) / len(words)
-        length = len(texts[0])
-        for text in texts[1:]:
-            if abs(len(words) - len(text)) < abs(len(words) - len(texts[0])):
-                length = len(text)
+        length = min(map(len, texts), key=lambda n: abs(n - len(words)))
         total += precision * (1.0 if len(words) > length else math.exp(1 - length / len(words)))
     return total / max(len(captions), 1)
 
@@ -117,12 +141,13 @@ def order_by_kind(captions: list[str], events: list) -> dict[str, float]:
 
 
 def coco_scores(captions: list[str], raw_references: list[list[str]]) -> dict:
-    """{"tokenization", "bleu4", "cider", "rouge_l", "meteor"} with the tokenization and scorers of pycocoevalcap.
+    """{"tokenization", "bleu1" to "bleu4", "cider", "rouge_l", "meteor"}, tokenized and scored by pycocoevalcap.
 
     The PTB tokenizer, with which published scores are made, and METEOR are Java programs. Without Java the captions are
     normalized as above, and METEOR is missing. Raises UserError.
     """
     try:
+        from pycocoevalcap.bleu.bleu import Bleu
         from pycocoevalcap.cider.cider import Cider
         from pycocoevalcap.meteor.meteor import Meteor
         from pycocoevalcap.rouge.rouge import Rouge
@@ -142,8 +167,10 @@ def coco_scores(captions: list[str], raw_references: list[list[str]]) -> dict:
         truth, ours = {i: tokens[i][1:] for i in texts}, {i: tokens[i][:1] for i in texts}
         if any(len(tokens[i]) != len(texts[i]) for i in texts):
             raise ValueError("the tokenizer returned another number of lines")
-        found = {name: float(scorer().compute_score(truth, ours)[0]) for name, scorer in scorers.items()}
+        bleus, _ = Bleu(4).compute_score(truth, ours, verbose=0)
+        found = {f"bleu{n}": float(value) for n, value in enumerate(bleus, 1)}
+        found |= {name: float(scorer().compute_score(truth, ours)[0]) for name, scorer in scorers.items()}
     except (OSError, ValueError, LookupError) as error:
         reason = " ".join(str(error).split())[:100]
         raise run.UserError(f"--coco: pycocoevalcap failed ({reason}); its tokenizer and METEOR need Java") from error
-    return {"tokenization": tokenization, "bleu4": bleu([ours[i][0] for i in texts], [*truth.values()])[3]} | found
+    return {"tokenization": tokenization} | found

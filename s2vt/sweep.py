@@ -1,6 +1,8 @@
-"""Studies: many runs of train.py on the built-in videos, each study a named table.
+"""Studies: many runs of train.py on the built-in videos or on msvd-clips, each study a named table.
 
     python s2vt/sweep.py --study order               # S2VT, and the same network on the mean of the frames
+    python s2vt/sweep.py --study folds --seeds 1     # real clips: the runs that choose, and then
+    python s2vt/sweep.py --study clips sizes         # those that are tested; compare.py scores both
     python s2vt/sweep.py --study parts --seeds 3     # one change at a time
     python s2vt/sweep.py --study parts --list        # only print the commands, for another engine to run
 
@@ -17,7 +19,33 @@ from common import run, study
 import numpy as np
 from matplotlib.figure import Figure
 
+import data
 import train
+
+MODELS = {
+    "S2VT, GRU": {},
+    "S2VT, LSTM": dict(cell="lstm"),
+    "S2VT, GRU, attention": dict(attention=True),
+    "mean of the frames": dict(pooled=True),
+}
+DROPOUTS = (0.3, 0.5)
+SIZES = {35: 28, 70: 20, 140: 14, 279: 10}  # training clips: epochs, in proportion to 1 / sqrt(clips)
+
+
+def on_clips(models, **values):
+    """{setting: arguments of train.py} of `models` on msvd-clips."""
+    return {name: dict(data="msvd-clips") | values | model for name, model in models.items()}
+
+
+def folds_of(models):
+    """Every model with every dropout on each fold. The name of a setting is MODEL, dropout X, foldK."""
+    return {
+        f"{name}, dropout {dropout}, {fold}": setting
+        for dropout in DROPOUTS
+        for fold in data.SPLITS[2:]
+        for name, setting in on_clips(models, dropout=dropout, split=fold).items()
+    }
+
 
 STUDIES = {  # study: {setting: arguments of train.py}
     "order": {"S2VT": {}, "mean of the frames": dict(pooled=True)},
@@ -29,6 +57,12 @@ STUDIES = {  # study: {setting: arguments of train.py}
         "a constant learning rate": dict(decay="none"),
         "dropout 0.1": dict(dropout=0.1),
     },
+    "folds": folds_of({name: MODELS[name] for name in ("S2VT, GRU", "mean of the frames")}),
+    "clips": on_clips(MODELS, split="train+val"),
+    "sizes": {
+        f"{count} clips": on_clips(MODELS, train_clips=count, epochs=epochs)["S2VT, GRU"]
+        for count, epochs in SIZES.items()
+    },
 }
 
 
@@ -39,12 +73,15 @@ def folder_name(setting, seed):
 
 
 def jobs_of(args, out):
-    """Every run that the studies need, on the built-in videos."""
+    """Every run that the studies need, on the built-in videos where a setting names no other data."""
 
     def folder(setting, seed):
         return out / folder_name(setting, seed)
 
-    return study.plan(train, STUDIES, args, folder, dataset=lambda *_: "builtin", cost=lambda values: 1.0)
+    def dataset(_, setting):
+        return setting.get("data", "builtin")
+
+    return study.plan(train, STUDIES, args, folder, dataset, cost=lambda values: 1.0)
 
 
 def report(name, rows, out):
@@ -61,8 +98,10 @@ def report(name, rows, out):
         x = range(1, len(curves[0]) + 1)
         (line,) = axes.plot(x, np.mean(curves, 0), label=setting)
         axes.fill_between(x, np.min(curves, 0), np.max(curves, 0), alpha=0.15, color=line.get_color())
-        bleu4, order = (np.mean([row["final"][key] for row in mine]) for key in ("test_bleu4", "order"))
-        print(f"  {setting:28} BLEU-4 {bleu4:.3f}   order right in {order:.1%}   ({len(mine)} runs)")
+        bleu4 = np.mean([row["final"]["test_bleu4"] for row in mine])
+        order = [row["final"]["order"] for row in mine if "order" in row["final"]]
+        said = f"order right in {np.mean(order):.1%}   " if order else ""
+        print(f"  {setting:40} BLEU-4 {bleu4:.3f}   {said}({len(mine)} runs)")
     axes.set(xlabel="epoch", ylabel="validation BLEU-4", ylim=(0, 1))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
@@ -82,7 +121,8 @@ def main(argv=None):
     out = Path(args.out)
     if study.run_jobs(train, jobs_of(args, out), args):
         for name in args.study:
-            rows = [study.row(name, setting, seed, out / folder_name(values, seed), val_bleu4="val_bleu4")
+            rows = [study.row(name, setting, seed, out / folder_name(values, seed), val_bleu4="val_bleu4",
+                              val_cider="val_cider", val_loss="val_loss")
                     for setting, values in STUDIES[name].items() for seed in range(args.seeds)]  # fmt: skip
             report(name, rows, out)
 

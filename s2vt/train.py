@@ -2,9 +2,11 @@
 
     python s2vt/train.py --data builtin       # rendered videos of moving shapes, no download: two minutes
     python s2vt/train.py --data msvd          # 1,450 clips of MSVD with features of 80 frames x 4096
+    python s2vt/train.py --data msvd-clips    # 468 of its clips, 301 of them for training: two minutes
     python s2vt/train.py --data msvd40        # 40 of its test clips: 30 train, 10 validate; a demonstration
 
-Validation by BLEU-4 + CIDEr chooses the epoch, which is tested once. --bs counts clips, each with all its captions.
+Validation by BLEU-4 + CIDEr chooses the epoch, which is tested once. On msvd-clips five folds have chosen the number of
+epochs beforehand (STUDIES.md), and the last epoch is tested. --bs counts clips, each with all its captions.
 """
 
 import argparse
@@ -40,12 +42,17 @@ MSVD = dict(
     max_words=30,  # with <eos>; longer captions are cut
     captions_each=None,  # captions of a clip in one epoch, drawn anew in each; None: all of them
     caption_clips=None,  # how many validation clips are described after each epoch; None: all
+    choose="best",  # the epoch whose weights are kept: "best" in validation, "last", or its number, as "8"
+    split="train",  # of msvd-clips: MSVD's own, "train+val", or "fold1" to "fold5"
+    train_clips=None,  # of msvd-clips: so many of the training clips; None: all
 )
 RECIPES = {
     "msvd": MSVD,
     "paper": MSVD | dict(hidden=1000, embed=500, cell="lstm"),  # the sizes of section 4.3
     "builtin": MSVD | dict(epochs=24, bs=64, lr=5e-3, hidden=160, embed=96, dropout=0.0, min_count=1, captions_each=1),
     "demo": MSVD | dict(epochs=40, bs=5, hidden=256, embed=256, dropout=0.3, min_count=1, captions_each=5),
+    "msvd-clips": MSVD
+    | dict(epochs=10, bs=16, lr=2e-3, hidden=256, embed=256, captions_each=5, max_words=14, dropout=0.3, choose="last"),
     "tiny": MSVD
     | dict(epochs=2, bs=100, hidden=24, embed=16, min_count=1, captions_each=1, caption_clips=9, decay="none"),
 }
@@ -107,7 +114,8 @@ def train(args, r, net, train_set, val_set, state_of_model):
         r.print(f"epoch {epoch + 1:>3}/{args.epochs}   loss {train_loss:.3f} train {val_loss:.3f} val   BLEU-4 "
                 f"{bleu4:.3f}   CIDEr {cider:.3f}   {captions[epoch % min(3, len(captions))]}")  # fmt: skip
         r.text("captions", "\n".join(captions[:3]), epoch + 1)
-        if bleu4 + cider > best:
+        better = bleu4 + cider > best
+        if {"best": better, "last": True}.get(args.choose, args.choose == str(epoch + 1)):
             best = bleu4 + cider
             r.save_best(model=net, epoch=epoch + 1, **state_of_model)
         step = 0
@@ -166,7 +174,7 @@ def test(net, clips, args, r):
 def parser():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     run.add_flags(
-        p, recipe=dict(choices=list(RECIPES), help="(default: builtin or demo for --data builtin or msvd40, else msvd)")
+        p, recipe=dict(choices=list(RECIPES), help="(default: that of the data: builtin, msvd-clips, demo, else msvd)")
     )
     run.add_flags(p, "set", "tensorboard", "data_dir", "out", "resume",
                   data=dict(type=data.dataset_arg, default="auto", help=data.DATA_HELP))  # fmt: skip
@@ -187,7 +195,8 @@ def recipe(args):
     if args.data == "auto":
         there = data.is_there(run.data_dir(args.data_dir) / "msvd")
         args.recipe = args.recipe or ("msvd" if there else "builtin")
-    args.recipe = args.recipe or {"builtin": "builtin", "msvd40": "demo"}.get(args.data, "msvd")
+    of_data = {"builtin": "builtin", "msvd40": "demo", "msvd-clips": "msvd-clips"}
+    args.recipe = args.recipe or of_data.get(args.data, "msvd")
     return RECIPES[args.recipe]
 
 
@@ -201,7 +210,11 @@ def check(args):
             raise run.UserError(f"--set {name}={getattr(args, name)}: must be between 0 and {high}")
     if not args.clip_norm > 0:
         raise run.UserError(f"--set clip_norm={args.clip_norm}: must be above 0")
-    for name in ("caption_clips", "captions_each"):
+    epochs = [str(epoch + 1) for epoch in range(args.epochs)]
+    for name, values in (("choose", ("best", "last", *epochs)), ("split", data.SPLITS)):
+        if getattr(args, name) not in values:
+            raise run.UserError(f"--set {name}={getattr(args, name)}: must be one of {', '.join(values)}")
+    for name in ("caption_clips", "captions_each", "train_clips"):
         value = getattr(args, name)
         if value is not None and (type(value) is not int or value < 1):
             raise run.UserError(f"--set {name}={value}: must be a whole number above 0, or null")
@@ -217,7 +230,7 @@ def parse(argv=None):
 def main(argv=None):
     args = parse(argv)
     train_set, val_set, test_set, vocabulary, facts = data.load(
-        args.data, args.data_dir, args.limit, args.min_count, args.max_words
+        args.data, args.data_dir, args.limit, args.min_count, args.max_words, args.split, args.train_clips
     )
     args.data = facts["name"] if args.data == "auto" else args.data
     name = f"{facts['name']}-{args.cell}" + "-attention" * args.attention

