@@ -159,8 +159,9 @@ def load(
 ) -> tuple[Clips, Clips, Clips | None, Vocabulary, dict]:
     """(train, validation, test or None, vocabulary of the training captions, the dataset's entry in run.json).
 
-    limit: only the first `limit` clips of each part. max_words: longer training captions are cut. split: of msvd-clips, see
-    `msvd_clips_parts`. train_clips: how many training clips, drawn by their names. Raises UserError.
+    limit: only the first `limit` clips of each part. max_words: longer training captions are cut. split: see
+    `msvd_clips_parts`, for msvd-clips alone. train_clips: how many training clips, drawn by their names. Raises
+    UserError.
     """
     msvd, notes, digest = run.data_dir(data_dir) / "msvd", Notes(), hashlib.sha256()
     if name == "auto":
