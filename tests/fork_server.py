@@ -8,6 +8,7 @@ first. A child runs a script as Python does when the script is its command: it i
 sys.path, and none of its modules are imported yet. tests/processes.py is the other side.
 """
 
+import atexit
 import base64
 import contextlib
 import functools
@@ -176,6 +177,7 @@ class Server:
         return None
 
     def become_child(self, streams):
+        atexit.register(gc.unfreeze)  # else some libraries report at exit what is never collected
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         self.selector.close()

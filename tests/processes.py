@@ -20,8 +20,13 @@ HERE = Path(__file__).resolve().parent
 CAN_FORK = hasattr(os, "fork") and hasattr(socket, "send_fds")
 PATIENCE = 600  # seconds that only a hang takes
 
-# what the scripts of a folder import besides PyTorch, NumPy and matplotlib, and takes more than a moment
-PRELOAD = {}
+# What the scripts of a folder import besides PyTorch, NumPy and matplotlib, and takes more than a moment; but not what
+# starts threads when it is imported, as scikit-learn's datasets do.
+PRELOAD = {
+    "distilgpt2": ["transformers.models.gpt2.modeling_gpt2", "transformers.models.auto", "tokenizers.trainers", "peft"],
+    "lms": ["scipy.linalg"],
+    "s2vt": ["sacrebleu"],
+}
 
 
 def wait_for(condition, what="the event", process=None):
