@@ -187,7 +187,7 @@ STUDIES = {"rates": rates, "filters": filters}
 @dataclass(kw_only=True)
 class Options(run.ScriptOptions):
     study: tuple[str, ...] = option(tuple(STUDIES), "which studies", choices=list(STUDIES), nargs="+", metavar="STUDY")
-    seeds: int = option(5, "seeds 0 to N - 1", above=0)
+    seeds: int = option(5, "seeds 0 to N - 1", above=0, at_most=1000)
     list: bool = option(False, "print one command per study and run nothing")
     out: str = option(str(run.ROOT / "out/lms/sweep"), "folder of the studies", type=run.path_arg, metavar="DIR")
     data: str = data_option()

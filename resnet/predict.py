@@ -60,6 +60,8 @@ def load_run(folder, device):
         raise run.UserError(f"{best.path}: is not a checkpoint of this experiment: invalid classes, mean or std")
     net = model.build(args.model, len(best["classes"]), args.shortcut).to(device)
     best.load_into(model=net)
+    if not all(value.isfinite().all() for value in net.state_dict().values()):
+        raise run.UserError(f"{best.path}: is damaged: it has weights that are not finite numbers")
     return net.eval(), best, args
 
 

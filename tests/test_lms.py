@@ -3,6 +3,7 @@
 What all folders owe is in test_contract.py.
 """
 
+import dataclasses
 import json
 import random
 import shlex
@@ -261,6 +262,49 @@ def test_a_diverged_run_says_where(tmp_path):
     assert code == 1 and record["state"] == "diverged" and f"step {record['diverged_at_step']};" in message
 
 
+OPTIONS = {  # option: (what else is given, another value): the final weights are others
+    "data": ([], "fir"),
+    "recipe": ([], "tiny"),
+    "epochs": ([], "2"),
+    "lr": ([], "0.01"),
+    "seed": ([], "1"),
+    "target": (["--data", "CSV", "--target", "y"], "b"),
+}
+COMMON = {"out", "resume", "tensorboard"}  # test_contract.py and test_common.py
+
+
+def test_every_option_is_in_the_table():
+    fields = {field.name for field in dataclasses.fields(train.Options)}
+    assert OPTIONS.keys() | COMMON == fields and not OPTIONS.keys() & COMMON
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_option_matters(name, tmp_path):
+    given, value = OPTIONS[name]
+    path = write(tmp_path / "t.csv", GOOD)
+    given = [path if word == "CSV" else word for word in given]
+    if name != "recipe":
+        given = [*given, "--epochs", "1"]
+    ends = []
+    for i, words in enumerate((given, [*given, f"--{name}", value])):
+        ends.append(train.main([*words, "--out", str(tmp_path / f"run{i}")])["final"]["weights"])
+    assert ends[0] != ends[1]
+
+
+def test_an_epoch_of_training_is_the_formula(tmp_path):
+    """w <- w + r e x over the shuffled rows; the a-priori MSE is that of the errors before each update."""
+    record = train.main(["--epochs", "1", "--lr", "0.02", "--seed", "5", "--out", str(tmp_path)])
+    plane, w, errors = data.plane(), np.zeros(3), []
+    for k in np.random.default_rng((5, 0)).permutation(len(plane.targets)):
+        x = plane.inputs[k]
+        errors.append(plane.targets[k] - w @ x)
+        w = w + 0.02 * errors[-1] * x
+    assert np.allclose(record["final"]["weights"], w, rtol=1e-12)
+    assert record["final"]["apriori_mse_late"] == pytest.approx(np.mean(np.square(errors)), rel=1e-12)
+    residuals = plane.val_targets - plane.val_inputs @ w
+    assert record["final"]["val_mse"] == pytest.approx(np.mean(residuals**2), rel=1e-12)
+
+
 # ---------------------------------------------------------------------------------------------------------- the sweep
 
 
@@ -305,6 +349,20 @@ def test_after_the_change_only_rls_without_forgetting_is_lost(tmp_path, recwarn)
 
 
 @pytest.mark.draws
+def test_misalignment_by_hand(tmp_path, monkeypatch):
+    """A filter that keeps 0.9 of the first response has -20 dB before the change."""
+
+    def keep(X, d):
+        return np.tile(0.9 * data.RESPONSE, (len(d) + 1, 1)), None
+
+    monkeypatch.setattr(sweep, "FILTERS", {"kept": keep})
+    sweep.main(["--study", "filters", "--seeds", "1", "--out", str(tmp_path)])
+    (row,) = json.loads((tmp_path / "filters.json").read_text())["rows"]
+    new = -data.RESPONSE[::-1]
+    after = np.sum((0.9 * data.RESPONSE - new) ** 2) / np.sum(new**2)
+    assert row["misalignment_db"] == pytest.approx({"before": -20, "after": 10 * np.log10(after)})
+
+
 def test_a_study_whose_runs_all_diverge_still_draws_the_theory(tmp_path):
     sweep.main(["--study", "rates", "--lr", "1e9", "--seeds", "1", "--epochs", "1", "--out", str(tmp_path)])
     (row,) = json.loads((tmp_path / "rates.json").read_text())["rows"]
@@ -353,7 +411,7 @@ def test_gradients_by_hand_are_those_of_autograd_and_finite_differences(layers):
 
 
 def test_check_finds_a_wrong_gradient(monkeypatch, capsys):
-    ladder.main(["--check", "--iters", "20"])
+    ladder.main(["--check", "--iters", "20", "--layers", "1"])
     assert capsys.readouterr().out.count("relative error") == 10
     correct = ladder.gradients_classes
 
@@ -362,7 +420,7 @@ def test_check_finds_a_wrong_gradient(monkeypatch, capsys):
         return loss, (2 * dW, db)
 
     monkeypatch.setattr(ladder, "gradients_classes", wrong)
-    code, message = failure(ladder.main, ["--check", "--iters", "20"])
+    code, message = failure(ladder.main, ["--check", "--iters", "20", "--layers", "1"])
     assert code == 1 and "step 4 against autograd" in message and "step 4 against finite differences" in message
     assert not any(f"step {i}" in message for i in (1, 2, 3, 5, 6))
 

@@ -2,6 +2,8 @@
 two processes against that of one. What all folders owe is in test_contract.py, what common/ owes in test_common.py."""
 
 import csv
+import dataclasses
+import functools
 import gzip
 import importlib
 import io
@@ -16,6 +18,7 @@ import subprocess
 import sys
 import time
 import types
+import warnings
 import zlib
 
 from common.options import to_argv
@@ -354,6 +357,20 @@ def test_workers_change_nothing(tree, tmp_path):
     script.write_text(WORKERS.format(folder=str(ROOT / "resnet"), tree=str(tree)))
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "True False True 1 24", done.stderr
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_on_one_core_no_loader_has_more_workers_than_that(processes, monkeypatch):
+    """PyTorch would warn of it, when a loader is made."""
+    dataset = data.load("builtin", limit=10, family="imagenet")[0]
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0}, raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    monkeypatch.setattr(folders.LazyImageFolder, "__len__", lambda self: 5000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loader = dataset._loader([], "none", 32, training=True)
+    assert loader.num_workers == 1
 
 
 def test_an_undecodable_image_is_named_and_counted(tree, capsys):
@@ -930,6 +947,147 @@ def test_precision_of_muon_follows_the_hardware_and_is_kept(monkeypatch):
     assert states[True].param_groups[0]["precision"] == "fp32"
 
 
+# --------------------------------------------------------------------------------------------- a step, and every option
+
+
+def first_batch(args):
+    """(the network before the first step, its images and labels) of a run on built-in data."""
+    family = data.family_of_model(args.model)
+    train_set = data.load("builtin", limit=args.limit, family=family)[0]
+    torch.manual_seed(args.seed)
+    net = train.build_model(args, train_set).to(memory_format=torch.channels_last)
+    size = train.size_at(args, 0)
+    images, labels = next(train_set.batches(args.bs, (args.seed, 0), args.augment, size=size))
+    return net.train(), images, labels
+
+
+def muon_direction(gradient):
+    """The first update of Muon (Jordan et al. 2024) in float32: Nesterov momentum 0.9, five steps of Newton-Schulz."""
+    momentum = 0.1 * gradient
+    update = gradient + 0.9 * (momentum - gradient)
+    matrix = update.permute(0, 2, 3, 1).flatten(1)  # (c_out, k * k * c_in)
+    x = matrix / matrix.norm()
+    for _ in range(5):
+        a = x @ x.T
+        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+    c_out, c_in, k, _ = gradient.shape
+    scale = max(1, c_out / (k * k * c_in)) ** 0.5
+    return scale * x.view(c_out, k, k, c_in).permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("model_name", ["mnist", "resnet20"])
+@pytest.mark.parametrize("words", [
+    "--weight-decay 0", "--weight-decay 0.01", "--nesterov --weight-decay 0.01 --label-smoothing 0.2",
+    "--optimizer muon --nesterov --weight-decay 0.01 --muon-decay 0.3", "--augment none --size 24", "--first-size 24",
+])  # fmt: skip
+def test_one_step_is_the_formula(model_name, words, tmp_path, monkeypatch):
+    """The loss is the mean of -sum(q log p); the step is that of SGD, or of Muon for all convolutions but the first."""
+    monkeypatch.setattr(optim.run, "native_bf16", lambda device: False)  # Muon's products in float32
+    words = ["--model", model_name, "--recipe", "paper", "--decay", "none", "--lr", "0.1", *words.split()]
+    words += ["--limit", "12", "--bs", "12", "--epochs", "1", "--precision", "fp32"]
+    args = train.parse(["--data", "builtin", *words])
+    net, images, labels = first_batch(args)
+    log_p = net(images).log_softmax(1)
+    q = F.one_hot(labels, 10) * (1 - args.label_smoothing) + args.label_smoothing / 10
+    loss = -(q * log_p).sum(1).mean()
+    parameters = dict(net.named_parameters())
+    gradients = dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values()))))
+    fit(tmp_path, "a", *words)
+    ours = weights(tmp_path / "a")
+    assert float(metrics(tmp_path / "a")[0]["train_loss"]) == pytest.approx(loss.item(), rel=1e-5)
+    for name, w in parameters.items():
+        if args.optimizer == "muon" and w.dim() == 4 and name != "conv1.weight":
+            new = w * (1 - 0.01 * args.muon_decay) - 0.01 * muon_direction(gradients[name])
+        else:
+            gradient = gradients[name] + args.weight_decay * w
+            if args.nesterov:
+                gradient = gradient + 0.9 * gradient  # the momentum is the gradient in the first step
+            new = w - 0.1 * gradient
+        change = (new - w).abs().max().item()
+        assert torch.allclose(ours[name], new.detach(), rtol=1e-4, atol=1e-3 * change + 1e-7), name
+
+
+SMALL = "--model mnist --recipe paper --decay none --lr 0.02 --limit 24 --bs 8 --epochs 2 --precision fp32".split()
+COMMON = {"data_dir", "out", "resume", "device", "threads", "tensorboard"}  # test_contract.py and test_common.py
+ELSEWHERE = {"compile", "sync_bn"}  # below
+OPTIONS = {  # option: (what else is given, another value): the weights of last.pt are others
+    "data": ([], "builtin"),
+    "seed": ([], "1"),
+    "precision": ([], "bf16"),
+    "limit": ([], "32"),
+    "recipe": ([], "mnist"),
+    "model": (["--limit", "8", "--epochs", "1"], "resnet20"),
+    "epochs": ([], "3"),
+    "bs": ([], "6"),
+    "micro_batch": ([], "4"),
+    "optimizer": ([], "muon"),
+    "lr": ([], "0.03"),
+    "decay": ([], "cosine"),
+    "warmup": ([], "0.5"),
+    "nesterov": ([], True),
+    "weight_decay": ([], "0.1"),
+    "muon_decay": (["--optimizer", "muon"], "0.5"),
+    "augment": ([], "none"),
+    "size": ([], "24"),
+    "first_size": ([], "24"),
+    "label_smoothing": ([], "0.3"),
+    "ema": ([], "0.5"),
+    "shortcut": (["--model", "resnet20", "--limit", "4", "--bs", "4", "--epochs", "1"], "B"),
+    "whiten": ([], True),
+}
+
+
+def test_every_option_is_in_the_table():
+    fields = {field.name for field in dataclasses.fields(train.Options)}
+    assert OPTIONS.keys() | COMMON | ELSEWHERE == fields and not OPTIONS.keys() & (COMMON | ELSEWHERE)
+
+
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory):
+    """small_run(words): the run folder of SMALL with other words, made once."""
+    folder = tmp_path_factory.mktemp("small")
+
+    @functools.cache
+    def get(*words):
+        out = folder / f"run{len(list(folder.iterdir()))}"
+        given = [] if "--data" in words else ["--data", "builtin"]
+        train.main([*SMALL, *given, "--device", "cpu", *words, "--out", str(out)])
+        return out
+
+    return get
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_option_matters_within_a_few_steps(name, small_run, tmp_path, monkeypatch):
+    before, value = OPTIONS[name]
+    words = [*before, f"--{name.replace('_', '-')}"]
+    if value is not True:
+        words.append(value)
+    if name == "data":  # the other dataset is read from idx files
+        before = ["--data", str(write_drop_in(tmp_path / "idx", "mnist"))]
+    if name == "ema":
+        long_average(monkeypatch)
+    file = "best.pt" if name == "ema" else "last.pt"
+    plain, other = (weights(small_run(*given), file) for given in (before, words))
+    same = plain.keys() == other.keys() and all(torch.equal(plain[key], other[key]) for key in plain)
+    assert not same, f"--{name} changes nothing"
+
+
+def test_a_network_is_compiled_on_the_device_that_is_named(tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda net, **options: compiled.append(net) or net)
+    for device in ("cpu", "cuda", "none"):
+        fit(tmp_path, device, *SMALL, "--epochs", "1", "--compile", device)
+    assert len(compiled) == 1
+
+
+def test_statistics_are_synchronized_where_that_is_asked_for(monkeypatch):
+    args, train_set = train.Options(model="mnist"), types.SimpleNamespace(classes=list("ab"))
+    for sync_bn in (True, False):
+        net = train.build_model(dataclasses.replace(args, sync_bn=sync_bn), train_set)
+        assert any(isinstance(module, nn.SyncBatchNorm) for module in net.modules()) == sync_bn
+
+
 def test_divergence_is_a_result(tmp_path):
     words = ["--model", "mnist", "--recipe", "paper", "--lr", "1e30", "--limit", "300", "--bs", "30", "--epochs", "3"]
     code, message = failure(fit, tmp_path, "a", *words)
@@ -1038,6 +1196,16 @@ def test_predict_refuses_what_is_no_run_of_resnet(trained, tmp_path):
         assert code == 1 and one_line(message) and word in message
 
 
+def test_weights_that_are_not_numbers_are_said(trained, tmp_path):
+    copy = shutil.copytree(trained, tmp_path / "copy")
+    best = torch.load(copy / "best.pt", weights_only=True)
+    best["model"]["fc.bias"][3] = float("nan")
+    torch.save(best, copy / "best.pt")
+    code, message = failure(load("resnet", "predict").main, ["--run", str(copy)])
+    assert code == 1 and one_line(message) and "best.pt: is damaged" in message
+    assert not (copy / "predictions.csv").exists()
+
+
 def test_a_sweep_lists_commands_that_train_takes(tmp_path, capsys):
     sweep = load("resnet", "sweep")
     sweep.main(["--list", "--out", str(tmp_path / "sweep"), "--seeds", "2"])
@@ -1116,6 +1284,31 @@ def test_a_sweep_continues(tmp_path):
         assert len(rows[0]["val_accuracy"]) == len(rows[0]["seconds"]) == 1
     code, message = failure(sweep.main, [*words, "--study", "mnist", "--limit", "50"])
     assert code == 1 and one_line(message) and "--limit" in message, "a run with other arguments is not taken for this"
+
+
+def test_gradient_norms_by_hand(builtin):
+    images, labels = next(builtin[0].batches(4, shuffle=(0, 0)))
+    torch.manual_seed(0)
+    net = model.build("resnet20", 10, "B").train()
+    kernels = [w for w in net.parameters() if w.shape[2:] == (3, 3)]
+    loss = -net(images).log_softmax(1)[torch.arange(4), labels].mean()
+    gradients = torch.autograd.grad(loss, kernels)
+    expected = [(g.square().sum() / w.square().sum()).sqrt().item() for g, w in zip(gradients, kernels)]
+    assert load("resnet", "sweep").gradient_norms("resnet20", "B", images, labels) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_row_of_a_study_by_hand(trained, tmp_path):
+    """Seconds are summed over epochs; the first epoch of a validation accuracy of 90% or more is named."""
+    copy = shutil.copytree(trained, tmp_path / "copy")
+    header = "epoch,train_accuracy,val_accuracy,seconds"
+    table = "1,0.5,0.6,10.04,2,0.7,0.9,10.04,3,0.8,0.95,5.04".split(",")
+    lines = [header, *(",".join(table[i : i + 4]) for i in (0, 4, 8))]
+    (copy / "metrics.csv").write_text("\n".join(lines))
+    row = load("resnet", "sweep").row_of("lr", "0.1", 0, copy)
+    assert (row["train_accuracy"], row["val_accuracy"]) == (0.8, [0.6, 0.9, 0.95])
+    assert row["seconds"] == [10.0, 20.1, 25.1] and row["seconds_to_90"] == 20.1
+    (copy / "metrics.csv").write_text("\n".join(lines[:2]))
+    assert load("resnet", "sweep").row_of("lr", "0.1", 0, copy)["seconds_to_90"] is None
 
 
 def test_what_the_shortcut_is_for(builtin):
