@@ -579,6 +579,30 @@ def test_a_folder_with_classes_and_a_damaged_image(tmp_path):
     assert code == 1 and one_line(message) and "3.png" in message
 
 
+LAYOUTS = {  # {folder: images}: (all images, classes)
+    "flat": ({".": 30}, (30, 1)),
+    "beside one folder": ({".": 30, "extra": 15}, (45, 1)),
+    "beside two folders": ({".": 10, "cats": 25, "dogs": 25}, (50, 2)),
+    "below a class": ({"cats": 25, "cats/young": 15, "dogs": 25}, (65, 2)),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_image_is_read_or_named(layout, tmp_path, capsys):
+    folders, (count, classes) = LAYOUTS[layout]
+    for seed, (name, images) in enumerate(folders.items()):
+        write_images(tmp_path / "images" / name, images, (8, 8), seed)
+    *parts, facts = data.load(str(tmp_path / "images"))
+    assert (sum(map(len, parts)), facts["classes"]) == (count, classes)
+    left_out = sum(folders.values()) - count
+    assert (f"{left_out} images" in capsys.readouterr().err) == (left_out > 0)
+
+
+def test_an_empty_folder(tmp_path):
+    code, message = failure(data.load, str(tmp_path))
+    assert code == 1 and one_line(message) and "holds no image" in message
+
+
 # ------------------------------------------------------------------------------------------------------- the distances
 
 
@@ -681,7 +705,11 @@ def test_all_measures_of_real_images(seen_by, builtin):
     probe = fid.linear_probe((judge.real, builtin[1].labels), (tester.real, builtin[2].labels))
     values = tester.measure(builtin[1].images, builtin[1].labels, 10, probe)
     assert values["probe_accuracy"] > 0.99 and values["asked_class"] > 0.99
-    assert values["confident"] > 0.95 and values["rarest_class"] > 0.08
+    assert values["confident"] > 0.75 and values["rarest_class"] > 0.08
+    head = seen_by.classifier.network.head
+    odds = (judge.real @ head.weight.T + head.bias).exp()
+    sure = (odds.max(1).values / odds.sum(1) > 0.9).float().mean().item()
+    assert values["confident"] == pytest.approx(sure, abs=0.002)
     assert values["precision"] > 0.6 and values["recall"] > 0.6 and abs(values["kid"]) < 0.05
     wrong = tester.measure(builtin[1].images, (builtin[1].labels + 1) % 10, 10, probe)
     assert wrong["asked_class"] < 0.01
@@ -715,7 +743,9 @@ def test_efficientnet_with_its_weights(builtin):
 # -------------------------------------------------------------------------------------------------------- the training
 
 
-@pytest.mark.parametrize("which", ["acgan", "wgan-gp", *(pytest.param(m, marks=pytest.mark.slow) for m in MODELS[:2])])
+@pytest.mark.parametrize(
+    "which", ["wgan-gp", *(pytest.param(m, marks=pytest.mark.slow) for m in MODELS if m != "wgan-gp")]
+)
 def test_stopped_within_an_epoch_and_resumed(which, tmp_path, monkeypatch):
     """The same weights, bit for bit, and the same metrics, as if nothing had happened."""
     words = [*TINY, "--model", which, "--seed", "5"]
