@@ -26,6 +26,8 @@ from data import dataset_arg
 AUTO_THREADS = 1  # a few images gain nothing from more
 
 KINDS = ("grid", "images", "interpolation", "classes", "neighbours")
+ALL_KINDS = ("grid", "interpolation", "classes", "neighbours")  # but images, which are many files
+UNCONDITIONAL_KINDS = ("grid", "interpolation", "neighbours")
 KIND_HELP = f"any of {', '.join(KINDS)} (default: all but images)"
 
 
@@ -111,7 +113,9 @@ def main(argv=None):
     device = run.pick_device(args.device)
     trained = saved.open_run(args, device)
     conditional = trained.gan.generator.classes > 0
-    kinds = args.kind or ("grid", "interpolation", *(["classes"] if conditional else []), "neighbours")
+    kinds = args.kind
+    if not kinds:
+        kinds = ALL_KINDS if conditional else UNCONDITIONAL_KINDS
     if "classes" in kinds and not conditional:
         raise run.UserError(f"--kind classes: {trained.args.model} is not class-conditional; train --model acgan")
     out = run.make_folder(args.out or trained.folder)

@@ -31,6 +31,7 @@ from processes import signal_at
 each_folder = pytest.mark.parametrize("folder", FOLDERS)
 VARIANTS = {  # more trainings, where one does not read all flags
     "cifar": [["--model", "simplenn"]],
+    "gan": [["--model", "wgan"], ["--model", "wgan-gp"], ["--model", "acgan"]],
     "nanogpt": [["--kind", "wordmlp"]],
     "simplenn": [["--model", "mlp"], ["--model", "cnn"]],
 }

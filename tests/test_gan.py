@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 from conftest import failure, lazy, load, one_line, run
-from helpers import metrics, names, same_weights, write_images
+from helpers import metrics, names, write_images
 
 train, data, model = lazy("gan"), lazy("gan", "data"), lazy("gan", "model")
 features, fid, grids, scores = (lazy("gan", name) for name in ("features", "fid", "grids", "scores"))
@@ -579,6 +579,30 @@ def test_a_folder_with_classes_and_a_damaged_image(tmp_path):
     assert code == 1 and one_line(message) and "3.png" in message
 
 
+LAYOUTS = {  # {folder: images}: (all images, classes)
+    "flat": ({".": 30}, (30, 1)),
+    "beside one folder": ({".": 30, "extra": 15}, (45, 1)),
+    "beside two folders": ({".": 10, "cats": 25, "dogs": 25}, (50, 2)),
+    "below a class": ({"cats": 25, "cats/young": 15, "dogs": 25}, (65, 2)),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_image_is_read_or_named(layout, tmp_path, capsys):
+    folders, (count, classes) = LAYOUTS[layout]
+    for seed, (name, images) in enumerate(folders.items()):
+        write_images(tmp_path / "images" / name, images, (8, 8), seed)
+    *parts, facts = data.load(str(tmp_path / "images"))
+    assert (sum(map(len, parts)), facts["classes"]) == (count, classes)
+    left_out = sum(folders.values()) - count
+    assert (f"{left_out} images" in capsys.readouterr().err) == (left_out > 0)
+
+
+def test_an_empty_folder(tmp_path):
+    code, message = failure(data.load, str(tmp_path))
+    assert code == 1 and one_line(message) and "holds no image" in message
+
+
 # ------------------------------------------------------------------------------------------------------- the distances
 
 
@@ -681,13 +705,39 @@ def test_all_measures_of_real_images(seen_by, builtin):
     probe = fid.linear_probe((judge.real, builtin[1].labels), (tester.real, builtin[2].labels))
     values = tester.measure(builtin[1].images, builtin[1].labels, 10, probe)
     assert values["probe_accuracy"] > 0.99 and values["asked_class"] > 0.99
-    assert values["confident"] > 0.95 and values["rarest_class"] > 0.08
+    assert values["confident"] > 0.75 and values["rarest_class"] > 0.08
+    head = seen_by.classifier.network.head
+    odds = (judge.real @ head.weight.T + head.bias).exp()
+    sure = (odds.max(1).values / odds.sum(1) > 0.9).float().mean().item()
+    assert values["confident"] == pytest.approx(sure, abs=0.002)
     assert values["precision"] > 0.6 and values["recall"] > 0.6 and abs(values["kid"]) < 0.05
     wrong = tester.measure(builtin[1].images, (builtin[1].labels + 1) % 10, 10, probe)
     assert wrong["asked_class"] < 0.01
     protocol = tester.protocol(1000)
     assert protocol["generated"] == protocol["real"] == 1000 and not protocol["too_few"]
     assert tester.protocol(100)["too_few"] and "too few" in fid.describe(tester.protocol(100))
+
+
+def test_images_and_features_are_those_of_evaluation_mode(builtin):
+    """The same whatever the networks' mode, torch's random state, the size of batches and the order."""
+    torch.manual_seed(0)
+    gan = model.build("acgan", "paper", 3, 10, 2, 8)
+    gan.generator(torch.randn(50, 8), torch.arange(50) % 10)  # statistics of batch normalization
+    expected, labels = fid.generate(gan.eval(), 30, 1, "cpu", "generator")
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    images, _ = fid.generate(gan.train(), 30, 1, "cpu", "generator")
+    assert torch.equal(images, expected) and gan.training and gan.generator.training
+    assert torch.equal(torch.get_rng_state(), state) and labels.bincount().tolist() == [3] * 10
+
+    net = features.Classifier(3, 10).train()
+    seen_by = features.Features("classifier", 32, features.Uint8(net), "cpu", batch=7)
+    images = builtin[0].images[:20]
+    expected = seen_by(images)
+    assert torch.equal(seen_by(images), expected)
+    order = torch.randperm(20)
+    seen_by.batch = 20
+    assert torch.allclose(seen_by(images[order]), expected[order], rtol=1e-5, atol=1e-6)
 
 
 def test_features_of_real_images_are_kept(seen_by, builtin, tmp_path):
@@ -715,7 +765,9 @@ def test_efficientnet_with_its_weights(builtin):
 # -------------------------------------------------------------------------------------------------------- the training
 
 
-@pytest.mark.parametrize("which", ["acgan", "wgan-gp", *(pytest.param(m, marks=pytest.mark.slow) for m in MODELS[:2])])
+@pytest.mark.parametrize(
+    "which", ["wgan-gp", *(pytest.param(m, marks=pytest.mark.slow) for m in MODELS if m != "wgan-gp")]
+)
 def test_stopped_within_an_epoch_and_resumed(which, tmp_path, monkeypatch):
     """The same weights, bit for bit, and the same metrics, as if nothing had happened."""
     words = [*TINY, "--model", which, "--seed", "5"]
@@ -737,13 +789,13 @@ def test_stopped_within_an_epoch_and_resumed(which, tmp_path, monkeypatch):
         assert metrics(tmp_path / "whole")[-1]["generator_steps"] == "4"
 
 
-def test_a_run_leaves_what_it_promises(honest):
-    record = json.loads((honest / "run.json").read_text())
-    with Image.open(honest / "training.gif") as animation:
+def test_a_run_leaves_what_it_promises(trained):
+    record = json.loads((trained / "run.json").read_text())
+    with Image.open(trained / "training.gif") as animation:
         assert animation.n_frames == 3
-    assert Image.open(honest / "samples.png").size == (684, 548)
+    assert Image.open(trained / "samples.png").size == (684, 548)
     for name in ("last.pt", "best.pt"):
-        state = torch.load(honest / name, weights_only=True)["model"]
+        state = torch.load(trained / name, weights_only=True)["model"]
         assert {key.split(".")[0] for key in state} == {"generator", "discriminator", "ema"}
     final = record["final"]
     assert final["protocol"]["reference"] == "test images" and record["val_protocol"]["reference"] == "held out images"
@@ -802,73 +854,6 @@ def test_none_is_refused_where_it_has_no_meaning(refused):
             models = item.settings["only"] or ("dcgan",)
             values = ["none"] * (item.count or 1)
             assert flag(name) in refused(train.parse, *TINY, "--model", models[0], flag(name), *values)
-
-
-# ------------------------------------------------------------------------------------------- which images choose what
-
-
-@pytest.fixture(scope="module")
-def honest(tmp_path_factory):
-    """The folder of a small run of ACGAN."""
-    out = tmp_path_factory.mktemp("gan") / "honest"
-    train.main([*TINY, "--model", "acgan", "--out", str(out)])
-    return out
-
-
-@pytest.fixture
-def run_with_other(honest, monkeypatch, tmp_path):
-    """run_with_other(i): the folder of that run with other images in part i: 1, held out; 2, test."""
-
-    def start(i):
-        parts = list(data.load("builtin", limit=200))
-        parts[i] = data.Images(255 - parts[i].images, parts[i].labels, parts[i].classes)
-        with monkeypatch.context() as patch:
-            patch.setattr(data, "load", lambda *args: parts)
-            train.main([*TINY, "--model", "acgan", "--out", str(tmp_path / "run")])
-        return tmp_path / "run"
-
-    return start
-
-
-def final_of(out):
-    return json.loads((out / "run.json").read_text())["final"]
-
-
-def test_other_test_images_change_the_test_measures_and_nothing_else(honest, run_with_other):
-    other = run_with_other(2)
-    assert metrics(honest) == metrics(other)
-    assert same_weights(honest, other, "last.pt") and same_weights(honest, other, "best.pt")
-    assert all(final_of(honest)[name] == final_of(other)[name] for name in ("best_epoch", "val_fid"))
-    assert all(final_of(honest)[name] != final_of(other)[name] for name in ("last_fid", "last_kid", "best_fid"))
-
-
-def test_other_held_out_images_choose_another_epoch_at_most(honest, run_with_other):
-    other = run_with_other(1)
-    assert same_weights(honest, other, "last.pt")
-    assert final_of(honest)["last_fid"] == final_of(other)["last_fid"]
-    assert final_of(honest)["val_fid"] != final_of(other)["val_fid"]
-
-
-def test_images_and_features_are_those_of_evaluation_mode(builtin):
-    """The same whatever the networks' mode, torch's random state, the size of batches and the order."""
-    torch.manual_seed(0)
-    gan = model.build("acgan", "paper", 3, 10, 2, 8)
-    gan.generator(torch.randn(50, 8), torch.arange(50) % 10)  # statistics of batch normalization
-    expected, labels = fid.generate(gan.eval(), 30, 1, "cpu", "generator")
-    torch.manual_seed(1)
-    state = torch.get_rng_state()
-    images, _ = fid.generate(gan.train(), 30, 1, "cpu", "generator")
-    assert torch.equal(images, expected) and gan.training and gan.generator.training
-    assert torch.equal(torch.get_rng_state(), state) and labels.bincount().tolist() == [3] * 10
-
-    net = features.Classifier(3, 10).train()
-    seen_by = features.Features("classifier", 32, features.Uint8(net), "cpu", batch=7)
-    images = builtin[0].images[:20]
-    expected = seen_by(images)
-    assert torch.equal(seen_by(images), expected)
-    order = torch.randperm(20)
-    seen_by.batch = 20
-    assert torch.allclose(seen_by(images[order]), expected[order], rtol=1e-5, atol=1e-6)
 
 
 # ----------------------------------------------------------------------------------------------- too few, and damaged
@@ -955,6 +940,10 @@ def test_noise_between_two_noises_has_their_length():
     path = sample.spherical(a, b, 11)
     assert torch.allclose(path[0], a, atol=1e-4) and torch.allclose(path[-1], b, atol=1e-4)
     assert path.norm(dim=1).min() > 0.95 * min(a.norm(), b.norm()) > (a + b).norm() / 2
+
+
+def final_of(out):
+    return json.loads((out / "run.json").read_text())["final"]
 
 
 @pytest.mark.parametrize("checkpoint", ["last", "best"])
