@@ -170,7 +170,8 @@ def draw_histograms(values, title):
             one.hist(numbers, bins=61, log=True)
             one.tick_params(labelsize=7)
             one.locator_params(axis="x", nbins=3)
-            one.set_title(f"{run.plain_text(name)}\n{kind}, std {numbers.std():.2g}", fontsize=8)
+            spread = f", std {numbers.std():.2g}" if numbers.size else ""
+            one.set_title(f"{run.plain_text(name)}\n{kind}{spread}", fontsize=8)
     return figure
 
 
@@ -248,6 +249,8 @@ def main(argv=None):
         if not own:
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if isinstance(error, SystemExit):
+            reason = "it calls exit()"
         raise run.UserError(f"--model {args.model}: does not take {shape_of(x)} ({reason})") from error
     print(as_text(rows), end="")
     run.write(out / "layers.csv", as_csv(rows))
