@@ -46,8 +46,12 @@ PAIRS = ("This film is {}.", "This film is not {}."), ("The acting was {}.", "Th
 def minimal_pairs() -> list[tuple[str, str, int]]:
     """(sentence, its negation, label of the sentence: 1 positive, 0 negative)"""
     words = {kind: text.replace("worth watching", "worth_watching").split() for kind, text in ADJECTIVES.items()}
-    return [(plain.format(word.replace("_", " ")), negated.format(word.replace("_", " ")), int(kind == "positive"))
-            for plain, negated in PAIRS for kind in words for word in words[kind]]  # fmt: skip
+    return [
+        (plain.format(word.replace("_", " ")), negated.format(word.replace("_", " ")), int(kind == "positive"))
+        for plain, negated in PAIRS
+        for kind in words
+        for word in words[kind]
+    ]
 
 
 @torch.no_grad()
@@ -82,8 +86,14 @@ def groups(values: torch.Tensor, correct: torch.Tensor, edges) -> list[dict]:
     for low, high in zip(edges, edges[1:]):
         inside = (values >= low) & (values < high)
         if inside.any():
-            rows.append({"from": low, "to": high - 1, "reviews": int(inside.sum()),
-                         "error": 1 - correct[inside].float().mean().item()})  # fmt: skip
+            rows.append(
+                {
+                    "from": low,
+                    "to": high - 1,
+                    "reviews": int(inside.sum()),
+                    "error": 1 - correct[inside].float().mean().item(),
+                }
+            )
     return rows
 
 
@@ -102,8 +112,9 @@ def draw(path: Path, analysis: dict):
             axes.minorticks_off()
             axes.legend()
         else:
-            labels = [f"{row['from']}" + (f"-{row['to']}" if row["to"] < 1e8 else "+") * (name == "length")
-                      for row in rows]  # fmt: skip
+            labels = [
+                f"{row['from']}" + (f"-{row['to']}" if row["to"] < 1e8 else "+") * (name == "length") for row in rows
+            ]
             bars = axes.bar(labels, [row["error"] for row in rows], color="tab:blue")
             axes.bar_label(bars, [f"{row['reviews']:,}" for row in rows], fontsize=7)
             axes.margins(y=0.1)
@@ -156,16 +167,29 @@ def main(argv=None):
     recorded = {name: value for name, value in vars(values).items() if name in ("recipe", "seed", "max_len", "keep")}
     common = {"state": "done", "args": recorded, "dataset": loaded.facts}
     rows = [common | {"study": "truncation"} | row for row in analysis["truncation"]]
-    rows += [common | {"study": "pairs", "adjectives": kind}
-             | {how: analysis["minimal_pairs"][f"{kind}_{how}"] for how in ("plain", "negated", "both")}
-             for kind in ("positive", "negative")]  # fmt: skip
-    run.write_json(out / "analysis.json", {"study": "analysis", **run.environment(device, __file__, argv),
-                                           "args": recorded, "analysis": analysis, "rows": rows})  # fmt: skip
+    rows += [
+        common
+        | {"study": "pairs", "adjectives": kind}
+        | {how: analysis["minimal_pairs"][f"{kind}_{how}"] for how in ("plain", "negated", "both")}
+        for kind in ("positive", "negative")
+    ]
+    run.write_json(
+        out / "analysis.json",
+        {
+            "study": "analysis",
+            **run.environment(device, __file__, argv),
+            "args": recorded,
+            "analysis": analysis,
+            "rows": rows,
+        },
+    )
     pairs = analysis["minimal_pairs"]
     print(f"test accuracy {accuracy:.2%} on {len(loaded.test):,} reviews")
     for kind in ("positive", "negative"):
-        print(f"minimal pairs, {kind} adjectives: plain {pairs[f'{kind}_plain']:.0%}, negated "
-              f"{pairs[f'{kind}_negated']:.0%}, both {pairs[f'{kind}_both']:.0%}")  # fmt: skip
+        print(
+            f"minimal pairs, {kind} adjectives: plain {pairs[f'{kind}_plain']:.0%}, negated "
+            f"{pairs[f'{kind}_negated']:.0%}, both {pairs[f'{kind}_both']:.0%}"
+        )
     for row in analysis["truncation"]:
         print(f"the {row['keep']:5} of a review, {row['words']:>3} words: {row['test_accuracy']:.2%}")
     print(run.display_path(out))

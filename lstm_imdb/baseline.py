@@ -30,8 +30,9 @@ def fit(loaded, tokens, ngrams):
         from sklearn.linear_model import LogisticRegression
     except ImportError:
         raise run.UserError("baseline.py needs scikit-learn: pip install -r requirements.txt") from None
-    vectorizer = TfidfVectorizer(tokenizer=str.split, token_pattern=None, lowercase=False, ngram_range=ngrams,
-                                 min_df=2, sublinear_tf=True)  # fmt: skip
+    vectorizer = TfidfVectorizer(
+        tokenizer=str.split, token_pattern=None, lowercase=False, ngram_range=ngrams, min_df=2, sublinear_tf=True
+    )
     if len(loaded.train.labels.unique()) < 2:
         raise run.UserError("the training reviews are all of one class; raise --limit")
     try:
@@ -73,8 +74,10 @@ def main(argv=None):
     args = run.parse_options(__file__, Options, argv)
     out = run.make_folder(args.out)
     loaded = data.load(args.data, args.data_dir, args.limit, args.split)
-    tokens = {part: [" ".join(data.tokenize(loaded.corpus.texts[i])) for i in getattr(loaded, part).rows.tolist()]
-              for part in ("train", "val", "test")}  # fmt: skip
+    tokens = {
+        part: [" ".join(data.tokenize(loaded.corpus.texts[i])) for i in getattr(loaded, part).rows.tolist()]
+        for part in ("train", "val", "test")
+    }
     machine, rows = run.environment(torch.device("cpu"), __file__, argv), []
     import sklearn
 
@@ -83,11 +86,25 @@ def main(argv=None):
         began = time.monotonic()
         final, c, features = fit(loaded, tokens, ngrams)
         seconds = round(time.monotonic() - began, 1)
-        rows.append({"study": "baseline", "setting": f"TF-IDF {name}, logistic regression", "seed": 0, "state": "done",
-                     "args": {"recipe": f"TF-IDF {name}", "c": c, "split": args.split}, "parameters": features + 1,
-                     "final": final, "wall_s": seconds, "dataset": loaded.facts, **machine})  # fmt: skip
-        print(f"TF-IDF {name:8} {features:>9,} features  C {c:g}  validation {final['val_accuracy']:.2%}  "
-              f"test {final['test_accuracy']:.2%}  {seconds:.0f} s", flush=True)  # fmt: skip
+        rows.append(
+            {
+                "study": "baseline",
+                "setting": f"TF-IDF {name}, logistic regression",
+                "seed": 0,
+                "state": "done",
+                "args": {"recipe": f"TF-IDF {name}", "c": c, "split": args.split},
+                "parameters": features + 1,
+                "final": final,
+                "wall_s": seconds,
+                "dataset": loaded.facts,
+                **machine,
+            }
+        )
+        print(
+            f"TF-IDF {name:8} {features:>9,} features  C {c:g}  validation {final['val_accuracy']:.2%}  "
+            f"test {final['test_accuracy']:.2%}  {seconds:.0f} s",
+            flush=True,
+        )
     run.write_json(out / "baseline.json", {"study": "baseline", "rows": rows})
     return rows
 

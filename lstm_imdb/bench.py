@@ -102,8 +102,9 @@ def padding(reviews) -> dict:
     """Words of padded batches for each word that is read: with everything at max_len, in random batches, in buckets."""
     words = int(reviews.lengths.sum())
     wide = {"random batches": reviews.order(BS, (0, 0), bucket=1), "buckets": reviews.order(BS, (0, 0))}
-    factors = {name: sum(len(b) * int(reviews.lengths[b].max()) for b in batches) / words
-               for name, batches in wide.items()}  # fmt: skip
+    factors = {
+        name: sum(len(b) * int(reviews.lengths[b].max()) for b in batches) / words for name, batches in wide.items()
+    }
     return {"fixed length": len(reviews) * reviews.max_len / words} | factors
 
 
@@ -132,8 +133,13 @@ def main(argv=None):
     rates = timing.turns(ways_of(loaded, args, device), args.rounds)
     rows = []
     for name, values in rates.items():
-        row = {"way": name, "max_len": args.max_len, "reviews_per_s": statistics.median(values),
-               "times_usual": timing.median_ratio(values, rates["usual"]), "rates": values}  # fmt: skip
+        row = {
+            "way": name,
+            "max_len": args.max_len,
+            "reviews_per_s": statistics.median(values),
+            "times_usual": timing.median_ratio(values, rates["usual"]),
+            "rates": values,
+        }
         rows.append(row | {"state": "done", "dataset": loaded.facts, "git": machine["git"]})
         print(f"{name:<26} {row['reviews_per_s']:>6,.0f} reviews/s, {row['times_usual']:.2f} times the usual way")
     run.write_json(out / "bench.json", {"bench": "lstm_imdb", **machine, "padding": factors, "rows": rows})

@@ -72,10 +72,21 @@ def compare(models: dict[str, dict]) -> list[dict]:
                 continue
             difference, half = outcome.paired_difference(ours["correct"], theirs["correct"])
             verdict = "passes" if difference > half else "fails" if difference < -half else "undecided"
-            rows.append({"state": "done", "model": name, "bar": bar, "seeds": len(ours["accuracies"]),
-                         "accuracy": float(np.mean(ours["accuracies"])), "difference": difference, "half": half,
-                         "low": difference - half, "high": difference + half, "verdict": verdict,
-                         "dataset": ours["dataset"]})  # fmt: skip
+            rows.append(
+                {
+                    "state": "done",
+                    "model": name,
+                    "bar": bar,
+                    "seeds": len(ours["accuracies"]),
+                    "accuracy": float(np.mean(ours["accuracies"])),
+                    "difference": difference,
+                    "half": half,
+                    "low": difference - half,
+                    "high": difference + half,
+                    "verdict": verdict,
+                    "dataset": ours["dataset"],
+                }
+            )
     return rows
 
 
@@ -94,9 +105,11 @@ def main(argv=None):
     if not rows:
         raise run.UserError("nothing to compare: name a record of a run and one of baseline.py")
     for row in rows:
-        print(f"{row['model']:>16} ({row['seeds']} seeds, {row['accuracy']:.2%}) less {row['bar']}: "
-              f"{100 * row['difference']:+.2f} points, 95% interval {100 * row['low']:+.2f} to "
-              f"{100 * row['high']:+.2f}: {row['verdict']}")  # fmt: skip
+        print(
+            f"{row['model']:>16} ({row['seeds']} seeds, {row['accuracy']:.2%}) less {row['bar']}: "
+            f"{100 * row['difference']:+.2f} points, 95% interval {100 * row['low']:+.2f} to "
+            f"{100 * row['high']:+.2f}: {row['verdict']}"
+        )
     out, machine = run.make_folder(args.out), run.environment(torch.device("cpu"), __file__, argv)
     run.write_json(out / "compare.json", {"study": "compare", **machine, "rows": rows})
     return rows

@@ -274,8 +274,10 @@ def parse_csv(path, rows):
     texts, names, dropped = [], [], Counter()
     for row in rows:
         if len(row) > len(header):
-            raise UserError(f"{path}: line {rows.line_num} has {len(row)} fields, the header {len(header)}; quote text "
-                            "that contains commas")  # fmt: skip
+            raise UserError(
+                f"{path}: line {rows.line_num} has {len(row)} fields, the header {len(header)}; quote text "
+                "that contains commas"
+            )
         text, label = (row[i].strip() if i < len(row) else "" for i in columns)
         if not row:
             continue  # a blank line

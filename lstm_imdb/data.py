@@ -164,9 +164,17 @@ class Data:
     facts: dict
 
 
-def load(name: str, data_dir: str | None = None, limit: int | None = None, split: str = "7:1:2",
-         max_words: int = 20_000, min_count: int = 2, filter_stop_words: bool = False, max_len: int = 400,
-         keep: str = "start") -> Data:  # fmt: skip
+def load(
+    name: str,
+    data_dir: str | None = None,
+    limit: int | None = None,
+    split: str = "7:1:2",
+    max_words: int = 20_000,
+    min_count: int = 2,
+    filter_stop_words: bool = False,
+    max_len: int = 400,
+    keep: str = "start",
+) -> Data:
     """The dataset `name` (see corpus.load), tokenized and indexed by the vocabulary of its training reviews.
 
     limit: only the first `limit` reviews of each part. Raises UserError.

@@ -21,9 +21,12 @@ class CustomLSTM(nn.Module):
         super().__init__()
         self.hidden_size = hidden_size
         bound = hidden_size**-0.5
-        for name, shape in (("weight_ih_l0", (4 * hidden_size, input_size)),
-                            ("weight_hh_l0", (4 * hidden_size, hidden_size)),
-                            ("bias_ih_l0", (4 * hidden_size,)), ("bias_hh_l0", (4 * hidden_size,))):  # fmt: skip
+        for name, shape in (
+            ("weight_ih_l0", (4 * hidden_size, input_size)),
+            ("weight_hh_l0", (4 * hidden_size, hidden_size)),
+            ("bias_ih_l0", (4 * hidden_size,)),
+            ("bias_hh_l0", (4 * hidden_size,)),
+        ):
             self.register_parameter(name, nn.Parameter(torch.empty(shape).uniform_(-bound, bound)))
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
@@ -57,9 +60,22 @@ class SentimentLSTM(nn.Module):
     standard deviation of the initial word vectors, which is 1 in nn.Embedding.
     """
 
-    def __init__(self, vocabulary: int, classes: int = 2, embed: int = 64, hidden: int = 128, layers: int = 1,
-                 bidirectional: bool = False, pool: str = "last", cell: str = "torch", dropout: float = 0.5,
-                 word_dropout: float = 0.0, embed_std: float = 0.1, pad: int = 0, unk: int = 1):  # fmt: skip
+    def __init__(
+        self,
+        vocabulary: int,
+        classes: int = 2,
+        embed: int = 64,
+        hidden: int = 128,
+        layers: int = 1,
+        bidirectional: bool = False,
+        pool: str = "last",
+        cell: str = "torch",
+        dropout: float = 0.5,
+        word_dropout: float = 0.0,
+        embed_std: float = 0.1,
+        pad: int = 0,
+        unk: int = 1,
+    ):
         super().__init__()
         self.pool, self.word_dropout, self.unk, directions = pool, word_dropout, unk, 1 + bidirectional
         self.embedding = nn.Embedding(vocabulary, embed, padding_idx=pad)

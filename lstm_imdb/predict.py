@@ -136,8 +136,15 @@ def draw(answers, path: Path):
         if shade:
             rgba = (0.1, 0.65, 0.2, min(1, abs(shade))) if shade > 0 else (0.9, 0.15, 0.1, min(1, abs(shade)))
             axes.fill_between((x - 0.3, x + len(text) + 0.3), line - 0.45, line + 0.45, color=rgba, linewidth=0)
-        axes.text(x, line, run.plain_text(text), family="monospace", fontsize=8.2, va="center",
-                  weight="bold" if shade is None else "normal")  # fmt: skip
+        axes.text(
+            x,
+            line,
+            run.plain_text(text),
+            family="monospace",
+            fontsize=8.2,
+            va="center",
+            weight="bold" if shade is None else "normal",
+        )
     run.write_figure(path, figure)
 
 

@@ -80,8 +80,9 @@ class LanguageModel(nn.Module):
 
 def pretrain(args, r, lm, loaded):
     """Train. Writes metrics.csv, last.pt and best.pt: `lm.net` at the lowest validation loss."""
-    optimizer = torch.optim.AdamW(lm.parameters(), args.lr, weight_decay=args.weight_decay,
-                                  fused=r.device.type in ("cpu", "cuda"))  # fmt: skip
+    optimizer = torch.optim.AdamW(
+        lm.parameters(), args.lr, weight_decay=args.weight_decay, fused=r.device.type in ("cpu", "cuda")
+    )
     steps = len(loaded.train.order(args.bs))
     first_epoch, step, best, totals = 0, 0, math.inf, torch.zeros(steps, 2, dtype=torch.float64)
     if state := r.load(model=lm, optimizer=optimizer):
@@ -120,8 +121,10 @@ def pretrain(args, r, lm, loaded):
         val_loss = evaluate(lm, loaded.val, r)
         r.check_finite(torch.tensor([train_loss, val_loss]), (epoch + 1) * steps - 1)
         r.log({"epoch": epoch + 1, "train_loss": train_loss, "val_loss": val_loss, "seconds": round(seconds, 2)})
-        r.print(f"epoch {epoch + 1:>2}/{args.epochs}   loss {train_loss:.3f} train {val_loss:.3f} val   perplexity "
-                f"{math.exp(min(val_loss, 50)):.1f} val   {seconds:.0f} s")  # fmt: skip
+        r.print(
+            f"epoch {epoch + 1:>2}/{args.epochs}   loss {train_loss:.3f} train {val_loss:.3f} val   perplexity "
+            f"{math.exp(min(val_loss, 50)):.1f} val   {seconds:.0f} s"
+        )
         if val_loss < best:
             best = val_loss
             r.save_best(model=lm.net, epoch=epoch + 1, words=loaded.vocabulary.words)
@@ -173,8 +176,12 @@ def main(argv=None):
         )
         lm = LanguageModel(net).to(r.device)
         parameters = model.num_parameters(lm)
-        r.note(f"language model, {parameters:,} parameters, on the {loaded.facts['train']:,} training reviews of "
-               f"{loaded.facts['name']}", dataset=loaded.facts, parameters=parameters)  # fmt: skip
+        r.note(
+            f"language model, {parameters:,} parameters, on the {loaded.facts['train']:,} training reviews of "
+            f"{loaded.facts['name']}",
+            dataset=loaded.facts,
+            parameters=parameters,
+        )
         best = pretrain(args, r, lm, loaded)
         r.finish(f"validation perplexity {math.exp(min(best, 50)):.1f}", val_loss=best)
     return r.record

@@ -25,8 +25,10 @@ def initialize(net, vocabulary: data.Vocabulary, args, r) -> dict:
                 net.embedding.weight[vocabulary.index[word]] = torch.from_numpy(vector)
         words = len(vocabulary) - 2
         facts["vectors"] = counts | {"words": words, "covered": len(rows)}
-        r.print(f"vectors for {len(rows):,} of {words:,} words ({len(rows) / max(words, 1):.1%}); skipped "
-                f"{counts['skipped']:,} of {counts['lines']:,} lines without a word and {size} numbers")  # fmt: skip
+        r.print(
+            f"vectors for {len(rows):,} of {words:,} words ({len(rows) / max(words, 1):.1%}); skipped "
+            f"{counts['skipped']:,} of {counts['lines']:,} lines without a word and {size} numbers"
+        )
     return facts
 
 
@@ -60,8 +62,10 @@ def read_vectors(path: Path, wanted, size: int) -> tuple[dict[str, np.ndarray], 
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     if not found:
-        raise UserError(f"{path}: has no vector of {size} numbers for any word of the vocabulary; --embed N sets "
-                        "the length of the vectors")  # fmt: skip
+        raise UserError(
+            f"{path}: has no vector of {size} numbers for any word of the vocabulary; --embed N sets "
+            "the length of the vectors"
+        )
     return found, {"lines": lines, "skipped": skipped}
 
 

@@ -24,11 +24,15 @@ STUDIES = {  # study: {setting: arguments of train.py}
     "plain": {"plain": dict(recipe="plain")},
     "best": {"best": dict(recipe="best")},
     "buckets": {"by length": dict(recipe="plain"), "in random order": dict(recipe="plain", bucket=1)},
-    "vectors": {"standard deviation 1": dict(recipe="plain", embed_std=1.0),
-                "standard deviation 0.1": dict(recipe="plain")},
+    "vectors": {
+        "standard deviation 1": dict(recipe="plain", embed_std=1.0),
+        "standard deviation 0.1": dict(recipe="plain"),
+    },
     "stop-words": {"all words": dict(recipe="plain"), "no stop words": dict(recipe="plain", stop_words=True)},
-    "pooling": {f"{pool}, {keep} of the review": dict(recipe="plain", pool=pool, keep=keep)
-                for pool, keep in (("last", "start"), ("last", "end"), ("mean", "end"), ("max", "end"))},
+    "pooling": {
+        f"{pool}, {keep} of the review": dict(recipe="plain", pool=pool, keep=keep)
+        for pool, keep in (("last", "start"), ("last", "end"), ("mean", "end"), ("max", "end"))
+    },
     "truncation": {f"{n} words": dict(recipe="plain", max_len=n) for n in (100, 200, 400, 800)},
     "parts": {
         "best": dict(recipe="best"),
@@ -37,7 +41,7 @@ STUDIES = {  # study: {setting: arguments of train.py}
         "no word dropout": dict(recipe="best", word_dropout=0.0),
         "no adversarial training": dict(recipe="best", adversarial=0.0),
     },
-}  # fmt: skip
+}
 
 
 def folder_name(setting, seed):
@@ -103,8 +107,11 @@ def main(argv=None):
     out = Path(args.out)
     if study.run_jobs(train, jobs_of(args, out), args):
         for name in args.study:
-            rows = [study.row(name, setting, seed, out / folder_name(values, seed), val_accuracy="val_accuracy")
-                    for setting, values in STUDIES[name].items() for seed in range(args.seeds)]  # fmt: skip
+            rows = [
+                study.row(name, setting, seed, out / folder_name(values, seed), val_accuracy="val_accuracy")
+                for setting, values in STUDIES[name].items()
+                for seed in range(args.seeds)
+            ]
             report(name, rows, out)
 
 

@@ -126,8 +126,9 @@ def backward(net, tokens, lengths, labels, adversarial, r):
 
 def train(args, r, net, loaded):
     """Train, and leave in the run folder metrics.csv, last.pt and best.pt (the highest validation accuracy)."""
-    optimizer = torch.optim.AdamW(net.parameters(), args.lr, weight_decay=args.weight_decay,
-                                  fused=r.device.type in ("cpu", "cuda"))  # fmt: skip
+    optimizer = torch.optim.AdamW(
+        net.parameters(), args.lr, weight_decay=args.weight_decay, fused=r.device.type in ("cpu", "cuda")
+    )
     n, steps = len(loaded.train), len(loaded.train.order(args.bs))
     first_epoch, step, best, totals = 0, 0, -1.0, torch.zeros(steps, 2)
     if state := r.load(model=net, optimizer=optimizer):
@@ -167,11 +168,21 @@ def train(args, r, net, loaded):
         seconds, (train_loss, train_accuracy) = time.monotonic() - began, (totals.sum(0) / n).tolist()
         val_loss, val_accuracy, _ = evaluate(net, loaded.val, r)
         r.check_finite(torch.tensor([train_loss, val_loss]), (epoch + 1) * steps - 1)
-        r.log({"epoch": epoch + 1, "train_loss": train_loss, "val_loss": val_loss, "train_accuracy": train_accuracy,
-               "val_accuracy": val_accuracy, "lr": optimizer.param_groups[0]["lr"],
-               "seconds": round(seconds, 2)})  # fmt: skip
-        r.print(f"epoch {epoch + 1:>2}/{args.epochs}   loss {train_loss:.3f} train {val_loss:.3f} val   accuracy "
-                f"{train_accuracy:.1%} train {val_accuracy:.2%} val   {seen / seconds:,.0f} reviews/s")  # fmt: skip
+        r.log(
+            {
+                "epoch": epoch + 1,
+                "train_loss": train_loss,
+                "val_loss": val_loss,
+                "train_accuracy": train_accuracy,
+                "val_accuracy": val_accuracy,
+                "lr": optimizer.param_groups[0]["lr"],
+                "seconds": round(seconds, 2),
+            }
+        )
+        r.print(
+            f"epoch {epoch + 1:>2}/{args.epochs}   loss {train_loss:.3f} train {val_loss:.3f} val   accuracy "
+            f"{train_accuracy:.1%} train {val_accuracy:.2%} val   {seen / seconds:,.0f} reviews/s"
+        )
         if val_accuracy > best:
             best = val_accuracy
             r.save_best(model=net, epoch=epoch + 1, classes=list(loaded.corpus.classes), words=loaded.vocabulary.words)
@@ -194,14 +205,34 @@ def evaluate(net, reviews, r):
 
 def build_model(args, vocabulary: int, classes: int) -> model.SentimentLSTM:
     """The network of a recipe: of `args`, or of the arguments in a record."""
-    return model.SentimentLSTM(vocabulary, classes, args.embed, args.hidden, args.layers, args.bidirectional,
-                               args.pool, args.cell, args.dropout, args.word_dropout, args.embed_std)  # fmt: skip
+    return model.SentimentLSTM(
+        vocabulary,
+        classes,
+        args.embed,
+        args.hidden,
+        args.layers,
+        args.bidirectional,
+        args.pool,
+        args.cell,
+        args.dropout,
+        args.word_dropout,
+        args.embed_std,
+    )
 
 
 def load_data(args) -> data.Data:
     """The data of `args`, or of the arguments in a record."""
-    return data.load(args.data, args.data_dir, args.limit, args.split, args.max_words, args.min_count, args.stop_words,
-                     args.max_len, args.keep)  # fmt: skip
+    return data.load(
+        args.data,
+        args.data_dir,
+        args.limit,
+        args.split,
+        args.max_words,
+        args.min_count,
+        args.stop_words,
+        args.max_len,
+        args.keep,
+    )
 
 
 def recipe(given: dict) -> Options:
@@ -225,9 +256,13 @@ def main(argv=None):
         start = pretrained.initialize(net, loaded.vocabulary, args, r)
         net, parameters = net.to(r.device), model.num_parameters(net)
         dropped = "".join(f", {n:,} {reason} dropped" for reason, n in facts["dropped"].items())
-        r.note(f"LSTM, {parameters:,} parameters, on {facts['name']}: {facts['rows']:,} rows{dropped}; "
-               f"{facts['train']:,} training, {facts['val']:,} validation, {facts['test']:,} test reviews",
-               dataset=facts, parameters=parameters, **start)  # fmt: skip
+        r.note(
+            f"LSTM, {parameters:,} parameters, on {facts['name']}: {facts['rows']:,} rows{dropped}; "
+            f"{facts['train']:,} training, {facts['val']:,} validation, {facts['test']:,} test reviews",
+            dataset=facts,
+            parameters=parameters,
+            **start,
+        )
         train(args, r, net, loaded)
 
         best = r.load_best(model=net)
@@ -235,8 +270,11 @@ def main(argv=None):
         final["val_loss"], final["val_accuracy"], _ = evaluate(net, loaded.val, r)
         final["test_loss"], final["test_accuracy"], logits = evaluate(net, loaded.test, r)
         final |= outcome.report(r, loaded, logits)
-        r.finish(f"test accuracy {final['test_accuracy']:.2%} with the weights of epoch {best['epoch']} (validation "
-                 f"{final['val_accuracy']:.2%}), F1 {final['test_f1']:.3f}", **final)  # fmt: skip
+        r.finish(
+            f"test accuracy {final['test_accuracy']:.2%} with the weights of epoch {best['epoch']} (validation "
+            f"{final['val_accuracy']:.2%}), F1 {final['test_f1']:.3f}",
+            **final,
+        )
     return r.record
 
 

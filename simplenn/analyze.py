@@ -81,11 +81,16 @@ def layers(model: nn.Module, x: torch.Tensor) -> tuple[list[dict], torch.Tensor]
             weight = getattr(module, "weight", None)
             new = [p for p in module.parameters() if id(p) not in seen]
             seen.update(id(p) for p in new)
-            row = {"layer": name, "kind": type(module).__name__, "input": " ".join(shape_of(t) for t in tensors),
-                   "weight": shape_of(weight) if isinstance(weight, torch.Tensor) else "",
-                   "output": shape_of(output) if isinstance(output, torch.Tensor) else "several",
-                   "parameters": sum(p.numel() for p in new), "multiply_accumulates": 0,
-                   "bias_additions": 0}  # fmt: skip
+            row = {
+                "layer": name,
+                "kind": type(module).__name__,
+                "input": " ".join(shape_of(t) for t in tensors),
+                "weight": shape_of(weight) if isinstance(weight, torch.Tensor) else "",
+                "output": shape_of(output) if isinstance(output, torch.Tensor) else "several",
+                "parameters": sum(p.numel() for p in new),
+                "multiply_accumulates": 0,
+                "bias_additions": 0,
+            }
             if isinstance(module, (*CONVOLUTIONS, *LINEAR)):
                 # each output is one dot product with a filter (C_in / groups * k * k) or a row of the weight
                 row["multiply_accumulates"] = output.numel() * weight[0].numel()
@@ -148,8 +153,10 @@ def gradients(model: nn.Module, x: torch.Tensor, labels: torch.Tensor) -> dict[s
     else:
         output.square().mean().backward()  # a module of the user's own that is not a classifier
     zero = torch.zeros(1)
-    return {name: tuple((zero if t is None else t.detach()).flatten().numpy().copy() for t in (p, p.grad))
-            for name, p in model.named_parameters()}  # fmt: skip
+    return {
+        name: tuple((zero if t is None else t.detach()).flatten().numpy().copy() for t in (p, p.grad))
+        for name, p in model.named_parameters()
+    }
 
 
 def draw_histograms(values, title):
@@ -170,7 +177,8 @@ def draw_histograms(values, title):
             one.hist(numbers, bins=61, log=True)
             one.tick_params(labelsize=7)
             one.locator_params(axis="x", nbins=3)
-            one.set_title(f"{run.plain_text(name)}\n{kind}, std {numbers.std():.2g}", fontsize=8)
+            spread = f", std {numbers.std():.2g}" if numbers.size else ""
+            one.set_title(f"{run.plain_text(name)}\n{kind}{spread}", fontsize=8)
     return figure
 
 
@@ -232,8 +240,10 @@ def main(argv=None):
     x, labels = torch.randn(args.bs, *shape), torch.arange(args.bs)
     if len(shape) == 3 and shape[1] == shape[2] >= 8:
         difference, largest = compare_forms(shape, x)
-        print(f"SimpleNN from PyTorch's layers and from our own: outputs differ by {difference:.1e} at most "
-              f"(largest output {largest:.2f})\n")  # fmt: skip
+        print(
+            f"SimpleNN from PyTorch's layers and from our own: outputs differ by {difference:.1e} at most "
+            f"(largest output {largest:.2f})\n"
+        )
     torch.manual_seed(args.seed)
     try:
         model = make().eval()
@@ -248,14 +258,18 @@ def main(argv=None):
         if not own:
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if isinstance(error, SystemExit):
+            reason = "it calls exit()"
         raise run.UserError(f"--model {args.model}: does not take {shape_of(x)} ({reason})") from error
     print(as_text(rows), end="")
     run.write(out / "layers.csv", as_csv(rows))
     run.write(out / "layers.md", as_text(rows, markdown=True))
     run.write_figure(out / "histograms.png", draw_histograms(values, f"{args.model}: initial weights"))
     run.write_figure(out / "zeros.png", draw_histograms(zeros, f"{args.model}: all weights zero"))
-    print("\nall weights set to zero: the gradients that are not zero belong to "
-          + (", ".join(name for name, (_, gradient) in zeros.items() if gradient.any()) or "no parameter"))  # fmt: skip
+    print(
+        "\nall weights set to zero: the gradients that are not zero belong to "
+        + (", ".join(name for name, (_, gradient) in zeros.items() if gradient.any()) or "no parameter")
+    )
     print(f"{run.display_path(out)}: layers.csv, layers.md, histograms.png, zeros.png")
     return rows
 

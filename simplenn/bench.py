@@ -99,8 +99,15 @@ def epoch(args, parts):
     ways["step alone"] = lambda i: train_epoch(prepared, *fast, native)
     rates = timing.turns(ways, args.rounds)
     usual = [max(pair) for pair in zip(*list(rates.values())[:2])]
-    return [{"way": name, "images_per_s": statistics.median(values), "rates": values,
-             "times_usual": timing.median_ratio(values, usual)} for name, values in rates.items()]  # fmt: skip
+    return [
+        {
+            "way": name,
+            "images_per_s": statistics.median(values),
+            "rates": values,
+            "times_usual": timing.median_ratio(values, usual),
+        }
+        for name, values in rates.items()
+    ]
 
 
 def accuracy(args, parts):
@@ -129,8 +136,15 @@ def accuracy(args, parts):
     rows = []
     for name, pairs in values.items():
         seconds, accuracies = zip(*pairs)
-        rows += [{"way": name, "seconds": statistics.median(seconds), "test_accuracy": statistics.mean(accuracies),
-                  "times_usual": 1 / timing.median_ratio(list(seconds), usual), "accuracies": accuracies}]  # fmt: skip
+        rows += [
+            {
+                "way": name,
+                "seconds": statistics.median(seconds),
+                "test_accuracy": statistics.mean(accuracies),
+                "times_usual": 1 / timing.median_ratio(list(seconds), usual),
+                "accuracies": accuracies,
+            }
+        ]
     return rows
 
 
@@ -138,9 +152,11 @@ def stack(args, parts):
     """Steps per second of K networks as a stack, relative to one network after another."""
     x, y = data.load_function("sinc")[0].tensors()
     images = parts[0].subset(128)
-    cases = {"MLP of 572 parameters, 300 points": (lambda: MLP([1, 10, 18, 15, 4, 1]), x, y, (3, 10, 50, 100)),
-             "MLP 784-64-10, 128 images": (lambda: MLP([784, 64, 10]), *images.subset(128, True).tensors(), (10,)),
-             "small CNN, 128 images": (lambda: small_cnn(False), *images.tensors(), (10,))}  # fmt: skip
+    cases = {
+        "MLP of 572 parameters, 300 points": (lambda: MLP([1, 10, 18, 15, 4, 1]), x, y, (3, 10, 50, 100)),
+        "MLP 784-64-10, 128 images": (lambda: MLP([784, 64, 10]), *images.subset(128, True).tensors(), (10,)),
+        "small CNN, 128 images": (lambda: small_cnn(False), *images.tensors(), (10,)),
+    }
     rows = []
     for case, (make, inputs, targets, sizes) in cases.items():
         for size in sizes:
@@ -150,8 +166,11 @@ def stack(args, parts):
                 if targets.is_floating_point():
                     return (outputs - targets).square().mean((-2, -1))
                 labels = targets.expand(outputs.shape[:-1])
-                return F.cross_entropy(outputs.movedim(-1, 1), labels, reduction="none").mean(-1) \
-                    if outputs.dim() == 3 else F.cross_entropy(outputs, labels)  # fmt: skip
+                return (
+                    F.cross_entropy(outputs.movedim(-1, 1), labels, reduction="none").mean(-1)
+                    if outputs.dim() == 3
+                    else F.cross_entropy(outputs, labels)
+                )
 
             def one_by_one(i, make=make, inputs=inputs, size=size, steps=steps, loss_of=loss_of):
                 nets = [make() for _ in range(size)]
@@ -177,9 +196,15 @@ def stack(args, parts):
                 return time.perf_counter() - began
 
             seconds = timing.turns({"one by one": one_by_one, "together": together}, args.rounds)
-            rows.append({"case": case, "networks": size, "steps": steps,
-                         "ms_per_step": 1e3 * statistics.median(seconds["together"]) / steps,
-                         "times_faster": timing.median_ratio(seconds["one by one"], seconds["together"])})  # fmt: skip
+            rows.append(
+                {
+                    "case": case,
+                    "networks": size,
+                    "steps": steps,
+                    "ms_per_step": 1e3 * statistics.median(seconds["together"]) / steps,
+                    "times_faster": timing.median_ratio(seconds["one by one"], seconds["together"]),
+                }
+            )
     return rows
 
 
@@ -211,13 +236,19 @@ def main(argv=None):
     print(f"{args.part}, on {facts['name']}; {machine['device']['name']}, {machine['device']['threads']} threads")
     rows = PARTS[args.part](args, parts)
     for row in rows:
-        print("  ".join(f"{k} {v:,.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()
-                        if not isinstance(v, list | tuple)))  # fmt: skip
+        print(
+            "  ".join(
+                f"{k} {v:,.4g}" if isinstance(v, float) else f"{k} {v}"
+                for k, v in row.items()
+                if not isinstance(v, list | tuple)
+            )
+        )
     given = {name: value for name, value in run.record_args(args).items() if value is not None}
     command = ["simplenn/bench.py", *to_argv(Options, given)]
     rows = [row | {"state": "done", "command": command} for row in rows]
-    run.write_json(out / f"bench-{args.part}.json",
-                   {"bench": f"simplenn, {args.part}", **machine, "dataset": facts, "rows": rows})  # fmt: skip
+    run.write_json(
+        out / f"bench-{args.part}.json", {"bench": f"simplenn, {args.part}", **machine, "dataset": facts, "rows": rows}
+    )
     return rows
 
 

@@ -234,10 +234,16 @@ def load(name: str, data_dir: str | None = None, limit: int | None = None, flat:
         return load_function(name, limit)
     arrays = load_arrays(name, data_dir, limit)
     train, val, test = (
-        Digits(torch.from_numpy(images), torch.from_numpy(labels), arrays.classes, float(arrays.mean[0]),
-               float(arrays.std[0]), flat)
+        Digits(
+            torch.from_numpy(images),
+            torch.from_numpy(labels),
+            arrays.classes,
+            float(arrays.mean[0]),
+            float(arrays.std[0]),
+            flat,
+        )
         for images, labels in (arrays.train, arrays.val, arrays.test)
-    )  # fmt: skip
+    )
     return train, val, test, arrays.facts()
 
 

@@ -93,8 +93,13 @@ def save(folder: Path, target: Path):
     state = run.read_checkpoint(folder / "best.pt")["model"]
     if "normalization" not in record or record["args"]["data"] in data.FUNCTIONS:
         raise run.UserError(f"{folder}: is not a run on images")
-    facts = {"args": record["args"], "classes": record["classes"], "normalization": record["normalization"],
-             "git": record["git"], "test_accuracy": record["final"]["test_accuracy"]}  # fmt: skip
+    facts = {
+        "args": record["args"],
+        "classes": record["classes"],
+        "normalization": record["normalization"],
+        "git": record["git"],
+        "test_accuracy": record["final"]["test_accuracy"],
+    }
     state = {name: value.bfloat16() if value.is_floating_point() else value for name, value in state.items()}
     run.make_folder(target.parent)
     content = safetensors.torch.save({k: v.contiguous() for k, v in state.items()}, {"facts": json.dumps(facts)})

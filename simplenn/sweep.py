@@ -35,9 +35,17 @@ from studies import (
 
 STUDIES = {
     module.__name__.rpartition(".")[2]: module
-    for module in (deep_vs_shallow, optimization_path, gradient_norm, minimal_ratio, random_labels,
-                   parameters_vs_generalization, flatness, sensitivity)
-}  # fmt: skip
+    for module in (
+        deep_vs_shallow,
+        optimization_path,
+        gradient_norm,
+        minimal_ratio,
+        random_labels,
+        parameters_vs_generalization,
+        flatness,
+        sensitivity,
+    )
+}
 PARTS = sorted({part for module in STUDIES.values() for part in module.PARTS})
 
 
@@ -79,8 +87,16 @@ def main(argv=None):
         command = ["simplenn/sweep.py", *part_argv(run.record_args(args), study, part)]
         images = "builtin" if args.quick and args.data == "auto" else args.data
         torch.manual_seed(0)
-        context = tools.Context(f"{study}-{part}", run.make_folder(Path(args.out)), command, args.quick,
-                                1 if args.quick else args.seeds or 3, images, args.data_dir, args.jobs)  # fmt: skip
+        context = tools.Context(
+            f"{study}-{part}",
+            run.make_folder(Path(args.out)),
+            command,
+            args.quick,
+            1 if args.quick else args.seeds or 3,
+            images,
+            args.data_dir,
+            args.jobs,
+        )
         STUDIES[study].PARTS[part](context)
 
 

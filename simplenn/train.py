@@ -170,9 +170,11 @@ def train(args, r, model, train_set, val_set, test_set):
             row["test_loss"], row["test_accuracy"], _ = evaluate(model, test_set, r)
         r.log(row | {"lr": optimizer.param_groups[0]["lr"], "seconds": round(seconds, 2)})
         if args.epochs <= 100 or (epoch + 1) % 100 == 0:
-            r.print(f"epoch {epoch + 1:>4}/{args.epochs}   loss {row['train_loss']:.4g} train {row['val_loss']:.4g} val"
-                    f"   accuracy {row['train_accuracy']:.2%} train {val_accuracy:.2%} val"
-                    f"   {n / seconds:,.0f} examples/s")  # fmt: skip
+            r.print(
+                f"epoch {epoch + 1:>4}/{args.epochs}   loss {row['train_loss']:.4g} train {row['val_loss']:.4g} val"
+                f"   accuracy {row['train_accuracy']:.2%} train {val_accuracy:.2%} val"
+                f"   {n / seconds:,.0f} examples/s"
+            )
         score = val_accuracy if args.data not in data.FUNCTIONS else -row["val_loss"]
         if score > best:
             best = score
@@ -187,8 +189,11 @@ def evaluate(model, dataset, r):
     model.eval()
     with r.autocast():
         outputs = torch.cat([model(inputs) for inputs, _ in dataset.batches(1000)]).float()
-    return (dataset.loss(outputs, dataset.targets).item(),
-            dataset.correct(outputs, dataset.targets).item() / len(dataset), outputs)  # fmt: skip
+    return (
+        dataset.loss(outputs, dataset.targets).item(),
+        dataset.correct(outputs, dataset.targets).item() / len(dataset),
+        outputs,
+    )
 
 
 def recipe(given: dict) -> Options:
@@ -216,10 +221,14 @@ def main(argv=None):
         normalization = train_set.normalization
         if normalization:  # what predict.py has to know of the training images
             normalization |= {"as_mnist": data.as_mnist(args.data)}
-        r.note(f"{args.model}, {count_parameters(model):,} parameters, on {facts['name']}: {len(train_set):,} training "
-               f"examples, {len(val_set):,} for validation",
-               dataset=facts, parameters=count_parameters(model), classes=train_set.classes,
-               normalization=normalization)  # fmt: skip
+        r.note(
+            f"{args.model}, {count_parameters(model):,} parameters, on {facts['name']}: {len(train_set):,} training "
+            f"examples, {len(val_set):,} for validation",
+            dataset=facts,
+            parameters=count_parameters(model),
+            classes=train_set.classes,
+            normalization=normalization,
+        )
         train(args, r, model, train_set, val_set, test_set)
 
         best = r.load_best(model=model)
@@ -234,8 +243,11 @@ def main(argv=None):
             test_loss=test_loss,
             test_accuracy=test_accuracy,
         )
-        r.finish(f"test accuracy {test_accuracy:.2%}, loss {test_loss:.3g}, with the weights of epoch {best['epoch']} "
-                 f"(validation accuracy {val_accuracy:.2%})", **final)  # fmt: skip
+        r.finish(
+            f"test accuracy {test_accuracy:.2%}, loss {test_loss:.3g}, with the weights of epoch {best['epoch']} "
+            f"(validation accuracy {val_accuracy:.2%})",
+            **final,
+        )
     return r.record
 
 

@@ -190,12 +190,25 @@ def main(argv=None):
     wall = round(time.monotonic() - began, 1)
     given = {name: value for name, value in run.record_args(args).items() if value is not None}
     command = ["simplenn/train_optax.py", *to_argv(Options, given)]
-    record = {"script": "train_optax", "command": command, "state": "done", "setting": "MLP in JAX with optax.adam",
-              **machine, "args": run.record_args(args), "dataset": facts, "wall_s": wall, "drift": found, "curve": rows,
-              "parameters": count_parameters(MLP(sizes)), "final": final}  # fmt: skip
+    record = {
+        "script": "train_optax",
+        "command": command,
+        "state": "done",
+        "setting": "MLP in JAX with optax.adam",
+        **machine,
+        "args": run.record_args(args),
+        "dataset": facts,
+        "wall_s": wall,
+        "drift": found,
+        "curve": rows,
+        "parameters": count_parameters(MLP(sizes)),
+        "final": final,
+    }
     run.write_json(out / "optax.json", record)
-    print(f"test accuracy {final['test_accuracy']:.2%} with the weights of epoch {final['best_epoch']} (validation "
-          f"{final['val_accuracy']:.2%}); {wall:.0f} s; {run.display_path(out)}")  # fmt: skip
+    print(
+        f"test accuracy {final['test_accuracy']:.2%} with the weights of epoch {final['best_epoch']} (validation "
+        f"{final['val_accuracy']:.2%}); {wall:.0f} s; {run.display_path(out)}"
+    )
     return record
 
 

@@ -1,14 +1,19 @@
 """lstm_imdb/: the readers and the split, padding, the LSTM cell against torch's, and training."""
 
 import contextlib
+import copy
 import csv
+import dataclasses
 import io
 import itertools
 import json
 import random
 import re
 import shutil
+from collections import Counter
 from types import SimpleNamespace
+
+from common.options import options_of
 
 import numpy as np
 import pytest
@@ -247,6 +252,200 @@ def test_adversarial_training_by_hand():
     assert train.backward(net, tokens, lengths, labels, 0.0, r)[0] == loss.detach()
     torch.testing.assert_close([p.grad for p in net.parameters()], list(torch.autograd.grad(
         F.cross_entropy(net(tokens, lengths), labels), list(net.parameters()))))  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------- steps and options
+
+
+class Silent:
+    """What a training loop takes of a run, without a folder; keeps the rows of metrics.csv."""
+
+    device = torch.device("cpu")
+
+    def __init__(self):
+        self.rows = []
+
+    def autocast(self):
+        return contextlib.nullcontext()
+
+    def load(self, **parts):
+        return None
+
+    def should_stop(self):
+        return False
+
+    def log(self, row):
+        self.rows.append(row)
+
+    def check_finite(self, losses, first_step):
+        assert torch.isfinite(losses).all()
+
+    def nothing(self, *args, **state):
+        pass
+
+    save = save_best = print = nothing
+
+
+def small(**settings):
+    """The options of a training of two steps."""
+    changes = dict(data="builtin", limit=40, bs=20, epochs=1, dropout=0.0)
+    return dataclasses.replace(train.RECIPES["tiny"], **changes | settings)
+
+
+def first_network(args):
+    """(initial network, its data) of a run with the options `args`."""
+    loaded = train.load_data(args)
+    torch.manual_seed(args.seed)
+    return train.build_model(args, len(loaded.vocabulary), len(loaded.corpus.classes)), loaded
+
+
+def step_of_adamw(parameters, loss, args):
+    """The parameters after the first step of AdamW with clipped gradients (Loshchilov and Hutter 2019), and which of
+    their gradients are large enough for a comparison: each number moves by the learning rate, along its sign."""
+    gradients = torch.autograd.grad(loss, list(parameters.values()))
+    norm = torch.cat([g.flatten() for g in gradients]).norm()
+    gradients = [g * min(1.0, args.clip / (norm.item() + 1e-6)) for g in gradients]
+    lr = args.lr * {"none": 1.0, "onecycle": 0.01}[args.decay]
+    moved = {
+        name: (p - lr * args.weight_decay * p - lr * g / (g.abs() + 1e-8)).detach()
+        for (name, p), g in zip(parameters.items(), gradients)
+    }
+    return moved, {name: (g.abs() > 1e-5) | (g == 0) for name, g in zip(parameters, gradients)}
+
+
+def assert_same_step(parameters, moved, large, args):
+    for name, p in parameters.items():
+        assert large[name].any()
+        difference = (p.detach() - moved[name]).abs()
+        assert difference[large[name]].max() < 0.01 * args.lr * (0.01 if args.decay == "onecycle" else 1), name
+
+
+STEPS = {
+    "plain": {},
+    "mean": dict(pool="mean"),
+    "max": dict(pool="max"),
+    "cell written out": dict(cell="custom"),
+    "two directions": dict(bidirectional=True),
+    "two layers": dict(layers=2),
+    "adversarial": dict(adversarial=0.05),
+    "dropout": dict(dropout=0.5, word_dropout=0.2, adversarial=0.05),
+    "weight decay": dict(weight_decay=0.5),
+    "small gradients": dict(clip=0.01),
+    "one cycle": dict(decay="onecycle"),
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_step_is_the_formula(name):
+    args = small(limit=12, **STEPS[name])
+    net, loaded = first_network(args)
+    ((tokens, lengths, labels, _),) = loaded.train.batches(args.bs, (args.seed, 0))
+    net.train()
+    torch.manual_seed(7)  # the same words and units are dropped
+    kept = net.drop_words(tokens)
+    vectors = net.embedding(kept)
+    loss = F.cross_entropy(net.classify(vectors, lengths), labels)
+    if args.adversarial:
+        (slope,) = torch.autograd.grad(loss, vectors, retain_graph=True)
+        size, steepness = (x.flatten(1).norm(dim=1)[:, None, None] for x in (vectors.detach(), slope))
+        move = size / steepness.clamp(min=1e-12) * slope  # a review may have lost all its units
+        harder = net.classify(net.embedding(kept) + args.adversarial * move, lengths)
+        loss = (loss + F.cross_entropy(harder, labels)) / 2
+    parameters = dict(net.named_parameters())
+    moved, large = step_of_adamw(parameters, loss, args)
+    r = Silent()
+    torch.manual_seed(7)
+    train.train(args, r, net, loaded)
+    assert r.rows[0]["train_loss"] == pytest.approx(loss.item(), abs=1e-6)
+    assert_same_step(parameters, moved, large, args)
+
+
+def test_a_step_of_pretraining_is_the_formula():
+    pretrain = load("lstm_imdb", "pretrain")
+    args = pretrain.from_recipe("tiny", data="builtin", limit=6, bs=20, epochs=1, dropout=0.0, bidirectional=True)
+    loaded = train.load_data(args)
+    torch.manual_seed(0)
+    net = model.SentimentLSTM(len(loaded.vocabulary), embed=4, hidden=5, bidirectional=True, dropout=0.0)
+    lm = pretrain.LanguageModel(net)
+    ((tokens, lengths, _, _),) = loaded.train.batches(args.bs, (args.seed, 0))
+    total = 0.0
+    for review, n in zip(tokens, lengths):
+        forward, backward = net.states(net.embedding(review[None, :n]), n[None])
+        log_next, log_previous = (head.log_prob(states[0]) for head, states in zip(lm.softmax, (forward, backward)))
+        total = total - log_next[torch.arange(n - 1), review[1:n]].sum()
+        total = total - log_previous[torch.arange(1, n), review[: n - 1]].sum()
+    loss = total / (2 * (lengths - 1).sum())
+    parameters = {
+        name: p for name, p in lm.named_parameters() if not name.startswith("net.linear")
+    }  # has no part in it
+    moved, large = step_of_adamw(parameters, loss, args)
+    r = Silent()
+    pretrain.pretrain(args, r, lm, loaded)
+    assert r.rows[0]["train_loss"] == pytest.approx(loss.item(), abs=1e-5)
+    assert_same_step(parameters, moved, large, args)
+
+
+# {option: (another value, the settings in which it must matter)}
+OPTIONS_OF_TRAINING = {
+    "max_words": (9, {}),
+    "min_count": (5, {}),
+    "stop_words": (True, {}),
+    "max_len": (5, {}),
+    "keep": ("start", dict(max_len=5)),
+    "embed": (9, {}),
+    "embed_std": (1.0, {}),
+    "hidden": (9, {}),
+    "layers": (2, {}),
+    "bidirectional": (True, {}),
+    "cell": ("custom", {}),
+    "dropout": (0.5, {}),
+    "epochs": (2, {}),
+    "bs": (10, {}),
+    "bucket": (1, dict(bs=10)),
+    "lr": (0.1, {}),
+    "decay": ("onecycle", {}),
+    "weight_decay": (0.5, {}),
+    "clip": (0.01, {}),
+    "pool": ("max", {}),
+    "word_dropout": (0.5, {}),
+    "adversarial": (0.5, {}),
+    "seed": (1, {}),
+    "limit": (30, {}),
+}
+OPTIONS_OF_OTHER_TESTS = {"split", "vectors", "init", "recipe"}  # the official split; pretrained parts; recipes
+OPTIONS_OF_COMMON = {"data", "data_dir", "device", "out", "precision", "resume", "tensorboard", "threads"}
+
+
+def test_every_option_is_in_a_table():
+    tables = OPTIONS_OF_TRAINING.keys() | OPTIONS_OF_OTHER_TESTS | OPTIONS_OF_COMMON
+    assert tables == options_of(train.Options).keys()
+    pretraining = options_of(load("lstm_imdb", "pretrain").Options).keys()
+    assert pretraining == tables - {"pool", "word_dropout", "adversarial", "vectors", "init"}
+    assert len({str(train.parse(["--recipe", name])) for name in train.RECIPES}) == len(train.RECIPES)
+
+
+@pytest.mark.parametrize("name", OPTIONS_OF_TRAINING)
+def test_each_option_changes_the_training(name):
+    if name == "stop_words":
+        pytest.importorskip("sklearn")
+    value, settings = OPTIONS_OF_TRAINING[name]
+    outcomes = []
+    for args in (small(**settings), small(**settings | {name: value})):
+        net, loaded = first_network(args)
+        r = Silent()
+        train.train(args, r, net, loaded)
+        weights = {name: weight.tolist() for name, weight in net.state_dict().items()}
+        outcomes.append((str(net), weights, [row["val_loss"] for row in r.rows]))
+    assert outcomes[0] != outcomes[1]
+
+
+@pytest.mark.parametrize("name", ["plain", "best", "tiny"])
+def test_each_recipe_makes_a_step(name):
+    args = dataclasses.replace(train.parse(["--recipe", name]), data="builtin", limit=20, epochs=1, max_len=20)
+    net, loaded = first_network(args)
+    before = copy.deepcopy(net.state_dict())
+    train.train(args, Silent(), net, loaded)
+    assert all((before[name] != weight).any() for name, weight in net.state_dict().items())
 
 
 # ------------------------------------------------------------------------------------------------------------- sources
@@ -513,6 +712,56 @@ def test_values_that_make_no_sense(words, capsys):
 
 
 # --------------------------------------------------------------------------------------------------------- the outcome
+
+
+@pytest.fixture(scope="module")
+def counted(builtin):
+    """({part: tokenized reviews joined by spaces}, what baseline.fit returns for them)"""
+    pytest.importorskip("sklearn")
+    tokens = {
+        part: [" ".join(data.tokenize(builtin.corpus.texts[i])) for i in getattr(builtin, part).rows[:150].tolist()]
+        for part in ("train", "val", "test")
+    }
+    return tokens, fit_first(builtin, tokens)
+
+
+def fit_first(loaded, tokens):
+    """baseline.fit with unigrams on the first reviews of each part."""
+    parts = {part: SimpleNamespace(labels=getattr(loaded, part).labels[: len(texts)]) for part, texts in tokens.items()}
+    return load("lstm_imdb", "baseline").fit(SimpleNamespace(corpus=loaded.corpus, **parts), tokens, (1, 1))
+
+
+def test_the_baseline_learns_no_word_from_the_test_reviews(builtin, counted):
+    tokens, (final, c, features) = counted
+    other, other_c, other_features = fit_first(builtin, tokens | {"test": ["zebra zebra acting"] * 150})
+    words = Counter(word for text in tokens["train"] for word in set(text.split()))
+    assert features == other_features == sum(count > 1 for count in words.values())
+    assert (c, final["val_accuracy"]) == (other_c, other["val_accuracy"])
+    assert other["test_correct"] != final["test_correct"]
+
+
+def test_the_baseline_chooses_by_validation_alone(builtin, counted, monkeypatch):
+    """With other test labels nothing but the test score changes; with other validation labels the choice does."""
+    tokens, (final, c, _) = counted
+    monkeypatch.setattr(builtin.test, "labels", 1 - builtin.test.labels)
+    other, other_c, _ = fit_first(builtin, tokens)
+    assert other_c == c and other["val_accuracy"] == final["val_accuracy"]
+    assert other["test_accuracy"] == pytest.approx(1 - final["test_accuracy"])
+
+
+@pytest.mark.parametrize(
+    "texts, limit, words",
+    [
+        ([f"word{i} word{i}" for i in range(40)], None, "no word occurs in two"),
+        ([f"good good film film {i}" for i in range(40)], "1", "all of one class"),
+    ],
+)
+def test_a_baseline_that_cannot_be_fitted_is_one_line(texts, limit, words, tmp_path):
+    pytest.importorskip("sklearn")
+    path = write_csv(tmp_path / "own.csv", [(text, i % 2) for i, text in enumerate(texts)])
+    argv = ["--data", str(path), "--out", str(tmp_path / "out"), *(["--limit", limit] if limit else [])]
+    code, message = failure(load("lstm_imdb", "baseline").main, argv)
+    assert code == 1 and one_line(message) and words in message
 
 
 def test_f1_and_the_interval_by_hand():

@@ -3,6 +3,9 @@
 What all folders owe is in test_contract.py.
 """
 
+import contextlib
+import copy
+import dataclasses
 import json
 import random
 import shlex
@@ -11,6 +14,7 @@ import subprocess
 import sys
 
 from common import image_files
+from common.options import options_of
 
 import numpy as np
 import pytest
@@ -205,6 +209,150 @@ def test_every_model_trains(argv, tmp_path):
     assert record["state"] == "done" and (tmp_path / "run" / "losses.png").exists()
 
 
+class Silent:
+    """What a training loop takes of a run, without a folder; keeps the rows of metrics.csv."""
+
+    device = torch.device("cpu")
+
+    def __init__(self):
+        self.rows = []
+
+    def autocast(self):
+        return contextlib.nullcontext()
+
+    def load(self, **parts):
+        return None
+
+    def log(self, row):
+        self.rows.append(row)
+
+    def check_finite(self, losses, first_step):
+        assert torch.isfinite(losses).all()
+
+    def nothing(self, *args, **state):
+        pass
+
+    save = save_best = print = nothing
+
+
+def small(**settings):
+    """The options of a training of two steps."""
+    kind = "function" if settings.get("data") in data.FUNCTIONS else settings.get("model", "simplenn")
+    changes = dict(data="builtin", limit=40, bs=20, epochs=1)
+    return dataclasses.replace(train.RECIPES["tiny"][kind], **changes | {"model": kind} | settings)
+
+
+def first_network(args):
+    """(initial network, its training, validation and test sets) of a run with the options `args`."""
+    *parts, _ = data.load(args.data, None, args.limit)
+    torch.manual_seed(args.seed)
+    return train.build_model(args, parts[0]), parts
+
+
+STEPS = {
+    "simplenn": dict(model="simplenn"),
+    "own layers": dict(model="simplenn-custom", dropout=0.3),
+    "mlp": dict(model="mlp", weight_decay=0.5),
+    "mlp, sgd": dict(model="mlp", optimizer="sgd", weight_decay=0.5, activation="tanh", hidden=(9, 7)),
+    "cnn": dict(model="cnn", weight_decay=0.5, label_smoothing=0.2, augment="affine"),
+    "cnn, sgd": dict(model="cnn", optimizer="sgd", weight_decay=0.5),
+    "a function": dict(model="mlp", data="sinc"),
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_step_is_the_formula(name):
+    """AdamW (Loshchilov and Hutter 2019) or SGD with Nesterov's momentum: the first step, from zero moments."""
+    args = small(limit=20, **STEPS[name])
+    net, parts = first_network(args)
+    ((inputs, targets),) = parts[0].batches(args.bs, shuffle=(args.seed, 0), augment=args.augment)
+    before, parameters = copy.deepcopy(net.state_dict()), dict(net.named_parameters())
+    net.train()
+    torch.manual_seed(7)  # the same units are dropped
+    outputs = net(inputs)
+    if args.data == "sinc":
+        loss = (outputs - targets).square().mean()
+    else:
+        uniform = torch.full_like(outputs, 1 / 10)
+        wanted = (1 - args.label_smoothing) * F.one_hot(targets, 10) + args.label_smoothing * uniform
+        loss = -(wanted * outputs.log_softmax(1)).sum(1).mean()
+    moved, large = {}, {}
+    for (key, p), g in zip(parameters.items(), torch.autograd.grad(loss, list(parameters.values()))):
+        decay = args.weight_decay if p.dim() > 1 else 0.0
+        adam = p - args.lr * decay * p - args.lr * g / (g.abs() + 1e-8)
+        sgd = p - args.lr * 1.9 * (g + decay * p)  # a velocity of g, and its look-ahead: (1 + 0.9) g
+        moved[key] = (adam if args.optimizer == "adam" else sgd).detach()
+        large[key] = (g.abs() > 1e-5) | (g == 0)
+    net.load_state_dict(before)
+    r = Silent()
+    torch.manual_seed(7)
+    train.train(args, r, net, *parts)
+    assert r.rows[0]["train_loss"] == pytest.approx(loss.item(), abs=1e-6)
+    for key, p in parameters.items():
+        assert large[key].any() and (p.detach() - moved[key]).abs()[large[key]].max() < 0.01 * args.lr, key
+
+
+# {option: (another value, the settings in which it must matter)}
+OPTIONS_OF_TRAINING = {
+    "model": ("simplenn", dict(model="simplenn-custom")),
+    "data": ("square", dict(data="sinc", model="mlp")),
+    "epochs": (2, {}),
+    "bs": (10, {}),
+    "lr": (0.1, {}),
+    "optimizer": ("sgd", {}),
+    "decay": ("onecycle", {}),
+    "weight_decay": (0.5, {}),
+    "dropout": (0.5, {}),
+    "augment": ("affine", {}),
+    "label_smoothing": (0.5, {}),
+    "test_curve": (False, {}),
+    "hidden": ((5,), dict(model="mlp")),
+    "activation": ("gelu", dict(model="mlp")),
+    "widths": ((4, 4, 4), dict(model="cnn")),
+    "seed": (1, {}),
+    "limit": (30, {}),
+}
+OPTIONS_OF_COMMON = {"data_dir", "device", "out", "precision", "recipe", "resume", "tensorboard", "threads"}
+
+
+def test_every_option_is_in_a_table():
+    assert OPTIONS_OF_TRAINING.keys() | OPTIONS_OF_COMMON == options_of(train.Options).keys()
+    cnns = [train.parse(["--model", "cnn", "--recipe", name]) for name in train.RECIPES]
+    assert len(set(map(str, cnns))) == len(train.RECIPES)
+
+
+@pytest.mark.parametrize("name", OPTIONS_OF_TRAINING)
+def test_each_option_changes_the_training(name):
+    value, settings = OPTIONS_OF_TRAINING[name]
+    outcomes = []
+    for args in (small(**settings), small(**settings | {name: value})):
+        net, parts = first_network(args)
+        r = Silent()
+        train.train(args, r, net, *parts)
+        weights = {key: weight.tolist() for key, weight in net.state_dict().items()}
+        rows = [{key: number for key, number in row.items() if key != "seconds"} for row in r.rows]
+        outcomes.append((str(net), weights, rows))
+    assert outcomes[0] != outcomes[1]
+
+
+@pytest.mark.parametrize("name, model_name", [
+    *[(name, "cnn") for name in ("plain", "best", "tiny")],
+    *[("plain", name) for name in ("mlp", "simplenn", "simplenn-custom", "function")],
+])  # fmt: skip
+def test_each_recipe_makes_a_step(name, model_name):
+    args = dataclasses.replace(train.RECIPES[name][model_name], limit=20, epochs=1)
+    if model_name == "function":
+        args = dataclasses.replace(args, data="sinc")
+    else:
+        args = dataclasses.replace(args, data="builtin", model=model_name)
+    net, parts = first_network(args)
+    before = copy.deepcopy(dict(net.named_parameters()))
+    if args.decay == "onecycle":  # its first step has a rate of zero
+        args = dataclasses.replace(args, epochs=2)
+    train.train(args, Silent(), net, *parts)
+    assert all((before[key] != p).any() for key, p in net.named_parameters())
+
+
 def test_an_mlp_learns_the_sinc(tmp_path):
     words = "--model mlp --data sinc --epochs 40 --lr 0.01 --bs 20 --hidden 64 64 --activation tanh --out"
     record = train.main([*words.split(), str(tmp_path / "run")])
@@ -291,7 +439,7 @@ def test_analyze_a_module_of_ones_own(tmp_path, capsys):
 FAILING_MODULES = {
     "assert x.sum() is None": "(AssertionError)",
     "raise ValueError": "(ValueError)",
-    "exit()": "(SystemExit)",
+    "exit()": "(it calls exit())",
     "return self.weight * torch.nan": "its output is not finite",
     "return self.weight.to(torch.complex64)": "does not take",
     "return x, x": "does not take",
@@ -656,6 +804,65 @@ def test_statistics_of_batch_normalization_are_recomputed():
     outputs = net[0](x)
     assert torch.allclose(net[1].running_mean, outputs.mean((0, 2, 3)), atol=1e-4)
     assert torch.allclose(net[1].running_var, outputs.var((0, 2, 3)), rtol=1e-2) and not net.training
+
+
+def test_a_line_between_minima_by_hand(monkeypatch):
+    """Loss and accuracy at (1 - a) w1 + a w2, with the statistics of batch normalization of the training images there;
+    the barrier above the worse end; the rises half the distance beyond."""
+    flatness = sweep.flatness
+    train_set, _, test_set, _ = data.load("builtin", limit=40)
+    ends = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        ends.append(flatness.network(True).eval())
+    given = iter(ends)
+    monkeypatch.setattr(flatness, "train_minimum", lambda *args: next(given))
+    alphas = [-0.5, 0.0, 0.25, 1.0, 1.5]
+    row = flatness.along_line(train_set, test_set, "batch size, with batch normalization", 0, 1, alphas)
+    losses = {}
+    for part, dataset in (("train", train_set), ("test", test_set)):
+        for a in alphas:
+            net = flatness.network(True)
+            mixed = [(1 - a) * p + a * q for p, q in zip(*(end.parameters() for end in ends))]
+            with torch.no_grad():
+                x = train_set.tensors()[0]
+                for p, value in zip(net.parameters(), mixed):
+                    p.copy_(value)
+                for i in (0, 3):  # the convolutions, each before its batch normalization
+                    maps = net[:i].eval()(x) if i else x
+                    maps = net[i](maps)
+                    net[i + 1].running_mean.copy_(maps.mean((0, 2, 3)))
+                    net[i + 1].running_var.copy_(maps.var((0, 2, 3)))
+                logits = net.eval()(dataset.tensors()[0])
+            losses[part, a] = F.cross_entropy(logits, dataset.labels).item()
+    for part in ("train", "test"):
+        assert row["curves"][f"{part}_loss"] == pytest.approx([losses[part, a] for a in alphas], rel=1e-4)
+    highest = max(losses["train", a] for a in (0.0, 0.25, 1.0))
+    assert row["final"]["barrier"] == pytest.approx(
+        highest - max(losses["train", 0.0], losses["train", 1.0]), rel=1e-3, abs=1e-5
+    )
+    assert row["final"]["rise_first"] == pytest.approx(losses["train", -0.5] - losses["train", 0.0], rel=1e-3)
+    assert row["final"]["rise_second"] == pytest.approx(losses["train", 1.5] - losses["train", 1.0], rel=1e-3)
+
+
+def test_validation_chooses_the_early_epoch_of_parameters_vs_generalization(monkeypatch):
+    study = sweep.parameters_vs_generalization
+    train_set, val_set, test_set, _ = data.load("builtin", limit=20, flat=True)
+    accuracies = {"train": [0.1, 0.2, 0.3, 0.4], "val": [0.1, 0.7, 0.3, 0.2], "test": [0.2, 0.3, 0.9, 0.4]}
+    parts = {id(part.labels): name for name, part in (("val", val_set), ("test", test_set))}
+    numbers = {name: iter(values) for name, values in accuracies.items()}
+
+    def evaluate(net, x, y):
+        accuracy = next(numbers[parts.get(id(y), "train")])
+        return 1 - accuracy, accuracy
+
+    monkeypatch.setattr(study.training, "evaluate", evaluate)
+    row = study.train_one(train_set, val_set, test_set, 4, 0, epochs=4, bs=20, lr=0.001)
+    names = ("epoch", "train_accuracy", "test_accuracy", "val_accuracy")
+    assert [row["early"][name] for name in names] == [2, 0.2, 0.3, 0.7]
+    assert [row["final"][name] for name in names] == [4, 0.4, 0.4, 0.2]
+    assert row["curves"]["test_loss"] == pytest.approx([0.8, 0.7, 0.1, 0.6])
+    assert row["parameters"] == 4 * 785 + 10 * 5
 
 
 def test_sensitivity_against_the_whole_jacobian():

@@ -7,8 +7,11 @@ from torch import nn
 from model import MLP, count_parameters
 from studies import tools, training
 
-MLPS = {"one hidden layer": [1, 190, 1], "four hidden layers": [1, 10, 18, 15, 4, 1],
-        "seven hidden layers": [1, 5, 10, 10, 10, 10, 10, 5, 1]}  # fmt: skip
+MLPS = {
+    "one hidden layer": [1, 190, 1],
+    "four hidden layers": [1, 10, 18, 15, 4, 1],
+    "seven hidden layers": [1, 5, 10, 10, 10, 10, 10, 5, 1],
+}
 FUNCTIONS = ("sinc", "square")
 THRESHOLD = 0.001
 REGULARIZATION = {"none": {}, "dropout 0.3": dict(dropout=0.3), "weight decay 0.3": dict(weight_decay=0.3)}
@@ -39,11 +42,23 @@ def functions(ctx: tools.Context):
         for k in range(len(nets)):
             name, below = FUNCTIONS[k % 2], (curves[:, k] < THRESHOLD).nonzero()
             drawn.setdefault((name, setting), outputs[k, :, 0].numpy())
-            rows.append({"setting": f"{name}, {setting}", "function": name, "network": setting, "seed": k // 2,
-                         "hidden_layers": len(sizes) - 2, "parameters": count_parameters(nets[0]),
-                         "curve": curves[kept - 1, k].tolist(),
-                         "final": {"train_loss": final[k], "accuracy": hits[k], "reached": len(below) > 0,
-                                   "epochs_to_threshold": int(below[0]) + 1 if len(below) else None}})  # fmt: skip
+            rows.append(
+                {
+                    "setting": f"{name}, {setting}",
+                    "function": name,
+                    "network": setting,
+                    "seed": k // 2,
+                    "hidden_layers": len(sizes) - 2,
+                    "parameters": count_parameters(nets[0]),
+                    "curve": curves[kept - 1, k].tolist(),
+                    "final": {
+                        "train_loss": final[k],
+                        "accuracy": hits[k],
+                        "reached": len(below) > 0,
+                        "epochs_to_threshold": int(below[0]) + 1 if len(below) else None,
+                    },
+                }
+            )
     ctx.save(rows, draw_functions(rows, kept, parts, drawn), steps=kept.tolist(), threshold=THRESHOLD)
 
 
@@ -99,9 +114,15 @@ def train_cnn(train_set, test_set, convolutions, regularization, seed, epochs):
     for _ in training.epochs_of(steps, max(1, len(x) // 100)):
         curves.append([*training.evaluate(net, x, y), *training.evaluate(net, *test_set.tensors())])
     names = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
-    return {"setting": f"{convolutions} convolutions, {regularization}", "convolutions": convolutions,
-            "regularization": regularization, "seed": seed, "parameters": count_parameters(net),
-            "curves": dict(zip(names, map(list, zip(*curves)))), "final": dict(zip(names, curves[-1]))}  # fmt: skip
+    return {
+        "setting": f"{convolutions} convolutions, {regularization}",
+        "convolutions": convolutions,
+        "regularization": regularization,
+        "seed": seed,
+        "parameters": count_parameters(net),
+        "curves": dict(zip(names, map(list, zip(*curves)))),
+        "final": dict(zip(names, curves[-1])),
+    }
 
 
 def mnist(ctx: tools.Context):
@@ -109,8 +130,12 @@ def mnist(ctx: tools.Context):
     regularization. The test set is the subject here and chooses nothing."""
     train_set, test_set = ctx.digits(5000, 5000, flat=False)
     epochs = ctx.pick(10, 2)
-    tasks = [(train_set, test_set, n, name, seed, epochs)
-             for seed in range(ctx.seeds) for n in (1, 2, 4) for name in REGULARIZATION]  # fmt: skip
+    tasks = [
+        (train_set, test_set, n, name, seed, epochs)
+        for seed in range(ctx.seeds)
+        for n in (1, 2, 4)
+        for name in REGULARIZATION
+    ]
     rows = ctx.map(train_cnn, tasks)
     figure, axes = tools.panels(2, 3)
     for column, name in enumerate(REGULARIZATION):

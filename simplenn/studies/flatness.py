@@ -17,10 +17,17 @@ def network(bn: bool) -> nn.Module:
     """A small CNN for 28 x 28 images, 26,826 parameters, and 48 more with batch normalization."""
     norm = nn.BatchNorm2d if bn else nn.Identity
     return nn.Sequential(
-        nn.Conv2d(1, 8, 5, stride=2, padding=2), norm(8), nn.ReLU(),  # -> (8, 14, 14)
-        nn.Conv2d(8, 16, 3, stride=2, padding=1), norm(16), nn.ReLU(),  # -> (16, 7, 7)
-        nn.Flatten(), nn.Linear(784, 32), nn.ReLU(), nn.Linear(32, 10),
-    )  # fmt: skip
+        nn.Conv2d(1, 8, 5, stride=2, padding=2),
+        norm(8),
+        nn.ReLU(),  # -> (8, 14, 14)
+        nn.Conv2d(8, 16, 3, stride=2, padding=1),
+        norm(16),
+        nn.ReLU(),  # -> (16, 7, 7)
+        nn.Flatten(),
+        nn.Linear(784, 32),
+        nn.ReLU(),
+        nn.Linear(32, 10),
+    )
 
 
 def train_minimum(train_set, options, bn, seed, epochs):
@@ -144,8 +151,11 @@ def surface(ctx: tools.Context):
     """Loss along filter-normalized random directions around the minima of both batch sizes and learning rates."""
     train_set, _ = ctx.digits(10_000, flat=False)
     radii, grid = [0.1, 0.2, 0.3, 0.4, 0.5], np.linspace(-1, 1, ctx.pick(21, 5)).round(3).tolist()
-    tasks = [(train_set, name, seed, ctx.pick(20, 2), ctx.pick(20, 2), radii, grid)
-             for seed in range(ctx.seeds) for name in BATCHES | RATES]  # fmt: skip
+    tasks = [
+        (train_set, name, seed, ctx.pick(20, 2), ctx.pick(20, 2), radii, grid)
+        for seed in range(ctx.seeds)
+        for name in BATCHES | RATES
+    ]
     rows = ctx.map(around_minimum, tasks)
     figure, axes = tools.panels(1, 3)
     levels = np.geomspace(0.003, 10, 18)

@@ -20,10 +20,15 @@ def functions(ctx: tools.Context):
         curves[0, step - 1], curves[1, step - 1] = losses, stack.gradient_norms()
     every = max(1, steps // 600)
     rows = [
-        {"setting": "sinc", "seed": seed, "loss": curves[0, ::every, seed].tolist(),
-         "norm": curves[1, ::every, seed].tolist(),
-         "final": final_values(curves[0, :, seed], curves[1, :, seed])} for seed in range(seeds)
-    ]  # fmt: skip
+        {
+            "setting": "sinc",
+            "seed": seed,
+            "loss": curves[0, ::every, seed].tolist(),
+            "norm": curves[1, ::every, seed].tolist(),
+            "final": final_values(curves[0, :, seed], curves[1, :, seed]),
+        }
+        for seed in range(seeds)
+    ]
     ctx.save(rows, draw(rows, every, "the sinc, full batch"), every=every)
 
 
@@ -32,9 +37,13 @@ def final_values(loss: torch.Tensor, norm: torch.Tensor) -> dict:
     n = max(1, len(loss) // 20)
     smooth = torch.stack([values[: len(values) // n * n].view(-1, n).mean(1) for values in (loss, norm)])
     falls, rises = smooth[0].diff() < 0, smooth[1].diff() > 0
-    return {"loss_first": loss[:n].mean().item(), "loss_last": loss[-n:].mean().item(),
-            "norm_first": norm[:n].mean().item(), "norm_last": norm[-n:].mean().item(),
-            "rises_while_loss_falls": (falls & rises).float().sum().item() / max(1, falls.sum().item())}  # fmt: skip
+    return {
+        "loss_first": loss[:n].mean().item(),
+        "loss_last": loss[-n:].mean().item(),
+        "norm_first": norm[:n].mean().item(),
+        "norm_last": norm[-n:].mean().item(),
+        "rises_while_loss_falls": (falls & rises).float().sum().item() / max(1, falls.sum().item()),
+    }
 
 
 def train_one(train_set, seed, epochs):
@@ -43,8 +52,13 @@ def train_one(train_set, seed, epochs):
     for _, loss in training.fit(net, *train_set.tensors(), epochs, 128, seed=seed):
         values.append((loss, torch.cat([p.grad.flatten() for p in net.parameters()]).norm()))
     loss, norm = (torch.stack(column) for column in zip(*values))
-    return {"setting": "mnist", "seed": seed, "loss": loss.tolist(), "norm": norm.tolist(),
-            "final": final_values(loss, norm)}  # fmt: skip
+    return {
+        "setting": "mnist",
+        "seed": seed,
+        "loss": loss.tolist(),
+        "norm": norm.tolist(),
+        "final": final_values(loss, norm),
+    }
 
 
 def mnist(ctx: tools.Context):

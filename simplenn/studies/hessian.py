@@ -68,8 +68,9 @@ def lanczos(times: Callable[[Tensor], Tensor], v: Tensor, steps: int) -> tuple[T
     return values, vectors[0] ** 2
 
 
-def estimate_signs(times: Callable, size: int, probes: int, steps: int, tolerance: float, seed: int = 0,
-                   dtype=torch.float64) -> tuple[Tensor, Tensor]:  # fmt: skip
+def estimate_signs(
+    times: Callable, size: int, probes: int, steps: int, tolerance: float, seed: int = 0, dtype=torch.float64
+) -> tuple[Tensor, Tensor]:
     """Stochastic Lanczos quadrature (Ubaru, Chen and Saad 2017): the fractions of positive, zero and negative
     eigenvalues (3,) as means over random sign vectors, and their errors (3,).
 
@@ -99,8 +100,14 @@ def beside(values: Tensor, weights: Tensor, step: Tensor) -> Tensor:
     return weights[max(k - 1, 0) : k + 1].max()
 
 
-def largest_eigenvalue(times: Callable[[Tensor], Tensor], size: int, iterations: int = 100, tolerance: float = 1e-3,
-                       seed: int = 0, dtype=torch.float32) -> float:  # fmt: skip
+def largest_eigenvalue(
+    times: Callable[[Tensor], Tensor],
+    size: int,
+    iterations: int = 100,
+    tolerance: float = 1e-3,
+    seed: int = 0,
+    dtype=torch.float32,
+) -> float:
     """The eigenvalue of largest absolute value, by power iteration, to a relative change of `tolerance`."""
     v = torch.randn(size, generator=torch.Generator().manual_seed(seed)).to(dtype)
     value = 0.0

@@ -79,12 +79,26 @@ def functions(ctx: tools.Context):
         losses = vmap(f)(w)
     eigenvalues = torch.linalg.eigvalsh(vmap(hessian(f))(w))
     counts = hessians.signs(eigenvalues, TOLERANCE)
-    rows = [{"setting": "sinc", "seed": k, "steps_on_loss": stops[k], "parameters": w.shape[1],
-             "final": {"train_loss": losses[k].item(), "gradient_norm": norms[k].item(),
-                       "critical": norms[k].item() < SMALL, "positive": int(counts[k, 0]), "zero": int(counts[k, 1]),
-                       "negative": int(counts[k, 2]), "minimal_ratio": counts[k, 0].item() / w.shape[1],
-                       "smallest": eigenvalues[k, 0].item(), "largest": eigenvalues[k, -1].item()}}
-            for k in range(count)]  # fmt: skip
+    rows = [
+        {
+            "setting": "sinc",
+            "seed": k,
+            "steps_on_loss": stops[k],
+            "parameters": w.shape[1],
+            "final": {
+                "train_loss": losses[k].item(),
+                "gradient_norm": norms[k].item(),
+                "critical": norms[k].item() < SMALL,
+                "positive": int(counts[k, 0]),
+                "zero": int(counts[k, 1]),
+                "negative": int(counts[k, 2]),
+                "minimal_ratio": counts[k, 0].item() / w.shape[1],
+                "smallest": eigenvalues[k, 0].item(),
+                "largest": eigenvalues[k, -1].item(),
+            },
+        }
+        for k in range(count)
+    ]
     figure, axes = tools.panels(1, 2)
     for name, mine in tools.groups([row["final"] | {"c": str(row["final"]["critical"])} for row in rows], "c").items():
         label = f"gradient norm {'below' if name == 'True' else 'above'} {SMALL:g}"
@@ -121,14 +135,24 @@ def mnist(ctx: tools.Context):
                     shares, errors = hessians.estimate_signs(
                         hessians.product(f, w), len(w), probes, steps, tolerance, seed
                     )
-                    final = {f"{name}_{what}": value.item() for what, values in (("share", shares), ("error", errors))
-                             for name, value in zip(("positive", "zero", "negative"), values)}  # fmt: skip
+                    final = {
+                        f"{name}_{what}": value.item()
+                        for what, values in (("share", shares), ("error", errors))
+                        for name, value in zip(("positive", "zero", "negative"), values)
+                    }
                     final |= {"train_loss": f(w).item(), "gradient_norm": grad(f)(w).norm().item()}
                     if case == "dense":
                         eigenvalues = torch.linalg.eigvalsh(hessians.dense(f, w))
                         final["positive_dense"] = hessians.signs(eigenvalues, tolerance)[0].item() / len(w)
-                    rows.append({"setting": case, "seed": seed, "epoch": epoch, "parameters": count_parameters(net),
-                                 "final": final})  # fmt: skip
+                    rows.append(
+                        {
+                            "setting": case,
+                            "seed": seed,
+                            "epoch": epoch,
+                            "parameters": count_parameters(net),
+                            "final": final,
+                        }
+                    )
     figure, axes = tools.panels(1, 2)
     for one, (case, same) in zip(axes[0], tools.groups(rows, "setting").items()):
         for row in same:

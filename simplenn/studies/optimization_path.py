@@ -83,10 +83,22 @@ def report(ctx, paths, layer, layer_name, losses, accuracy, f, every, unit):
         planes[name] = (mean, components, fraction, ((flat - mean) @ components.T).reshape(count, points, 2))
     mean, components, fraction, track = planes["whole model"]
     grid, z = contours_on_plane(f, mean, components, track, ctx.pick(31, 7))
-    rows = [{"setting": "path", "seed": k, "path": track[k], "loss": losses[k], "accuracy": accuracy[k],
-             "final": {"train_loss": losses[k, -1].item(), "accuracy": accuracy[k, -1].item(),
-                       "distance": (paths[k, -1] - paths[k, 0]).norm().item(),
-                       "length": paths[k].diff(dim=0).norm(dim=1).sum().item()}} for k in range(count)]  # fmt: skip
+    rows = [
+        {
+            "setting": "path",
+            "seed": k,
+            "path": track[k],
+            "loss": losses[k],
+            "accuracy": accuracy[k],
+            "final": {
+                "train_loss": losses[k, -1].item(),
+                "accuracy": accuracy[k, -1].item(),
+                "distance": (paths[k, -1] - paths[k, 0]).norm().item(),
+                "length": paths[k].diff(dim=0).norm(dim=1).sum().item(),
+            },
+        }
+        for k in range(count)
+    ]
     figure, axes = tools.panels(1, 2, 5.4, 4.4)
     for one, (name, (_, _, share, path)) in zip(axes[0], planes.items()):
         if name == "whole model":
@@ -99,8 +111,14 @@ def report(ctx, paths, layer, layer_name, losses, accuracy, f, every, unit):
         one.set(title=f"{name}: the plane holds {share.sum():.0%} of the variance", xlabel="component 1")
         one.set_ylabel("component 2")
         one.margins(0.12)
-    ctx.save(rows, figure, variance={name: plane[2] for name, plane in planes.items()}, every=every, unit=unit,
-             layer=layer_name)  # fmt: skip
+    ctx.save(
+        rows,
+        figure,
+        variance={name: plane[2] for name, plane in planes.items()},
+        every=every,
+        unit=unit,
+        layer=layer_name,
+    )
     run.write(ctx.out / f"{ctx.name}.gif", animate(grid, z, track, accuracy, every, unit, ctx.pick(26, 3)))
 
 

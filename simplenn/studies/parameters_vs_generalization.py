@@ -25,9 +25,16 @@ def train_one(train_set, val_set, test_set, width, seed, epochs, bs, lr, noise=0
             )
     names = ("epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "val_accuracy")
     best = max(curves, key=lambda row: row[-1])
-    return {"setting": f"{width} hidden units", "width": width, "seed": seed, "parameters": count_parameters(net),
-            "noise": noise, "curves": dict(zip(names, map(list, zip(*curves)))), "final": dict(zip(names, curves[-1])),
-            "early": dict(zip(names, best))}  # fmt: skip
+    return {
+        "setting": f"{width} hidden units",
+        "width": width,
+        "seed": seed,
+        "parameters": count_parameters(net),
+        "noise": noise,
+        "curves": dict(zip(names, map(list, zip(*curves)))),
+        "final": dict(zip(names, curves[-1])),
+        "early": dict(zip(names, best)),
+    }
 
 
 def run_widths(ctx, widths, train, epochs, bs, lr, noise=0.0):
@@ -35,8 +42,11 @@ def run_widths(ctx, widths, train, epochs, bs, lr, noise=0.0):
     n = ctx.pick(train, 100)
     val_set = train_set.replace(train_set.images[n:], train_set.labels[n:])
     train_set = train_set.subset(n)
-    tasks = [(train_set, val_set, test_set, width, seed, ctx.pick(epochs, 4), bs, lr, noise)
-             for seed in range(ctx.seeds) for width in ctx.pick(widths, widths[::4])]  # fmt: skip
+    tasks = [
+        (train_set, val_set, test_set, width, seed, ctx.pick(epochs, 4), bs, lr, noise)
+        for seed in range(ctx.seeds)
+        for width in ctx.pick(widths, widths[::4])
+    ]
     return ctx.map(train_one, tasks)
 
 

@@ -38,18 +38,31 @@ def train_one(train_set, test_set, fraction, seed, epochs, hidden, target):
     names = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
     curves = dict(zip(names, map(list, zip(*curves))))
     final = {name: values[-1] for name, values in curves.items()}
-    final |= {"epochs": len(curves["train_loss"]), "fitted": final["train_loss"] < target,
-              "test_loss_first": curves["test_loss"][0], "test_loss_lowest": min(curves["test_loss"])}  # fmt: skip
-    return {"setting": f"{fraction:.0%} random", "fraction": fraction, "seed": seed, "curves": curves,
-            "parameters": count_parameters(net), "final": final}  # fmt: skip
+    final |= {
+        "epochs": len(curves["train_loss"]),
+        "fitted": final["train_loss"] < target,
+        "test_loss_first": curves["test_loss"][0],
+        "test_loss_lowest": min(curves["test_loss"]),
+    }
+    return {
+        "setting": f"{fraction:.0%} random",
+        "fraction": fraction,
+        "seed": seed,
+        "curves": curves,
+        "parameters": count_parameters(net),
+        "final": final,
+    }
 
 
 def mnist(ctx: tools.Context):
     """A network 784-512-10, Adam at 0.001 and batches of 250, until the training loss is below 0.01."""
     train_set, test_set = ctx.digits(10_000)
     target, epochs, hidden = ctx.pick(0.01, 0.5), ctx.pick(300, 3), ctx.pick(512, 32)
-    tasks = [(train_set, test_set, fraction, seed, epochs, hidden, target)
-             for seed in range(ctx.seeds) for fraction in FRACTIONS]  # fmt: skip
+    tasks = [
+        (train_set, test_set, fraction, seed, epochs, hidden, target)
+        for seed in range(ctx.seeds)
+        for fraction in FRACTIONS
+    ]
     rows = ctx.map(train_one, tasks)
     figure, axes = tools.panels(1, 3)
     for i, same in enumerate(tools.groups(rows, "fraction").values()):

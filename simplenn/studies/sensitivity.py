@@ -9,8 +9,11 @@ from studies import hessian, tools, training
 BATCHES = (16, 64, 256, 1024, 4096)
 BASE = 64  # the batch at which the learning rate is LR
 LR = 0.05  # SGD with momentum 0.9
-REGIMES = {f"{budget}, learning rate {rate}": (budget, rate)
-           for budget in ("equal epochs", "equal steps") for rate in ("fixed", "scaled")}  # fmt: skip
+REGIMES = {
+    f"{budget}, learning rate {rate}": (budget, rate)
+    for budget in ("equal epochs", "equal steps")
+    for rate in ("fixed", "scaled")
+}
 GRADIENT_BATCHES = (10, 30, 60, 110, 210, 410, 810, 1510)
 
 
@@ -49,9 +52,11 @@ def train_one(train_set, test_set, regime, bs, seed, epochs, steps):
     row = {"setting": regime, "bs": bs, "seed": seed, "lr": lr, "steps": step}
     if not all(map(lambda value: value < 100, values.values())):  # NaN too
         return row | {"state": "diverged", "final": {}}
-    values |= {"sensitivity": input_jacobian_norm(net, test_x[:1000]),
-               "sensitivity_probabilities": input_jacobian_norm(net, test_x[:1000], True),
-               "sharpness": sharpness(net, x[:2000], y[:2000])}  # fmt: skip
+    values |= {
+        "sensitivity": input_jacobian_norm(net, test_x[:1000]),
+        "sensitivity_probabilities": input_jacobian_norm(net, test_x[:1000], True),
+        "sharpness": sharpness(net, x[:2000], y[:2000]),
+    }
     return row | {"final": values}
 
 
@@ -60,14 +65,22 @@ def batch(ctx: tools.Context):
     scaled with the batch."""
     train_set, test_set = ctx.digits(10_000)
     batches = ctx.pick(BATCHES, (16, 64))
-    tasks = [(train_set, test_set, regime, bs, seed, ctx.pick(20, 2), ctx.pick(1500, 10))
-             for seed in range(ctx.seeds) for bs in batches for regime in REGIMES]  # fmt: skip
+    tasks = [
+        (train_set, test_set, regime, bs, seed, ctx.pick(20, 2), ctx.pick(1500, 10))
+        for seed in range(ctx.seeds)
+        for bs in batches
+        for regime in REGIMES
+    ]
     rows = ctx.map(train_one, tasks)
     figure, axes = tools.panels(2, 3)
-    quantities = {"train_loss": "training loss", "test_loss": "test loss", "test_accuracy": "test accuracy",
-                  "sensitivity": "sensitivity of the logits",
-                  "sensitivity_probabilities": "sensitivity of the probabilities",
-                  "sharpness": "largest eigenvalue of the Hessian"}  # fmt: skip
+    quantities = {
+        "train_loss": "training loss",
+        "test_loss": "test loss",
+        "test_accuracy": "test accuracy",
+        "sensitivity": "sensitivity of the logits",
+        "sensitivity_probabilities": "sensitivity of the probabilities",
+        "sharpness": "largest eigenvalue of the Hessian",
+    }
     for i, (regime, same) in enumerate(tools.groups(rows, "setting").items()):
         by_size = tools.groups([row for row in same if row["final"]], "bs")
         for one, (name, label) in zip(axes.flat, quantities.items()):
@@ -94,9 +107,14 @@ def gradient_one(train_set, bs, seed, epochs, probe):
     for _ in training.fit(net, x, y, epochs, bs, seed=seed):
         norms.append(torch.cat([p.grad.flatten() for p in net.parameters()]).norm())
     last = torch.stack(norms[-(len(x) // bs) :])
-    final = {"mean_norm": torch.stack(norms).mean().item(), "mean_norm_last_epoch": last.mean().item(),
-             "full_norm_at_end": batch_gradient_norm(net, x, y), "norm_at_initial_weights": sum(initial) / len(initial),
-             "train_loss": training.evaluate(net, x, y)[0], "steps": len(norms)}  # fmt: skip
+    final = {
+        "mean_norm": torch.stack(norms).mean().item(),
+        "mean_norm_last_epoch": last.mean().item(),
+        "full_norm_at_end": batch_gradient_norm(net, x, y),
+        "norm_at_initial_weights": sum(initial) / len(initial),
+        "train_loss": training.evaluate(net, x, y)[0],
+        "steps": len(norms),
+    }
     return {"setting": f"batch size {bs}", "bs": bs, "seed": seed, "final": final}
 
 
@@ -109,13 +127,19 @@ def batch_gradient_norm(net, x, y) -> float:
 def gradient(ctx: tools.Context):
     """The quantity that the course measured: the mean norm of the gradient of a batch, five epochs of Adam."""
     train_set, _ = ctx.digits(10_000)
-    tasks = [(train_set, bs, seed, ctx.pick(5, 1), 50)
-             for seed in range(ctx.seeds) for bs in ctx.pick(GRADIENT_BATCHES, (10, 60))]  # fmt: skip
+    tasks = [
+        (train_set, bs, seed, ctx.pick(5, 1), 50)
+        for seed in range(ctx.seeds)
+        for bs in ctx.pick(GRADIENT_BATCHES, (10, 60))
+    ]
     rows = ctx.map(gradient_one, tasks)
     figure, axes = tools.panels(1, 2)
-    names = {"mean_norm": "batch gradient, mean over five epochs", "mean_norm_last_epoch": "batch gradient, last epoch",
-             "full_norm_at_end": "full gradient, at the end",
-             "norm_at_initial_weights": "batch gradient, at the initial weights"}  # fmt: skip
+    names = {
+        "mean_norm": "batch gradient, mean over five epochs",
+        "mean_norm_last_epoch": "batch gradient, last epoch",
+        "full_norm_at_end": "full gradient, at the end",
+        "norm_at_initial_weights": "batch gradient, at the initial weights",
+    }
     by_size = tools.groups(rows, "bs")
     for one, chosen in ((axes[0, 0], names), (axes[0, 1], {"train_loss": "after five epochs"})):
         for name, label in chosen.items():

@@ -65,8 +65,15 @@ class Context:
         """Write the record STUDY-PART.json and the figure STUDY-PART.png."""
         machine = run.environment(torch.device("cpu"), Path(__file__).parents[1] / "sweep.py")
         rows = [{"study": self.name, "state": "done", "command": self.command} | row for row in rows]
-        record = {"study": self.name, "quick": self.quick, **machine, **self.facts, **rounded(facts),
-                  "wall_s": round(time.monotonic() - self.began, 1), "rows": rounded(rows)}  # fmt: skip
+        record = {
+            "study": self.name,
+            "quick": self.quick,
+            **machine,
+            **self.facts,
+            **rounded(facts),
+            "wall_s": round(time.monotonic() - self.began, 1),
+            "rows": rounded(rows),
+        }
         run.write_json(self.out / f"{self.name}.json", record)
         write_small_figure(self.out / f"{self.name}.png", figure)
         print(f"{self.name}: {record['wall_s']:.0f} s -> {run.display_path(self.out / self.name)}.json, .png")

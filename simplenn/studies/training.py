@@ -15,8 +15,17 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
 
-def fit(net: nn.Module, x: Tensor, y: Tensor, epochs: int, bs: int = 128, lr: float = 1e-3, seed: int = 0,
-        optimizer: str = "adam", weight_decay: float = 0.0) -> Iterator[tuple[int, Tensor]]:  # fmt: skip
+def fit(
+    net: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    epochs: int,
+    bs: int = 128,
+    lr: float = 1e-3,
+    seed: int = 0,
+    optimizer: str = "adam",
+    weight_decay: float = 0.0,
+) -> Iterator[tuple[int, Tensor]]:
     """Train a classifier on (x, y); yields (step, loss of its batch) after every step, with the gradients in place.
 
     An epoch's order is a function of (seed, epoch), and smaller last batches are left out.
