@@ -1258,6 +1258,16 @@ def test_one_step_is_the_formula(method, tmp_path):
     assert float(row["train_loss"]) == pytest.approx(loss.item(), rel=1e-5) and float(row["lr"]) == lr
 
 
+def test_a_training_that_learns_nothing_says_so(tmp_path, capsys):
+    """The loss of a uniform prediction over the 557 tokens of the model tiny is ln 557 = 6.323."""
+    flags = [*TINY, "--limit", "120", "--max-steps", "1", "--test-tokens", "0"]
+    for name, lr, expected in (("nothing", "1e-9", True), ("something", "0.01", False)):
+        steps = [] if expected else ["--max-steps", "14", "--epochs", "9"]
+        record = train.main([*flags, *steps, "--lr", lr, "--out", str(tmp_path / name)])
+        assert ("a uniform prediction has 6.323" in record.get("warning", "")) == expected
+        assert ("a uniform prediction has 6.323" in capsys.readouterr().out) == expected
+
+
 def observe(argv, out):
     """All that a run shows of its options: weights, metrics, the final numbers, and how it computed them."""
     calls, hooks = [], []
