@@ -40,8 +40,12 @@ EOS = 0
 
 @pytest.fixture(autouse=True, scope="module")
 def quiet():
-    """As the scripts have it: transformers says nothing on standard error."""
+    """As the scripts have it: transformers says nothing on standard error. The built-in text is written once."""
     pretrained.quiet()
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in ((corpus.generated, "articles"), (corpus, "detokenize"), (corpus, "is_title")):
+            patch.setattr(module, name, functools.cache(getattr(module, name)))
+        yield
 
 
 def small(vocab_size=40, seed=0, factor=4.0, **changes):
@@ -621,7 +625,7 @@ def test_a_lora_run_is_merged_before_it_is_trained_further(trained, tmp_path):
 
 def test_the_end_of_a_text_is_learned(tmp_path):
     """Greedy generation ends by itself where texts do, in transformers' generate and in ours."""
-    names, towns = "Ada Brian Clara Daniel Edith Frank".split(), "Alden Brook Carrow Dunmere Elstow Farley".split()
+    names, towns = "Ada Brian Clara Daniel".split(), "Alden Brook Carrow Dunmere".split()
     rows = [[f"{name} lives in {town}."] for name, town in itertools.product(names, towns)] * 4
     own = write_csv(tmp_path / "own.csv", ["text"], rows)
     flags = ["--recipe", "tiny", "--data", own, "--epochs", "6", "--lr", "1e-2", "--bs", "3", "--device", "cpu"]
@@ -868,6 +872,7 @@ def test_the_form_lines_is_the_text_of_hugging_faces_page_from_files_and_from_th
     assert [document.text for document in files.parts["test"]] == ["\n\n".join(ROWS)]
 
 
+@pytest.mark.slow
 def test_wikitext_2_in_lines_has_the_tokens_of_hugging_faces_page(data_dir):
     """297,300 tokens of GPT-2 for the test part with <unk>."""
     tokenizers = pytest.importorskip("tokenizers")
@@ -1212,7 +1217,8 @@ def is_trained(method, name):
 @pytest.mark.parametrize("method", METHODS)
 def test_one_step_is_the_formula(method, tmp_path):
     """The loss of the first step, the clipped gradients in the moments of AdamW, and the new weights."""
-    lr, decay, clip = 0.01, 0.1, 0.05
+    lr, decay = 0.01, 0.1
+    clip = 0.05 if method == "full" else 0.02  # below the norms of the gradients
     folder = without_dropout(tmp_path / "model")
     flags = [*TINY, "--model", str(folder), "--method", method, "--limit", "100", "--max-steps", "1", "--bs", "4"]
     flags += ["--lr", str(lr), "--weight-decay", str(decay), "--clip", str(clip), "--seed", "7"]
@@ -1252,12 +1258,23 @@ def test_one_step_is_the_formula(method, tmp_path):
     assert float(row["train_loss"]) == pytest.approx(loss.item(), rel=1e-5) and float(row["lr"]) == lr
 
 
+def test_a_training_that_learns_nothing_says_so(tmp_path, capsys):
+    """The loss of a uniform prediction over the 557 tokens of the model tiny is ln 557 = 6.323."""
+    flags = [*TINY, "--limit", "120", "--max-steps", "1", "--test-tokens", "0"]
+    for name, lr, expected in (("nothing", "1e-9", True), ("something", "0.01", False)):
+        steps = [] if expected else ["--max-steps", "14", "--epochs", "9"]
+        record = train.main([*flags, *steps, "--lr", lr, "--out", str(tmp_path / name)])
+        assert ("a uniform prediction has 6.323" in record.get("warning", "")) == expected
+        assert ("a uniform prediction has 6.323" in capsys.readouterr().out) == expected
+
+
 def observe(argv, out):
     """All that a run shows of its options: weights, metrics, the final numbers, and how it computed them."""
     calls, hooks = [], []
     with pytest.MonkeyPatch.context() as patch:
         whole, checkpointed = scoring.logits_of, model.checkpoint_activations
         patch.setattr(scoring, "logits_of", lambda net, ids, *rest: calls.append(ids.shape) or whole(net, ids, *rest))
+        patch.setattr(run, "draw_curves", lambda rows, path: None)
         patch.setattr(model, "checkpoint_activations", lambda net: hooks.append(1) or checkpointed(net))
         record = train.main([*argv, "--out", str(out)])
     with open(out / "metrics.csv", newline="") as file:
@@ -1270,7 +1287,6 @@ def observe(argv, out):
         "rows": rows,
         "final": final,
         "weights": weights,
-        "threads": record["device"]["threads"],
     }
 
 
@@ -1303,7 +1319,6 @@ MATTERS = {  # option: (flags of the setting in which it matters, flags with ano
     "last_blocks": (["--method", "last", *TWO_STEPS], ["--last-blocks", "1"]),
     "seed": (TWO_STEPS, ["--seed", "1"]),
     "precision": (TWO_STEPS, ["--precision", "bf16"]),
-    "threads": (TWO_STEPS, ["--threads", "2"]),
 }
 ELSEWHERE = {  # option: the test that another value of it matters
     "mode": "test_generate_and_mode_gen",
@@ -1312,6 +1327,7 @@ ELSEWHERE = {  # option: the test that another value of it matters
     "resume": "test_stopped_within_an_epoch_and_resumed",
     "tensorboard": "tests/test_contract.py",
     "device": "needs a second device",
+    "threads": "tests/test_common.py",
 }
 
 
@@ -1327,16 +1343,12 @@ def test_every_option_has_an_entry():
 @pytest.mark.parametrize("name", MATTERS)
 def test_each_option_matters(name, observed, tmp_path):
     setting, other = MATTERS[name]
-    threads = torch.get_num_threads()
     own = write_csv(tmp_path / "own.csv", ["text"], [[f"A town called {i} lies by the river."] for i in range(20)])
     if "MODEL" in other:
         without_dropout(tmp_path / "model")
     places = {"OWN": own, "MODEL": str(tmp_path / "model")}
     other = [places.get(word, word) for word in other]
-    try:
-        assert observe([*SHORT, *setting, *other], tmp_path / "run") != observed(*setting)
-    finally:
-        torch.set_num_threads(threads)
+    assert observe([*SHORT, *setting, *other], tmp_path / "run") != observed(*setting)
 
 
 @pytest.mark.parametrize("value", ["null", "nan", "-1", "1e999", "", "99999999999999999999"])
