@@ -139,7 +139,9 @@ def open_model(name: str):
         raise run.UserError(f"{name}: there is no such run, checkpoint or folder")
     init = checkpoint.init_arg(name)
     start = checkpoint.load_init(init)
-    model = checkpoint.build(checkpoint.init_recipe(init)["model"] | {"vocab_size": start.tokenizer.vocab_size})
+    shape = checkpoint.init_recipe(init)
+    del shape["tokens"]
+    model = checkpoint.build(shape | {"vocab_size": start.tokenizer.vocab_size})
     start.load_into(model)
     return model.eval(), start.tokenizer
 

@@ -89,7 +89,7 @@ def parse(answer: str) -> exercises.Exercise | None:
         return None
     if not ast.get_docstring(node) or len(node.body) < 2 or len(calls) < 2:
         return None
-    lines = code.splitlines(keepends=True)
+    lines = [line + "\n" for line in code.split("\n")]  # as `ast` counts them
     cut = node.body[0].end_lineno
     prompt = "".join(lines[node.lineno - 1 : cut])
     completion = "".join(lines[cut : node.end_lineno]).rstrip() + "\n"
