@@ -98,7 +98,7 @@ def ours(recipe, text, device, precision):
     def step(i):
         net.train()
         x, y = data.batch(text.train, net.block_size, args.bs, 0, i, device)
-        loss = train.backward(net, x, y, args.bs, contextlib.nullcontext, r)
+        loss = train.backward(net, x, y, args.bs, r)
         train.update(net, optimizers, args, i)
         loss.item()
 

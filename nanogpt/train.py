@@ -17,7 +17,6 @@ processes. The recipe sets every hyper-parameter; flags override it.
 import math
 import textwrap
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -162,7 +161,7 @@ AUTO_THREADS = None  # all cores; tools/seconds.py: two are 1.4 times as fast as
 SAMPLE_TOKENS = 120
 
 
-def backward(model, x, y, micro_batch, no_sync, r, targets=None):
+def backward(model, x, y, micro_batch, r, targets=None):
     """Compute the gradients of the loss on x and y, `micro_batch` sequences at a time. Returns the loss.
 
     targets: the number in the whole batch, per process. Micro-batches of rows have different numbers of targets, and
@@ -170,11 +169,9 @@ def backward(model, x, y, micro_batch, no_sync, r, targets=None):
     """
     targets = (y >= 0).sum() if targets is None else targets
     total = torch.zeros((), device=r.device)
-    parts = list(zip(x.split(micro_batch), y.split(micro_batch)))
-    for i, (x_part, y_part) in enumerate(parts, 1):
-        with nullcontext() if i == len(parts) else no_sync():  # all-reduce gradients only in the last micro-batch
-            loss = loss_of(model, x_part, y_part, r) * ((y_part >= 0).sum() / targets)
-            loss.backward()
+    for x_part, y_part in ddp.micro_batches(model, micro_batch, x, y):
+        loss = loss_of(model, x_part, y_part, r) * ((y_part >= 0).sum() / targets)
+        loss.backward()
         total += loss.detach()
     return total
 
@@ -233,7 +230,7 @@ def train(args, r, text, init=None):
     losses = torch.zeros_like(state["losses"]) if r.rank else state["losses"]  # of all processes, in the first one
     losses = list(losses.to(r.device))  # since the last evaluation
     r.note(muon_precision=optimizers[-1].param_groups[0].get("precision"))  # of its products; a resumed run keeps it
-    ddp_model, no_sync = r.wrap(model)
+    ddp_model, _ = r.wrap(model)
     ddp_model = torch.compile(ddp_model) if args.compile else ddp_model
     constants = {"config": config_of(model), "tokenizer": text.tokenizer.state()}
     saved = time.monotonic()
@@ -245,7 +242,7 @@ def train(args, r, text, init=None):
         x, y = data.batch(text.train, model.block_size, args.bs, args.seed, 0 if args.overfit else step)  # (bs, T) each
         targets = (y >= 0).sum() / r.world
         x, y = (tokens.split(share)[r.rank].to(r.device, non_blocking=True) for tokens in (x, y))
-        losses.append(backward(ddp_model, x, y, micro_batch, no_sync, r, targets))
+        losses.append(backward(ddp_model, x, y, micro_batch, r, targets))
         evaluating = (step + 1) % eval_every == 0 or step + 1 == args.iters
         if evaluating:  # norms before clipping, which would hide large gradients
             gradients = gradient_norms(model)
@@ -342,7 +339,7 @@ def main(argv=None):
             results.append(f"test loss {final['test_loss']:.4f}, perplexity {final['test_perplexity']:.1f}")
         if r.rank == 0:
             save_weights(r.folder / "best.safetensors", model, text.tokenizer.state())
-        r.finish("; ".join(results), **final)
+        r.finish("; ".join(results), uniform_loss=math.log(model.vocab_size), **final)
     return r.record
 
 
