@@ -226,7 +226,9 @@ def train(args, r, text, init=None):
     micro_batch = ddp.micro_batch_size(args.bs, args.micro_batch)
     describe(args, r, text, model, n_eval)
     state = r.load(model=model, optimizer=optimizers) or begin(args, r, text, model, micro_batch, init)
-    step, best, seconds = state["step"], state["best"], state["seconds"]
+    step = state["step"]
+    best = state["best"]
+    seconds = state["seconds"]
     losses = torch.zeros_like(state["losses"]) if r.rank else state["losses"]  # of all processes, in the first one
     losses = list(losses.to(r.device))  # since the last evaluation
     r.note(muon_precision=optimizers[-1].param_groups[0].get("precision"))  # of its products; a resumed run keeps it
@@ -323,9 +325,14 @@ def main(argv=None):
         val_loss = best["val_loss"]
         if r.record["dataset"]["eval"] < data.n_targets(text.val):
             val_loss = evaluate(model, text.val, micro_batch, r)
-        final = {"best_iter": best["step"], "val_loss": val_loss, "val_perplexity": perplexity(val_loss),
-                 "sampled_loss": estimate(model, text.val, micro_batch, args.seed, r), "seconds": seconds,
-                 "train_loss": best["train_loss"]}  # fmt: skip
+        final = {
+            "best_iter": best["step"],
+            "val_loss": val_loss,
+            "val_perplexity": perplexity(val_loss),
+            "sampled_loss": estimate(model, text.val, micro_batch, args.seed, r),
+            "seconds": seconds,
+            "train_loss": best["train_loss"],
+        }
         results = [f"validation loss {val_loss:.4f} at iter {best['step']:,}"]
         if final["sampled_loss"] is not None:
             results.append(f"{final['sampled_loss']:.4f} as nanoGPT estimates it")
