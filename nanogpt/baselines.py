@@ -30,7 +30,9 @@ class Bigram(nn.Module):
 
     def __init__(self, config: BigramConfig):
         super().__init__()
-        self.config, self.vocab_size, self.block_size = config, config.vocab_size, config.block_size
+        self.config = config
+        self.vocab_size = config.vocab_size
+        self.block_size = config.block_size
         self.table = nn.Embedding(config.vocab_size, config.n_embd or config.vocab_size)
         self.head = nn.Linear(config.n_embd, config.vocab_size) if config.n_embd else nn.Identity()
         nn.init.normal_(self.table.weight, std=0.02)
@@ -65,7 +67,9 @@ class WordMLP(nn.Module):
 
     def __init__(self, config: WordMLPConfig):
         super().__init__()
-        self.config, self.vocab_size, self.block_size = config, config.vocab_size, config.block_size
+        self.config = config
+        self.vocab_size = config.vocab_size
+        self.block_size = config.block_size
         width = config.context * config.n_embd
         self.embedding = nn.Embedding(config.vocab_size + 1, config.n_embd)
         self.hidden = nn.Linear(width, config.hidden)

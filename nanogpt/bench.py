@@ -36,7 +36,9 @@ NEW_TOKENS = 63  # generated, after one token
 class OneProcess:
     """The part of a run that train.py's functions need: precision, device and collectives."""
 
-    rank, world, all_reduce = 0, 1, staticmethod(lambda tensor: tensor)
+    rank = 0
+    world = 1
+    all_reduce = staticmethod(lambda tensor: tensor)
 
     def __init__(self, device, precision):
         self.device, self.precision = device, precision
@@ -98,7 +100,7 @@ def ours(recipe, text, device, precision):
     def step(i):
         net.train()
         x, y = data.batch(text.train, net.block_size, args.bs, 0, i, device)
-        loss = train.backward(net, x, y, args.bs, contextlib.nullcontext, r)
+        loss = train.backward(net, x, y, args.bs, r)
         train.update(net, optimizers, args, i)
         loss.item()
 
@@ -125,9 +127,16 @@ def training_rows(text, device, steps):
     for (name, precision), (_, net) in ways.items():
         tokens = train.RECIPES["cpu" if name == "reference" else name].bs * net.block_size
         seconds = statistics.median(times[name, precision])
-        row = {"what": "training", "way": name, "precision": precision, "tokens_per_s": tokens / seconds,
-               "ms_per_step": 1000 * seconds, "tokens_per_step": tokens, "peak": peaks[precision],
-               "of_peak": operations(net) * tokens / seconds / peaks[precision]}  # fmt: skip
+        row = {
+            "what": "training",
+            "way": name,
+            "precision": precision,
+            "tokens_per_s": tokens / seconds,
+            "ms_per_step": 1000 * seconds,
+            "tokens_per_step": tokens,
+            "peak": peaks[precision],
+            "of_peak": operations(net) * tokens / seconds / peaks[precision],
+        }
         rows.append(row | {"times_reference": row["tokens_per_s"] / (rows or [row])[0]["tokens_per_s"]})
     return rows
 
@@ -141,9 +150,15 @@ def generation_rows(text, device):
         return lambda i: timing.seconds_of(lambda: list(generate(net, start, NEW_TOKENS, use_cache=use_cache)))
 
     times = timing.turns({"without cache": way(False), "with cache": way(True)}, 5)
-    return [{"what": "generation", "way": name, "precision": "fp32",
-             "tokens_per_s": NEW_TOKENS / statistics.median(seconds)}
-            for name, seconds in times.items()]  # fmt: skip
+    return [
+        {
+            "what": "generation",
+            "way": name,
+            "precision": "fp32",
+            "tokens_per_s": NEW_TOKENS / statistics.median(seconds),
+        }
+        for name, seconds in times.items()
+    ]
 
 
 def whole_runs(text, device, args, out):
@@ -157,9 +172,17 @@ def whole_runs(text, device, args, out):
                 _, sampled = (train.estimate(net, part, 12, 0, plain) for part in (text.train, text.val))
             if i < iters:
                 step(i)
-        rows = [{"what": "whole run", "way": "reference", "precision": "fp32",
-                 "seconds": time.perf_counter() - began, "iters": iters,
-                 "val_loss": train.evaluate(net, text.val, 12, plain), "sampled_loss": sampled}]  # fmt: skip
+        rows = [
+            {
+                "what": "whole run",
+                "way": "reference",
+                "precision": "fp32",
+                "seconds": time.perf_counter() - began,
+                "iters": iters,
+                "val_loss": train.evaluate(net, text.val, 12, plain),
+                "sampled_loss": sampled,
+            }
+        ]
     for name in ("cpu", "fast"):
         folder = next(f for n in itertools.count(1) if not (f := out / f"{name}-{n}").exists())
         flags = {
@@ -173,10 +196,18 @@ def whole_runs(text, device, args, out):
         with open(folder / "metrics.csv", newline="", encoding="utf-8") as file:
             reached = [float(row["seconds"]) for row in csv.DictReader(file) if float(row["val_loss"]) <= NANOGPT]
         final = record["final"]
-        rows.append({"what": "whole run", "way": name, "precision": record["precision"], "seconds": final["seconds"],
-                     "iters": record["args"]["iters"], "val_loss": final["val_loss"],
-                     "sampled_loss": final["sampled_loss"],
-                     "seconds_to_nanogpt": reached[0] if reached else None})  # fmt: skip
+        rows.append(
+            {
+                "what": "whole run",
+                "way": name,
+                "precision": record["precision"],
+                "seconds": final["seconds"],
+                "iters": record["args"]["iters"],
+                "val_loss": final["val_loss"],
+                "sampled_loss": final["sampled_loss"],
+                "seconds_to_nanogpt": reached[0] if reached else None,
+            }
+        )
     return [row | {"of_reference": row["seconds"] / rows[0]["seconds"]} for row in rows]
 
 
@@ -205,16 +236,20 @@ def main(argv=None):
     print(f"{text.name}; {machine['device']['name']}, {machine['device']['threads']} threads")
     rows = training_rows(text, device, args.steps)
     for row in rows:
-        print(f"training    {row['way']:<13}  {row['precision']}  {row['tokens_per_s']:>9,.0f} tokens/s, "
-              f"{row['of_peak']:.0%} of the peak, {row['times_reference']:.2f} times the reference")  # fmt: skip
+        print(
+            f"training    {row['way']:<13}  {row['precision']}  {row['tokens_per_s']:>9,.0f} tokens/s, "
+            f"{row['of_peak']:.0%} of the peak, {row['times_reference']:.2f} times the reference"
+        )
     rows += generation_rows(text, device)
     for row in rows[-2:]:
         print(f"generation  {row['way']:<13}  fp32  {row['tokens_per_s']:>9,.0f} tokens/s")
     if args.whole:
         rows += whole_runs(text, device, args, out)
         for row in rows[-3:]:
-            print(f"whole run   {row['way']:<13}  {row['precision']}  {row['seconds']:>6.1f} s, "
-                  f"{row['of_reference']:.0%} of the reference, validation loss {row['val_loss']:.4f}")  # fmt: skip
+            print(
+                f"whole run   {row['way']:<13}  {row['precision']}  {row['seconds']:>6.1f} s, "
+                f"{row['of_reference']:.0%} of the reference, validation loss {row['val_loss']:.4f}"
+            )
     run.write_json(out / "bench.json", {"bench": "nanogpt", **machine, "dataset": text.facts(), "rows": rows})
     return rows
 

@@ -95,7 +95,7 @@ class Text:
 
     def facts(self) -> dict:
         """The text's entry in run.json."""
-        return {
+        facts = {
             "name": self.name,
             "digest": self.digest,
             "builtin": self.name == "builtin",
@@ -106,7 +106,10 @@ class Text:
             "test": 0 if self.test is None else len(self.test),
             "selected_on": self.test is None,
             "characters_per_token": self.characters_per_token,
-        } | ({"targets": n_targets(self.train)} if self.train.dim() == 3 else {})
+        }
+        if self.train.dim() == 3:
+            facts["targets"] = n_targets(self.train)
+        return facts
 
     def beginning(self) -> Tensor:
         """The tokens from which a sample starts, (1, T): the first one, or the prompt of the first exercise."""

@@ -61,7 +61,9 @@ class Hub(nn.Module):
 
     def __init__(self, config: HubConfig):
         super().__init__()
-        self.config, self.vocab_size, self.block_size = config, config.vocab_size, config.block_size
+        self.config = config
+        self.vocab_size = config.vocab_size
+        self.block_size = config.block_size
         theirs = call(auto("AutoConfig").from_pretrained, config.name)
         self.net = auto("AutoModelForCausalLM").from_config(theirs)
 
@@ -84,7 +86,9 @@ def load(init: str) -> Hub:
     model = Hub.__new__(Hub)
     nn.Module.__init__(model)
     model.config = HubConfig(HubTokenizer(init).vocab_size, **{k: v for k, v in config_of(init).items() if k != "kind"})
-    model.vocab_size, model.block_size, model.net = model.config.vocab_size, model.config.block_size, theirs
+    model.vocab_size = model.config.vocab_size
+    model.block_size = model.config.block_size
+    model.net = theirs
     if theirs.get_input_embeddings().num_embeddings < model.vocab_size:
         raise run.UserError(f"{init}: its tokenizer has more tokens than its model")
     return model

@@ -114,7 +114,9 @@ class Attention(nn.Module):
 
     def __init__(self, c: GPTConfig):
         super().__init__()
-        self.n_head, self.dropout, self.qk_norm = c.n_head, c.dropout, c.qk_norm
+        self.n_head = c.n_head
+        self.dropout = c.dropout
+        self.qk_norm = c.qk_norm
         self.qkv = nn.Linear(c.n_embd, 3 * c.n_embd, c.bias)
         self.out = nn.Linear(c.n_embd, c.n_embd, c.bias)
 
@@ -213,7 +215,9 @@ class GPT(nn.Module):
 
     def __init__(self, config: GPTConfig):
         super().__init__()
-        self.config, self.vocab_size, self.block_size = config, config.vocab_size, config.block_size
+        self.config = config
+        self.vocab_size = config.vocab_size
+        self.block_size = config.block_size
         self.tokens = nn.Embedding(config.vocab_size, config.n_embd)
         self.positions = None if config.rotary else nn.Embedding(config.block_size, config.n_embd)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))

@@ -77,7 +77,9 @@ def make_optimizers(model: nn.Module, args, device: torch.device) -> list[torch.
     Every parameter group has a "peak", the learning rate that the schedule scales. Vectors (biases and norms) have no
     weight decay.
     """
-    muon, matrices, vectors = [], [], []
+    muon = []
+    matrices = []
+    vectors = []
     for name, p in model.named_parameters():
         kind = vectors if p.dim() < 2 else muon if args.muon and name.startswith("blocks.") else matrices
         kind.append(p)

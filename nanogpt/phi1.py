@@ -105,7 +105,9 @@ def do_evaluate(args):
         folders = [folder for folder in plan.evaluations(work, args.benchmark, args.seeds) if not scored(folder, args)]
     if args.list:
         for folder in folders:
-            words = [run.display_path(folder), "--benchmark", *args.benchmark, *["--execute"] * args.execute]
+            words = [run.display_path(folder), "--benchmark", *args.benchmark]
+            if args.execute:
+                words.append("--execute")
             print(this_command(args, "evaluate", *words))
         return None
     if not folders and not args.all:
@@ -124,8 +126,12 @@ def do_evaluate(args):
 
 
 def this_command(args, *words) -> str:
-    where = [] if args.out == str(DEFAULT) else ["--out", run.display_path(args.out)]
-    return "python " + shlex.join([run.display_path(__file__), *words, *where, *["--quick"] * args.quick])
+    words = [run.display_path(__file__), *words]
+    if args.out != str(DEFAULT):
+        words += ["--out", run.display_path(args.out)]
+    if args.quick:
+        words.append("--quick")
+    return "python " + shlex.join(words)
 
 
 def scored(folder, args) -> bool:
@@ -139,7 +145,9 @@ def open_model(name: str):
         raise run.UserError(f"{name}: there is no such run, checkpoint or folder")
     init = checkpoint.init_arg(name)
     start = checkpoint.load_init(init)
-    model = checkpoint.build(checkpoint.init_recipe(init)["model"] | {"vocab_size": start.tokenizer.vocab_size})
+    shape = checkpoint.init_recipe(init)
+    del shape["tokens"]
+    model = checkpoint.build(shape | {"vocab_size": start.tokenizer.vocab_size})
     start.load_into(model)
     return model.eval(), start.tokenizer
 
@@ -179,9 +187,16 @@ def score(args, name, problems, lines, stem):
     done = [line | {"level": levels[line["task_id"]]} for line in benchmarks.execute(problems, lines)]
     table = benchmarks.scores(problems, done, (1, 10))
     too_long = len({line["task_id"] for line in lines if line.get("too_long")})
-    record = {"benchmark": name, "n": args.n if name == "ladder" else 1, "seed": args.seed, "scores": table,
-              "temperature": args.temperature if name == "ladder" else 0.0, "too_long": too_long,
-              "completions": len(lines), **run.environment(torch.device("cpu"), __file__)}  # fmt: skip
+    record = {
+        "benchmark": name,
+        "n": args.n if name == "ladder" else 1,
+        "seed": args.seed,
+        "scores": table,
+        "temperature": args.temperature if name == "ladder" else 0.0,
+        "too_long": too_long,
+        "completions": len(lines),
+        **run.environment(torch.device("cpu"), __file__),
+    }
     run.write(stem.with_name(stem.name + ".scored.jsonl"), "".join(json.dumps(line) + "\n" for line in done))
     run.write_json(stem.with_name(stem.name + ".scores.json"), record)
     for level, row in table.items():

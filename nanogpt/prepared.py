@@ -43,7 +43,9 @@ def load(folder: str | Path, limit: int | None = None, tokenizer=None) -> tuple:
 
     tokenizer: in place of the folder's own, for rows. limit: the first tokens or rows of each part. Raises UserError.
     """
-    folder, digest, parts = Path(folder), hashlib.blake2b(digest_size=16), []
+    folder = Path(folder)
+    digest = hashlib.blake2b(digest_size=16)
+    parts = []
     own = tokenizer_from(run.read_json(folder / TOKENIZER))
     for name in ("train", "val"):
         files = [file for file in (folder / f"{name}.bin", folder / f"{name}.jsonl") if file.exists()]

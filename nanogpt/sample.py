@@ -85,7 +85,9 @@ def read_prompt(tokenizer, prompt: str | None = None, file: str | None = None) -
     if not prompt:
         prompt = "\n" if not tokenizer.missing("\n") else tokenizer.decode([0])
     if missing := tokenizer.missing(prompt):
-        named = ", ".join(map(repr, missing[:5])) + ", ..." * (len(missing) > 5)
+        named = ", ".join(map(repr, missing[:5]))
+        if len(missing) > 5:
+            named += ", ..."
         if isinstance(tokenizer, Characters):
             raise run.UserError(f"not among this model's {tokenizer.vocab_size} characters: {named} in the prompt")
         print(f"not in the vocabulary, so read as <unk>: {named}", file=sys.stderr)
@@ -125,7 +127,9 @@ def main(argv=None):
     prompt = read_prompt(tokenizer, args.prompt, args.prompt_file)
     model.to(device)
     idx, limits = torch.tensor([prompt], device=device), (args.temperature, args.top_k, args.top_p)
-    texts, count, start = [], 0, time.monotonic()
+    texts = []
+    count = 0
+    start = time.monotonic()
     end = tokenizer.vocabulary.get(END_OF_TEXT) if isinstance(tokenizer.vocabulary, dict) else None
 
     def counted(ids):

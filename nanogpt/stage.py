@@ -164,7 +164,9 @@ class Network(nn.Module):
 
     def __init__(self, vocab_size, block_size=64, width=64, n_layer=1, n_head=0, mistake=None, **block):
         super().__init__()
-        self.vocab_size, self.block_size, self.mistake = vocab_size, block_size, mistake
+        self.vocab_size = vocab_size
+        self.block_size = block_size
+        self.mistake = mistake
         self.tokens, self.positions = nn.Embedding(vocab_size, width), nn.Embedding(block_size, width)
         mix = (lambda: Attention(width, n_head, mistake)) if n_head else Average
         self.blocks = nn.Sequential(*(Block(width, mix(), **block) for _ in range(n_layer)))
@@ -294,9 +296,13 @@ def main(argv=None):
         net, V = build(args, text.tokenizer.vocab_size), text.tokenizer.vocab_size
         parameters = sum(p.numel() for p in net.parameters())
         initial_loss = evaluate(net, text.val[: net.block_size * args.bs])
-        r.note(f"{args.recipe}: {parameters:,} parameters, on {len(text.train):,} tokens of {text.name}; first loss "
-               f"{initial_loss:.3f}, ln {V} = {math.log(V):.3f}", dataset=text.facts(), parameters=parameters,
-               initial_loss=initial_loss)  # fmt: skip
+        r.note(
+            f"{args.recipe}: {parameters:,} parameters, on {len(text.train):,} tokens of {text.name}; first loss "
+            f"{initial_loss:.3f}, ln {V} = {math.log(V):.3f}",
+            dataset=text.facts(),
+            parameters=parameters,
+            initial_loss=initial_loss,
+        )
         r.load()  # there is no checkpoint: a run that was interrupted starts again
         bar, every = tqdm(total=args.iters, leave=False, disable=None), max(1, args.iters // 10)
 

@@ -73,8 +73,16 @@ def draw(rows, path):
         label = f"{final[name]:.3f}" if final[name] < 1e3 else "exploded"
         right.annotate(label, (length, i), (3, 0), textcoords="offset points", va="center", fontsize=8)
     left.axhline(uniform, color="grey", ls=":", lw=1)
-    left.annotate("ln V: a uniform prediction", (0.98, uniform), (0, 3), xycoords=("axes fraction", "data"),
-                  textcoords="offset points", ha="right", color="grey", fontsize=8)  # fmt: skip
+    left.annotate(
+        "ln V: a uniform prediction",
+        (0.98, uniform),
+        (0, 3),
+        xycoords=("axes fraction", "data"),
+        textcoords="offset points",
+        ha="right",
+        color="grey",
+        fontsize=8,
+    )
     left.set(xlabel="iteration", ylabel="validation loss (nats per token)")
     left.set_ylim(min(final.values(), default=0) - 0.2, uniform + 0.6)
     right.set(xlabel="final validation loss", xlim=(0, 1.15 * min(max(final.values(), default=1), uniform)))

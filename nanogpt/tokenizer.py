@@ -21,7 +21,9 @@ import regex
 import hub
 
 MAX_VOCABULARY = 2**16  # tokens are stored as uint16
-UNKNOWN, END_OF_LINE, END_OF_TEXT = "<unk>", "<eos>", "<|endoftext|>"
+UNKNOWN = "<unk>"
+END_OF_LINE = "<eos>"
+END_OF_TEXT = "<|endoftext|>"
 
 
 def check_size(vocabulary: list | dict, level: str):
@@ -81,7 +83,9 @@ class Words:
 
     def __init__(self, vocabulary: list[str], split: str = "prose"):
         check_size(vocabulary, "word")
-        self.vocabulary, self.vocab_size, self.split = vocabulary, len(vocabulary), split
+        self.vocabulary = vocabulary
+        self.vocab_size = len(vocabulary)
+        self.split = split
         self.id = {word: i for i, word in enumerate(vocabulary)}
 
     @classmethod
@@ -158,7 +162,9 @@ class BytePairs:
 
     def __init__(self, vocabulary: dict[str, int], merges: list[tuple[str, str]]):
         check_size(vocabulary, "bpe")
-        self.vocabulary, self.merges, self.vocab_size = vocabulary, merges, len(vocabulary)
+        self.vocabulary = vocabulary
+        self.merges = merges
+        self.vocab_size = len(vocabulary)
         self.rank = {pair: i for i, pair in enumerate(merges)}
         self.token = {i: token for token, i in vocabulary.items()}
         self.cache = {}  # word -> ids: most words of a text are repetitions
@@ -311,7 +317,9 @@ def tokenizer_from(state: dict) -> "Characters | Words | BytePairs | hub.HubToke
     try:
         if state["kind"] == "hub":
             return hub.HubTokenizer(str(state["name"]))
-        kind, vocabulary, split = state["kind"], list(state["vocabulary"]), state.get("split")
+        kind = state["kind"]
+        vocabulary = list(state["vocabulary"])
+        split = state.get("split")
         if len(set(vocabulary)) < len(vocabulary) or not all(isinstance(token, str) for token in vocabulary):
             raise ValueError("its vocabulary is not a list of different strings")
         if kind == "char":

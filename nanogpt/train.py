@@ -17,7 +17,6 @@ processes. The recipe sets every hyper-parameter; flags override it.
 import math
 import textwrap
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -162,18 +161,17 @@ AUTO_THREADS = None  # all cores; tools/seconds.py: two are 1.4 times as fast as
 SAMPLE_TOKENS = 120
 
 
-def backward(model, x, y, micro_batch, no_sync, r, targets=None):
+def backward(model, x, y, micro_batch, r, targets=None):
     """Compute the gradients of the loss on x and y, `micro_batch` sequences at a time. Returns the loss.
 
     targets: the number in the whole batch, per process. Micro-batches of rows have different numbers of targets, and
     each target has the same weight in the mean.
     """
     targets = (y >= 0).sum() if targets is None else targets
-    total, parts = torch.zeros((), device=r.device), list(zip(x.split(micro_batch), y.split(micro_batch)))
-    for i, part in enumerate(parts, 1):
-        with nullcontext() if i == len(parts) else no_sync():  # all-reduce gradients only in the last micro-batch
-            loss = loss_of(model, *part, r) * ((part[1] >= 0).sum() / targets)
-            loss.backward()
+    total = torch.zeros((), device=r.device)
+    for x_part, y_part in ddp.micro_batches(model, micro_batch, x, y):
+        loss = loss_of(model, x_part, y_part, r) * ((y_part >= 0).sum() / targets)
+        loss.backward()
         total += loss.detach()
     return total
 
@@ -189,55 +187,68 @@ def update(model, optimizers, args, step):
     model.zero_grad()
 
 
+def describe(args, r, text, model, n_eval):
+    """Say and record what is trained on what."""
+    parameters = count_parameters(model)
+    tokens = args.bs * model.block_size
+    message = (
+        f"{args.recipe}: {args.kind}, {parameters:,} parameters; {text.name}, {text.level} tokens: "
+        f"{len(text.train):,} for training, {len(text.val):,} for validation, vocabulary {model.vocab_size:,}; "
+        f"{tokens:,} tokens per step"
+    )
+    if n_eval < data.n_targets(text.val):
+        message += f"; evaluated on {n_eval:,} evenly spaced tokens until the end"
+    r.note(message, dataset=text.facts() | {"eval": n_eval}, parameters=parameters, tokens_per_step=tokens)
+
+
+def begin(args, r, text, model, micro_batch, init) -> dict:
+    """Load the weights `init`, if any, and check the first loss. Returns the state of a new run."""
+    if init:
+        init.load_into(model)
+        r.note(init={"name": args.init, "digest": init.digest})
+    x, y = data.batch(text.train, model.block_size, micro_batch, args.seed, 0, r.device)
+    with r.autocast():
+        first_loss = check_start(model, x, y, trained=bool(init))
+    r.note(first_loss=first_loss)
+    r.print(f"first loss {first_loss:.3f}, ln {model.vocab_size} = {math.log(model.vocab_size):.3f}; causal")
+    torch.manual_seed(args.seed + r.rank)  # different dropout in every process
+    return {"step": 0, "losses": torch.zeros(0), "best": math.inf, "seconds": 0.0}
+
+
 def train(args, r, text, init=None):
     """Train, from the weights `init` or from random ones. Writes metrics.csv, layers.png, last.pt and best.pt (lowest
     validation loss). Returns (model, seconds)."""
     model = build(model_config(args, text.tokenizer.vocab_size)).to(r.device)
     optimizers = make_optimizers(model, args, r.device)
-    parameters, tokens = count_parameters(model), args.bs * model.block_size
-    eval_every, n_eval = max(1, args.iters // args.evals), eval_tokens(args, text, model.block_size)
-    part = "" if n_eval == data.n_targets(text.val) else f"; evaluated on {n_eval:,} evenly spaced tokens until the end"
-    r.note(f"{args.recipe}: {args.kind}, {parameters:,} parameters; {text.name}, {text.level} tokens: "
-           f"{len(text.train):,} for training, {len(text.val):,} for validation, vocabulary {model.vocab_size:,}; "
-           f"{tokens:,} tokens per step{part}", dataset=text.facts() | {"eval": n_eval}, parameters=parameters,
-           tokens_per_step=tokens)  # fmt: skip
-    share, micro_batch = args.bs // r.world, ddp.micro_batch_size(args.bs, args.micro_batch)
-    step, losses, best, seconds = 0, torch.zeros(0), math.inf, 0.0
-    if state := r.load(model=model, optimizer=optimizers):
-        step, losses, best, seconds = (state[k] for k in ("step", "losses", "best", "seconds"))
-    else:
-        if init:
-            init.load_into(model)
-            r.note(init={"name": args.init, "digest": init.digest})
-        x, y = data.batch(text.train, model.block_size, micro_batch, args.seed, 0, r.device)
-        with r.autocast():
-            first_loss = check_start(model, x, y, trained=bool(init))
-        r.note(first_loss=first_loss)
-        r.print(f"first loss {first_loss:.3f}, ln {model.vocab_size} = {math.log(model.vocab_size):.3f}; causal")
-        torch.manual_seed(args.seed + r.rank)  # different dropout in every process
+    eval_every = max(1, args.iters // args.evals)
+    n_eval = eval_tokens(args, text, model.block_size)
+    share = args.bs // r.world
+    micro_batch = ddp.micro_batch_size(args.bs, args.micro_batch)
+    describe(args, r, text, model, n_eval)
+    state = r.load(model=model, optimizer=optimizers) or begin(args, r, text, model, micro_batch, init)
+    step = state["step"]
+    best = state["best"]
+    seconds = state["seconds"]
+    losses = torch.zeros_like(state["losses"]) if r.rank else state["losses"]  # of all processes, in the first one
+    losses = list(losses.to(r.device))  # since the last evaluation
     r.note(muon_precision=optimizers[-1].param_groups[0].get("precision"))  # of its products; a resumed run keeps it
-    losses = list((torch.zeros_like(losses) if r.rank else losses).to(r.device))  # since the last evaluation
-    ddp_model, no_sync = r.wrap(model)
+    ddp_model, _ = r.wrap(model)
     ddp_model = torch.compile(ddp_model) if args.compile else ddp_model
+    constants = {"config": config_of(model), "tokenizer": text.tokenizer.state()}
     saved = time.monotonic()
     began = saved - seconds  # before an interruption
-    constants = {"config": config_of(model), "tokenizer": text.tokenizer.state()}
-
-    def save():
-        summed = r.all_reduce(torch.stack(losses)) if losses else torch.zeros(0)  # over processes
-        r.save(model=model, optimizer=optimizers, step=step, losses=summed, best=best,
-               seconds=time.monotonic() - began, **constants)  # fmt: skip
-
     bar = tqdm(total=args.iters, initial=step, leave=False, disable=True if r.rank else None)
+
     while step < args.iters:
         model.train()
         x, y = data.batch(text.train, model.block_size, args.bs, args.seed, 0 if args.overfit else step)  # (bs, T) each
         targets = (y >= 0).sum() / r.world
         x, y = (tokens.split(share)[r.rank].to(r.device, non_blocking=True) for tokens in (x, y))
-        losses.append(backward(ddp_model, x, y, micro_batch, no_sync, r, targets))
+        losses.append(backward(ddp_model, x, y, micro_batch, r, targets))
         evaluating = (step + 1) % eval_every == 0 or step + 1 == args.iters
         if evaluating:  # norms before clipping, which would hide large gradients
-            gradients, before = gradient_norms(model), [p.detach().clone() for p in model.parameters()]
+            gradients = gradient_norms(model)
+            before = [p.detach().clone() for p in model.parameters()]
         update(model, optimizers, args, step)
         step += 1
         bar.update()
@@ -247,22 +258,30 @@ def train(args, r, text, init=None):
             r.check_finite(means, step - len(losses))
             bar.set_postfix(loss=f"{means[-1].item():.3f}")
         if evaluating:
-            train_loss, val_loss = means.mean().item(), evaluate(model, text.val, micro_batch, r, n_eval)
+            train_loss = means.mean().item()
+            val_loss = evaluate(model, text.val, micro_batch, r, n_eval)
             r.check_finite(torch.tensor([val_loss]), step)
-            seconds, lr = round(time.monotonic() - began, 2), optimizers[0].param_groups[0]["lr"]
-            r.log({"iter": step, "train_loss": train_loss, "val_loss": val_loss, "lr": lr, "seconds": seconds,
-                   **gradients, **update_ratios(model, before)})  # fmt: skip
+            seconds = round(time.monotonic() - began, 2)
+            lr = optimizers[0].param_groups[0]["lr"]
+            row = {"iter": step, "train_loss": train_loss, "val_loss": val_loss, "lr": lr, "seconds": seconds}
+            r.log(row | gradients | update_ratios(model, before))
             generated = sample(model, text, args.seed, step, r)
-            r.print(f"iter {step:>6,}/{args.iters:,}   loss {train_loss:.4f} train {val_loss:.4f} val   "
-                    f"{seconds:.0f} s\n{textwrap.indent(generated, '    ')}")  # fmt: skip
+            r.print(
+                f"iter {step:>6,}/{args.iters:,}   loss {train_loss:.4f} train {val_loss:.4f} val   "
+                f"{seconds:.0f} s\n{textwrap.indent(generated, '    ')}"
+            )
             r.text("sample", generated, step)
             losses = []
             if val_loss < best:
                 best = val_loss
                 r.save_best(model=model, step=step, train_loss=train_loss, val_loss=best, **constants)
-        stopping, due = r.should_stop(), r.all_reduce(torch.tensor(int(time.monotonic() - saved > SAVE_EVERY)))
+
+        stopping = r.should_stop()
+        due = r.all_reduce(torch.tensor(int(time.monotonic() - saved > SAVE_EVERY)))
         if evaluating or stopping or due:
-            save()
+            summed = r.all_reduce(torch.stack(losses)) if losses else torch.zeros(0)  # over processes
+            state = {"step": step, "losses": summed, "best": best, "seconds": time.monotonic() - began}
+            r.save(model=model, optimizer=optimizers, **state, **constants)
             saved = time.monotonic()
         if stopping:
             r.stop()
@@ -306,9 +325,14 @@ def main(argv=None):
         val_loss = best["val_loss"]
         if r.record["dataset"]["eval"] < data.n_targets(text.val):
             val_loss = evaluate(model, text.val, micro_batch, r)
-        final = {"best_iter": best["step"], "val_loss": val_loss, "val_perplexity": perplexity(val_loss),
-                 "sampled_loss": estimate(model, text.val, micro_batch, args.seed, r), "seconds": seconds,
-                 "train_loss": best["train_loss"]}  # fmt: skip
+        final = {
+            "best_iter": best["step"],
+            "val_loss": val_loss,
+            "val_perplexity": perplexity(val_loss),
+            "sampled_loss": estimate(model, text.val, micro_batch, args.seed, r),
+            "seconds": seconds,
+            "train_loss": best["train_loss"],
+        }
         results = [f"validation loss {val_loss:.4f} at iter {best['step']:,}"]
         if final["sampled_loss"] is not None:
             results.append(f"{final['sampled_loss']:.4f} as nanoGPT estimates it")
@@ -322,7 +346,7 @@ def main(argv=None):
             results.append(f"test loss {final['test_loss']:.4f}, perplexity {final['test_perplexity']:.1f}")
         if r.rank == 0:
             save_weights(r.folder / "best.safetensors", model, text.tokenizer.state())
-        r.finish("; ".join(results), **final)
+        r.finish("; ".join(results), uniform_loss=math.log(model.vocab_size), **final)
     return r.record
 
 

@@ -4,6 +4,7 @@ folders share in test_contract.py."""
 
 import csv
 import dataclasses
+import functools
 import json
 import math
 import re
@@ -284,6 +285,173 @@ def test_a_run_learns_and_leaves_its_files(tmp_path):
     log = (tmp_path / "a" / "train.log").read_text(encoding="utf-8")
     samples = re.split(r"^iter .*\n", log, flags=re.MULTILINE)[1:]
     assert len(samples) == 3 and all(text.startswith("    ") for text in samples)
+
+
+# ------------------------------------------------------------------------------------------- one step, and the options
+
+
+@pytest.fixture
+def quick_samples(monkeypatch):
+    monkeypatch.setattr(train, "SAMPLE_TOKENS", 2)
+
+
+STEPS = {
+    "GPT-2": "",
+    "modern": "--rotary --norm rms --mlp relu2 --qk-norm",
+    "SwiGLU, untied, biases": "--mlp swiglu --no-tied --bias",
+    "bigram": "--kind bigram",
+    "bigram, a full table": "--kind bigram --n-embd 0",
+    "MLP": "--kind wordmlp",
+    "MLP, direct": "--kind wordmlp --direct --context 2",
+    "clipped": "--clip 0.01",
+    "not clipped, no decay": "--clip 0 --weight-decay 0",
+    "micro-batches": "--micro-batch 2",
+    "Muon": "--muon 3 --ns-steps 4",
+}
+
+
+def newton_schulz(g, steps):
+    x = (g if g.shape[0] <= g.shape[1] else g.T) / g.norm()
+    for _ in range(steps):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x if g.shape[0] <= g.shape[1] else x.T
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_one_step_is_the_formula(name, tmp_path, monkeypatch, quick_samples):
+    """The loss and the new weights, from torch.autograd.grad and the equations of AdamW and Muon."""
+    monkeypatch.setattr(optim.run, "native_bf16", lambda device: False)
+    flags = ["--iters", "1", "--bs", "4", "--beta2", "0.9", "--seed", "5", *STEPS[name].split()]
+    fit(tmp_path / "a", *flags)
+    args = train.parse(["--recipe", "tiny", *flags])
+    text = data.load("builtin", limit=3000)
+    torch.manual_seed(5)
+    net = checkpoint.build(checkpoint.model_config(args, text.tokenizer.vocab_size))
+    x, y = data.batch(text.train, 16, 4, seed=5, step=0)
+    loss = -net(x).log_softmax(2).gather(2, y[:, :, None]).mean()
+    gradients = torch.autograd.grad(loss, list(net.parameters()))
+    norm = torch.stack([g.square().sum() for g in gradients]).sum().sqrt()
+    scale = min(1.0, args.clip / norm) if args.clip else 1.0
+    lr = args.lr / args.warmup  # the first step of the warm-up
+    new = torch.load(tmp_path / "a" / "last.pt", weights_only=True)["model"]
+    for (key, p), g in zip(net.named_parameters(), gradients):
+        g = g * scale
+        if args.muon and p.dim() == 2 and key.startswith("blocks."):
+            tall = max(1, p.shape[0] / p.shape[1]) ** 0.5
+            decayed = p * (1 - args.muon * lr * args.weight_decay)
+            wanted = decayed - args.muon * lr * tall * newton_schulz(g, args.ns_steps)
+        else:  # after one step both averages, corrected, are the gradient's own
+            decayed = p * (1 - lr * args.weight_decay) if p.dim() == 2 else p
+            wanted = decayed - lr * g / (g.square().sqrt() + 1e-8)
+        assert torch.allclose(new[key], wanted, rtol=1e-4, atol=1e-6), key
+    assert metrics(tmp_path / "a")[0]["train_loss"] == pytest.approx(loss.item(), rel=1e-5)
+
+
+def count_forward_passes(patch, run_it):
+    calls, loss_of = [], train.loss_of
+    patch.setattr(train, "loss_of", lambda *args: (calls.append(args[1].shape), loss_of(*args))[1])
+    run_it()
+    return calls
+
+
+def compiled(patch, run_it):
+    calls = []
+    patch.setattr(torch, "compile", lambda model: (calls.append(1), model)[1])
+    run_it()
+    return calls
+
+
+WORD_MLP = "--kind wordmlp"
+OPTIONS = {  # option: (other flags, flags of both runs); they must end with other weights or metrics
+    "data": ("--data FILE", ""),
+    "limit": ("--limit 500", ""),
+    "recipe": ("--recipe word-gpt", ""),
+    "tokens": ("--tokens word", ""),
+    "init": ("--init WEIGHTS", "--data FILE"),
+    "seed": ("--seed 4", ""),
+    "precision": ("--precision bf16", ""),
+    "overfit": ("--overfit", ""),
+    "iters": ("--iters 5", ""),
+    "bs": ("--bs 4", ""),
+    "lr": ("--lr 0.002", ""),
+    "muon": ("--muon 2", ""),
+    "ns_steps": ("--ns-steps 2", "--muon 2"),
+    "beta2": ("--beta2 0.5", ""),
+    "weight_decay": ("--weight-decay 0.9", ""),
+    "clip": ("--clip 0.01", ""),
+    "warmup": ("--warmup 2", ""),
+    "decay": ("--decay linear", ""),
+    "cooldown": ("--cooldown 0.5", ""),
+    "final_lr": ("--final-lr 0.5", ""),
+    "evals": ("--evals 2", ""),
+    "kind": ("--kind bigram", ""),
+    "block_size": ("--block-size 8", ""),
+    "n_layer": ("--n-layer 2", ""),
+    "n_head": ("--n-head 4", ""),
+    "n_embd": ("--n-embd 16", ""),
+    "dropout": ("--dropout 0.5", ""),
+    "bias": ("--bias", ""),
+    "tied": ("--no-tied", ""),
+    "rotary": ("--rotary", ""),
+    "norm": ("--norm rms", ""),
+    "mlp": ("--mlp relu2", ""),
+    "qk_norm": ("--qk-norm", ""),
+    "context": ("--context 2", WORD_MLP),
+    "hidden": ("--hidden 8", WORD_MLP),
+    "direct": ("--direct", WORD_MLP),
+}
+SEEN = {"micro_batch": ("--micro-batch 1", count_forward_passes), "compile": ("--compile", compiled)}
+ELSEWHERE = {  # options of all folders, which the contract tests; a model of the hub is in test_textbooks.py
+    *("out", "resume", "tensorboard", "data_dir", "device", "threads"),
+    "name",
+}
+
+
+def short_run(folder, *flags):
+    base = "--recipe tiny --data builtin --limit 400 --iters 4 --bs 2 --warmup 0 --evals 1 --device cpu"
+    train.main([*base.split(), "--precision", "fp32", *flags, "--out", str(folder)])
+    weights = torch.load(folder / "last.pt", weights_only=True)["model"]
+    rows = [{name: value for name, value in row.items() if name != "seconds"} for row in metrics(folder)]
+    return rows, {name: p.tolist() for name, p in weights.items()}
+
+
+@pytest.fixture(scope="module")
+def base_runs(tmp_path_factory):
+    """base_runs(*flags): the result of a short run, made once."""
+    return functools.cache(lambda *flags: short_run(tmp_path_factory.mktemp("base") / "run", *flags))
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    file = tmp_path_factory.mktemp("text") / "text.txt"
+    file.write_text("another text, of which not much is needed. " * 40)
+    return {"FILE": str(file), "WEIGHTS": str(ROOT / "nanogpt" / "weights" / "cpu.safetensors")}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_each_option_matters(name, base_runs, places, tmp_path, quick_samples):
+    flags, both = ([places.get(word, word) for word in text.split()] for text in OPTIONS[name])
+    assert short_run(tmp_path / "run", *both, *flags) != base_runs(*both)
+
+
+@pytest.mark.parametrize("name", SEEN)
+def test_each_option_is_seen(name, tmp_path, monkeypatch, quick_samples):
+    flag, watch = SEEN[name]
+    without = watch(monkeypatch, lambda: short_run(tmp_path / "a"))
+    assert watch(monkeypatch, lambda: short_run(tmp_path / "b", *flag.split())) != without
+
+
+def test_no_option_is_forgotten():
+    fields = {field.name for field in dataclasses.fields(train.Options)}
+    assert fields == {*OPTIONS, *SEEN, *ELSEWHERE}
+    shapes = {
+        kind: {field.name for field in dataclasses.fields(shape)} for kind, (_, shape) in checkpoint.KINDS.items()
+    }
+    for field in dataclasses.fields(train.Options):  # `only` names the kinds whose configuration has the field
+        kinds = {kind for kind in shapes if field.name in shapes[kind]}
+        only = set(field.metadata["only"])
+        assert only == (kinds if field.name != "block_size" else set()), field.name
 
 
 def test_one_batch_can_be_overfitted(tmp_path):

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shlex
 import shutil
 import socket
 import subprocess
@@ -102,7 +103,7 @@ def test_each_target_has_the_same_weight_in_every_micro_batch(folders):
     for size in (4, 2, 1):
         torch.manual_seed(0)
         net = checkpoint.build(shape)
-        total = train.backward(net, x, y, size, nullcontext, plain())
+        total = train.backward(net, x, y, size, plain())
         log = net(x).log_softmax(2)
         wanted = -sum(log[b, t, y[b, t]] for b, t in (y >= 0).nonzero().tolist()) / int((y >= 0).sum())
         assert total.item() == pytest.approx(wanted.item(), rel=1e-5)
@@ -274,7 +275,7 @@ def test_a_model_of_the_hub_that_is_not_there(folders, tmp_path, capsys):
 
 # -------------------------------------------------------------------------------------------------------- the exercises
 
-MODULES = "benchmarks clean complete exercises inside paired plan prepare quality sandbox texts writer".split()
+MODULES = "benchmarks clean complete exercises inside paired plan prepare quality report sandbox texts writer".split()
 textbooks = types.SimpleNamespace(**{name: lazy("nanogpt", f"textbooks.{name}") for name in MODULES})
 exercises, sandbox, benchmarks, clean, paired = (
     getattr(textbooks, name) for name in ("exercises", "sandbox", "benchmarks", "clean", "paired")
@@ -617,9 +618,10 @@ def test_time_is_cpu_time(box):
     assert box.call("import time\ndef f():\n    time.sleep(0.01)\n    return 1\n", [("f", ())]) == [1]
 
 
-@pytest.mark.parametrize(
-    "value", [10**5000, -(10**5000), [10**5000], {10**5000: 1}, 1e308, float("nan"), "\ud800", b"x"]
-)
+VALUES = ["10**5000", "[-(10**5000)]", "{10**5000: 1}", "1e308", "float('nan')", "'\\ud800'", "b'x'"]
+
+
+@pytest.mark.parametrize("value", VALUES)
 @pytest.mark.parametrize("name", ["humaneval", "mbpp", "ladder"])
 def test_no_value_that_a_program_returns_ends_the_evaluation(name, value, ladder, box, data_dir):
     if name == "ladder":
@@ -628,8 +630,7 @@ def test_no_value_that_a_program_returns_ends_the_evaluation(name, value, ladder
         some = getattr(benchmarks, name)(data_dir("code"))[:3]
     for problem in some:
         names = [line for line in problem.prompt.splitlines() if line.startswith("def ")]
-        program = f"{names[-1]}\n    return {value!r}\n" if names else f"def f(*a):\n    return {value!r}\n"
-        program = program.replace("nan", "float('nan')")
+        program = f"{names[-1]}\n    return {value}\n" if names else f"def f(*a):\n    return {value}\n"
         assert problem.check(box, program)
 
 
@@ -852,11 +853,9 @@ def test_what_a_language_model_writes_passes_the_same_admission(box, monkeypatch
     assert counts == {"asked": 5, "no exercise": 2, "refused": 2, "admitted": 1} and pages == ["A page.\n"] * 5
 
 
-def test_a_writer_that_does_not_answer_is_one_line(monkeypatch, tmp_path):
+def test_a_writer_that_does_not_answer_is_one_line():
     code, message = failure(textbooks.writer.ask_endpoint, "http://127.0.0.1:1/v1", "hello")
     assert code == 1 and one_line(message) and "OpenAI-compatible" in message
-    code, message = failure(phi1.main, ["prepare", "--writer", "http://127.0.0.1:1/v1", "--out", str(tmp_path)])
-    assert code == 1 and one_line(message) and "--execute" in message
 
 
 # -------------------------------------------------------------------------------------------------------------- phi1.py
@@ -947,13 +946,45 @@ def test_the_plan_in_plain_commands(capsys, tmp_path):
     assert iters.pop("raw4") == 4 * iters["raw"] and len(set(iters.values())) == 1
 
 
-WRONG = [["evaluate", "--shard", "3/2"], ["prepare", "--vocabulary", "3"], ["pretrain", "--arm", "x"], [],
-         ["report", "--seeds", "0"], ["evaluate", "--n", "0"]]  # fmt: skip
+WRONG = {
+    "": "COMMAND",
+    "evaluate --shard 3/2": "--shard",
+    "evaluate --n 0": "--n",
+    "evaluate --lr 0.1": "unrecognized arguments: --lr",
+    "evaluate --benchmark ladders": "--benchmark",
+    "prepare --vocabulary 3": "--vocabulary",
+    "prepare --exercises 1": "--exercises",
+    "prepare --writer=": "--writer",
+    "prepare --writer x": "--execute",
+    "pretrain --arm x": "--arm",
+    "pretrain --lr none": "--lr",
+    "pretrain --lr 0": "--lr",
+    "pretrain --colour 3": "--colour",
+    "pretrain --data builtin": "--data: is set by the plan",
+    "pretrain --recipe fast": "--recipe: is set by the plan",
+    "pretrain --set evals=3": "--evals 3",
+    "pretrain --all --arm raw": "--arm: is read only without --all",
+    "finetune --name ../../evil": "--name",
+    "finetune --name /tmp/evil": "--name",
+    "finetune --name ..": "--name",
+    "finetune --all --name x": "--name: is read only without --all",
+    "report --seeds 0": "--seeds",
+    "report --seeds 1": "--seeds: is read only with --list",
+}
 
 
 @pytest.mark.parametrize("words", WRONG)
-def test_wrong_arguments_of_phi1(words, capsys):
-    assert failure(phi1.main, words)[0] == 2 and "error:" in capsys.readouterr().err
+def test_wrong_arguments_of_phi1(words, refused):
+    assert WRONG[words] in refused(phi1.main, *words.split())
+
+
+def test_other_flags_are_those_of_train(capsys, tmp_path):
+    words = "--list --arm raw --lr 0.5 --n-layer 3 --no-rotary --threads 1 --quick --out"
+    phi1.main(["pretrain", *words.split(), str(tmp_path)])
+    (line,) = capsys.readouterr().out.splitlines()
+    args = train.parse([word for word in shlex.split(line)[2:] if not word.endswith("data/raw") and word != "--data"])
+    assert (args.lr, args.n_layer, args.rotary, args.threads, args.recipe) == (0.5, 3, False, 1, "phi1")
+    assert (args.n_embd, args.qk_norm, args.iters) == (32, True, 6), "of --quick and of the recipe"
 
 
 def test_evaluation_files_are_verified(tmp_path):
@@ -963,6 +994,77 @@ def test_evaluation_files_are_verified(tmp_path):
     assert code == 1 and one_line(message) and "not the published file" in message
     code, message = failure(benchmarks.humaneval, tmp_path)
     assert code == 1 and one_line(message) and "HumanEval.jsonl.gz" in message
+
+
+def test_lines_of_json_end_at_the_newline(tmp_path):
+    """JSON may hold U+2028 and a form feed; a file may begin with a byte order mark and end its lines with CRLF."""
+    odd = {"prompt": "a\u2028b\x0c", "completion": "\x85c"}
+    lines = [json.dumps(odd, ensure_ascii=False), "", json.dumps(ADD), "  ", "{}"]
+    file = tmp_path / "x.jsonl"
+    file.write_bytes(("\ufeff" + "\r\n".join(lines[:4])).encode())
+    assert prepared.read_exercises(file) == [odd, ADD]
+    file.write_text("\n".join(lines), encoding="utf-8")
+    code, message = failure(prepared.read_exercises, file)
+    assert code == 1 and one_line(message) and "x.jsonl, line 5: is not an exercise" in message
+    completions = [{"task_id": "t", "completion": odd["completion"]}] * 2
+    file.write_text("\n\n".join(json.dumps(line, ensure_ascii=False) for line in completions), encoding="utf-8")
+    assert benchmarks.read_completions(file, [benchmarks.Problem("t", "", "", None, "")]) == completions
+
+
+def test_functions_are_cut_where_python_counts_their_lines():
+    source = '# a form feed:\x0c and \x1c and \u2028\ndef f(x):\n    return "\x0c"\n\n\ndef g(y):\n    return y\n'
+    assert textbooks.quality.functions(source) == ['def f(x):\n    return "\x0c"\n', "def g(y):\n    return y\n"]
+    answer = ANSWER.replace("Here it is:", "").replace("Return twice x.", "Return\x0c twice x.")
+    assert textbooks.writer.parse(answer).completion == "    return 2 * x\n"
+
+
+HELD_OUT = {
+    "not an object": "[1]",
+    "a key too few": '{"level": "loop"}',
+    "a key too many": '{**, "colour": 1}',
+    "another level": '{**, "level": "ladder"}',
+    "a number for a text": '{**, "prompt": 5}',
+    "no calls": '{**, "calls": {"list": []}}',
+    "arguments that are not a tuple": '{**, "calls": {"list": [{"tuple": [{"int": "0x1"}, {"int": "0x1"}]}]}}',
+    "calls that are not pairs": '{**, "calls": {"list": [{"tuple": [{"int": "0x1"}]}]}}',
+    "half a line": '{"level": "lo',
+    "nothing": "",
+}
+
+
+@pytest.mark.parametrize("name", HELD_OUT)
+def test_damaged_held_out_exercises_are_refused(name, ladder, tmp_path):
+    file = tmp_path / "heldout.jsonl"
+    textbooks.prepare.write_held_out(file, ladder[1][:1])
+    good = file.read_text().strip()
+    file.write_text(HELD_OUT[name].replace("{**", good[:-1]))
+    code, message = failure(textbooks.prepare.read_held_out, file)
+    word = "holds no exercise" if name == "nothing" else "line 1: is not a held-out exercise"
+    assert code == 1 and one_line(message) and word in message
+
+
+@pytest.mark.parametrize("line", ["[]", "{}", '{"passed": 1, "task_id": "t", "level": "loop"}', '{"passed": true', "5"])
+def test_damaged_scores_are_refused(line, tmp_path, monkeypatch):
+    folder = textbooks.plan.folder_of(tmp_path, "raw", "small", 0, True)
+    folder.mkdir(parents=True)
+    (folder / "ladder.scored.jsonl").write_text(line + "\n")
+    code, message = failure(textbooks.report.rates, tmp_path, "raw", "all")
+    assert code == 1 and one_line(message) and "ladder.scored.jsonl, line 1" in message
+    (folder / "ladder.scores.json").write_text("{}")
+    code, message = failure(textbooks.report.read_scores, folder / "ladder.scores.json")
+    assert code == 1 and one_line(message) and "ladder.scores.json: is damaged" in message
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX: FIFOs")
+def test_what_would_wait_for_ever_is_refused(ladder, tmp_path):
+    textbooks.prepare.write_held_out(tmp_path / "heldout.jsonl", ladder[1])
+    os.mkfifo(tmp_path / "fifo.py")
+    code, message = failure(phi1.main, ["evaluate", "--completions", str(tmp_path / "fifo.py"), "--out", str(tmp_path)])
+    assert code == 1 and one_line(message) and "fifo.py: cannot be read (not a regular file)" in message
+    code, message = failure(textbooks.texts.standard_library, tmp_path)
+    assert code == 1 and one_line(message) and "no Python source" in message
+    (tmp_path / "module.py").write_text("x = 1\n" * 50)
+    assert textbooks.texts.standard_library(tmp_path) == ["x = 1\n" * 50]
 
 
 @pytest.mark.slow

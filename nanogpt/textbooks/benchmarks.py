@@ -56,7 +56,10 @@ class Candidate:
     """The function of a program that is in the sandbox, as a function out here."""
 
     def __init__(self, sandbox: Sandbox, program: str, name: str):
-        self.sandbox, self.program, self.name, self.started = sandbox, program, name, [False]
+        self.sandbox = sandbox
+        self.program = program
+        self.name = name
+        self.started = [False]
 
     def named(self, name: str) -> "Candidate":
         """Another function of the same program."""
@@ -176,7 +179,9 @@ def execute(problems: list[Problem], completions: list[dict], seconds: int = 10)
 
     seconds: of CPU time for a program. MBPP/123 needs five on a core of 2 GHz.
     """
-    by_id, seen, scored = {problem.task_id: problem for problem in problems}, {}, []
+    by_id = {problem.task_id: problem for problem in problems}
+    seen = {}
+    scored = []
     with Sandbox(seconds) as sandbox:
         for line in completions:
             problem, completion = by_id[line["task_id"]], line["completion"]

@@ -14,7 +14,10 @@ import numpy as np
 
 TOKEN = re.compile(r"[a-z_]\w*|\d+|[^\w\s]")
 GRAM = 13  # tokens in common that make a copy; GPT-3 (Brown et al. 2020, appendix C) and phi-1 use 13 words
-SHINGLE, PERMUTATIONS, BANDS, THRESHOLD = 3, 64, 16, 0.5  # of MinHash
+SHINGLE = 3
+PERMUTATIONS = 64
+BANDS = 16
+THRESHOLD = 0.5  # of MinHash
 PASSAGE = 1500  # characters, about
 MULTIPLIERS = np.random.default_rng(1).integers(1, 2**63, 64, dtype=np.uint64) | np.uint64(1)
 A, B = np.random.default_rng(2).integers(1, 2**63, (2, PERMUTATIONS, 1), dtype=np.uint64) | np.uint64(1)
@@ -69,7 +72,9 @@ class Index:
     def __init__(self, problems: dict[str, list[str]]):
         texts = [hashes(text) for name in problems for text in problems[name]]
         self.grams = np.unique(np.concatenate([np.zeros(1, np.uint64), *(grams(text, GRAM) for text in texts)]))
-        self.buckets, self.signatures, self.largest = {}, [], 0
+        self.buckets = {}
+        self.signatures = []
+        self.largest = 0
         for text in texts:
             shingles = np.unique(grams(text, SHINGLE))
             if len(text) >= GRAM:  # of shorter ones, all code has copies

@@ -21,7 +21,9 @@ def sample(model, prompt: list[int], n: int, new: int, temperature: float, gener
     """
     model.eval()
     device = next(model.parameters()).device
-    idx, cache, found = torch.tensor([prompt] * n, device=device), model.new_cache(), []
+    idx = torch.tensor([prompt] * n, device=device)
+    cache = model.new_cache()
+    found = []
     for i in range(new):
         logits = model(idx, cache)[:, -1].float()  # (n, T) -> (n, V)
         if not logits.isfinite().all():

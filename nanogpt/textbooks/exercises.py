@@ -74,9 +74,13 @@ RANGES = [
     Part("upto", "from 1 to {n}", "range(1, {n} + 1)", lambda n, k: [i + 1 for i in range(n)]),
     Part("below", "from 0 to {n} - 1", "range({n})", lambda n, k: list(range(0, n, 1))),
     Part("from", "from {k} to {n}", "range({k}, {n} + 1)", lambda n, k: [i for i in range(n + 1) if i >= k]),
-    Part("steps", "from 0 to {n} in steps of 2", "range(0, {n} + 1, 2)",
-         lambda n, k: [i for i in range(n + 1) if not i & 1]),
-]  # fmt: skip
+    Part(
+        "steps",
+        "from 0 to {n} in steps of 2",
+        "range(0, {n} + 1, 2)",
+        lambda n, k: [i for i in range(n + 1) if not i & 1],
+    ),
+]
 LETTERS = [
     Part("vowels", "vowels", '{x} in "aeiou"', lambda c, k: c in {"a", "e", "i", "o", "u"}),
     Part("consonants", "characters that are not vowels", '{x} not in "aeiou"', lambda c, k: "aeiou".find(c) < 0),
@@ -102,39 +106,73 @@ TEXTS = [
     Part("backward", "{x} read backward", "{x}[::-1]", lambda s, k: "".join(reversed(s))),
 ]
 STEPS = [  # from a list of numbers to a list
-    *(Part(f"keep_{p.name}", f"keep the numbers that are {p.words}",
-           f"[x for x in {{x}} if {p.source.format(x='x', k='{k}')}]",
-           lambda v, k, f=p.function: list(filter(lambda x: f(x, k), v))) for p in PREDICATES[:5]),
-    *(Part(f"each_{m.name}", f"take every number {m.words}", f"[{m.source.format(x='x', k='{k}')} for x in {{x}}]",
-           lambda v, k, f=m.function: list(map(lambda x: f(x, k), v))) for m in MAPS[:4]),
+    *(
+        Part(
+            f"keep_{p.name}",
+            f"keep the numbers that are {p.words}",
+            f"[x for x in {{x}} if {p.source.format(x='x', k='{k}')}]",
+            lambda v, k, f=p.function: list(filter(lambda x: f(x, k), v)),
+        )
+        for p in PREDICATES[:5]
+    ),
+    *(
+        Part(
+            f"each_{m.name}",
+            f"take every number {m.words}",
+            f"[{m.source.format(x='x', k='{k}')} for x in {{x}}]",
+            lambda v, k, f=m.function: list(map(lambda x: f(x, k), v)),
+        )
+        for m in MAPS[:4]
+    ),
     Part("reverse", "reverse the order", "{x}[::-1]", lambda v, k: list(reversed(v))),
-    Part("sort", "sort the numbers", "sorted({x})",
-         lambda v, k: [v[i] for i in sorted(range(len(v)), key=v.__getitem__)]),
+    Part(
+        "sort", "sort the numbers", "sorted({x})", lambda v, k: [v[i] for i in sorted(range(len(v)), key=v.__getitem__)]
+    ),
     Part("skip", "leave out the first {k} numbers", "{x}[{k}:]", lambda v, k: [x for i, x in enumerate(v) if i >= k]),
     Part("head", "take the first {k} numbers", "{x}[:{k}]", lambda v, k: [x for i, x in enumerate(v) if i < k]),
-]  # fmt: skip
+]
 ENDS = [  # from a list of numbers to a value
     Part("total", "return their sum", "sum({x})", lambda v, k: v and v[0] + ENDS[0].function(v[1:], k) or 0),
     Part("number", "return how many there are", "len({x})", lambda v, k: sum(1 for _ in v)),
-    Part("largest", "return the largest one, or 0 if there is none", "max({x}, default=0)",
-         lambda v, k: sorted(v)[-1] if v else 0),
-    Part("smallest", "return the smallest one, or 0 if there is none", "min({x}, default=0)",
-         lambda v, k: sorted(v)[0] if v else 0),
+    Part(
+        "largest",
+        "return the largest one, or 0 if there is none",
+        "max({x}, default=0)",
+        lambda v, k: sorted(v)[-1] if v else 0,
+    ),
+    Part(
+        "smallest",
+        "return the smallest one, or 0 if there is none",
+        "min({x}, default=0)",
+        lambda v, k: sorted(v)[0] if v else 0,
+    ),
     Part("texts", "return them as texts", "[str(x) for x in {x}]", lambda v, k: [f"{x}" for x in v]),
     Part("distinct", "return how many different ones there are", "len(set({x}))", lambda v, k: len(dict.fromkeys(v))),
-]  # fmt: skip
+]
 DICTIONARIES = [
-    Part("pairs", "a dictionary of the entries of {d} whose value is {p}",
-         "{{key: {d}[key] for key in {d} if {q}}}", dict),
+    Part(
+        "pairs",
+        "a dictionary of the entries of {d} whose value is {p}",
+        "{{key: {d}[key] for key in {d} if {q}}}",
+        dict,
+    ),
     Part("names", "the sorted keys of {d} whose value is {p}", "sorted(key for key in {d} if {q})", sorted),
-    Part("values", "the sum of the values of {d} that are {p}", "sum({d}[key] for key in {d} if {q})",
-         lambda d: sum(d.values())),
+    Part(
+        "values",
+        "the sum of the values of {d} that are {p}",
+        "sum({d}[key] for key in {d} if {q})",
+        lambda d: sum(d.values()),
+    ),
     Part("size", "the number of values of {d} that are {p}", "len([key for key in {d} if {q}])", len),
     Part("found", "whether {d} has a value that is {p}", "any({q} for key in {d})", bool),
-]  # fmt: skip
-NAMES = {"number": ["x", "n", "number", "value"], "numbers": ["numbers", "values", "xs", "items"],
-         "text": ["text", "s", "word", "sentence"], "table": ["d", "table", "scores", "counts"],
-         "pair": [("a", "b"), ("x", "y"), ("first", "second"), ("left", "right")]}  # fmt: skip
+]
+NAMES = {
+    "number": ["x", "n", "number", "value"],
+    "numbers": ["numbers", "values", "xs", "items"],
+    "text": ["text", "s", "word", "sentence"],
+    "table": ["d", "table", "scores", "counts"],
+    "pair": [("a", "b"), ("x", "y"), ("first", "second"), ("left", "right")],
+}
 OPENINGS = ["Return {}.", "Compute {}.", "Find and return {}."]
 WORDS = "red Blue sky tree 42 Moon river7 stone CAT lamp o 3 green Under salt".split()
 
@@ -146,10 +184,15 @@ def is_held_out(level: str, composition: str) -> bool:
 
 def compositions(level: str) -> list[tuple]:
     """All compositions of a level, tuples of components."""
-    products = {"operation": (PAIRS, MAPS), "loop": (RANGES, PREDICATES[:5], MAPS),
-                "condition": (PREDICATES, MAPS, MAPS), "string": (TEXTS, LETTERS, STRINGS),
-                "list": (PREDICATES, MAPS), "dictionary": (PREDICATES, DICTIONARIES),
-                "composition": (STEPS, ENDS + STEPS)}[level]  # fmt: skip
+    products = {
+        "operation": (PAIRS, MAPS),
+        "loop": (RANGES, PREDICATES[:5], MAPS),
+        "condition": (PREDICATES, MAPS, MAPS),
+        "string": (TEXTS, LETTERS, STRINGS),
+        "list": (PREDICATES, MAPS),
+        "dictionary": (PREDICATES, DICTIONARIES),
+        "composition": (STEPS, ENDS + STEPS),
+    }[level]
     found = [()]
     for parts in products:
         found = [(*left, right) for left in found for right in parts if not left or left[-1] is not right]
@@ -162,7 +205,10 @@ def integers(rng: random.Random) -> list[int]:
 
 def build(level: str, parts: tuple, rng: random.Random) -> Exercise:
     """An exercise on a composition, with wording, names, numbers and calls drawn from `rng`."""
-    k, j, i, style = rng.randint(2, 9), rng.randint(2, 9), rng.randint(2, 9), rng.random() < 0.5
+    k = rng.randint(2, 9)
+    j = rng.randint(2, 9)
+    i = rng.randint(2, 9)
+    style = rng.random() < 0.5
     many, one, text, table = (rng.choice(NAMES[kind]) for kind in ("numbers", "number", "text", "table"))
     a, b = rng.choice(NAMES["pair"])
     say = rng.choice(OPENINGS).format
@@ -222,8 +268,13 @@ def build(level: str, parts: tuple, rng: random.Random) -> Exercise:
         condition, term = test.source.format(x="x", k=j), step.source.format(x="x", k=k)
         body = [f"return [{term} for x in {many} if {condition}]"]
         if style:
-            body = ["result = []", f"for x in {many}:", f"    if {condition}:", f"        result.append({term})",
-                    "return result"]  # fmt: skip
+            body = [
+                "result = []",
+                f"for x in {many}:",
+                f"    if {condition}:",
+                f"        result.append({term})",
+                "return result",
+            ]
         inputs = [(integers(rng),) for _ in range(CALLS)]
         truth = [[step.function(x, k) for x in v if test.function(x, j)] for (v,) in inputs]
     elif level == "dictionary":
@@ -232,8 +283,10 @@ def build(level: str, parts: tuple, rng: random.Random) -> Exercise:
         doc = say(end.words.format(d=table, p=test.words.format(k=j)))
         condition = test.source.format(x=f"{table}[key]", k=j)
         body = [f"return {end.source.format(d=table, q=condition)}"]
-        inputs = [({rng.choice(WORDS): rng.choice([j, rng.randint(-20, 30)]) for _ in range(rng.randint(0, 5))},)
-                  for _ in range(CALLS)]  # fmt: skip
+        inputs = [
+            ({rng.choice(WORDS): rng.choice([j, rng.randint(-20, 30)]) for _ in range(rng.randint(0, 5))},)
+            for _ in range(CALLS)
+        ]
         truth = [end.function({key: v for key, v in d.items() if test.function(v, j)}) for (d,) in inputs]
     else:
         step, end = parts
@@ -287,7 +340,9 @@ def generate(n: int, seed: int, held_out: bool = False, exclude: set[str] = froz
     """`n` admitted exercises, as many of each level as possible, with prompts that differ from each other and from
     `exclude`. held_out: on the compositions that training never sees. Raises UserError if a solution is wrong, or
     if fewer than `n` can be made."""
-    rng, seen, drawn = random.Random(f"{seed} {held_out}"), set(exclude), []
+    rng = random.Random(f"{seed} {held_out}")
+    seen = set(exclude)
+    drawn = []
     for i, level in enumerate(LEVELS):
         wanted = n // len(LEVELS) + (i < n % len(LEVELS))
         parts = [p for p in compositions(level) if is_held_out(level, "_".join(q.name for q in p)) == held_out]

@@ -165,7 +165,10 @@ def send(pipe, content, deadline):
 # The system calls shmget, semget and msgget of a machine, and the number by which its kernel knows the machine.
 SYSTEM_V = {"x86_64": ((29, 64, 68), 0xC000003E), "aarch64": ((194, 190, 186), 0xC00000B7)}
 SYSTEM_V["riscv64"] = (SYSTEM_V["aarch64"][0], 0xC00000F3)
-LOAD, JUMP_IF_EQUAL, JUMP_IF_AT_LEAST, RETURN = 0x20, 0x15, 0x35, 0x06  # instructions of a seccomp filter
+LOAD = 0x20
+JUMP_IF_EQUAL = 0x15
+JUMP_IF_AT_LEAST = 0x35
+RETURN = 0x06  # instructions of a seccomp filter
 ALLOW, REFUSE = 0x7FFF0000, 0x00050001  # REFUSE: the call fails with EPERM
 FOREIGN = 0x40000000  # from here on, numbers of system calls are of another kind of program (x32)
 

@@ -30,16 +30,26 @@ QUESTIONS = {  # pre-registered in PREREGISTRATION.md: (name, arm, against, diff
 def settings(seeds: dict | None = None) -> list[tuple[str, str, int]]:
     """(arm, size, seed) of all models, seed by seed."""
     seeds = seeds or SEEDS
-    small = [(arm, "small", s) for s in range(max(seeds.values())) for arm in [*ARMS, "scratch"] if s < seeds[arm]]
-    return [*small, *((arm, "large", 0) for arm in LARGE_ARMS)]
+    models = []
+    for seed in range(max(seeds.values())):
+        models += [(arm, "small", seed) for arm in (*ARMS, "scratch") if seed < seeds[arm]]
+    return models + [(arm, "large", 0) for arm in LARGE_ARMS]
 
 
 def folder_of(work: Path, arm: str, size: str, seed: int, finetuned: bool) -> Path:
     return work / ("finetuned" if finetuned else "pretrained") / f"{arm}-{size}-s{seed}"
 
 
-def job(work: Path, arm: str, size: str, seed: int, finetuned: bool, quick: bool = False, init: str | None = None,
-        more: tuple = ()) -> study.Job:  # fmt: skip
+def job(
+    work: Path,
+    arm: str,
+    size: str,
+    seed: int,
+    finetuned: bool,
+    quick: bool = False,
+    init: str | None = None,
+    more: tuple = (),
+) -> study.Job:
     """The run of train.py for one arm, size and seed: pretraining, or fine-tuning of its result."""
     name = RECIPES[size]
     recipe = train.RECIPES[name]

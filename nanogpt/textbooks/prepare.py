@@ -32,8 +32,10 @@ def prepare(args, work: Path) -> dict:
     index, benchmark = benchmark_index(data_dir, args.quick)
     chars = 5 * budget  # more characters than the tokens have
     sources = {"raw": texts.standard_library(Path(args.raw) if args.raw else None)}
-    sources |= {"textbook": pages(data_dir, args.quick)} if "textbook" in args.arms else {}
-    sources |= {"generated": texts.generated(chars, args.seed)} if "generated" in args.arms else {}
+    if "textbook" in args.arms:
+        sources["textbook"] = pages(data_dir, args.quick)
+    if "generated" in args.arms:
+        sources["generated"] = texts.generated(chars, args.seed)
     if args.quick:
         sources["raw"] = sources["raw"][:40]
     n_held_out = HELD_OUT_PER_LEVEL * len(exercises.LEVELS) // (5 if args.quick else 1)
@@ -57,8 +59,13 @@ def prepare(args, work: Path) -> dict:
     mixture = [cut(some, sample) for some in (*documents.values(), solved)]
     print(f"byte pairs: learning {args.vocabulary:,}", flush=True)
     tokenizer = train_tokenizer("\n".join(mixture), args.vocabulary)
-    record = {"arms": {}, "removed": removed, "benchmark": benchmark, "vocabulary": tokenizer.vocab_size,
-              "written": written}  # fmt: skip
+    record = {
+        "arms": {},
+        "removed": removed,
+        "benchmark": benchmark,
+        "vocabulary": tokenizer.vocab_size,
+        "written": written,
+    }
     arms = documents | {"raw4": documents["raw"]}
     val = {name: max(1, int(VAL_SHARE * len(found))) for name, found in arms.items()}
     if "filtered" in args.arms:
@@ -69,8 +76,10 @@ def prepare(args, work: Path) -> dict:
         found = ranked if name == "filtered" else arms[name][val[name] :]
         wanted = budget * (MORE if name == "raw4" else 1)
         kept_out = arms["raw" if name == "filtered" else name][: val["raw" if name == "filtered" else name]]
-        parts = {"train": tokens_of(found, tokenizer, wanted),
-                 "val": tokens_of(kept_out, tokenizer, max(200, budget // 40))}  # fmt: skip
+        parts = {
+            "train": tokens_of(found, tokenizer, wanted),
+            "val": tokens_of(kept_out, tokenizer, max(200, budget // 40)),
+        }
         if len(parts["train"]) < wanted:
             raise UserError(f"{name}: has {len(parts['train']):,} tokens, but --tokens needs {wanted:,}; ask for fewer")
         folder = write_folder(work / "data" / name, tokenizer)
@@ -78,8 +87,12 @@ def prepare(args, work: Path) -> dict:
             run.write(folder / f"{part}.bin", ids.astype("<u2").tobytes())
         text = tokenizer.decode(parts["train"][:wanted].tolist())
         shared = clean.overlap(solved, [text])
-        record["arms"][name] = {"tokens": wanted, "val_tokens": len(parts["val"]), "characters": len(text),
-                                "overlap_with_exercises": shared}  # fmt: skip
+        record["arms"][name] = {
+            "tokens": wanted,
+            "val_tokens": len(parts["val"]),
+            "characters": len(text),
+            "overlap_with_exercises": shared,
+        }
         print(f"{name:>10}: {wanted:12,} tokens, {len(text):12,} characters; {shared:.2%} of the exercises' 8-grams")
     n_val = max(2, len(clean_rows) // 20)
     folder = write_folder(work / "data" / "exercises", tokenizer)
@@ -87,8 +100,13 @@ def prepare(args, work: Path) -> dict:
         run.write(folder / f"{part}.jsonl", "".join(json.dumps(row) + "\n" for row in some))
     write_held_out(work / "heldout.jsonl", held_out)
     longest = max(len(tokenizer.encode(text)) + 1 for text in solved)
-    record["exercises"] = {"train": len(clean_rows) - n_val, "val": n_val, "held_out": len(held_out),
-                           "longest": longest, "seed": args.seed}  # fmt: skip
+    record["exercises"] = {
+        "train": len(clean_rows) - n_val,
+        "val": n_val,
+        "held_out": len(held_out),
+        "longest": longest,
+        "seed": args.seed,
+    }
     record |= run.environment(torch.device("cpu"), str(Path(__file__).parent.parent / "phi1.py"))
     run.write_json(work / "prepared.json", record)
     return record

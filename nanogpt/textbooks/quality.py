@@ -36,7 +36,8 @@ def functions(source: str) -> list[str]:
         tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError):
         return []
-    lines, found, queue = source.splitlines(keepends=True), [], list(tree.body)
+    lines = [line + "\n" for line in source.split("\n")]  # as `ast` counts them; a form feed ends no line
+    found, queue = [], list(tree.body)
     while queue:
         node = queue.pop(0)
         if isinstance(node, ast.FunctionDef):
@@ -63,7 +64,7 @@ def label(function: str) -> int:
     returns = any(isinstance(n, ast.Return | ast.Yield) and n.value is not None for n in ast.walk(node))
     branches = any(isinstance(n, ast.For | ast.While | ast.If | ast.comprehension) for n in ast.walk(node))
     explained = ast.get_docstring(node) or re.search(r"^\s*#|\s#\s", function, re.MULTILINE)
-    long_enough = 4 <= len(function.splitlines()) <= 40
+    long_enough = 4 <= len(function.rstrip("\n").split("\n")) <= 40
     plain = len(arguments) <= 4 and not node.name.startswith("test") and not foreign
     return int(bool(explained and returns and branches and long_enough and plain))
 

@@ -12,8 +12,14 @@ from prepared import read_exercises, read_json_lines
 from textbooks import benchmarks, exercises, paired, plan, sandbox
 from textbooks.prepare import read_held_out
 
-LABELS = {"scratch": "no pretraining", "raw": "raw Python", "raw4": "raw Python, 4 times the tokens",
-          "textbook": "documentation", "generated": "generated textbook", "filtered": "filtered Python"}  # fmt: skip
+LABELS = {
+    "scratch": "no pretraining",
+    "raw": "raw Python",
+    "raw4": "raw Python, 4 times the tokens",
+    "textbook": "documentation",
+    "generated": "generated textbook",
+    "filtered": "filtered Python",
+}
 
 
 def report(work: Path, script: str) -> dict:
@@ -25,8 +31,12 @@ def report(work: Path, script: str) -> dict:
     solved = nearest(work, held_out)
     comparisons = {name: compare(work, *question) for name, question in plan.QUESTIONS.items()}
     made = run.environment(torch.device("cpu"), script)
-    record = made | {"study": "textbooks", "rows": [*rows, solved], "prepared": run.read_json(work / "prepared.json"),
-                     "comparisons": comparisons}  # fmt: skip
+    record = made | {
+        "study": "textbooks",
+        "rows": [*rows, solved],
+        "prepared": run.read_json(work / "prepared.json"),
+        "comparisons": comparisons,
+    }
     run.write_json(work / "report.json", record)
     for name, part in (("others", other_rows(work)), ("comparisons", comparison_rows(comparisons))):
         if part:
@@ -90,15 +100,27 @@ def nearest(work: Path, held_out: list[exercises.Exercise]) -> dict:
     train = read_exercises(work / "data/exercises/train.jsonl")
     problems = benchmarks.held_out(held_out)
     answers = benchmarks.nearest(train, problems)
-    jobs = [(item.prompt + answer["completion"], [(item.name, given) for given, _ in item.calls])
-            for item, answer in zip(held_out, answers, strict=True)]  # fmt: skip
+    jobs = [
+        (item.prompt + answer["completion"], [(item.name, given) for given, _ in item.calls])
+        for item, answer in zip(held_out, answers, strict=True)
+    ]
     found = sandbox.work(jobs)
-    scored = [answer | {"passed": not exercises.verdict(item.calls, values)}
-              for item, answer, values in zip(held_out, answers, found, strict=True)]  # fmt: skip
+    scored = [
+        answer | {"passed": not exercises.verdict(item.calls, values)}
+        for item, answer, values in zip(held_out, answers, found, strict=True)
+    ]
     table = benchmarks.scores(problems, scored, (1,))
     git = run.environment(torch.device("cpu"), __file__)["git"]
-    return {"study": "textbooks", "setting": "nearest docstring (baseline)", "seed": 0, "arm": "nearest", "size": "",
-            "finetuned": False, "scores": table, "git": git}  # fmt: skip
+    return {
+        "study": "textbooks",
+        "setting": "nearest docstring (baseline)",
+        "seed": 0,
+        "arm": "nearest",
+        "size": "",
+        "finetuned": False,
+        "scores": table,
+        "git": git,
+    }
 
 
 def parse_scored(value: dict) -> dict:

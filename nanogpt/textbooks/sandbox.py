@@ -104,9 +104,14 @@ class Sandbox:
         words = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/home", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"}
         try:
             self.process = subprocess.Popen(
-                command(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=words,
-                cwd="/", start_new_session=True,
-            )  # fmt: skip
+                command(),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=words,
+                cwd="/",
+                start_new_session=True,
+            )
         except OSError as error:
             raise UserError(f"--execute: needs the program unshare of util-linux ({error.strerror})") from error
 

@@ -51,11 +51,13 @@ def writer(name: str, seed: int = 0):
 
     def ask(prompt):
         if tokenizer.chat_template:
-            prompt = tokenizer.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False,
-                                                   add_generation_prompt=True)  # fmt: skip
+            prompt = tokenizer.apply_chat_template(
+                [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+            )
         ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=not tokenizer.chat_template)
-        done = model.generate(**ids, max_new_tokens=MAX_TOKENS, do_sample=True, temperature=0.8,
-                              pad_token_id=tokenizer.eos_token_id)  # fmt: skip
+        done = model.generate(
+            **ids, max_new_tokens=MAX_TOKENS, do_sample=True, temperature=0.8, pad_token_id=tokenizer.eos_token_id
+        )
         return tokenizer.decode(done[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
 
     return ask
@@ -65,10 +67,15 @@ def ask_endpoint(url: str, prompt: str) -> str:
     """One answer of an OpenAI-compatible endpoint. Raises UserError."""
     key = os.environ.get("OPENAI_API_KEY")
     body = {"messages": [{"role": "user", "content": prompt}], "max_tokens": MAX_TOKENS, "temperature": 0.8}
-    body |= {"model": os.environ["OPENAI_MODEL"]} if "OPENAI_MODEL" in os.environ else {}
+    if "OPENAI_MODEL" in os.environ:
+        body["model"] = os.environ["OPENAI_MODEL"]
     try:
-        done = requests.post(f"{url.rstrip('/')}/chat/completions", json=body, timeout=120,
-                             headers={"Authorization": f"Bearer {key}"} if key else {})  # fmt: skip
+        done = requests.post(
+            f"{url.rstrip('/')}/chat/completions",
+            json=body,
+            timeout=120,
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+        )
         done.raise_for_status()
         return str(done.json()["choices"][0]["message"]["content"])
     except (requests.RequestException, ValueError, LookupError, TypeError) as error:
@@ -89,7 +96,7 @@ def parse(answer: str) -> exercises.Exercise | None:
         return None
     if not ast.get_docstring(node) or len(node.body) < 2 or len(calls) < 2:
         return None
-    lines = code.splitlines(keepends=True)
+    lines = [line + "\n" for line in code.split("\n")]  # as `ast` counts them
     cut = node.body[0].end_lineno
     prompt = "".join(lines[node.lineno - 1 : cut])
     completion = "".join(lines[cut : node.end_lineno]).rstrip() + "\n"
@@ -99,7 +106,9 @@ def parse(answer: str) -> exercises.Exercise | None:
 def write(name: str, n: int, seed: int, progress=print) -> tuple[list[dict], list[str], dict]:
     """(admitted exercises as rows, textbook pages, counts): `n` of each are asked for. Raises UserError."""
     ask, rng = writer(name, seed), random.Random(f"writer {seed}")
-    rows, pages, counts = [], [], {"asked": n, "no exercise": 0, "refused": 0, "admitted": 0}
+    rows = []
+    pages = []
+    counts = {"asked": n, "no exercise": 0, "refused": 0, "admitted": 0}
     with Sandbox() as sandbox:
         for i in range(n):
             pair = {"topic": rng.choice(TOPICS), "profession": rng.choice(PROFESSIONS)}
@@ -112,7 +121,8 @@ def write(name: str, n: int, seed: int, progress=print) -> tuple[list[dict], lis
                 )
                 good = not exercises.verdict(exercise.calls, found)
                 counts["admitted" if good else "refused"] += 1
-                rows += [{"prompt": exercise.prompt, "completion": exercise.completion}] * good
+                if good:
+                    rows.append({"prompt": exercise.prompt, "completion": exercise.completion})
             pages.append(ask(PAGE.format(**pair)).strip() + "\n")
             progress(f"written by {run.display_path(name)}: {i + 1} of {n}, {counts}")
     return rows, pages, counts
