@@ -29,8 +29,19 @@ ENDINGS = frozenset(
     ".apng .avif .bmp .dib .gif .j2k .jfif .jp2 .jpe .jpeg .jpg .pbm .pcx .pgm .png .pnm .ppm .tga .tif .tiff "
     ".webp".split()
 )
-UNREADABLE = (OSError, EOFError, ValueError, SyntaxError, LookupError, TypeError, ArithmeticError, MemoryError,
-              struct.error, zlib.error, Image.DecompressionBombError)  # fmt: skip  # what PIL raises
+UNREADABLE = (
+    OSError,
+    EOFError,
+    ValueError,
+    SyntaxError,
+    LookupError,
+    TypeError,
+    ArithmeticError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)  # what PIL raises
 ON_BLACK = "transparent images are laid on black, since white would leave nothing to see"
 FIRST_FRAME = "files hold several images, of which the first is read"
 DIGITS, LETTERS = "0123456789", "abcdefghijklmnopqrstuvwxyz"
@@ -152,9 +163,13 @@ class Notes:
             self.remarks.setdefault(remark, []).append(name)
 
     def print(self):
-        said = {"files that are not images": self.skipped, "folders without images": self.empty,
-                "classes that only one part has": self.unknown,
-                "images or folders beside those that are read": self.beside, **self.remarks}  # fmt: skip
+        said = {
+            "files that are not images": self.skipped,
+            "folders without images": self.empty,
+            "classes that only one part has": self.unknown,
+            "images or folders beside those that are read": self.beside,
+            **self.remarks,
+        }
         for what, names in said.items():
             if names:
                 some = ", ".join(sorted(set(names))[:5]) + (", ..." if len(set(names)) > 5 else "")

@@ -76,12 +76,24 @@ def main(argv=None):
         for name, values in seconds.items():
             if name.startswith("padasip"):
                 reference = values
-            final = {"samples_per_s": round(samples / statistics.median(values)),
-                     "times_padasip": timing.median_ratio(reference, values)}  # fmt: skip
+            final = {
+                "samples_per_s": round(samples / statistics.median(values)),
+                "times_padasip": timing.median_ratio(reference, values),
+            }
             table = "block size" if name.startswith("blocks") else "filters"
-            rows.append({"study": "bench", "setting": f"{name}, {taps} taps", "seed": 0, "state": "done",
-                         "table": table, "taps": taps, "filter": name, "rounds": args.rounds,
-                         "final": final})  # fmt: skip
+            rows.append(
+                {
+                    "study": "bench",
+                    "setting": f"{name}, {taps} taps",
+                    "seed": 0,
+                    "state": "done",
+                    "table": table,
+                    "taps": taps,
+                    "filter": name,
+                    "rounds": args.rounds,
+                    "final": final,
+                }
+            )
             print(f"{taps:7}  {name:14} {final['samples_per_s']:12,} {final['times_padasip']:15.2f}")
     write_study(__file__, out, "bench", rows)
     return rows

@@ -136,8 +136,10 @@ def from_csv(path: str | Path, target: str) -> Regression:
     features, targets = np.delete(values, column, axis=1), values[:, column]
     n = training_rows(len(targets))
     if n < len(names):  # one weight for each feature and one for the bias
-        raise UserError(f"{file_name}: has too few rows ({len(targets)}, of which {max(n, 0)} for training) for "
-                        f"{len(names)} weights; add rows or remove columns")  # fmt: skip
+        raise UserError(
+            f"{file_name}: has too few rows ({len(targets)}, of which {max(n, 0)} for training) for "
+            f"{len(names)} weights; add rows or remove columns"
+        )
     if np.abs(values).max() > 1e100:
         raise UserError(f"{file_name}: has numbers above 1e100, whose squares may overflow; scale the columns down")
     if targets[:n] @ targets[:n] == 0:
@@ -195,8 +197,10 @@ class Options(run.ScriptOptions):
 def main(argv=None):
     args = run.parse_options(__file__, Options, argv)
     problem = load(args.data, args.target)
-    print(f"{problem.name}: {len(problem.targets):,} training rows, {len(problem.val_targets):,} validation rows, "
-          f"digest {problem.digest}")  # fmt: skip
+    print(
+        f"{problem.name}: {len(problem.targets):,} training rows, {len(problem.val_targets):,} validation rows, "
+        f"digest {problem.digest}"
+    )
     for i, name in enumerate(problem.columns):
         truth = "" if problem.true_weights is None else f"   true weight {problem.true_weights[i]:7.4f}"
         column = problem.inputs[:, i]

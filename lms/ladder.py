@@ -390,9 +390,16 @@ def main(argv=None):
         error = max(float(np.abs(found[name] - truth[name]).max()) for name in truth)
         as_lists = ({name: np.asarray(value).tolist() for name, value in values.items()} for values in (found, truth))
         final = {"loss": loss} | dict(zip(("found", "true"), as_lists)) | {"largest_error": error}
-        rows.append({"study": "ladder", "setting": f"step {step}", "seed": args.seed, "state": "done",
-                     "args": {name: getattr(args, name) for name in ("iters", "bs", "lr", "layers")},
-                     "final": final})  # fmt: skip
+        rows.append(
+            {
+                "study": "ladder",
+                "setting": f"step {step}",
+                "seed": args.seed,
+                "state": "done",
+                "args": {name: getattr(args, name) for name in ("iters", "bs", "lr", "layers")},
+                "final": final,
+            }
+        )
     write_study(__file__, out, f"step{args.step}" if args.step else "ladder", rows, draw(results))
 
 

@@ -60,15 +60,26 @@ def rates(args, out):
         textbook, exact = model.misadjustment(X, lr)
         predicted = {"textbook": format_optional(textbook, ".3g"), "exact": format_optional(exact, ".3g")}
         for seed in range(args.seeds):
-            row = {"study": "rates", "setting": f"r = {lr:g}", "seed": seed, "dataset": problem.name, "lr": lr,
-                   "epochs": args.epochs, "predicted": predicted, "state": "done"}  # fmt: skip
+            row = {
+                "study": "rates",
+                "setting": f"r = {lr:g}",
+                "seed": seed,
+                "dataset": problem.name,
+                "lr": lr,
+                "epochs": args.epochs,
+                "predicted": predicted,
+                "state": "done",
+            }
             final = {"misadjustment_textbook": textbook, "misadjustment_exact": exact}
             if (sample := model.diverged_at(errors[seed, i])) is not None:
                 row |= {"state": "diverged", "diverged_at_step": sample}
             else:
                 late = float(np.mean(errors[seed, i, errors.shape[-1] // 2 :] ** 2))  # a priori, the second half
-                final |= {"apriori_mse_late": late, "misadjustment": measured_misadjustment(late, wiener, d),
-                          "train_mse": mse(X, d, w[seed, i])}  # fmt: skip
+                final |= {
+                    "apriori_mse_late": late,
+                    "misadjustment": measured_misadjustment(late, wiener, d),
+                    "train_mse": mse(X, d, w[seed, i]),
+                }
             rows.append(row | {"final": final})
     print_rates(problem, bounds, wiener, rows)
     figure = draw_rates(errors, rows, X, max(wiener.mse, 1e-12 * np.mean(d**2)), bounds)
@@ -161,10 +172,13 @@ def filters(args, out):
             weights, _ = run_filter(X, d)
             values = np.sum((weights[:-1] - h) ** 2, 1) / np.sum(h**2, 1)
             misalignment[name].append(values)
-            decibels = {when: 10 * float(np.log10(values[end - tail : end].mean()))
-                        for when, end in (("before", half), ("after", len(d)))}  # fmt: skip
-            rows.append({"study": "filters", "setting": name, "seed": seed, "state": "done",
-                         "misalignment_db": decibels})  # fmt: skip
+            decibels = {
+                when: 10 * float(np.log10(values[end - tail : end].mean()))
+                for when, end in (("before", half), ("after", len(d)))
+            }
+            rows.append(
+                {"study": "filters", "setting": name, "seed": seed, "state": "done", "misalignment_db": decibels}
+            )
     print("filters: misalignment ||w - h||^2 / ||h||^2 in the last tenth before and after the system changes")
     figure = matplotlib.figure.Figure(figsize=(8.5, 4.2), layout="constrained")
     axes = figure.subplots()

@@ -82,9 +82,15 @@ def train(args, r, problem, wiener):
         curves["distances"] += np.linalg.norm(weights[samples] - wiener.weights, axis=1).tolist()
         curves["apriori_mse"].append(float(np.mean(errors**2)))  # each error before the update on that sample
         curves["train_mse"].append(mse(X, d, w))  # with the weights after the epoch
-        r.log({"epoch": epoch + 1, "train_mse": curves["train_mse"][-1],
-               "val_mse": mse(problem.val_inputs, problem.val_targets, w), "apriori_mse": curves["apriori_mse"][-1],
-               "distance": float(np.linalg.norm(w - wiener.weights))})  # fmt: skip
+        r.log(
+            {
+                "epoch": epoch + 1,
+                "train_mse": curves["train_mse"][-1],
+                "val_mse": mse(problem.val_inputs, problem.val_targets, w),
+                "apriori_mse": curves["apriori_mse"][-1],
+                "distance": float(np.linalg.norm(w - wiener.weights)),
+            }
+        )
         r.save(model=parameters, epoch=epoch + 1, **curves)
     return w, curves
 
@@ -161,17 +167,30 @@ def main(argv=None):
     X, d = problem.inputs, problem.targets
     wiener, bounds, (textbook, exact) = model.wiener_solution(X, d), model.stability(X), model.misadjustment(X, args.lr)
     if wiener.rank < X.shape[1]:
-        print(f"{problem.name}: the inputs are linearly dependent (rank {wiener.rank} of {X.shape[1]} columns); the "
-              "Wiener solution is the one of least norm", file=sys.stderr)  # fmt: skip
+        print(
+            f"{problem.name}: the inputs are linearly dependent (rank {wiener.rank} of {X.shape[1]} columns); the "
+            "Wiener solution is the one of least norm",
+            file=sys.stderr,
+        )
     with run.Run(
         args, __file__, f"{problem.name}-lms", auto_precision="fp64", auto_threads=AUTO_THREADS
     ) as r:  # NumPy, on the CPU
-        dataset = {"name": problem.name, "digest": problem.digest, "builtin": args.data in data.BUILT_IN,
-                   "train": len(d), "val": len(problem.val_targets), "rank": wiener.rank}  # fmt: skip
-        r.note(f"LMS, {X.shape[1]} weights, on {problem.name}: {len(d):,} rows per epoch, r = {args.lr:g}; "
-               f"bounds of r: {bounds.mean:.3g} for the mean, {bounds.trace:.3g} by the trace, "
-               f"{format_optional(bounds.mean_square, '.3g', 'unknown')} for the mean square",
-               dataset=dataset, parameters=X.shape[1], bounds=bounds._asdict())  # fmt: skip
+        dataset = {
+            "name": problem.name,
+            "digest": problem.digest,
+            "builtin": args.data in data.BUILT_IN,
+            "train": len(d),
+            "val": len(problem.val_targets),
+            "rank": wiener.rank,
+        }
+        r.note(
+            f"LMS, {X.shape[1]} weights, on {problem.name}: {len(d):,} rows per epoch, r = {args.lr:g}; "
+            f"bounds of r: {bounds.mean:.3g} for the mean, {bounds.trace:.3g} by the trace, "
+            f"{format_optional(bounds.mean_square, '.3g', 'unknown')} for the mean square",
+            dataset=dataset,
+            parameters=X.shape[1],
+            bounds=bounds._asdict(),
+        )
         w, curves = train(args, r, problem, wiener)
 
         late = float(np.mean(curves["apriori_mse"][args.epochs // 2 :]))
@@ -182,13 +201,22 @@ def main(argv=None):
         for column, ours, best in zip(problem.columns, w, wiener.weights):
             r.print(f"{column:>12}   LMS {ours:11.5g}   Wiener {best:11.5g}")
         train_mse, val_mse = mse(X, d, w), mse(problem.val_inputs, problem.val_targets, w)
-        r.finish(f"MSE {train_mse:.5g}, Wiener {wiener.mse:.5g}; misadjustment over the second half "
-                 f"{format_optional(measured, '.3g')} (predicted: textbook {format_optional(textbook, '.3g')}, "
-                 f"exact {format_optional(exact, '.3g')})", train_mse=train_mse, val_mse=val_mse,
-                 wiener_mse=wiener.mse, wiener_val_mse=mse(problem.val_inputs, problem.val_targets, wiener.weights),
-                 apriori_mse_late=late, misadjustment=measured, misadjustment_textbook=textbook,
-                 misadjustment_exact=exact, distance=float(np.linalg.norm(w - wiener.weights)), weights=w.tolist(),
-                 wiener_weights=wiener.weights.tolist())  # fmt: skip
+        r.finish(
+            f"MSE {train_mse:.5g}, Wiener {wiener.mse:.5g}; misadjustment over the second half "
+            f"{format_optional(measured, '.3g')} (predicted: textbook {format_optional(textbook, '.3g')}, "
+            f"exact {format_optional(exact, '.3g')})",
+            train_mse=train_mse,
+            val_mse=val_mse,
+            wiener_mse=wiener.mse,
+            wiener_val_mse=mse(problem.val_inputs, problem.val_targets, wiener.weights),
+            apriori_mse_late=late,
+            misadjustment=measured,
+            misadjustment_textbook=textbook,
+            misadjustment_exact=exact,
+            distance=float(np.linalg.norm(w - wiener.weights)),
+            weights=w.tolist(),
+            wiener_weights=wiener.weights.tolist(),
+        )
     return r.record
 
 

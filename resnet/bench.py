@@ -88,8 +88,9 @@ def build_ways(dataset, batch_size, device):
     resident, usual = dataset.to(device), PILImages(dataset)
 
     def loader(workers):
-        batches = DataLoader(usual, batch_size, shuffle=True, drop_last=True, num_workers=workers,
-                          persistent_workers=workers > 0)  # fmt: skip
+        batches = DataLoader(
+            usual, batch_size, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=workers > 0
+        )
         return lambda epoch: batches
 
     def tensors(epoch):
@@ -175,12 +176,21 @@ def main(argv=None):
     usual, rows = [max(pair) for pair in zip(*list(measured.values())[:2])], []
     for name, way in ways.items():
         values, precision = measured[name], str(way.precision).removeprefix("torch.")
-        rows.append({"way": name, "precision": precision, "images_per_s": statistics.median(values), "rates": values,
-                     "times_usual": timing.median_ratio(values, usual),
-                     "of_peak": timing.median_ratio(values, measured[way.precision]) * flops})  # fmt: skip
+        rows.append(
+            {
+                "way": name,
+                "precision": precision,
+                "images_per_s": statistics.median(values),
+                "rates": values,
+                "times_usual": timing.median_ratio(values, usual),
+                "of_peak": timing.median_ratio(values, measured[way.precision]) * flops,
+            }
+        )
         row = rows[-1]
-        print(f"{name:<32} {row['images_per_s']:>8,.0f} images/s, {row['times_usual']:.2f} times the usual way, "
-              f"{row['of_peak']:.0%} of the peak in {precision}")  # fmt: skip
+        print(
+            f"{name:<32} {row['images_per_s']:>8,.0f} images/s, {row['times_usual']:.2f} times the usual way, "
+            f"{row['of_peak']:.0%} of the peak in {precision}"
+        )
     parts = [{"operation": kind, "share": share} for kind, share in shares(ways["ours, step alone"]).items()]
     print("a step of ours: " + ", ".join(f"{part['operation']} {part['share']:.0%}" for part in parts))
     common = {"bench": "resnet", **machine, "dataset": facts, "batch_size": args.bs}

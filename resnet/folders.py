@@ -43,8 +43,10 @@ class LazyImageFolder:
         self.mean, self.std = (255 * torch.tensor(v).view(1, 3, 1, 1) for v in (MEAN, STD))
         self.device, self._loaders = torch.device("cpu"), {}
         if not any(map(is_decodable, sources)):
-            raise run.UserError(f"{sources[0]}: cannot be decoded, nor can any other of the {len(sources):,} images of "
-                                "its part; replace them")  # fmt: skip
+            raise run.UserError(
+                f"{sources[0]}: cannot be decoded, nor can any other of the {len(sources):,} images of "
+                "its part; replace them"
+            )
 
     def __len__(self):
         return len(self.labels)

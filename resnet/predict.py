@@ -43,8 +43,10 @@ def find_run(name):
         return Path(name)
     folder = run.newest_run(EXPERIMENT)
     if folder is None:
-        raise run.UserError(f"no finished run in {run.display_path(run.ROOT / 'out' / EXPERIMENT)}; a minute on two "
-                            "cores gives one: python resnet/train.py --data mnist")  # fmt: skip
+        raise run.UserError(
+            f"no finished run in {run.display_path(run.ROOT / 'out' / EXPERIMENT)}; a minute on two "
+            "cores gives one: python resnet/train.py --data mnist"
+        )
     print(f"the newest finished run: {run.display_path(folder)}")
     return folder
 
@@ -227,8 +229,14 @@ def main(argv=None):
         accuracy = (predicted == labels)[known].float().mean().item()
         text += f", accuracy {accuracy:.2%} of {int(known.sum()):,} labelled"
         draw_confusion(out / "confusion.png", predicted[known], labels[known], classes)
-        draw_mistakes(out / "mistakes.png", lambda i: pixels(sources[rows[known][i]], family), predicted[known],
-                      probability[known], labels[known], classes)  # fmt: skip
+        draw_mistakes(
+            out / "mistakes.png",
+            lambda i: pixels(sources[rows[known][i]], family),
+            predicted[known],
+            probability[known],
+            labels[known],
+            classes,
+        )
     print(f"{text}; {run.display_path(out / 'predictions.csv')}")
     return accuracy
 

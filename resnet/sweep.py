@@ -134,8 +134,11 @@ def draw_gradients(axes, rows):
     for row in rows:
         x = np.linspace(0, 1, len(row["gradient_norms"]))
         axes.plot(x, row["gradient_norms"], marker=".", label=row["setting"])
-    axes.set(xlabel="place in the network, from the first layer to the last", yscale="log",
-             ylabel="gradient norm over weight norm, at the start")  # fmt: skip
+    axes.set(
+        xlabel="place in the network, from the first layer to the last",
+        yscale="log",
+        ylabel="gradient norm over weight norm, at the start",
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------ figures
@@ -165,8 +168,13 @@ def draw_clock(axes, rows):
         (line,) = axes.plot(row["seconds"], row["val_accuracy"], label=label)
         if "paper" in row["setting"] and bench.exists():  # the same epochs, slower by the factor that bench.py measured
             factor = next(r["times_usual"] for r in json.loads(bench.read_text())["rows"] if r["way"] == "ours")
-            axes.plot(np.array(row["seconds"]) * factor, row["val_accuracy"], ":", color=line.get_color(),
-                      label=f"{label}, at the usual way's speed")  # fmt: skip
+            axes.plot(
+                np.array(row["seconds"]) * factor,
+                row["val_accuracy"],
+                ":",
+                color=line.get_color(),
+                label=f"{label}, at the usual way's speed",
+            )
     axes.set(xlabel="seconds of training", ylabel="validation accuracy")
     if rows[0]["study"] != "mnist":
         axes.set(xscale="log" if rows[0]["study"] == "clock" else "linear", ylim=(0.6, 0.95))
@@ -237,8 +245,11 @@ def main(argv=None):
     if study.run_jobs(train, jobs, args) if jobs else not args.list:
         gradients = gradient_rows(args) if {"shortcut", "gradients"} & set(args.study) else []
         for name in args.study:
-            rows = [row_of(name, setting, seed, out / folder_name(values, seed))
-                    for setting, values in STUDIES[name].items() for seed in range(args.seeds)]  # fmt: skip
+            rows = [
+                row_of(name, setting, seed, out / folder_name(values, seed))
+                for setting, values in STUDIES[name].items()
+                for seed in range(args.seeds)
+            ]
             report(name, rows, gradients if name in ("shortcut", "gradients") else [], out)
 
 

@@ -171,16 +171,31 @@ def train(args, r, net, train_set, val_set):
         r.broadcast_buffers(eval_model)
         val_loss, val_accuracy = evaluate(eval_model, val_set, r)
         r.check_finite(torch.tensor([val_loss]), (epoch + 1) * steps)
-        r.log({"epoch": epoch + 1, "train_loss": train_loss, "val_loss": val_loss, "train_accuracy": train_accuracy,
-               "val_accuracy": val_accuracy, "lr": optimizers[0].param_groups[0]["lr"],
-               "seconds": round(seconds, 2)})  # fmt: skip
-        r.print(f"epoch {epoch + 1:>3}/{args.epochs}   loss {train_loss:.3f} train {val_loss:.3f} val   accuracy "
-                f"{train_accuracy:.1%} train {val_accuracy:.2%} val   "
-                f"{(steps - first_step) * n / seconds:,.0f} images/s")  # fmt: skip
+        r.log(
+            {
+                "epoch": epoch + 1,
+                "train_loss": train_loss,
+                "val_loss": val_loss,
+                "train_accuracy": train_accuracy,
+                "val_accuracy": val_accuracy,
+                "lr": optimizers[0].param_groups[0]["lr"],
+                "seconds": round(seconds, 2),
+            }
+        )
+        r.print(
+            f"epoch {epoch + 1:>3}/{args.epochs}   loss {train_loss:.3f} train {val_loss:.3f} val   accuracy "
+            f"{train_accuracy:.1%} train {val_accuracy:.2%} val   "
+            f"{(steps - first_step) * n / seconds:,.0f} images/s"
+        )
         if val_accuracy > best:
             best = val_accuracy
-            r.save_best(model=eval_model, epoch=epoch + 1, classes=list(train_set.classes), mean=train_set.mean,
-                        std=train_set.std)  # fmt: skip
+            r.save_best(
+                model=eval_model,
+                epoch=epoch + 1,
+                classes=list(train_set.classes),
+                mean=train_set.mean,
+                std=train_set.std,
+            )
         step = 0
         totals.zero_()
         checkpoint(epoch + 1, step)
@@ -269,8 +284,12 @@ def main(argv=None):
         if len(train_set) < r.world:
             raise run.UserError(f"{len(train_set)} training images are too few for {r.world} processes")
         side = f"{train_set.size} x {train_set.size} pixels"
-        r.note(f"{args.model}, {parameters:,} parameters, on {facts['name']} at {side}: {len(train_set):,} training "
-               f"images, {len(val_set):,} validation images", dataset=facts, parameters=parameters)  # fmt: skip
+        r.note(
+            f"{args.model}, {parameters:,} parameters, on {facts['name']} at {side}: {len(train_set):,} training "
+            f"images, {len(val_set):,} validation images",
+            dataset=facts,
+            parameters=parameters,
+        )
         net = train(args, r, net, train_set, val_set)
 
         evaluated = {"val": val_set} | ({"test": test_set} if test_set else {})

@@ -416,9 +416,15 @@ def test_imagenet_has_no_test_part(tree, tmp_path):
 # -------------------------------------------------------------------------------------------------- images of one's own
 
 
-@pytest.mark.parametrize("parts, counts", [({"": 20}, [32, 4, 4]), ({"train": 20, "test": 5}, [36, 4, 10]),
-                                           ({"train": 20, "val": 5}, [36, 10, 4]),
-                                           ({"train": 20, "val": 5, "test": 3}, [40, 10, 6])])  # fmt: skip
+@pytest.mark.parametrize(
+    "parts, counts",
+    [
+        ({"": 20}, [32, 4, 4]),
+        ({"train": 20, "test": 5}, [36, 4, 10]),
+        ({"train": 20, "val": 5}, [36, 10, 4]),
+        ({"train": 20, "val": 5, "test": 3}, [40, 10, 6]),
+    ],
+)
 def test_every_layout_of_a_folder_has_a_test_set(parts, counts, tmp_path):
     """The split is a function of the names, and each class has its share of every part."""
     make_images(tmp_path / "a", parts)
@@ -433,13 +439,19 @@ def test_every_layout_of_a_folder_has_a_test_set(parts, counts, tmp_path):
     assert [len(part) for part in data.load(str(tmp_path / "a"), limit=3, family="imagenet")[:3]] == [3, 3, 3]
 
 
-@pytest.mark.parametrize("words, chosen", [("", ("resnet20", "fast")), ("--recipe paper", ("resnet20", "paper")),
-                                           ("--recipe mnist", ("mnist", "mnist")),
-                                           ("--recipe imagenet", ("resnet50", "imagenet")),
-                                           ("--recipe tiny", ("resnet20", "tiny")),
-                                           ("--model mnist", ("mnist", "mnist")),
-                                           ("--model resnet56", ("resnet56", "fast")),
-                                           ("--model resnet18", ("resnet18", "imagenet"))])  # fmt: skip
+@pytest.mark.parametrize(
+    "words, chosen",
+    [
+        ("", ("resnet20", "fast")),
+        ("--recipe paper", ("resnet20", "paper")),
+        ("--recipe mnist", ("mnist", "mnist")),
+        ("--recipe imagenet", ("resnet50", "imagenet")),
+        ("--recipe tiny", ("resnet20", "tiny")),
+        ("--model mnist", ("mnist", "mnist")),
+        ("--model resnet56", ("resnet56", "fast")),
+        ("--model resnet18", ("resnet18", "imagenet")),
+    ],
+)
 def test_the_network_for_a_folder_of_images(words, chosen, tmp_path):
     args = train.parse(["--data", str(tmp_path), *words.split()])
     assert (args.model, args.recipe) == chosen
@@ -457,8 +469,14 @@ def test_the_network_for_idx_files(tmp_path, capsys):
 
 
 FORMS = {"plain": {"": 8}, "train+test": {"train": 6, "test": 3}, "train+val+test": {"train": 5, "val": 3, "test": 3}}
-OWN = [("fast", "resnet20", "plain"), ("paper", "resnet20", "train+test"), ("tiny", "resnet20", "train+val+test"),
-       ("mnist", "mnist", "train+val+test"), ("mnist", "mnist", "idx"), ("tiny", "mnist", "letters")]  # fmt: skip
+OWN = [
+    ("fast", "resnet20", "plain"),
+    ("paper", "resnet20", "train+test"),
+    ("tiny", "resnet20", "train+val+test"),
+    ("mnist", "mnist", "train+val+test"),
+    ("mnist", "mnist", "idx"),
+    ("tiny", "mnist", "letters"),
+]
 HEAVY = [(f"fast-{name}", "resnet20", "plain") for name in names("resnet", "train", "VARIANTS")]
 HEAVY += [("imagenet", "resnet18", form) for form in FORMS] + [
     ("paper", "mnist", "balanced"),
@@ -681,10 +699,17 @@ def test_a_learning_rate_rises_over_many_steps():
         assert optim.lr_factor(decay, 0, steps=60) == 1, "without a warm-up there is none"
 
 
-@pytest.mark.parametrize("epochs, first, size, expected", [
-    (4, 24, None, [24, 24, None, None]), (4, 24, 32, [24, 24, 32, 32]), (3, 24, 32, [24, 24, 32]),
-    (1, 24, None, [24]), (2, None, 28, [28, 28]), (2, None, None, [None, None]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "epochs, first, size, expected",
+    [
+        (4, 24, None, [24, 24, None, None]),
+        (4, 24, 32, [24, 24, 32, 32]),
+        (3, 24, 32, [24, 24, 32]),
+        (1, 24, None, [24]),
+        (2, None, 28, [28, 28]),
+        (2, None, None, [None, None]),
+    ],
+)
 def test_the_size_of_training_images(epochs, first, size, expected):
     args = train.Options(epochs=epochs, first_size=first, size=size)
     assert [train.size_at(args, epoch) for epoch in range(epochs)] == expected
@@ -976,10 +1001,17 @@ def muon_direction(gradient):
 
 
 @pytest.mark.parametrize("model_name", ["mnist", "resnet20"])
-@pytest.mark.parametrize("words", [
-    "--weight-decay 0", "--weight-decay 0.01", "--nesterov --weight-decay 0.01 --label-smoothing 0.2",
-    "--optimizer muon --nesterov --weight-decay 0.01 --muon-decay 0.3", "--augment none --size 24", "--first-size 24",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--weight-decay 0",
+        "--weight-decay 0.01",
+        "--nesterov --weight-decay 0.01 --label-smoothing 0.2",
+        "--optimizer muon --nesterov --weight-decay 0.01 --muon-decay 0.3",
+        "--augment none --size 24",
+        "--first-size 24",
+    ],
+)
 def test_one_step_is_the_formula(model_name, words, tmp_path, monkeypatch):
     """The loss is the mean of -sum(q log p); the step is that of SGD, or of Muon for all convolutions but the first."""
     monkeypatch.setattr(optim.run, "native_bf16", lambda device: False)  # Muon's products in float32
