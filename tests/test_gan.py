@@ -6,6 +6,7 @@ import math
 import random
 from dataclasses import replace
 
+from common import study
 from common.options import flag, options_of
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from conftest import failure, lazy, load, one_line, run
+from conftest import ROOT, failure, lazy, load, one_line, run
 from helpers import metrics, names, write_images
 
 train, data, model = lazy("gan"), lazy("gan", "data"), lazy("gan", "model")
@@ -1096,6 +1097,17 @@ def test_compare(tmp_path, capsys):
             for s, t, f in (("A", [5.0, 10.0], [9.0, 7.0]), ("B", [10.0, 20.0], [8.0, 2.0]))]  # fmt: skip
     compare.at_equal_seconds(rows)
     assert [row["fid_at_equal_seconds"] for row in rows] == [7.0, 8.0]
+
+
+def test_the_studies_are_those_of_the_committed_records():
+    """No default may change without a new record."""
+    compare = load("gan", "compare")
+    for name, settings in compare.STUDIES.items():
+        for row in json.loads((ROOT / "gan" / "results" / f"{name}.json").read_text())["rows"]:
+            then = run.recorded_args(row["args"])
+            now = run.record_args(train.parse(study.argv_of(train, settings[row["setting"]])))
+            differ = {key for key in then if now.get(key) != then[key]}
+            assert differ <= {"data", "seed", "device", "precision"}, (name, row["setting"], differ)
 
 
 @pytest.mark.slow
