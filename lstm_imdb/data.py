@@ -6,6 +6,7 @@
 Where the texts come from and how they are split is in corpus.py.
 """
 
+import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
@@ -182,6 +183,7 @@ def load(
     texts, parts, facts = corpus.load(name, data_dir, split)
     parts = {part: rows[:limit] for part, rows in parts.items()}
     tokenized = {i: tokenize(texts.texts[i]) for rows in parts.values() for i in rows}
+    parts = keep_apart(name, parts, tokenized, facts)
     ignored = stop_words() if filter_stop_words else frozenset()
     vocabulary = Vocabulary.count([tokenized[i] for i in parts["train"]], max_words, min_count, ignored)
     if len(vocabulary) < 4:
@@ -192,6 +194,31 @@ def load(
     reviews = [build(rows, tokenized, texts.labels, vocabulary, max_len, keep) for rows in parts.values()]
     facts |= {part: len(rows) for part, rows in parts.items()} | {"vocabulary": len(vocabulary)}
     return Data(*reviews, vocabulary, texts, facts)
+
+
+def keep_apart(name: str, parts: dict, tokenized: dict, facts: dict) -> dict:
+    """The rows of each part without those whose words a review of an earlier part has, too; `facts` takes their number.
+
+    The published reviews, the built-in ones and the official split of a folder stay as they are. Raises UserError.
+    """
+    seen, apart, copies = set(), {}, 0
+    for part, rows in parts.items():
+        words = {i: tuple(tokenized[i]) for i in rows}
+        apart[part] = [i for i in rows if not words[i] or words[i] not in seen]
+        copies += len(rows) - len(apart[part])
+        seen.update(words.values())
+    if not copies:
+        return parts
+    if name in ("auto", "imdb", "builtin") or facts["split"] == "official":
+        facts["copies"] = copies
+        if facts["split"] == "official":
+            print(f"{facts['name']}: warning: {copies} reviews have the words of one in another part", file=sys.stderr)
+        return parts
+    facts["dropped"]["reviews with the words of one in another part"] = copies
+    for part, rows in apart.items():
+        if not rows:
+            raise UserError(f"{facts['name']}: all {part} reviews have the words of reviews in another part")
+    return apart
 
 
 @dataclass(kw_only=True)
@@ -214,6 +241,8 @@ def print_counts(loaded: Data):
     print(f"{facts['name']}: {facts['rows']:,} rows")
     for reason, count in facts["dropped"].items():
         print(f"  dropped: {count:,} {reason}")
+    if "copies" in facts:
+        print(f"  {facts['copies']:,} reviews have the words of one in another part; they are kept")
     for part in ("train", "val", "test"):
         reviews = getattr(loaded, part)
         counts = torch.bincount(reviews.labels, minlength=len(facts["classes"])).tolist()

@@ -562,6 +562,31 @@ def test_a_bad_csv_file_is_one_line(name, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_copies_with_other_spaces_and_marks_are_not_on_both_sides(tmp_path, capsys):
+    """Reviews with the same words in three forms stay in one part; those of an official split stay where they are."""
+    forms = ("number {} is {}", "Number {}: is {}...", "number  {} is, {}")
+    rows = own_reviews(100)
+    for text, label in rows[:40]:
+        _, number, _, verdict = text.split()
+        rows += [(form.format(number, verdict), label) for form in forms[1:]]
+    loaded = data.load(str(write_csv(tmp_path / "own.csv", rows)))
+    parts = [
+        {" ".join(data.tokenize(loaded.corpus.texts[i])) for i in part.rows.tolist()}
+        for part in (loaded.train, loaded.val, loaded.test)
+    ]
+    assert not (parts[0] & parts[1] or parts[0] & parts[2] or parts[1] & parts[2]) and all(parts)
+    dropped = loaded.facts["dropped"]["reviews with the words of one in another part"]
+    assert dropped == len(rows) - sum(map(len, (loaded.train, loaded.val, loaded.test))) > 0
+    folder = make_aclimdb(tmp_path / "aclImdb")
+    loaded = data.load(str(folder), split="official")
+    assert loaded.facts["copies"] == 2 and [len(part) for part in (loaded.train, loaded.val, loaded.test)] == [
+        22,
+        2,
+        24,
+    ]
+    assert "2 reviews have the words of one in another part" in capsys.readouterr().err
+
+
 def test_odd_reviews_are_read(tmp_path):
     rows = own_reviews() + [("word " * 100_000, "positive"), ("....", "negative"), ("zebra", "positive")]
     loaded = data.load(str(write_csv(tmp_path / "odd.csv", rows)), max_len=50)
