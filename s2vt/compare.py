@@ -99,11 +99,11 @@ def test_captions(args) -> tuple[data.Clips, dict, list[tuple[dict, list[str]]]]
     """(the test clips, what a record says of them, [(facts of a row, its captions)])."""
     train, _, test, _, facts = data.load("msvd-clips", args.data_dir, split="train+val")
     found = [({"captioner": "best constant caption"}, [best_constant(train, train)] * len(test))]
-    neighbours = Neighbours(train)
+    neighbours, standardized = Neighbours(train), not args.raw
     for count in dict.fromkeys((1, args.neighbours)):
         row = {"captioner": "nearest clip" if count == 1 else "nearest neighbours", "neighbours": count,
-               "standardized": args.standardized}  # fmt: skip
-        found.append((row, neighbours.captions(test.features, count, args.standardized)))
+               "standardized": standardized}  # fmt: skip
+        found.append((row, neighbours.captions(test.features, count, standardized)))
     runs = [(name, len(train), setting) for name, setting in STUDIES["clips"].items()]
     runs += [("S2VT, GRU", count, setting) for count, setting in zip(SIZES, STUDIES["sizes"].values())]
     for seed in range(args.seeds):
@@ -165,9 +165,9 @@ def parser():
     p.add_argument("part", choices=["folds", "test"], help="the 301 clips by folds, or the test clips")
     p.add_argument("--runs", type=run.path_arg, required=True, metavar="DIR", help="the runs of sweep.py")
     p.add_argument("--seeds", type=run.positive_int, default=3, metavar="N", help="of the runs (default: 3)")
-    p.add_argument("--beam", type=run.positive_int, default=5, metavar="N", help="beam width that the folds chose (5)")
+    p.add_argument("--beam", type=run.positive_int, default=3, metavar="N", help="beam width that the folds chose (3)")
     p.add_argument("--neighbours", type=run.positive_int, default=10, metavar="N", help="that the folds chose (10)")
-    p.add_argument("--standardized", action="store_true", help="compare standardized features, if the folds say so")
+    p.add_argument("--raw", action="store_true", help="compare features as they are; the folds chose standardized ones")
     p.add_argument("--coco", action="store_true", help="also the scores of pycocoevalcap; METEOR needs Java")
     run.add_flags(p, "data_dir", out=dict(help="folder of the records (default: that of the runs)"))
     return p
@@ -185,12 +185,13 @@ def main(argv=None):
         return
     test, facts, found = test_captions(args)
     common |= {"dataset": facts}
-    rows = [row | score(captions, test, args.coco) for row, captions in found]
-    sizes = [row for row in rows if row.get("train_clips", ALL) != ALL]
-    run.write_json(out / "scores-clips.json", common | {"rows": [row for row in rows if row not in sizes]})
+    of_all = [row.get("train_clips", ALL) == ALL for row, _ in found]
+    rows = [row | score(captions, test, args.coco and main) for (row, captions), main in zip(found, of_all)]
+    sizes = [row for row, main in zip(rows, of_all) if not main]
+    run.write_json(out / "scores-clips.json", common | {"rows": [row for row, main in zip(rows, of_all) if main]})
     run.write_json(out / "scores-sizes.json", common | {"rows": sizes})
     run.write_json(out / "intervals.json", common | {"rows": intervals(test, found, args.beam)})
-    said = [row | {"captions": captions} for row, captions in found if row.get("train_clips", ALL) == ALL]
+    said = [row | {"captions": captions} for (row, captions), main in zip(found, of_all) if main]
     run.write_json(out / "captions.json", common | {"ids": test.ids, "rows": said})
     for row in rows:
         setting = "  ".join(f"{k} {row[k]}" for k in ("width", "neighbours", "train_clips", "seed") if k in row)

@@ -4,6 +4,7 @@ All captions here are normalized (readers.normalize): lower case, words and numb
 with Java's PTB tokenizer instead, so their third digit can differ: `coco_scores` has that one.
 """
 
+import functools
 import math
 import shutil
 import sys
@@ -140,6 +141,14 @@ def order_by_kind(captions: list[str], events: list) -> dict[str, float]:
     return {kind: float(np.mean(right[kind])) for kind in videos.KINDS if kind in right}
 
 
+@functools.cache
+def meteor_scorer():
+    """The Java program METEOR, started once: it reads its tables for seconds."""
+    from pycocoevalcap.meteor.meteor import Meteor
+
+    return Meteor()
+
+
 def coco_scores(captions: list[str], raw_references: list[list[str]]) -> dict:
     """{"tokenization", "bleu1" to "bleu4", "cider", "rouge_l", "meteor"}, tokenized and scored by pycocoevalcap.
 
@@ -149,7 +158,6 @@ def coco_scores(captions: list[str], raw_references: list[list[str]]) -> dict:
     try:
         from pycocoevalcap.bleu.bleu import Bleu
         from pycocoevalcap.cider.cider import Cider
-        from pycocoevalcap.meteor.meteor import Meteor
         from pycocoevalcap.rouge.rouge import Rouge
         from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
     except ImportError:
@@ -160,7 +168,7 @@ def coco_scores(captions: list[str], raw_references: list[list[str]]) -> dict:
         if shutil.which("java"):
             lines = {i: [{"caption": " ".join(text.split())} for text in group] for i, group in texts.items()}
             tokens, tokenization = PTBTokenizer().tokenize(lines), "PTB"
-            scorers |= {"meteor": Meteor}
+            scorers |= {"meteor": meteor_scorer}
         else:
             print("no Java: METEOR is left out, and so is the PTB tokenization", file=sys.stderr)
             tokens, tokenization = {i: [normalize(text) for text in group] for i, group in texts.items()}, "ours"
