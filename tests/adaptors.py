@@ -87,7 +87,7 @@ def with_examples(part, images, labels):
 # what gives a network dropout or batch normalization, where `tiny` has none
 OPTIONS = {
     "cifar": ["--model", "simplenn", "--bn"],
-    "nanogpt": ["--set", "model.dropout=0.2"],
+    "nanogpt": ["--dropout", "0.2"],
     "simplenn": ["--dropout", "0.5"],
 }
 NO_NETWORK = {"lms": "a linear model has neither dropout nor batch normalization"}
