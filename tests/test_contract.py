@@ -33,7 +33,7 @@ each_folder = pytest.mark.parametrize("folder", FOLDERS)
 VARIANTS = {  # more trainings, where one does not read all flags
     "cifar": [["--model", "simplenn"]],
     "gan": [["--model", "wgan"], ["--model", "wgan-gp"], ["--model", "acgan"]],
-    "nanogpt": [["--kind", "wordmlp"]],
+    "nanogpt": [["--kind", "wordmlp"], ["--muon", "2", "--iters", "2"]],
     "resnet": [["--optimizer", "muon"]],
     "simplenn": [["--model", "mlp"], ["--model", "cnn"]],
 }

@@ -267,6 +267,16 @@ def test_a_model_of_the_hub_is_finetuned(starcoder, folders, tmp_path):
     assert torch.allclose(torch.cat(parts, 1), theirs(ids), atol=1e-5), "the cache changes nothing"
 
 
+def test_text_is_text_for_a_tokenizer_of_the_hub(starcoder):
+    """Also the words that stand for special tokens. A text that grows is the same in pieces."""
+    theirs = checkpoint.hub.HubTokenizer("./" + os.path.relpath(starcoder, ROOT))
+    text = "a <|endoftext|> b, 你好 é"
+    ids = theirs.encode(text)
+    assert theirs.decode(ids) == text and theirs.vocabulary["<|endoftext|>"] not in ids
+    for n in (0, 3, len(ids) - 1, len(ids)):
+        assert "".join(theirs.pieces(ids[:n])) == theirs.decode(ids[:n])
+
+
 def test_a_model_of_the_hub_that_is_not_there(folders, tmp_path, capsys):
     code, message = failure(fit, tmp_path / "run", folders / "rows", "--init", "nobody/nothing")
     message = message if code == 1 else capsys.readouterr().err.splitlines()[-1]
