@@ -13,7 +13,6 @@ all processes, so a run on eight GPUs takes the same steps as on one. The recipe
 hyper-parameter; flags override it.
 """
 
-import contextlib
 import math
 import time
 from dataclasses import dataclass, replace
@@ -112,18 +111,23 @@ SAVE_EVERY = 1000  # steps between checkpoints within an epoch
 def train(args, r, net, train_set, val_set):
     """Train. Writes metrics.csv, last.pt and best.pt, the epoch of the highest validation accuracy."""
     optimizers = optim.build_optimizers(net, args)
-    n, steps = data.examples_per_step(len(train_set), args.bs, r.world), data.steps_per_epoch(len(train_set), args.bs)
+    n = data.examples_per_step(len(train_set), args.bs, r.world)
+    steps = data.steps_per_epoch(len(train_set), args.bs)
     average = optim.build_average(net, args.ema, args.epochs * steps) if args.ema else None
     eval_model = average.module if average else net  # the network that is validated, and saved as best.pt
-    parts = {"model": net, "optimizers": optimizers} | ({"average": average} if average else {})
-    first_epoch, step, best, totals = 0, 0, -1.0, torch.zeros(steps, 2)
+    parts = {"model": net, "optimizers": optimizers}
+    if average:
+        parts["average"] = average
+    first_epoch = step = 0
+    best = -1.0
+    totals = torch.zeros(steps, 2)
     if state := r.load(**parts):
         first_epoch, step, best = (state[k] for k in ("epoch", "step", "best"))
         totals = totals if r.rank else state["totals"]  # which are summed over ranks
     r.note(muon_precision=optimizers[-1].param_groups[0].get("precision"))  # of its products; a resumed run keeps it
     totals = totals.to(r.device)  # summed loss and correct predictions of each step, in this process
     micro_batch = ddp.micro_batch_size(args.bs, args.micro_batch)
-    ddp_model, no_sync = r.wrap(net)
+    ddp_model, _ = r.wrap(net)
     if args.compile == r.device.type:
         ddp_model = torch.compile(ddp_model, mode="reduce-overhead")
 
@@ -142,14 +146,11 @@ def train(args, r, net, train_set, val_set):
             optim.set_lr(optimizers, optim.lr_factor(args.decay, progress, args.warmup, args.epochs * steps))
             for optimizer in optimizers:
                 optimizer.zero_grad()
-            micro_batches = list(zip(images.split(micro_batch), labels.split(micro_batch)))
-            for k, (x, y) in enumerate(micro_batches, 1):
-                # all-reduce gradients only in the last micro-batch
-                with contextlib.nullcontext() if k == len(micro_batches) else no_sync():
-                    with r.autocast():
-                        logits = ddp_model(x)  # (B, C, H, W) -> (B, classes)
-                        loss = F.cross_entropy(logits, y, label_smoothing=args.label_smoothing)
-                    (loss * (len(y) / len(labels))).backward()
+            for x, y in ddp.micro_batches(ddp_model, micro_batch, images, labels):
+                with r.autocast():
+                    logits = ddp_model(x)  # (B, C, H, W) -> (B, classes)
+                    loss = F.cross_entropy(logits, y, label_smoothing=args.label_smoothing)
+                (loss * (len(y) / len(labels))).backward()
                 totals[step] += torch.stack([loss.detach() * len(y), (logits.argmax(1) == y).sum()])
             for optimizer in optimizers:
                 optimizer.step()
