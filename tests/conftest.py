@@ -1,6 +1,7 @@
 """What all tests share: how they are spread over processes, runs that are made once, and what a command line says."""
 
 import atexit
+import dataclasses
 import functools
 import json
 import os
@@ -70,7 +71,9 @@ def pytest_runtest_setup(item):
 def flags_of(folder):
     """The names of the options of FOLDER/train.py."""
     module = load(folder)
-    return module.Options.__dataclass_fields__ if hasattr(module, "Options") else vars(module.parser().parse_args([]))
+    if not hasattr(module, "Options"):
+        return vars(module.parser().parse_args([]))
+    return {field.name: field for field in dataclasses.fields(module.Options)}
 
 
 def offers(folder, flag):
