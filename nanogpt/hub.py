@@ -51,7 +51,7 @@ def auto(kind: str):
 
 def config_of(init: str) -> dict:
     """The configuration of the model `init` as a recipe has it, without vocab_size. Raises UserError."""
-    theirs = call(auto("AutoConfig").from_pretrained, init)
+    theirs = call(auto("AutoConfig").from_pretrained, init, trust_remote_code=False)
     length = getattr(theirs, "max_position_embeddings", None) or getattr(theirs, "n_positions", MAX_BLOCK)
     return {"kind": "hub", "name": init, "block_size": min(MAX_BLOCK, length)}
 
@@ -64,7 +64,7 @@ class Hub(nn.Module):
         self.config = config
         self.vocab_size = config.vocab_size
         self.block_size = config.block_size
-        theirs = call(auto("AutoConfig").from_pretrained, config.name)
+        theirs = call(auto("AutoConfig").from_pretrained, config.name, trust_remote_code=False)
         self.net = auto("AutoModelForCausalLM").from_config(theirs)
 
     def forward(self, idx: Tensor, cache: list | None = None) -> Tensor:
@@ -82,7 +82,7 @@ class Hub(nn.Module):
 
 def load(init: str) -> Hub:
     """The model with its pretrained weights, in float32. Raises UserError."""
-    theirs = call(auto("AutoModelForCausalLM").from_pretrained, init, dtype=torch.float32)
+    theirs = call(auto("AutoModelForCausalLM").from_pretrained, init, dtype=torch.float32, trust_remote_code=False)
     model = Hub.__new__(Hub)
     nn.Module.__init__(model)
     model.config = HubConfig(HubTokenizer(init).vocab_size, **{k: v for k, v in config_of(init).items() if k != "kind"})
@@ -107,7 +107,7 @@ class HubTokenizer:
 
     def __init__(self, name: str):
         self.name = name
-        self.theirs = call(auto("AutoTokenizer").from_pretrained, name)
+        self.theirs = call(auto("AutoTokenizer").from_pretrained, name, trust_remote_code=False)
         if self.theirs.eos_token_id is None:
             raise run.UserError(f"{name}: its tokenizer has no end token")
         self.vocab_size, self.vocabulary = len(self.theirs), {"<|endoftext|>": self.theirs.eos_token_id}

@@ -104,7 +104,8 @@ def embed(texts: list[str]) -> np.ndarray:
     folder = Path(package.origin).parent / "model"
     if not (folder / "config.json").exists():
         raise UserError(f"--embeddings: {folder} holds no model that transformers can read")
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    model = AutoModel.from_pretrained(folder, trust_remote_code=False).eval()
     found = []
     with torch.no_grad():
         for i in range(0, len(texts), 64):

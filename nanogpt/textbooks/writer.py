@@ -44,7 +44,8 @@ def writer(name: str, seed: int = 0):
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        tokenizer, model = AutoTokenizer.from_pretrained(name), AutoModelForCausalLM.from_pretrained(name).eval()
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=False).eval()
     except (ImportError, OSError, ValueError) as error:
         raise UserError(f"--writer {name}: cannot be loaded ({str(error).splitlines()[0]:.150})") from error
     torch.manual_seed(seed)
