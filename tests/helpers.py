@@ -114,6 +114,8 @@ class Drawing:
         self.savefig = savefig
 
     def __get__(self, figure, kind=None):
+        if figure is None:  # pyplot, when it is imported, copies the documentation
+            return self.savefig
         return functools.partial(self.savefig if Drawing.real else save_blank, figure)
 
 
