@@ -633,22 +633,9 @@ def test_the_real_sample_of_imagenet(data_dir, tmp_path):
 
 
 @slow
-@pytest.mark.parametrize("recipe", ["paper", "fast"])
-def test_resnet20_learns(recipe, tmp_path):
-    words = [
-        "--recipe",
-        recipe,
-        "--limit",
-        "1000",
-        "--epochs",
-        "2",
-        "--bs",
-        "25",
-        "--lr",
-        "0.05",
-        "--precision",
-        "fp32",
-    ]
+@pytest.mark.parametrize("recipe, lr", [("paper", "0.05"), ("fast", "0.2")])  # in 80 steps, fast reaches 0.057
+def test_resnet20_learns(recipe, lr, tmp_path):
+    words = ["--recipe", recipe, "--lr", lr, "--limit", "1000", "--epochs", "2", "--bs", "25", "--precision", "fp32"]
     assert fit(tmp_path, "a", *words)["final"]["test_accuracy"] > 0.6, "10 classes: chance is 0.1"
 
 
