@@ -49,9 +49,10 @@ class Neighbours:
         self.vectors = [[self.vector(text) for text in texts] for texts in train.captions]
 
     @staticmethod
-    def grams(text: str) -> set:
-        """Its words and pairs of words."""
-        return {gram for gram in scores.ngrams(text) if len(gram) <= 2}
+    def grams(text: str) -> list:
+        """Its words and pairs of words, each once, in the order of the text: sums over a set would depend on the hashes
+        of a process."""
+        return [gram for gram in scores.ngrams(text) if len(gram) <= 2]
 
     def vector(self, text: str) -> dict:
         """{word or pair of words: weight}, of length 1."""
@@ -67,6 +68,7 @@ class Neighbours:
         for vector in vectors:
             total.update(vector)
         agreement = [sum(weight * total[gram] for gram, weight in vector.items()) for vector in vectors]
+        agreement = np.round(agreement, 9)  # what is equal but for rounding is a tie
         return texts[int(np.argmax(agreement))]
 
     def captions(self, features: Tensor, count: int, standardized: bool) -> list[str]:
