@@ -396,7 +396,7 @@ def test_a_record_is_run_again_and_judged(lms_record, tmp_path, capsys, monkeypa
     record = json.loads(lms_record.read_text())
     record["final"]["val_mse"] *= 1.01
     lms_record.with_name("other.json").write_text(json.dumps(record))
-    with pytest.raises(runs.UserError, match="not those on record"):
+    with pytest.raises(runs.UserError, match="differ from the record"):
         reproduce.main([str(lms_record.with_name("other.json")), "--head", "--run"])
     assert "val_mse" in next(line for line in capsys.readouterr().out.splitlines() if "DIFFERENT" in line)
     left = subprocess.run(["git", "worktree", "list"], cwd=ROOT, capture_output=True, text=True).stdout
@@ -417,7 +417,7 @@ def test_a_study_that_one_script_trained_is_run_again_as_a_whole(tmp_path, capsy
     record = json.loads((folder / "rates.json").read_text())
     record["rows"][1]["final"]["train_mse"] *= 1.01
     (folder / "rates.json").write_text(json.dumps(record))
-    with pytest.raises(runs.UserError, match="not those on record"):
+    with pytest.raises(runs.UserError, match="differ from the record"):
         reproduce.main([str(folder / "rates.json"), "--head", "--run"])
     for row in record["rows"]:
         del row["final"]
