@@ -20,7 +20,11 @@ from extractors import read_video
 FRAME = (112, 84)  # pixels, the widest that a figure of other people's videos needs
 CELL = (560, 100)
 COLOURS = 96
-SAID_BY = {"S2VT, GRU": "S2VT", "mean of the frames": "mean of the frames", "nearest neighbours": "similar clips"}
+SAID_BY = {
+    "S2VT, GRU, attention": "S2VT with attention",
+    "mean of the frames": "mean of the frames",
+    "nearest neighbours": "similar clips",
+}
 
 
 def said(record: dict, seed: int, width: int) -> dict[str, list[str]]:
@@ -68,7 +72,7 @@ def parser():
     p.add_argument(
         "--seed", type=run.nonnegative_int, default=0, metavar="N", help="of the draw and of the networks (0)"
     )
-    p.add_argument("--beam", type=run.positive_int, default=1, metavar="N", help="width of the captions (default: 1)")
+    p.add_argument("--beam", type=run.positive_int, default=3, metavar="N", help="width of the captions (default: 3)")
     run.add_flags(p, out=dict(required=True, help="the PNG file"))
     return p
 

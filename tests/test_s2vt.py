@@ -814,9 +814,9 @@ def test_drawn_clips_have_the_captions_of_a_record(clips, tmp_path, capsys):
     draw_clips.main([*words, "--beam", "5"])
     assert Image.open(tmp_path / "x.png").size[0] == 2 * draw_clips.CELL[0]
     said = capsys.readouterr().out
-    assert len(said.splitlines()) == 2 and "S2VT clip" in said and "another seed" not in said
+    assert len(said.splitlines()) == 2 and "S2VT with attention clip" in said and "another seed" not in said
     code, message = failure(draw_clips.main, [*words, "--beam", "2"])
-    assert code == 1 and one_line(message) and "S2VT, GRU" in message
+    assert code == 1 and one_line(message) and "S2VT, GRU, attention" in message
 
 
 # ----------------------------------------------------------------------------------- captions without a network
