@@ -6,11 +6,9 @@ import os
 import sys
 from pathlib import Path
 
+from common.arguments import AUTO, ROOT, path_arg
 from common.records import read_json, read_record
 from common.terminal import UserError
-
-ROOT = Path(__file__).resolve().parent.parent  # the repository, or an exported folder
-AUTO = ("data", "auto"), ("model", "auto")  # values that a run resolves
 
 
 def short(text):
@@ -41,39 +39,9 @@ positive_int, nonnegative_int = number(int, 0, inclusive=False), number(int, 0, 
 positive_float, nonnegative_float = number(float, 0, inclusive=False), number(float, 0, inclusive=True)
 
 
-def path_arg(text):
-    """An argparse type: a path. An empty one, from a shell variable that is not set, is an error."""
-    if not text.strip():
-        raise argparse.ArgumentTypeError("the path is empty")
-    return text
-
-
 def threads_arg(text):
     """An argparse type: a number of threads, or "auto"."""
     return text if text == "auto" else positive_int(text)
-
-
-def data_place(folder: Path, data: str) -> str:
-    """The path of a run's data on this machine. data: the name on record. The record has a path of the user's own
-    relative to the repository, and local.json in the run's `folder` the absolute one. Any other name is returned."""
-    if not data.startswith("./"):
-        return data
-    local = folder / "local.json"
-    return str(local.exists() and read_json(local).get("data") or ROOT / data)
-
-
-def dataset_arg(*names, files=False):
-    """An argparse type for --data: one of `names`, or a folder (with `files` also a file) as an absolute path."""
-
-    def parse(text):
-        if text in names:
-            return text
-        if text.strip() and (os.path.isdir(text) or files and os.path.isfile(text)):
-            return os.path.abspath(text)
-        kinds = "a file or folder" if files else "a folder"
-        raise argparse.ArgumentTypeError(f"{short(text)!r} is neither {', '.join(names)} nor {kinds}")
-
-    return parse
 
 
 # The same flag means the same thing in every script; a script offers those that it reads.

@@ -28,7 +28,7 @@ import corpus
 import decode
 import pretrained
 
-AUTO_THREADS = None  # all cores
+AUTO_THREADS = None  # all cores: its matrices are large; not measured yet
 
 
 class Part(NamedTuple):

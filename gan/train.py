@@ -104,9 +104,8 @@ COLUMNS = ("train_d_loss", "train_estimate", "d_gradient", "train_g_loss", "g_gr
 class Progress:
     """What a checkpoint holds beside the networks and optimizers."""
 
-    totals: (
-        torch.Tensor
-    )  # (steps of an epoch, COLUMNS): what each step has measured; zero where the generator had no step
+    # (steps of an epoch, COLUMNS): what each step has measured; zero if the generator had no step
+    totals: torch.Tensor
     epoch: int = 0  # that is under way
     step: int = 0  # in this epoch
     best: float = float("inf")  # lowest FID to the held-out images
