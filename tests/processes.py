@@ -56,11 +56,24 @@ def pause_at(function: str, call: int, before: bool = False) -> dict:
     return {"function": function, "call": call, "before": before, "number": None, "pause": "here"}
 
 
-def start(script, *argv, fresh=False, events=(), stdin=os.devnull, stdout=None, stderr=None, closed=(), cwd=None,
-          env=None, limits=None):  # fmt: skip
+def start(
+    script,
+    *argv,
+    fresh=False,
+    folder=None,
+    events=(),
+    stdin=os.devnull,
+    stdout=None,
+    stderr=None,
+    closed=(),
+    cwd=None,
+    env=None,
+    limits=None,
+):
     """Start the Python script at the path `script`. Returns a Process, or with `fresh` one that is not forked.
 
-    events: of `signal_at` and `pause_at`. stdin: a file. stdout, stderr: files to write to, open ones or paths, in
+    folder: the experiment whose libraries the script imports (default: the script's own folder). events: of
+    `signal_at` and `pause_at`. stdin: a file. stdout, stderr: files to write to, open ones or paths, in
     place of those that `communicate` reads. closed: names of streams that are closed when the script starts. env:
     variables more; those that libraries read when they are imported need `fresh`. limits: {"RLIMIT_FSIZE": bytes}.
     Figures of a forked process are blank.
@@ -74,14 +87,14 @@ def start(script, *argv, fresh=False, events=(), stdin=os.devnull, stdout=None, 
         "env": env or {},
         "limits": limits or {},
         "cache": str(place()),
-        "preload": PRELOAD.get(Path(script).parent.name, []),
+        "preload": PRELOAD.get(folder or Path(script).parent.name, []),
     }
     kind = Process if CAN_FORK and not fresh else FreshProcess
     return kind(command, stdin, stdout, stderr)
 
 
 def torchrun(script, *argv, processes=2, **options):
-    """Start `script` in several processes, as torchrun does. Returns them, in the order of their ranks."""
+    """Run `script` in several processes, as torchrun does. Returns them ended, in the order of their ranks."""
     import torch.distributed
 
     store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
@@ -90,8 +103,17 @@ def torchrun(script, *argv, processes=2, **options):
     env = options.pop("env", {}) | place | count
     ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
     started = [start(script, *argv, env=env | rank, **options) for rank in ranks]
-    started[0].store = store  # which they use until they end
+    for process in started:
+        process.wait()
+    del store  # which they used until they ended
     return started
+
+
+def assert_done(*started):
+    """Each of these processes ends without an error."""
+    for process in started:
+        errors = process.communicate()[1]
+        assert process.returncode == 0, errors
 
 
 class Process:

@@ -23,6 +23,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import processes
 from conftest import ROOT, Lazy, failure, lazy, load, one_line, run
 from helpers import mutations
 
@@ -1432,11 +1433,9 @@ def test_two_processes_equal_one(tmp_path):
     small(vocab_size=557, factor=1.0, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0).save_pretrained(folder)
     pretrained.tiny_tokenizer().save_pretrained(folder)
     flags = [*TINY, "--model", str(folder), "--limit", "420", "--bs", "4", "--micro-batch", "1"]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    for name, words in {"two": torchrun, "one": [sys.executable]}.items():
-        command = [*words, str(script), *flags, "--out", str(tmp_path / name)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+    two = processes.torchrun(script, *flags, "--out", tmp_path / "two", folder="distilgpt2")
+    one = processes.start(script, *flags, "--out", tmp_path / "one", folder="distilgpt2")
+    processes.assert_done(*two, one)
     two, one = (last_state(tmp_path / name) for name in ("two", "one"))
     assert two["step"] == one["step"] == 14 and one["model"]["transformer.wte.weight"].dtype == torch.float64
     for name, weights in one["model"].items():

@@ -18,6 +18,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import processes
 from conftest import ROOT, failure, lazy, load
 from helpers import names
 
@@ -731,11 +732,11 @@ def test_two_processes_equal_one(tmp_path):
     script.write_text(FLOAT64.format(folder=str(ROOT / "nanogpt")))
     flags = ["--recipe", "tiny", "--data", "builtin", "--limit", "3000", "--iters", "30", "--evals", "3"]
     flags += ["--device", "cpu", "--precision", "fp32"]
+    flags += ["--bs", "8", "--out"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    for name, words in {"two": torchrun, "one": [sys.executable]}.items():
-        command = [*words, str(script), *flags, "--bs", "8", "--out", str(tmp_path / name)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+    two = subprocess.run([*torchrun, script, *flags, tmp_path / "two"], capture_output=True, text=True)
+    assert two.returncode == 0, two.stderr
+    processes.assert_done(processes.start(script, *flags, tmp_path / "one"))
     two, one = (torch.load(tmp_path / name / "last.pt", weights_only=True)["model"] for name in ("two", "one"))
     for name, weights in one.items():
         assert (two[name] - weights).norm() < 1e-12 * weights.norm(), name

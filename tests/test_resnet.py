@@ -31,6 +31,7 @@ from PIL import Image
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import processes
 from conftest import ROOT, failure, lazy, load, one_line, run
 from helpers import make_images, mutations, names, write_drop_in
 
@@ -359,13 +360,13 @@ def test_workers_change_nothing(tree, tmp_path):
     assert done.stdout.splitlines()[-1] == "True False True 1 24", done.stderr
 
 
-@pytest.mark.parametrize("processes", ["1", "2"])
-def test_on_one_core_no_loader_has_more_workers_than_that(processes, monkeypatch):
+@pytest.mark.parametrize("count", ["1", "2"])
+def test_on_one_core_no_loader_has_more_workers_than_that(count, monkeypatch):
     """PyTorch would warn of it, when a loader is made."""
     dataset = data.load("builtin", limit=10, family="imagenet")[0]
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0}, raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", count)
     monkeypatch.setattr(folders.LazyImageFolder, "__len__", lambda self: 5000)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -746,11 +747,6 @@ def assert_same_state(bound, a, b):
             assert (ours[key] - theirs[key]).abs().max().item() <= bound * scale, key
 
 
-def torchrun(*words, **options):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *words]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
-
-
 @pytest.fixture
 def one_process(tmp_path, monkeypatch):
     """The run folder of three steps of one process, in float64 with fixed statistics."""
@@ -772,9 +768,7 @@ def test_two_processes_make_the_steps_of_one(one_process, tmp_path):
     """Gradients and weights of 2 processes with half of the batch each, in two micro-batches, to a relative 1e-12."""
     script = tmp_path / "frozen.py"
     script.write_text(FROZEN.format(tests=str(ROOT / "tests"), folder=str(ROOT / "resnet")))
-    process = torchrun(str(script), *STEPS, "--micro-batch", "4", "--out", str(tmp_path / "two"))
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
+    processes.assert_done(*processes.torchrun(script, *STEPS, "--micro-batch", "4", "--out", tmp_path / "two"))
     assert_same_state(1e-12, tmp_path / "two", one_process)
     one, two = (metrics(folder)[0] for folder in (one_process, tmp_path / "two"))
     for key in one:
@@ -783,8 +777,8 @@ def test_two_processes_make_the_steps_of_one(one_process, tmp_path):
 
 
 def test_a_batch_that_does_not_divide_is_refused(monkeypatch, capsys):
-    for processes, size in ((3, "none"), (2, "5")):
-        monkeypatch.setenv("WORLD_SIZE", str(processes))
+    for count, size in ((3, "none"), (2, "5")):
+        monkeypatch.setenv("WORLD_SIZE", str(count))
         assert failure(train.parse, ["--bs", "16", "--micro-batch", size])[0] == 2
         assert "--bs 16" in capsys.readouterr().err.splitlines()[-1]
 
@@ -846,22 +840,15 @@ def test_resumed_within_an_epoch_it_is_as_if_nothing_happened(end, tmp_path, mon
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM that a process could handle")
 def test_stopped_and_resumed_under_torchrun(tmp_path):
     """SIGTERM within an epoch, then resumed: the weights of a run that nobody stopped, bit for bit."""
-    script = str(ROOT / "resnet" / "train.py")
-    arguments = [script, "--data", "builtin", "--device", "cpu", *SHORT, "--epochs", "4", "--out"]
-    whole, out = torchrun(*arguments, str(tmp_path / "whole")), tmp_path / "broken"
-    _, errors = whole.communicate()
-    assert whole.returncode == 0, errors
-    process = torchrun(*arguments, str(out))
-    while process.poll() is None and not (out / "best.pt").exists():
-        time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
-    process.communicate()
+    script, out = ROOT / "resnet" / "train.py", tmp_path / "broken"
+    arguments = [script, "--data", "builtin", "--device", "cpu", *SHORT, "--limit", "80", "--epochs", "2", "--out"]
+    processes.assert_done(*processes.torchrun(*arguments, tmp_path / "whole"))
+    event = processes.signal_at("torch:Tensor.backward", 15, "SIGTERM")  # an epoch has 10 steps
+    processes.torchrun(*arguments, out, events=[event])
     state = torch.load(out / "last.pt", weights_only=True)
     assert json.loads((out / "run.json").read_text())["state"] == "interrupted"
-    assert state["epoch"] < 4 and state["step"] > 0, "within an epoch"
-    again = torchrun(script, "--resume", str(out))
-    _, errors = again.communicate()
-    assert again.returncode == 0, errors
+    assert state["epoch"] == 1 and state["step"] > 0, "within an epoch"
+    processes.assert_done(*processes.torchrun(script, "--resume", out))
     assert same_weights(out, tmp_path / "whole") and metrics(out) == metrics(tmp_path / "whole")
 
 

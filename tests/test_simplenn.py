@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import processes
 from conftest import ROOT, failure, lazy, one_line, run
 from helpers import names, write_idx
 
@@ -953,7 +954,7 @@ def test_the_commands_have_all_arguments_and_a_record_no_path_of_this_machine(tm
 def test_a_study_in_two_processes_has_the_same_rows(tmp_path):
     for jobs in ("1", "2"):  # in a process of its own: the workers import the folder's modules anew
         words = ["--study", "random_labels", "--quick", "--jobs", jobs, "--out", str(tmp_path / jobs)]
-        subprocess.run([sys.executable, str(ROOT / "simplenn" / "sweep.py"), *words], check=True)
+        processes.assert_done(processes.start(ROOT / "simplenn" / "sweep.py", *words))
     one, two = (json.loads((tmp_path / jobs / "random_labels-mnist.json").read_text())["rows"] for jobs in "12")
     assert [row | {"command": None} for row in one] == [row | {"command": None} for row in two]
 

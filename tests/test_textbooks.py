@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import processes
 from conftest import ROOT, failure, lazy, load, one_line, run, run_cells
 from helpers import mutations
 
@@ -220,15 +221,11 @@ train.main(sys.argv[1:])
 @pytest.mark.slow
 def test_two_processes_equal_one_on_rows(folders, pretrained, tmp_path):
     """torchrun in float64: processes whose rows have different numbers of targets average over targets."""
-    (tmp_path / "wrapper.py").write_text(FLOAT64.format(folder=str(ROOT / "nanogpt")))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    for name, words in {"two": torchrun, "one": [sys.executable]}.items():
-        flags = [*TINY, "--data", folders / "rows", "--init", pretrained, "--iters", "10", "--bs", "4"]
-        command = [*words, tmp_path / "wrapper.py", *flags, "--out", tmp_path / name]
-        done = subprocess.run(
-            list(map(str, command)), capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
-        )
-        assert done.returncode == 0, done.stderr
+    script = tmp_path / "wrapper.py"
+    script.write_text(FLOAT64.format(folder=str(ROOT / "nanogpt")))
+    flags = [*TINY, "--data", folders / "rows", "--init", pretrained, "--iters", "10", "--bs", "4", "--out"]
+    processes.assert_done(*processes.torchrun(script, *flags, tmp_path / "two"))
+    processes.assert_done(processes.start(script, *flags, tmp_path / "one"))
     two, one = (torch.load(tmp_path / name / "last.pt", weights_only=True)["model"] for name in ("two", "one"))
     assert all((two[name] - one[name]).norm() < 1e-12 * one[name].norm() for name in one)
 
