@@ -12,11 +12,9 @@ import os
 import random
 import shlex
 import shutil
-import signal
 import struct
 import subprocess
 import sys
-import time
 import types
 import warnings
 import zlib

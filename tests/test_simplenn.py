@@ -10,7 +10,6 @@ import json
 import random
 import shlex
 import shutil
-import subprocess
 import sys
 
 from common import image_files

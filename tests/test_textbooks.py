@@ -6,7 +6,6 @@ import random
 import shlex
 import shutil
 import socket
-import subprocess
 import sys
 import types
 from contextlib import nullcontext
