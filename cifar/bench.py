@@ -85,7 +85,7 @@ def measure(dataset, batch_size, rounds, device):
     usual, ours = (new_network(len(dataset.classes), device, layout)
                    for layout in (torch.contiguous_format, torch.channels_last))  # fmt: skip
     ways = {}  # way: (batches of an epoch, network, whether in bfloat16)
-    for workers in (0, 2):
+    for workers in timing.loader_workers():
         loader = usual_loader(dataset.to("cpu"), batch_size, workers)
         ways[f"usual, {workers} workers"] = (lambda epoch, loader=loader: loader, usual, False)
     ways["ours"] = (lambda epoch: dataset.batches(batch_size, shuffle=(0, epoch), augment="crop+flip"), ours, False)

@@ -4,6 +4,8 @@ import statistics
 import time
 from collections.abc import Callable
 
+from common.cores import usable_cores
+
 import torch
 
 
@@ -26,6 +28,11 @@ def turns(ways: dict, rounds: int, warmup: int = 1) -> dict:
             value = way(i)
             values[name].append(time.perf_counter() - began if value is None else value)
     return {name: kept[warmup:] for name, kept in values.items()}
+
+
+def loader_workers() -> tuple[int, int]:
+    """The numbers of DataLoader workers that the usual way is timed with: none, and two where there are two cores."""
+    return 0, min(2, usable_cores())
 
 
 def median_ratio(values: list, reference: list) -> float:

@@ -98,7 +98,7 @@ def build_ways(dataset, batch_size, device):
 
     prepared, native = list(tensors(0)), run.native_bf16(device)
     best = torch.bfloat16 if native else torch.float32  # as --precision auto of train.py
-    ways = {f"usual, {workers} workers": Way(loader(workers), device) for workers in (0, 2)}
+    ways = {f"usual, {workers} workers": Way(loader(workers), device) for workers in timing.loader_workers()}
     ways["batches of tensors"] = Way(tensors, device)
     if native:
         ways["channels last"] = Way(tensors, device, True)

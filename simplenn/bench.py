@@ -85,7 +85,7 @@ def epoch(args, parts):
     train_set, bs = parts[0], BEST.bs
     native = run.native_bf16(torch.device("cpu"))
     prepared = list(train_set.batches(bs, shuffle=(0, 0), augment="affine"))
-    loaders = {workers: usual_loader(train_set, bs, workers) for workers in (0, 2)}
+    loaders = {workers: usual_loader(train_set, bs, workers) for workers in timing.loader_workers()}
     plain, fast = new_model(channels_last=False), new_model()
 
     def ours(i):
@@ -115,11 +115,12 @@ def accuracy(args, parts):
     train_set, _, test_set = parts
     native, epochs = run.native_bf16(torch.device("cpu")), args.epochs or BEST.epochs
     steps = -(-len(train_set) // BEST.bs)
+    workers = timing.loader_workers()[-1]
 
     def whole_run(seed, usual):
         torch.manual_seed(seed)
         model, optimizer = new_model(channels_last=not usual)
-        loader, began = usual_loader(train_set, BEST.bs, 2, seed) if usual else None, time.perf_counter()
+        loader, began = usual_loader(train_set, BEST.bs, workers, seed) if usual else None, time.perf_counter()
         for i in range(epochs):
             batches = loader if usual else train_set.batches(BEST.bs, shuffle=(seed, i), augment="affine")
 
@@ -130,9 +131,10 @@ def accuracy(args, parts):
         seconds = time.perf_counter() - began
         return seconds, training.evaluate(model, *test_set.tensors())[1]
 
-    ways = {"usual, 2 workers, fp32": lambda i: whole_run(i, True), "ours": lambda i: whole_run(i, False)}
+    usual_way = f"usual, {workers} workers, fp32"
+    ways = {usual_way: lambda i: whole_run(i, True), "ours": lambda i: whole_run(i, False)}
     values = timing.turns(ways, args.rounds, warmup=0)
-    usual = [seconds for seconds, _ in values["usual, 2 workers, fp32"]]
+    usual = [seconds for seconds, _ in values[usual_way]]
     rows = []
     for name, pairs in values.items():
         seconds, accuracies = zip(*pairs)

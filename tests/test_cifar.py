@@ -2,20 +2,22 @@
 must do. What all folders owe is in test_contract.py, the datasets are in test_common.py."""
 
 import csv
+import functools
 import json
-import signal
+import math
 import subprocess
 import sys
-import time
 
 from common import study
+from common.options import options_of
 
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from conftest import ROOT, failure, lazy, load, run
+import processes
+from conftest import ROOT, failure, lazy, load, run, start
 from helpers import make_images, names
 
 train, data, model = lazy("cifar"), lazy("cifar", "data"), lazy("cifar", "model")
@@ -277,6 +279,98 @@ def test_schedules():
     assert factors["onecycle"][:3] == [0, 0.5, 1] and factors["onecycle"][5] == pytest.approx(0.5)
 
 
+STEPS = {  # name: arguments of three steps, each of which must be the formula
+    "lenet5": [],
+    "lenet5, penalties": ["--l1", "0.003", "--weight-decay", "0.1"],
+    "lenet5, nesterov": ["--nesterov", "--momentum", "0.6", "--weight-decay", "0.1", "--label-smoothing", "0.2"],
+    "lenet5, scheduled": ["--decay", "cosine", "--augment", "crop+flip"],
+    "simplenn": ["--model", "simplenn"],
+    "simplenn, all": ["--model", "simplenn", "--bn", "--activation", "swish", "--momentum", "0", "--l1", "0.003"],
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_three_steps_are_the_formula(name, tmp_path):
+    """SGD: v <- m v + g + decay w, and w <- w - lr v, or with Nesterov's momentum w <- w - lr (g + decay w + m v)."""
+    words = ["--limit", "30", "--bs", "10", "--epochs", "1", "--lr", "0.05", "--precision", "fp32", *STEPS[name]]
+    args = train.parse(["--data", "builtin", "--recipe", "plain", *words])
+    train_set = data.load("builtin", limit=30)[0]
+    torch.manual_seed(args.seed)
+    net = train.build_model(args, 100).to(memory_format=torch.channels_last).train()
+    parameters = list(net.parameters())
+    velocities, losses = [torch.zeros_like(w) for w in parameters], []
+    for step, (images, labels) in enumerate(train_set.batches(10, shuffle=(0, 0), augment=args.augment)):
+        target = (1 - args.label_smoothing) * F.one_hot(labels, 100) + args.label_smoothing / 100
+        loss = -(target * net(images)[0].log_softmax(1)).sum(1).mean()
+        loss = loss + args.l1 * sum(w.abs().sum() for w in parameters)
+        losses.append(loss.item())
+        lr = 0.05 * (0.5 * (1 + math.cos(math.pi * step / 3)) if args.decay == "cosine" else 1)
+        gradients = torch.autograd.grad(loss, parameters)
+        with torch.no_grad():
+            for w, v, gradient in zip(parameters, velocities, gradients):
+                gradient = gradient + args.weight_decay * w
+                v.mul_(args.momentum).add_(gradient)
+                w.sub_(lr * (gradient + args.momentum * v if args.nesterov else v))
+    fit(tmp_path, "a", *words)
+    assert float(csv_rows(tmp_path / "a")[0]["train_loss"]) == pytest.approx(sum(losses) / 3, rel=1e-5)
+    ours = weights(tmp_path / "a")
+    for key, w in net.state_dict().items():
+        assert torch.allclose(ours[key], w, rtol=1e-4, atol=1e-6), key
+
+
+OPTIONS_OF_COMMON = {"data_dir", "device", "out", "resume", "tensorboard", "threads"}  # test_common, test_contract
+OPTIONS = {  # option: (another value, what else is given): the weights after a few steps are others
+    "data": ("builtin", []),
+    "seed": ("1", []),
+    "precision": ("bf16", []),
+    "limit": ("30", []),
+    "recipe": ("best", []),
+    "model": ("simplenn", []),
+    "epochs": ("2", []),
+    "bs": ("6", []),
+    "lr": ("0.02", []),
+    "decay": ("onecycle", []),
+    "momentum": ("0.5", []),
+    "nesterov": (None, []),
+    "augment": ("flip", []),
+    "l1": ("0.01", []),
+    "weight_decay": ("0.1", []),
+    "label_smoothing": ("0.3", []),
+    "bn": (None, ["--model", "simplenn"]),
+    "activation": ("swish", ["--model", "simplenn"]),
+}
+
+
+def test_every_option_is_in_the_table():
+    assert OPTIONS.keys() | OPTIONS_OF_COMMON == options_of(train.Options).keys()
+
+
+@pytest.fixture(scope="module")
+def weights_after(tmp_path_factory):
+    """weights_after(*words): the weights after three steps, or with other words; each run is made once."""
+
+    @functools.cache
+    def get(*words):
+        out = tmp_path_factory.mktemp("steps") / "run"
+        small = "--data builtin --recipe plain --limit 24 --bs 8 --epochs 1 --device cpu --precision fp32".split()
+        train.main([*small, *words, "--out", str(out)])
+        return weights(out)
+
+    return get
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_option_matters_within_a_few_steps(name, folder, weights_after):
+    value, given = OPTIONS[name]
+    if name == "data":
+        given = ["--data", str(folder)]
+    option = [f"--{name.replace('_', '-')}", *([value] if value else [])]
+    plain, other = weights_after(*given), weights_after(*given, *option)
+    assert plain.keys() != other.keys() or any(
+        plain[key].shape != other[key].shape or not torch.equal(plain[key], other[key]) for key in plain
+    )
+
+
 def test_divergence_is_a_result(tmp_path):
     code, message = failure(fit, tmp_path, "a", "--lr", "1000", "--limit", "300", "--epochs", "3")
     record = json.loads((tmp_path / "a" / "run.json").read_text())
@@ -333,20 +427,16 @@ def test_the_first_command():
     assert (args.model, args.lr, args.bs) == ("lenet5", 0.01, 16)
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for another process")
 def test_ctrl_c_ends_a_run_at_once_and_at_most_one_epoch_is_repeated(tmp_path):
-    arguments = ["--recipe", "plain", "--bs", "2", "--epochs", "3", "--augment", "--limit", "1000"]
+    arguments = ["--recipe", "plain", "--bs", "16", "--epochs", "3", "--augment", "--limit", "160"]
     fit(tmp_path, "whole", *arguments)
-    words = [sys.executable, str(ROOT / "cifar" / "train.py"), "--data", "builtin", "--device", "cpu", *arguments]
     out = tmp_path / "broken"
-    process = subprocess.Popen([*words, "--out", str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while process.poll() is None and not (out / "last.pt").exists():
-        time.sleep(0.005)
-    process.send_signal(signal.SIGINT)
+    event = processes.signal_at("torch:Tensor.backward", 15, "SIGINT")  # an epoch has 10 steps
+    process = start("cifar", "--data", "builtin", "--device", "cpu", *arguments, "--out", out, events=[event])
     _, errors = process.communicate()
     assert process.returncode == 130 and "--resume" in errors and "Traceback" not in errors, errors
-    assert 0 < torch.load(out / "last.pt", weights_only=True)["epoch"] < 3
+    assert torch.load(out / "last.pt", weights_only=True)["epoch"] == 1
     train.main(["--resume", str(out)])
     a, b = weights(tmp_path / "whole"), weights(out)
     assert all(torch.equal(a[k], b[k]) for k in a)
