@@ -1,0 +1,62 @@
+"""What can be checked of GPUs without one. A tensor on the meta device has a shape and no values, and does not mix with
+tensors of the CPU: a training step on it fails where a tensor is made without its device."""
+
+import importlib
+
+import pytest
+import torch
+import torch.fx.experimental._config
+
+from conftest import FOLDERS, load, quick, run, train
+
+STEPS = 3
+READS = {  # the methods that read a tensor, and what they answer where it has no values
+    "item": lambda tensor: 0.5,
+    "tolist": lambda tensor: torch.zeros(tensor.shape).tolist(),
+    "__bool__": lambda tensor: True,
+    "cpu": lambda tensor: torch.zeros(tensor.shape, dtype=tensor.dtype),
+    "numpy": lambda tensor: torch.zeros(tensor.shape, dtype=tensor.dtype).numpy(),
+}
+
+
+class Enough(Exception):
+    """The training has made its steps."""
+
+
+def answered(read, answer):
+    """The method `read` of a tensor, with `answer` for those on the meta device."""
+    return lambda tensor, *args, **options: answer(tensor) if tensor.is_meta else read(tensor, *args, **options)
+
+
+@pytest.fixture
+def on_meta_device(monkeypatch):
+    """Every run computes on the meta device, until it has made a few steps: then it raises Enough."""
+    for name, answer in READS.items():
+        monkeypatch.setattr(torch.Tensor, name, answered(getattr(torch.Tensor, name), answer))
+    optimizer = importlib.import_module("torch.optim.optimizer")
+    fused_on = [*optimizer._get_fused_kernels_supported_devices(), "meta"]
+    monkeypatch.setattr(optimizer, "_get_fused_kernels_supported_devices", lambda: fused_on)
+    monkeypatch.setattr(torch, "equal", answered(torch.equal, lambda tensor: True))
+    monkeypatch.setattr(run.Run, "check_finite", lambda *args: None)
+    monkeypatch.setattr(run.Run, "_pick_device", lambda r: torch.device("meta"))
+    monkeypatch.setattr(run.Run, "autocast", lambda r: torch.autocast("cpu", enabled=False))
+    backward, steps = torch.Tensor.backward, []
+
+    def counted(loss, *args, **options):
+        backward(loss, *args, **options)
+        steps.append(loss.device.type)
+        if len(steps) == STEPS:
+            raise Enough
+
+    monkeypatch.setattr(torch.Tensor, "backward", counted)
+    with torch.fx.experimental._config.patch(meta_nonzero_assume_all_nonzero=True):
+        yield steps
+
+
+@pytest.mark.parametrize("folder", [name for name in FOLDERS if name != "lms"])  # which computes in NumPy
+def test_a_training_step_makes_its_tensors_on_the_device(folder, on_meta_device, tmp_path, monkeypatch):
+    if folder == "nanogpt":  # its first loss is read, and judged
+        monkeypatch.setattr(load(folder, "diagnostics"), "check_start", lambda *args, **options: 1.0)
+    with pytest.raises(Enough):
+        train(folder, *quick(folder, bs=4), "--out", tmp_path / "run")
+    assert on_meta_device == ["meta"] * STEPS
