@@ -1,11 +1,13 @@
 """What can be checked of GPUs without one. A tensor on the meta device has a shape and no values, and does not mix with
-tensors of the CPU: a training step on it fails where a tensor is made without its device."""
+tensors of the CPU here: a training step on it fails where a tensor is made without its device."""
 
 import importlib
 
 import pytest
 import torch
 import torch.fx.experimental._config
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from conftest import FOLDERS, load, quick, run, train
 
@@ -17,6 +19,17 @@ READS = {  # the methods that read a tensor, and what they answer where it has n
     "cpu": lambda tensor: torch.zeros(tensor.shape, dtype=tensor.dtype),
     "numpy": lambda tensor: torch.zeros(tensor.shape, dtype=tensor.dtype).numpy(),
 }
+
+
+class SameDevice(TorchDispatchMode):
+    """No operation takes tensors of two devices, but for copies and scalars. Many kernels do not look."""
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor) and value.dim()]
+        devices = {tensor.device.type for tensor in tensors}
+        copies = operation.overloadpacket in (torch.ops.aten.copy_, torch.ops.aten._to_copy)
+        assert len(devices) < 2 or copies, f"{operation} takes tensors of two devices"
+        return operation(*args, **kwargs or {})
 
 
 class Enough(Exception):
@@ -49,7 +62,7 @@ def on_meta_device(monkeypatch):
             raise Enough
 
     monkeypatch.setattr(torch.Tensor, "backward", counted)
-    with torch.fx.experimental._config.patch(meta_nonzero_assume_all_nonzero=True):
+    with torch.fx.experimental._config.patch(meta_nonzero_assume_all_nonzero=True), SameDevice():
         yield steps
 
 
