@@ -3,6 +3,7 @@
 python tools/overview.py
 """
 
+import argparse
 import json
 from io import BytesIO
 from pathlib import Path
@@ -155,7 +156,8 @@ def s2vt(ax):
     return "Does a caption know the order? Rendered videos"
 
 
-def main():
+def main(argv=None):
+    argparse.ArgumentParser(description=__doc__).parse_args(argv)
     figure = Figure(figsize=(14.5, 10.5), layout="constrained")
     figure.get_layout_engine().set(hspace=0.06)
     panels = (lms, simplenn, cifar, resnet, lstm_imdb, nanogpt, distilgpt2, gan, s2vt)
