@@ -8,6 +8,7 @@ Fetching, verifying and splitting MNIST is in common/images.py.
 
 import functools
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,6 +106,10 @@ class Digits(torch.utils.data.Dataset):
         """Mean cross-entropy."""
         return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
 
+    def uniform_loss(self) -> float:
+        """The loss of a uniform prediction."""
+        return math.log(len(self.classes))
+
     def correct(self, logits: Tensor, labels: Tensor) -> Tensor:
         """How many of the labels have the largest logit."""
         return (logits.argmax(1) == labels).sum()
@@ -160,6 +165,10 @@ class Points:
     def loss(self, outputs: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
         """Mean squared error; there are no labels to smooth."""
         return F.mse_loss(outputs, targets)
+
+    def uniform_loss(self) -> float:
+        """The loss of the best prediction that is the same for all x."""
+        return self.y.var(correction=0).item()
 
     def correct(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """How many of the points are within TOLERANCE."""

@@ -297,6 +297,15 @@ def test_torchrun_is_offered_or_refused(folder, tmp_path, monkeypatch):
     assert code == 1 and one_line(message) and "torchrun" in message and not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("folder", ["cifar", "lstm_imdb", "resnet", "simplenn"])
+def test_a_short_run_does_not_rise_to_the_peak_rate_at_once(folder, tmp_path):
+    """In a fifth of its few steps it would lose what it learns."""
+    words = quick(folder, decay="onecycle", epochs=2)
+    train(folder, *words, "--out", tmp_path)
+    rates = [float(row["lr"]) for row in metrics(tmp_path)]
+    assert 0 < max(rates) < 0.4 * load(folder).parse(words).lr
+
+
 # ---------------------------------------------------------------------------------- the parts of the data, evaluation
 
 CHOSEN = re.compile("best_(epoch|iter)|val_|last_val_|last_train_|train_|sampled_loss|scored_on")  # not by the test set

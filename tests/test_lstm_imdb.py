@@ -42,6 +42,14 @@ def own_reviews(n=40):
     return [(f"number {i} is {'fine' if i % 2 else 'poor'}", ("negative", "positive")[i % 2]) for i in range(n)]
 
 
+@pytest.mark.parametrize("name", ["train", "pretrain"])
+def test_a_training_that_learns_nothing_says_so(name, tmp_path, capsys):
+    """Against a uniform prediction of the classes, or of the words."""
+    words = [*TINY, "--lr", "1e-12", "--epochs", "1", "--out", str(tmp_path / "run")]
+    record = load("lstm_imdb", name).main(words)
+    assert "nothing was learned" in record["warning"] and record["warning"] in capsys.readouterr().out
+
+
 # ----------------------------------------------------------------------------------------------------------- the words
 
 
