@@ -275,7 +275,7 @@ def open_base(name: str, data_dir: str | None = None) -> tuple[nn.Module, object
         "name": name,
         "builtin": name == "tiny",
         "architecture": type(net).__name__,
-        "parameters": count_parameters(net),
+        "parameters": run.count_parameters(net),
         "digest": weights_digest(net),
     }
     return net, tokenizer, facts
@@ -345,11 +345,6 @@ def encode(tokenizer, texts: list[str]) -> list[list[int]]:
     """The tokens of texts. What looks like a special token, such as <|endoftext|>, is text like any other."""
     encoded = tokenizer(texts, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False)
     return encoded["input_ids"]
-
-
-def count_parameters(net: nn.Module) -> int:
-    """The number of parameters; a tied weight counts once."""
-    return sum(p.numel() for p in net.parameters())
 
 
 def weights_digest(net: nn.Module) -> str:

@@ -293,8 +293,3 @@ def initialize(net: nn.Module):
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.weight, 1.0, 0.02)
-
-
-def num_parameters(net: nn.Module) -> int:
-    """The number of trainable parameters."""
-    return sum(p.numel() for p in net.parameters() if p.requires_grad)

@@ -127,8 +127,3 @@ class SentimentLSTM(nn.Module):
         if self.pool == "max":
             return x.masked_fill(padding, -torch.inf).amax(1)
         return x.masked_fill(padding, 0).sum(1) / lengths[:, None]
-
-
-def num_parameters(model: nn.Module) -> int:
-    """How many parameters are trained."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)

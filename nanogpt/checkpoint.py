@@ -60,11 +60,6 @@ def config_of(model: nn.Module) -> dict:
     return {"kind": type(model).__name__.lower()} | asdict(model.config)
 
 
-def count_parameters(model: nn.Module) -> int:
-    """The number of trainable parameters; a tied head counts once."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
 # -------------------------------------------------------------------------------------------------------------- files
 
 

@@ -188,11 +188,6 @@ def initialize(model: nn.Module) -> None:
             nn.init.kaiming_normal_(module.weight, mode=mode, nonlinearity="relu")
 
 
-def num_parameters(model: nn.Module) -> int:
-    """The number of trainable parameters."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
 @torch.no_grad()
 def whiten(convolution: nn.Conv2d, images: Tensor) -> None:
     """Set the filters of a first convolution to the principal components of patches of `images` (N, C, H, W), scaled to

@@ -188,8 +188,3 @@ class CNN(nn.Module):
         x = F.relu(self.bn2(F.max_pool2d(self.conv2(x), 2)))  # (N, a, 14, 14) -> (N, b, 7, 7)
         x = F.relu(self.bn3(F.max_pool2d(self.conv3(x), 2)))  # (N, b, 7, 7) -> (N, c, 3, 3)
         return self.fc(self.dropout(x.flatten(1)))  # (N, c * 9) -> (N, num_classes)
-
-
-def count_parameters(model: nn.Module) -> int:
-    """The trainable parameters."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -348,7 +348,7 @@ def test_trainable_parameters_of_the_published_models():
         llama = dict(hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
                      num_key_value_heads=3, vocab_size=49152, tie_word_embeddings=True)  # fmt: skip
         smollm2 = transformers.LlamaForCausalLM(transformers.LlamaConfig(**llama))
-        assert [pretrained.count_parameters(net) for net in (gpt2, distil, smollm2)] == [124439808, 81912576, 134515008]
+        assert [run.count_parameters(net) for net in (gpt2, distil, smollm2)] == [124439808, 81912576, 134515008]
         for net in (distil, gpt2):
             model.prepare(net, "last", last_blocks=2)
             assert model.Trainable(net).count() == 2 * 7_087_872 + 1536  # a block of GPT-2, and the last norm

@@ -429,7 +429,7 @@ PARAMETERS = {  # of generator and discriminator at width 64 for 10 classes, cou
 def test_the_networks(which, network):
     gan = model.build(which, network, 3, 10, 64, 128)
     if (which, network) in PARAMETERS:
-        counts = tuple(model.num_parameters(net) for net in (gan.generator, gan.discriminator))
+        counts = tuple(run.count_parameters(net) for net in (gan.generator, gan.discriminator))
         assert counts == PARAMETERS[which, network]
     small = model.build(which, network, 1, 10, 4, 8)
     images = small.generator(torch.randn(3, 8), torch.tensor([0, 1, 9]))

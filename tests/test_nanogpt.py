@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 import processes
-from conftest import ROOT, failure, lazy, load
+from conftest import ROOT, failure, lazy, load, run
 from helpers import names
 
 train, data, model = lazy("nanogpt"), lazy("nanogpt", "data"), lazy("nanogpt", "model")
@@ -138,7 +138,7 @@ def test_every_model(name, tmp_path):
     read, tokenizer = checkpoint.load_checkpoint(tmp_path / "w.safetensors")
     assert tokenizer["vocabulary"] == ["a"] and checkpoint.config_of(read) == checkpoint.config_of(net)
     assert all(torch.equal(p, net.state_dict()[name].bfloat16().float()) for name, p in read.state_dict().items())
-    assert (tmp_path / "w.safetensors").stat().st_size < 2 * checkpoint.count_parameters(net) + 4000
+    assert (tmp_path / "w.safetensors").stat().st_size < 2 * run.count_parameters(net) + 4000
 
 
 def test_a_model_that_is_not_causal_is_found(monkeypatch):
@@ -487,7 +487,7 @@ def test_the_other_recipes_learn(recipe, tmp_path):
 
 def parameters(recipe, vocab_size):
     with torch.device("meta"):
-        return checkpoint.count_parameters(checkpoint.build(checkpoint.model_config(train.RECIPES[recipe], vocab_size)))
+        return run.count_parameters(checkpoint.build(checkpoint.model_config(train.RECIPES[recipe], vocab_size)))
 
 
 def test_sizes_of_the_recipes():

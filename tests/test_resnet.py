@@ -79,7 +79,7 @@ def metrics(folder):
 def test_cifar_networks_have_the_papers_size(name, parameters):
     """He et al. 2015, table 6: 0.27, 0.46, 0.66, 0.85, 1.7 million."""
     net = model.build(name, 10)
-    assert model.num_parameters(net) == parameters
+    assert run.count_parameters(net) == parameters
     layers = [m for m in net.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     assert len(layers) == model.CIFAR_DEPTHS[name], "as many layers with weights as the name says"
 
@@ -104,7 +104,7 @@ def test_shortcuts_are_three_networks():
     for shortcut in model.SHORTCUTS:
         torch.manual_seed(0)
         net = model.build("resnet20", 10, shortcut)
-        outputs.append(net(x)), sizes.append(model.num_parameters(net))
+        outputs.append(net(x)), sizes.append(run.count_parameters(net))
     assert sizes == [269_722, 269_722 + 16 * 32 + 32 * 64 + 2 * 32 + 2 * 64, 269_722]
     assert not torch.allclose(outputs[0], outputs[1]) and not torch.allclose(outputs[0], outputs[2])
 
@@ -155,7 +155,7 @@ def test_gradients_stay_channels_last(name, size):
 def test_mnist_network():
     net = model.build("mnist", 10)
     assert net(torch.randn(5, 1, 28, 28)).shape == (5, 10)
-    assert model.num_parameters(net) == 144_570, "as in the records"
+    assert run.count_parameters(net) == 144_570, "as in the records"
 
 
 def test_whitened_patches_have_unit_covariance(builtin):
@@ -662,7 +662,7 @@ def test_the_epoch_of_the_highest_validation_accuracy_is_tested(trained):
 
 def test_schedules():
     def shape(name, warmup=0.0):
-        return [optim.lr_factor(name, p, warmup) for p in (0, 0.1, 0.2, 0.49, 0.5, 0.6, 0.75, 0.9999)]
+        return [train.lr_factor(name, p, warmup) for p in (0, 0.1, 0.2, 0.49, 0.5, 0.6, 0.75, 0.9999)]
 
     assert shape("none") == [1.0] * 8
     assert shape("step") == pytest.approx([1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01])
@@ -675,14 +675,14 @@ def test_schedules():
 def test_a_learning_rate_rises_over_many_steps():
     """Also in a short run, whose fifth is a few steps; in a long one the schedule is as without the bound."""
     progress = np.arange(60) / 60
-    short = [optim.lr_factor("onecycle", p, steps=60) for p in progress]
+    short = [train.lr_factor("onecycle", p, steps=60) for p in progress]
     assert short == pytest.approx(np.minimum(progress * 60 / 200, (1 - progress) / 0.8)) and max(short) < 0.25
-    assert [optim.lr_factor("cosine", p, 0.05, 60) for p in progress] == pytest.approx(progress * 60 / 200)
+    assert [train.lr_factor("cosine", p, 0.05, 60) for p in progress] == pytest.approx(progress * 60 / 200)
     for decay, warmup in (("onecycle", 0.0), ("cosine", 0.2), ("step", 0.2), ("none", 0.2)):
-        long = [optim.lr_factor(decay, p, warmup, 1000) for p in progress]
-        assert long == [optim.lr_factor(decay, p, warmup) for p in progress], decay
+        long = [train.lr_factor(decay, p, warmup, 1000) for p in progress]
+        assert long == [train.lr_factor(decay, p, warmup) for p in progress], decay
     for decay in ("none", "step", "cosine"):
-        assert optim.lr_factor(decay, 0, steps=60) == 1, "without a warm-up there is none"
+        assert train.lr_factor(decay, 0, steps=60) == 1, "without a warm-up there is none"
 
 
 @pytest.mark.parametrize(

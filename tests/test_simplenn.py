@@ -382,7 +382,7 @@ def test_multiply_accumulates_are_half_of_what_torch_counts(name, shape):
     with FlopCounterMode(display=False) as counter:
         network(x)
     assert 2 * sum(row["multiply_accumulates"] for row in rows) == counter.get_total_flops()
-    assert sum(row["parameters"] for row in rows) == model.count_parameters(network) and output.shape == (3, 10)
+    assert sum(row["parameters"] for row in rows) == run.count_parameters(network) and output.shape == (3, 10)
 
 
 def test_layers_of_a_known_convolution():
@@ -775,11 +775,24 @@ def test_a_stack_trains_like_its_networks_one_by_one():
         assert torch.allclose(stack.vectors()[i], hessian.vector_of(net), atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["builtin", "sinc"])
+def test_a_training_that_learns_nothing_says_so(name, tmp_path, capsys):
+    """Against a uniform prediction of digits, or the mean of a function."""
+    words = ["--model", "mlp", "--data", name, "--recipe", "tiny", "--epochs", "1", "--limit", "64", "--lr", "1e-12"]
+    record = train.main([*words, "--device", "cpu", "--out", str(tmp_path / "run")])
+    assert "nothing was learned" in record["warning"] and record["warning"] in capsys.readouterr().out
+    train_set = data.load(name)[0]
+    mean = train_set.targets.float().mean().expand(len(train_set), 1)
+    logits = torch.zeros(len(train_set), 10)
+    constant = train_set.loss(logits if name == "builtin" else mean, train_set.targets)
+    assert train_set.uniform_loss() == pytest.approx(constant.item(), rel=1e-4)
+
+
 def test_the_networks_of_deep_vs_shallow_have_equal_parameters():
     study = sweep.deep_vs_shallow
-    counts = [model.count_parameters(model.MLP(sizes)) for sizes in study.MLPS.values()]
+    counts = [run.count_parameters(model.MLP(sizes)) for sizes in study.MLPS.values()]
     assert counts == [571, 572, 571]
-    counts = [model.count_parameters(study.cnn(n)) for n in (1, 2, 4)]
+    counts = [run.count_parameters(study.cnn(n)) for n in (1, 2, 4)]
     assert max(counts) / min(counts) < 1.01 and min(counts) > 25_000
     assert study.cnn(4)(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
 

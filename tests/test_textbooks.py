@@ -932,7 +932,7 @@ def test_a_model_of_the_hub_goes_through_the_commands(starcoder, folders, ladder
 
 def test_sizes_of_the_models():
     with torch.device("meta"):
-        sizes = [checkpoint.count_parameters(checkpoint.build(checkpoint.model_config(train.RECIPES[name], v)))
+        sizes = [run.count_parameters(checkpoint.build(checkpoint.model_config(train.RECIPES[name], v)))
                  for name, v in (("phi1", 1024), ("phi1-large", 1024), ("phi1-gpu", 32_000))]  # fmt: skip
     assert sizes == [pytest.approx(size, rel=0.01) for size in (0.92e6, 4.4e6, 110e6)]
 
