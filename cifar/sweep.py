@@ -95,8 +95,11 @@ OFF = {
 
 def folder_name(setting, seed):
     """The same name for the same arguments, whichever study wants them; an option that is off is left out."""
-    words = [f"{v}" if k in ("model", "recipe") else k if v is True else f"{k}{v}"
-             for k, v in setting.items() if (k, v) not in OFF]  # fmt: skip
+    words = [
+        f"{v}" if k in ("model", "recipe") else k if v is True else f"{k}{v}"
+        for k, v in setting.items()
+        if (k, v) not in OFF
+    ]
     return "-".join([*words, f"s{seed}"])
 
 
@@ -205,8 +208,11 @@ def main(argv=None):
     out = Path(args.out)
     if study.run_jobs(train, jobs_of(args, out), args):
         for name in args.study:
-            rows = [study.row(name, setting, seed, out / folder_name(values, seed), val_accuracy="val_accuracy")
-                    for setting, values in STUDIES[name].items() for seed in range(args.seeds)]  # fmt: skip
+            rows = [
+                study.row(name, setting, seed, out / folder_name(values, seed), val_accuracy="val_accuracy")
+                for setting, values in STUDIES[name].items()
+                for seed in range(args.seeds)
+            ]
             report(name, rows, out)
 
 

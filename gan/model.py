@@ -102,7 +102,9 @@ class Generator(nn.Module):
     def __init__(self, noise: int, classes: int, first: int, layers: nn.Module):
         """first: channels of the 4 x 4 feature map with which `layers` begin; classes: 0 without labels."""
         super().__init__()
-        self.noise, self.classes, self.first = noise, classes, first
+        self.noise = noise
+        self.classes = classes
+        self.first = first
         self.project = nn.Linear(noise + classes, first * 4 * 4)
         self.layers = layers
 

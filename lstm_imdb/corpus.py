@@ -206,7 +206,10 @@ def prepare(folder: Path, patient: bool = True) -> Path:
 
 def read_folder(folder: Path) -> Corpus:
     """A folder in the shape of aclImdb: train/pos, train/neg, test/pos and test/neg with files ID_RATING.txt."""
-    texts, labels, ratings, official = [], [], [], []
+    texts = []
+    labels = []
+    ratings = []
+    official = []
     for part in ("train", "test"):
         for label, kind in enumerate(("neg", "pos")):
             files = sorted((folder / part / kind).glob("*.txt"))
@@ -227,7 +230,9 @@ def read_parquet(train: Path) -> Corpus:
         from pyarrow import ArrowException, parquet
     except ImportError:
         raise UserError(f"{train}: needs pyarrow: pip install -r requirements.txt") from None
-    texts, labels, official = [], [], []
+    texts = []
+    labels = []
+    official = []
     for part in ("train", "test"):
         file = train.with_name(f"{part}.parquet")
         try:
@@ -271,7 +276,9 @@ def parse_csv(path, rows):
     columns = [
         find_column(path, header, kind, names) for kind, names in (("text", TEXT_COLUMNS), ("label", LABEL_COLUMNS))
     ]
-    texts, names, dropped = [], [], Counter()
+    texts = []
+    names = []
+    dropped = Counter()
     for row in rows:
         if len(row) > len(header):
             raise UserError(

@@ -77,7 +77,10 @@ class SentimentLSTM(nn.Module):
         unk: int = 1,
     ):
         super().__init__()
-        self.pool, self.word_dropout, self.unk, directions = pool, word_dropout, unk, 1 + bidirectional
+        self.pool = pool
+        self.word_dropout = word_dropout
+        self.unk = unk
+        directions = 1 + bidirectional
         self.embedding = nn.Embedding(vocabulary, embed, padding_idx=pad)
         with torch.no_grad():
             self.embedding.weight *= embed_std

@@ -48,7 +48,9 @@ def open_model(name: str | None = None, device="cpu") -> Model:
         if record["experiment"] != FOLDER.name:
             raise run.UserError(f"{path}: holds a run of {record['experiment']}/")
         checkpoint = run.read_checkpoint(path / "best.pt", device)
-        state, words, classes = checkpoint["model"], checkpoint["words"], checkpoint["classes"]
+        state = checkpoint["model"]
+        words = checkpoint["words"]
+        classes = checkpoint["classes"]
     for name, texts in (("words", words), ("classes", classes)):
         if not isinstance(texts, list) or len(texts) < 2 or not all(isinstance(text, str) for text in texts):
             raise run.UserError(f"{path}: is damaged: its {name} are not a list of texts")

@@ -15,7 +15,9 @@ def orthogonalize(g: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     Five steps of a quintic Newton-Schulz iteration (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon),
     which move every singular value that is not tiny to between 0.7 and 1.2.
     """
-    a, b, c = 3.4445, -4.7750, 2.0315
+    a = 3.4445
+    b = -4.7750
+    c = 2.0315
     x = g.to(dtype)
     x = x.mT if len(g) > g.shape[1] else x  # the Gram matrix of the shorter side is cheaper
     x = x / x.norm().clamp(min=1e-7)

@@ -294,7 +294,9 @@ def main(argv=None):
         )
         net = train(args, r, net, train_set, val_set)
 
-        evaluated = {"val": val_set} | ({"test": test_set} if test_set else {})
+        evaluated = {"val": val_set}
+        if test_set:
+            evaluated["test"] = test_set
         final = {f"last_{name}_accuracy": evaluate(net, part, r)[1] for name, part in evaluated.items()}
         best = r.load_best(model=net)
         final["best_epoch"] = best["epoch"]

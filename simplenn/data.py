@@ -24,7 +24,10 @@ from PIL import Image
 from torch import Tensor
 
 AUGMENT = ("none", "affine")
-ROTATION, SCALE, SHIFT = 12.0, 0.1, 2.0  # the largest: degrees, fraction of the size, pixels
+# the largest: degrees, fraction of the size, pixels
+ROTATION = 12.0
+SCALE = 0.1
+SHIFT = 2.0
 TOLERANCE = 0.05  # a point of a function counts as right within it
 POINTS = 300
 DATA_HELP = "mnist, builtin, auto, a folder of images (one folder per class) or idx files, or a function: sinc, square"
@@ -39,7 +42,11 @@ class Digits(torch.utils.data.Dataset):
     """
 
     def __init__(self, images: Tensor, labels: Tensor, classes: list[str], mean: float, std: float, flat: bool = False):
-        self.images, self.labels, self.classes, self.mean, self.std = images, labels, classes, mean, std
+        self.images = images
+        self.labels = labels
+        self.classes = classes
+        self.mean = mean
+        self.std = std
         self.flat = flat
 
     def __len__(self) -> int:

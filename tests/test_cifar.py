@@ -20,7 +20,9 @@ import processes
 from conftest import ROOT, failure, lazy, load, run, start
 from helpers import make_images, names
 
-train, data, model = lazy("cifar"), lazy("cifar", "data"), lazy("cifar", "model")
+train = lazy("cifar")
+data = lazy("cifar", "data")
+model = lazy("cifar", "model")
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +95,7 @@ def test_crops_of_a_batch_equal_crops_one_by_one(builtin):
     index[0], index[3] = 0, len(builtin[0]) - 1
     flip = torch.rand(300, generator=generator) < 0.5
     expected = crop_and_flip_one_by_one(builtin[0], index, shift, flip)
-    assert torch.equal(builtin[0].crop_and_flip(index, shift, flip), expected)
+    assert torch.equal(data.crop_and_flip(builtin[0].padded, 32, index, shift, flip), expected)
 
 
 @pytest.mark.parametrize("augment", names("cifar", "data", "AUGMENT"))

@@ -119,7 +119,9 @@ def again(tmp_path_factory):
             args.__class__ = Recorder
             return args
 
-        module, parse, out = load(folder), load(folder).parse, tmp_path_factory.mktemp(folder) / "again"
+        module = load(folder)
+        parse = load(folder).parse
+        out = tmp_path_factory.mktemp(folder) / "again"
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(module, "parse", lambda argv=None: recorded(parse(argv)))
             train(folder, *quick(folder), "--out", out)
@@ -342,7 +344,9 @@ def test_another_test_set_changes_the_test_metrics_and_nothing_else(folder, chan
     """Not the weights, the best epoch, the metrics: with one that every epoch is better on, and with its opposite."""
     if folder in adaptors.NO_TEST_PART:
         pytest.skip(f"{folder}/ has no test part: {adaptors.NO_TEST_PART[folder]}")
-    usual, out, more = finished(folder), tmp_path / "run", adaptors.LEARNS.get(folder, {})
+    usual = finished(folder)
+    out = tmp_path / "run"
+    more = adaptors.LEARNS.get(folder, {})
     if more:
         usual = tmp_path / "usual"
         train(folder, *quick(folder, **more), "--out", usual)

@@ -33,7 +33,9 @@ import processes
 from conftest import ROOT, failure, lazy, load, one_line, run
 from helpers import make_images, mutations, names, write_drop_in
 
-train, data, model = lazy("resnet"), lazy("resnet", "data"), lazy("resnet", "model")
+train = lazy("resnet")
+data = lazy("resnet", "data")
+model = lazy("resnet", "model")
 optim, folders = lazy("resnet", "optim"), lazy("resnet", "folders")
 terminal = importlib.import_module("common.terminal")
 slow = pytest.mark.slow
@@ -100,7 +102,9 @@ def test_option_a_by_hand():
 
 
 def test_shortcuts_are_three_networks():
-    x, outputs, sizes = torch.randn(4, 3, 32, 32), [], []
+    x = torch.randn(4, 3, 32, 32)
+    outputs = []
+    sizes = []
     for shortcut in model.SHORTCUTS:
         torch.manual_seed(0)
         net = model.build("resnet20", 10, shortcut)
@@ -212,13 +216,15 @@ def crop_one_by_one(dataset, index, shift, flip, size):
 
 @pytest.mark.parametrize("size", [32, 24])
 def test_crops_of_a_batch_equal_crops_one_by_one(builtin, size):
-    dataset, generator, most = builtin[0], torch.Generator().manual_seed(0), 2 * (size // 8)
+    dataset = builtin[0]
+    generator = torch.Generator().manual_seed(0)
+    most = 2 * (size // 8)
     index = torch.randint(len(dataset), (100,), generator=generator)
     shift = torch.randint(most + 1, (100, 2), generator=generator)
     shift[:4] = torch.tensor([[0, 0], [0, most], [most, 0], [most, most]])
     index[0], index[3] = 0, len(dataset) - 1
     flip = torch.rand(100, generator=generator) < 0.5
-    crops = dataset.crop_and_flip(index, shift, flip, size)
+    crops = data.crop_and_flip(dataset.padded(size), size, index, shift, flip)
     assert torch.equal(crops, crop_one_by_one(dataset, index, shift, flip, size))
 
 
@@ -325,7 +331,9 @@ def test_the_walk_through_a_folder_is_torchvisions(tmp_path):
 def test_random_crops_cover_what_they_should():
     """Pixels that hold their own coordinates show where a crop was taken, and whether it was flipped."""
     y, x = np.mgrid[0:200, 0:250].astype(np.uint8)
-    image, areas, flips = Image.fromarray(np.stack([y, x, x], 2)), [], 0
+    image = Image.fromarray(np.stack([y, x, x], 2))
+    areas = []
+    flips = 0
     for k in range(300):
         crop = np.asarray(folders.random_crop(image, 64, "crop+flip", (1, k))).astype(float)
         down, across = crop[-1, 32, 0] - crop[0, 32, 0], crop[32, -1, 1] - crop[32, 0, 1]
@@ -502,7 +510,9 @@ def test_every_recipe_is_among_those():
 
 def test_the_test_set_of_ones_own_folder_is_predicted(tmp_path, monkeypatch):
     """From any directory; a run whose data is gone says so."""
-    own, out, predict = make_images(tmp_path / "own", {"": 10}), tmp_path / "run", load("resnet", "predict")
+    own = make_images(tmp_path / "own", {"": 10})
+    out = tmp_path / "run"
+    predict = load("resnet", "predict")
     words = ["--data", str(own), "--recipe", "tiny", "--epochs", "1", "--bs", "8", "--precision", "fp32"]
     record = train.main([*words, "--device", "cpu", "--out", str(out)])
     monkeypatch.chdir(tmp_path)
@@ -1155,7 +1165,9 @@ def test_predictions_of_the_test_set(trained, tmp_path):
 @pytest.mark.parametrize("labelled", [True, False])
 @pytest.mark.draws
 def test_predictions_of_a_folder(labelled, trained, tmp_path, capsys):
-    predict, images, test_set = load("resnet", "predict"), tmp_path / "images", data.load("builtin", family="mnist")[2]
+    predict = load("resnet", "predict")
+    images = tmp_path / "images"
+    test_set = data.load("builtin", family="mnist")[2]
     for i in range(12):
         folder = images / test_set.classes[test_set.labels[i]] if labelled else images
         folder.mkdir(parents=True, exist_ok=True)

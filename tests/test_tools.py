@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -336,10 +337,20 @@ def test_pre_commit_has_the_pinned_ruff():
 
 def make_run(folder, state="done", rows=3, **changes):
     folder.mkdir(parents=True)
-    record = {"experiment": "cifar", "format": 2, "args": {"model": "lenet5", "epochs": rows}, "state": state,
-              "device": {"threads": 1}, "wall_s": 12.3, "resumed": 0, "precision": "fp32", "started": folder.name,
-              "git": {"commit": "a" * 40, "dirty": True}, "dataset": {"name": "builtin"},
-              "final": {"val_loss": 1.5, "val_accuracy": 0.25, "test_loss": 2.0}}  # fmt: skip
+    record = {
+        "experiment": "cifar",
+        "format": 2,
+        "args": {"model": "lenet5", "epochs": rows},
+        "state": state,
+        "device": {"threads": 1},
+        "wall_s": 12.3,
+        "resumed": 0,
+        "precision": "fp32",
+        "started": folder.name,
+        "git": {"commit": "a" * 40, "dirty": True},
+        "dataset": {"name": "builtin"},
+        "final": {"val_loss": 1.5, "val_accuracy": 0.25, "test_loss": 2.0},
+    }
     (folder / "run.json").write_text(json.dumps(record | changes))
     lines = ["epoch,train_loss,val_loss", *(f"{i},1.0,{1 / i}" for i in range(1, rows + 1))]
     (folder / "metrics.csv").write_text("\n".join(lines))
@@ -773,7 +784,9 @@ def test_a_fault_is_caught_or_survives_and_is_not_run_twice(fake, tmp_path, caps
 def test_tests_that_fail_without_a_fault_say_nothing(fake, tmp_path, monkeypatch):
     class Failing(mutate.Trial):
         def __init__(self, tree, fault, limit):
-            self.tree, self.fault, self.began = tree, fault, 0
+            self.tree = tree
+            self.fault = fault
+            self.began = 0
             assert fault.operator == "unchanged"
 
         def ended(self):

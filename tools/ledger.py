@@ -84,7 +84,12 @@ def cell(runs, key, form):
 def mark(runs):
     dirty = any(not isinstance(run.get("git"), dict) or run["git"]["dirty"] for run in runs)
     builtin = any(look_up(run, "dataset.builtin") for run in runs)
-    return " †" * dirty + " ‡" * builtin
+    marks = ""
+    if dirty:
+        marks += " †"
+    if builtin:
+        marks += " ‡"
+    return marks
 
 
 def table(folder, spec):

@@ -218,7 +218,9 @@ def same_machine(row: dict, new: dict) -> bool:
 def judge(row: dict, new: dict, seeds: list[dict]) -> bool:
     """Compare the metrics of the recorded run, the new one and the recorded seeds of the setting; print each. Returns
     whether all agree."""
-    exact, agree, after = same_machine(row, new), True, scores(new)
+    exact = same_machine(row, new)
+    agree = True
+    after = scores(new)
     for name, before in scores(row).items():
         if name not in after:
             print(f"  {name}: is missing in the new run")

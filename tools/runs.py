@@ -44,7 +44,9 @@ def score(final: dict, part: str) -> str:
 
 
 def line(folder: Path, record: dict, top: Path) -> dict:
-    args, final, git = record["args"], record.get("final") or {}, record.get("git") or {}
+    args = record["args"]
+    final = record.get("final") or {}
+    git = record.get("git") or {}
     length = next((f"{args[name]} {name}" for name in ("epochs", "iters") if args.get(name)), "")
     model = args.get("model") if isinstance(args.get("model"), str) else args.get("recipe", "")
     return {

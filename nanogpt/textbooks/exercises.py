@@ -301,7 +301,9 @@ def loop(parts: tuple, words: Words, rng: random.Random) -> Draft:
 def condition(parts: tuple, words: Words, rng: random.Random) -> Draft:
     """A number is changed in one way if a condition holds, else in another."""
     test, yes, no = parts
-    x, j, k = words.number, words.j, words.k
+    x = words.number
+    j = words.j
+    k = words.k
     choice = f"{x} {yes.words.format(k=k)} if {x} is {test.words.format(k=j)}, else {x} {no.words.format(k=k)}"
     test_source = test.source.format(x=x, k=j)
     yes_source = yes.source.format(x=x, k=k)
@@ -335,7 +337,9 @@ def string(parts: tuple, words: Words, rng: random.Random) -> Draft:
 def numbers(parts: tuple, words: Words, rng: random.Random) -> Draft:
     """A list of changed numbers."""
     test, step = parts
-    name, j, k = words.numbers, words.j, words.k
+    name = words.numbers
+    j = words.j
+    k = words.k
     which = f"a list of the numbers in {name} that are {test.words.format(k=j)}, each {step.words.format(k=k)}"
     test_source = test.source.format(x="x", k=j)
     term = step.source.format(x="x", k=k)
@@ -377,7 +381,9 @@ def dictionary(parts: tuple, words: Words, rng: random.Random) -> Draft:
 def composition(parts: tuple, words: Words, rng: random.Random) -> Draft:
     """Two steps, one after the other, on a list of numbers."""
     step, end = parts
-    name, j, k = words.numbers, words.j, words.k
+    name = words.numbers
+    j = words.j
+    k = words.k
     last = end.words if end in ENDS else f"{end.words} and return them"
     docstring = f"{step.words.format(k=k).capitalize()} in {name}, then {last.format(k=j)}."
     first = step.source.format(x=name, k=k)
