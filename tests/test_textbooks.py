@@ -1,5 +1,6 @@
 """nanogpt/textbooks/, and what it needs of the training loop: rows with masked targets, --init."""
 
+import ast
 import json
 import os
 import random
@@ -1018,6 +1019,15 @@ def test_evaluation_files_are_verified(tmp_path):
     assert code == 1 and one_line(message) and "not the published file" in message
     code, message = failure(benchmarks.humaneval, tmp_path)
     assert code == 1 and one_line(message) and "HumanEval.jsonl.gz" in message
+
+
+def test_generated_pages_do_not_depend_on_the_hashes_of_a_process():
+    """A set of strings has another order in each process."""
+    for seed in range(20):
+        _, _, code, _ = textbooks.texts.sets(random.Random(seed))
+        literals = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Set)]
+        words = [[ast.literal_eval(item) for item in literal.elts] for literal in literals]
+        assert len(words) == 2 and words == [sorted(part) for part in words]
 
 
 def test_lines_of_json_end_at_the_newline(tmp_path):
