@@ -145,7 +145,7 @@ def train(args, r, model, train_set, val_set):
         )
         if val_accuracy > best:
             best = val_accuracy
-            r.save_best(model=model, epoch=epoch + 1)
+            r.save_best(model=model, epoch=epoch + 1, classes=train_set.classes, mean=train_set.mean, std=train_set.std)
         r.save(model=model, optimizer=optimizer, epoch=epoch + 1, best=best)
 
 

@@ -83,22 +83,22 @@ def read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str
     return tensors | floats, header
 
 
-def write_safetensors(path: Path, net: torch.nn.Module, header: dict[str, str]):
-    """Write the weights of `net` as bfloat16, with texts in the header. Raises UserError."""
+def write_safetensors(path: Path, state: dict[str, torch.Tensor], header: dict[str, str]):
+    """Write the state dict of a network, its weights as bfloat16, with texts in the header. Raises UserError."""
     from safetensors.torch import save
 
     tensors = {}
-    for name, value in net.state_dict().items():
+    for name, value in state.items():
         dtype = torch.bfloat16 if value.is_floating_point() else value.dtype
         tensors[name] = value.to("cpu", dtype, copy=True).contiguous()
     write(path, save(tensors, header))
 
 
-def check_weights(net: torch.nn.Module, path: Path):
-    """Raise UserError if a weight of `net`, read from the file `path`, is not a finite number."""
+def check_weights(net: torch.nn.Module, path: Path | str):
+    """Raise UserError if a weight of `net`, read from the file `path`, is NaN or infinite."""
     for name, values in net.state_dict().items():
         if not values.isfinite().all():
-            raise UserError(f"{path}: the model is damaged: {name} holds numbers that are not finite")
+            raise UserError(f"{path}: is damaged: its weight {name} has values that are not finite")
 
 
 def count_parameters(module: torch.nn.Module) -> int:

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 from common import run
 from common.terminal import UserError
@@ -209,13 +210,6 @@ def check_keys(name: str, missing, unexpected):
             raise UserError(f"{name}: {problem}: {first}{more}")
 
 
-def check_finite(name: str, net: nn.Module):
-    """Raise UserError if a weight is NaN or infinite."""
-    for key, p in net.named_parameters():
-        if not torch.isfinite(p).all():
-            raise UserError(f"{name}: is damaged: its weight {key} has values that are not finite")
-
-
 @torch.no_grad()
 def check_causal(name: str, net: nn.Module):
     """Raise UserError if a later token changes the logits of earlier ones: such a model would read its targets."""
@@ -261,7 +255,7 @@ def open_base(name: str, data_dir: str | None = None) -> tuple[nn.Module, object
                 where, dtype=torch.float32, trust_remote_code=False, output_loading_info=True, **options
             )
         check_keys(name, keys["missing_keys"], keys["unexpected_keys"])
-    check_finite(name, net)
+    run.check_weights(net, name)
     check_causal(name, net)
     net.to(torch.get_default_dtype())
     net.config.name_or_path = net.name_or_path = record_name(name)  # for peft, without the paths of this machine
@@ -318,8 +312,21 @@ def open_model(name: str, data_dir: str | None = None) -> tuple[nn.Module, objec
         raise UserError(f"{name}: is not an adapter of the base model {base['name']} ({detail})") from error
     unexpected = [key for key in given - expected if "lora_" in key]
     check_keys(name, expected - given, unexpected)
-    check_finite(name, net)
+    run.check_weights(net, name)
     return net, tokenizer, facts | {"name": name, "base": base["name"]}
+
+
+class Trained(NamedTuple):
+    """A causal language model in evaluation mode, and its tokenizer."""
+
+    net: nn.Module
+    tokenizer: object
+
+
+def load(name: str | Path) -> Trained:
+    """The model in a run folder, or any other that --model takes. Raises UserError."""
+    net, tokenizer, _ = open_model(str(name))
+    return Trained(net.eval(), tokenizer)
 
 
 def open_for_training(args) -> tuple[nn.Module, object, dict]:

@@ -194,6 +194,7 @@ def main(argv=None):
             f"{format_optional(bounds.mean_square, '.3g', 'unknown')} for the mean square",
             dataset=dataset,
             parameters=X.shape[1],
+            columns=problem.columns,
             bounds=bounds._asdict(),
         )
         w, curves = train(args, r, problem, wiener)

@@ -17,16 +17,18 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 from common.options import as_dict, options_of
 
+import numpy as np
 import pytest
 import torch
 
 import adaptors
 from conftest import FOLDERS, ROOT, failure, flags_of, load, offers, one_line, quick, run, start, train
-from helpers import metrics, same_weights
+from helpers import metrics, same_weights, weights
 from processes import signal_at
 
 each_folder = pytest.mark.parametrize("folder", FOLDERS)
@@ -152,7 +154,7 @@ def test_help_from_another_directory(folder, tmp_path):
 @each_folder
 def test_every_script_has_help(folder):
     for file in (ROOT / folder).glob("*.py"):
-        module = load(folder, file.stem) if file.stem != "common" else None
+        module = load(folder, file.stem) if file.stem not in ("common", "__init__") else None
         if (hasattr(module, "parser") or hasattr(module, "Options")) and hasattr(module, "main"):
             with contextlib.redirect_stdout(io.StringIO()) as out:
                 assert failure(module.main, ["--help"])[0] == 0
@@ -454,6 +456,56 @@ def test_evaluation_takes_examples_in_any_order_and_number(folder, misled):
         values = result if isinstance(result, tuple) else (result,)
         numbers.append([value for value in values if isinstance(value, float)])
     assert numbers[0] and numbers[1] == pytest.approx(numbers[0], rel=1e-5)
+
+
+# ------------------------------------------------------------------------------------------- in a program of your own
+
+
+@pytest.fixture
+def program(monkeypatch):
+    """program(folder, run): the variables of the program in the README of a folder, with the run folder `run`."""
+
+    def execute(folder, out):
+        text = (ROOT / folder / "README.md").read_text(encoding="utf-8")
+        (code,) = re.findall(r"^```python\n(.*?)^```\n", text, re.DOTALL | re.MULTILINE)
+        space = {}
+        exec(re.sub(r'load\("[^"]*"\)', f"load({str(out)!r})", code), space)
+        return space
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(ROOT)
+    for name in ("data", "model", "train", "saved"):  # modules of the user's own
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    before = dict(sys.modules)
+    yield execute
+    assert {name: sys.modules.get(name) for name in before} == before
+    for name in sys.modules.keys() - before.keys():
+        if name.partition(".")[0] in FOLDERS:
+            del sys.modules[name]
+
+
+LOADABLE = [folder for folder in FOLDERS if (ROOT / folder / "__init__.py").exists()]
+
+
+@pytest.mark.parametrize("folder", LOADABLE)
+def test_a_trained_model_is_used_from_python(folder, finished, program, capsys):
+    """The program of the README, after that of another folder in the same process."""
+    program("lms", finished("lms"))
+    space = program(folder, finished(folder))
+    trained = space["trained"]
+    assert not any(name in vars(sys.modules[folder]) for name in ("data", "model", "train"))
+    if folder == "lms":
+        assert trained.columns == ["x1", "x2", "bias"]
+        assert np.array_equal(trained.weights, weights(finished("lms"))["w"].numpy())
+        return
+    net = trained.gan if folder == "gan" else trained.net
+    assert not net.training
+    if folder == "distilgpt2":  # best.pt has the trained part alone
+        assert trained.tokenizer.decode(space["tokens"][0]).startswith("The river")
+        return
+    assert capsys.readouterr().out or folder == "gan"
+    best, state = weights(finished(folder), "best.pt"), net.state_dict()
+    assert state.keys() == best.keys() and all(torch.equal(state[name], best[name]) for name in best)
 
 
 # ------------------------------------------------------------------------------------------------------- plain code

@@ -1093,7 +1093,7 @@ def test_weights_that_are_not_numbers(script, file, damaged):
     state["model"][name].fill_(math.nan)
     torch.save(state, folder / file)
     code, message = failure(load("gan", script).main, [str(folder), "--out", str(folder)])
-    assert code == 1 and one_line(message) and f"{file}: the model is damaged" in message
+    assert code == 1 and one_line(message) and f"{file}: is damaged" in message
     assert not [path for path in folder.iterdir() if path.suffix == ".png"]
 
 

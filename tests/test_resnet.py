@@ -1178,8 +1178,9 @@ def test_predictions_of_a_folder(labelled, trained, tmp_path, capsys):
     assert "bad.png" in capsys.readouterr().out
     with open(tmp_path / "predictions.csv", newline="") as file:
         rows = {int(row["id"].split("/")[-1][:2]): int(row["label"]) for row in csv.DictReader(file)}
-    net, best, _ = predict.load_run(trained, torch.device("cpu"))
-    expected = predict.predict(net, test_set.images[:12], "mnist", best["mean"], best["std"])[1].argmax(1)
+    opened = predict.load(trained)
+    _, probability = predict.predict(opened.net, test_set.images[:12], "mnist", opened.mean, opened.std)
+    expected = probability.argmax(1)
     assert [rows[i] for i in range(12)] == expected.tolist(), "the same images, the same predictions"
 
 

@@ -25,7 +25,7 @@ def imported(file: Path) -> set[str]:
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+        elif isinstance(node, ast.ImportFrom) and (node.level == 0 or str(node.module).startswith("common.")):
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
     return names
 
