@@ -82,8 +82,9 @@ def measure(dataset, batch_size, rounds, device):
     dataset = dataset.to(device)
     prepared = list(dataset.batches(batch_size, shuffle=(0, 0), augment="crop+flip"))
     contiguous = [(images.contiguous(), labels) for images, labels in prepared]
-    usual, ours = (new_network(len(dataset.classes), device, layout)
-                   for layout in (torch.contiguous_format, torch.channels_last))  # fmt: skip
+    usual, ours = (
+        new_network(len(dataset.classes), device, layout) for layout in (torch.contiguous_format, torch.channels_last)
+    )
     ways = {}  # way: (batches of an epoch, network, whether in bfloat16)
     for workers in timing.loader_workers():
         loader = usual_loader(dataset.to("cpu"), batch_size, workers)
@@ -126,9 +127,14 @@ def main(argv=None):
         rates = measure(train_set, batch_size, args.rounds, device)
         ceiling, usual = rates["step alone"], [max(pair) for pair in zip(*list(rates.values())[:2])]
         for name, values in rates.items():
-            row = {"batch_size": batch_size, "way": name, "images_per_s": statistics.median(values),
-                   "of_ceiling": timing.median_ratio(values, ceiling),
-                   "times_usual": timing.median_ratio(values, usual), "rates": values}  # fmt: skip
+            row = {
+                "batch_size": batch_size,
+                "way": name,
+                "images_per_s": statistics.median(values),
+                "of_ceiling": timing.median_ratio(values, ceiling),
+                "times_usual": timing.median_ratio(values, usual),
+                "rates": values,
+            }
             rows.append(row)
             ratios = f"{row['of_ceiling']:.0%} of the step alone, {row['times_usual']:.2f} times the usual way"
             print(f"batch size {batch_size:>3}  {name:<21} {row['images_per_s']:>8,.0f} images/s, {ratios}")

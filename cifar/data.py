@@ -11,12 +11,14 @@ from functools import cached_property
 
 from common import images as image_data
 from common import run
+from common.crops import crop_and_flip
 from common.options import option
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+SIZE = 32
 PADDING = 4  # black pixels around an image before it is cropped back to 32 x 32
 AUGMENT = ("none", "flip", "crop+flip")
 DATA_HELP = "cifar10, cifar100, builtin, auto, or a folder with one subfolder of images per class"
@@ -32,7 +34,11 @@ class Cifar(torch.utils.data.Dataset):
     """
 
     def __init__(self, images: Tensor, labels: Tensor, classes: list[str], mean: Tensor, std: Tensor):
-        self.images, self.labels, self.classes, self.mean, self.std = images, labels, classes, mean, std
+        self.images = images
+        self.labels = labels
+        self.classes = classes
+        self.mean = mean
+        self.std = std
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -52,21 +58,6 @@ class Cifar(torch.utils.data.Dataset):
     def padded(self) -> Tensor:
         """uint8 (N, 3, 40, 40)"""
         return F.pad(self.images, (PADDING,) * 4).contiguous()
-
-    def crop_and_flip(self, index: Tensor, shift: Tensor, flip: Tensor) -> Tensor:
-        """Crops (B, 3, 32, 32) of the padded images `index` (B,) at `shift` (B, 2), flipped where `flip` (B,).
-
-        A row of a crop is 32 consecutive bytes of `padded`. So all crops together are one gather of rows from the view
-        in which row k starts at byte k, which is ten times as fast as a gather of pixels.
-        """
-        size, device = self.padded.shape[-1], self.padded.device
-        windows = self.padded.view(-1).as_strided((self.padded.numel() - 31, 32), (1, 1))
-        corner = index * (3 * size * size) + shift[:, 0] * size + shift[:, 1]  # (B,)
-        plane, row = torch.arange(3, device=device)[:, None] * size * size, torch.arange(32, device=device) * size
-        starts = (corner[:, None, None] + plane + row).view(-1)  # (B, 3, 32) -> (B * 96,)
-        crops = windows.index_select(0, starts).view(-1, 3, 32, 32)
-        flipped = flip.nonzero().squeeze(1)
-        return crops.index_copy_(0, flipped, crops.index_select(0, flipped).flip(3))
 
     def batches(
         self, batch_size: int, shuffle: tuple[int, int] | None = None, augment: str = "none"
@@ -89,7 +80,8 @@ class Cifar(torch.utils.data.Dataset):
         for first in range(0, n, chunk):
             index = order[first : first + chunk]
             if augment != "none":
-                images = self.crop_and_flip(index, shift[first : first + chunk], flip[first : first + chunk])
+                rows = slice(first, first + chunk)
+                images = crop_and_flip(self.padded, SIZE, index, shift[rows], flip[rows])
             else:
                 images = self.images.index_select(0, index)
             labels = self.labels.index_select(0, index)

@@ -72,6 +72,6 @@ class SimpleNN(nn.Module):
         return logits, shapes
 
 
-def count_parameters(model: nn.Module) -> float:
-    """The trainable parameters, in millions."""
+def count_parameters_in_millions(model: nn.Module) -> float:
+    """The number of trainable parameters in millions; `run.count_parameters` gives the number itself."""
     return sum(p.numel() for _, p in model.named_parameters() if p.requires_grad) / 1e6

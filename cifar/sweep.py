@@ -49,6 +49,18 @@ SEARCH = {  # changes to the recipe best, in runs of 30 epochs
     "weight decay 0.0001": dict(weight_decay=1e-4),
 }
 LONG = ("learning rate 0.04", "batch size 32, learning rate 0.01")  # the two best, 200 epochs; the second also 300
+
+
+def cumulative(steps: dict[str, dict]) -> dict[str, dict]:
+    """{name of a step: the arguments of all steps up to it}"""
+    arguments = {}
+    settings = {}
+    for name, changes in steps.items():
+        arguments = arguments | changes
+        settings[name] = arguments
+    return settings
+
+
 STUDIES = {  # study: {setting: arguments of train.py}
     "lenet": {
         "defaults": LENET,
@@ -73,10 +85,7 @@ STUDIES = {  # study: {setting: arguments of train.py}
     "l2": {f"{x:g}": SIMPLE | dict(weight_decay=x) for x in (0.0, 1e-4, 1e-3, 1e-2)},
     "l1-vs-l2": {"neither": SIMPLE, "L2 0.001": SIMPLE | dict(weight_decay=1e-3), "L1 0.0001": SIMPLE | dict(l1=1e-4)},
     "lr-decay": {decay: SIMPLE | dict(decay=decay) for decay in ("none", "step", "cosine", "onecycle")},
-    "ladder": {
-        name: {k: v for part in list(LADDER.values())[: i + 1] for k, v in part.items()}
-        for i, name in enumerate(LADDER)
-    },
+    "ladder": cumulative(LADDER),
     "search-lenet5": {name: dict(model="lenet5", recipe="best", epochs=30) | change for name, change in SEARCH.items()},
     "long-lenet5": {name: dict(model="lenet5", recipe="best", epochs=200) | SEARCH[name] for name in LONG},
     "longest-lenet5": {LONG[1]: dict(model="lenet5", recipe="best", epochs=300) | SEARCH[LONG[1]]},
@@ -95,8 +104,16 @@ OFF = {
 
 def folder_name(setting, seed):
     """The same name for the same arguments, whichever study wants them; an option that is off is left out."""
-    words = [f"{v}" if k in ("model", "recipe") else k if v is True else f"{k}{v}"
-             for k, v in setting.items() if (k, v) not in OFF]  # fmt: skip
+    words = []
+    for name, value in setting.items():
+        if (name, value) in OFF:
+            continue
+        if name in ("model", "recipe"):
+            words.append(value)
+        elif value is True:
+            words.append(name)
+        else:
+            words.append(f"{name}{value}")
     return "-".join([*words, f"s{seed}"])
 
 
@@ -104,8 +121,10 @@ def jobs_of(args, out):
     """Every run that the studies need."""
 
     def dataset(name, setting):
-        usual = train.DATASET[setting["model"]] if args.data == "auto" else args.data
-        return usual if args.data != "auto" or args.list else images.choose("auto", run.data_dir(args.data_dir), usual)
+        if args.data != "auto":
+            return args.data
+        usual = train.DATASET[setting["model"]]
+        return usual if args.list else images.choose("auto", run.data_dir(args.data_dir), usual)
 
     def cost(values):
         options = replace(train.RECIPES[values["recipe"]][values["model"]], **values)
@@ -135,18 +154,19 @@ def draw_epochs(axes, rows, out):
 
 def draw_learning_rates(axes, rows, out):
     """The best epoch's validation accuracy against the learning rate; a cross at chance where seeds diverged."""
-    for name, part in (("without", False), ("with", True)):
-        mine = [row for row in rows if bool(row["args"]["bn"]) == part]
+    for name, bn in (("without", False), ("with", True)):
+        runs = [row for row in rows if bool(row["args"]["bn"]) == bn]
         accuracies = {}
-        for row in mine:
+        for row in runs:
             if row["state"] == "done":
                 accuracies.setdefault(row["args"]["lr"], []).append(row["final"]["val_accuracy"])
         if accuracies:
             mean = np.array([np.mean(values) for values in accuracies.values()])
-            low, high = ([limit(values) for values in accuracies.values()] for limit in (min, max))
+            low = np.array([min(values) for values in accuracies.values()])
+            high = np.array([max(values) for values in accuracies.values()])
             bars = np.clip([mean - low, high - mean], 0, None)  # of equal values it may be -1e-17
             axes.errorbar(list(accuracies), mean, bars, marker="o", capsize=3, label=f"{name} batch normalization")
-        diverged = [row["args"]["lr"] for row in mine if row["state"] == "diverged"]
+        diverged = [row["args"]["lr"] for row in runs if row["state"] == "diverged"]
         axes.plot(diverged, [0.1] * len(diverged), "rx", label="diverged" if diverged else None)
     axes.set(xscale="log", xlabel="learning rate", ylabel="validation accuracy of the best epoch")
 
@@ -181,10 +201,15 @@ def report(name, rows, out):
     run.write_figure(out / f"{name}.png", figure)
     print(f"\n{name}")
     for setting in dict.fromkeys(row["setting"] for row in rows):
-        mine, values = [r for r in rows if r["setting"] == setting], accuracies(rows, setting)
-        diverged = len([r for r in mine if r["state"] == "diverged"])
-        result = f"{np.mean(values):.2%} +- {np.std(values, ddof=1) if len(values) > 1 else 0:.2%}" if values else ""
-        print(f"  {setting:40} validation {result}" + (f" ({diverged} of {len(mine)} diverged)" if diverged else ""))
+        states = [row["state"] for row in rows if row["setting"] == setting]
+        values = accuracies(rows, setting)
+        result = ""
+        if values:
+            deviation = np.std(values, ddof=1) if len(values) > 1 else 0
+            result = f"{np.mean(values):.2%} +- {deviation:.2%}"
+        if "diverged" in states:
+            result += f" ({states.count('diverged')} of {len(states)} diverged)"
+        print(f"  {setting:40} validation {result}")
 
 
 # --------------------------------------------------------------------------------------------------------------- main
@@ -205,8 +230,11 @@ def main(argv=None):
     out = Path(args.out)
     if study.run_jobs(train, jobs_of(args, out), args):
         for name in args.study:
-            rows = [study.row(name, setting, seed, out / folder_name(values, seed), val_accuracy="val_accuracy")
-                    for setting, values in STUDIES[name].items() for seed in range(args.seeds)]  # fmt: skip
+            rows = []
+            for setting, values in STUDIES[name].items():
+                for seed in range(args.seeds):
+                    folder = out / folder_name(values, seed)
+                    rows.append(study.row(name, setting, seed, folder, val_accuracy="val_accuracy"))
             report(name, rows, out)
 
 

@@ -16,6 +16,7 @@ from typing import ClassVar
 
 from common import run
 from common.options import option
+from common.schedules import lr_factor
 
 import matplotlib.figure
 import numpy as np
@@ -25,7 +26,7 @@ from tqdm import tqdm
 
 import data
 from data import AUGMENT, DATA_HELP, dataset_arg
-from model import ACTIVATIONS, LeNet5, SimpleNN, count_parameters
+from model import ACTIVATIONS, LeNet5, SimpleNN
 
 RECIPE_NAMES = ["quick", "plain", "best", "tiny"]
 
@@ -73,17 +74,6 @@ AUTO_PRECISION = "fp32"  # bench.py: these networks are too small to gain from b
 AUTO_THREADS = 1  # tools/seconds.py: a second one gains a tenth on an idle machine, and loses all of it on a busy one
 
 
-def lr_factor(decay: str, progress: float) -> float:
-    """The factor of the learning rate at `progress` in [0, 1), the fraction of all steps that are done."""
-    if decay == "step":
-        return 0.1 ** ((progress >= 0.5) + (progress >= 0.75))
-    if decay == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * progress))
-    if decay == "onecycle":  # up from zero for a fifth of the run, then down to zero (Smith and Topin 2017)
-        return min(progress / 0.2, (1 - progress) / 0.8)
-    return 1.0
-
-
 def build_model(args, num_classes):
     if args.model == "lenet5":
         return LeNet5(num_classes)
@@ -92,9 +82,18 @@ def build_model(args, num_classes):
 
 def train(args, r, model, train_set, val_set):
     """Train, and leave in the run folder last.pt, best.pt (the highest validation accuracy) and metrics.csv."""
-    optimizer = torch.optim.SGD(model.parameters(), args.lr, momentum=args.momentum, weight_decay=args.weight_decay,
-                                nesterov=args.nesterov, fused=r.device.type in ("cpu", "cuda"))  # fmt: skip
-    n, steps, first_epoch, best = len(train_set), math.ceil(len(train_set) / args.bs), 0, -1.0
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        args.lr,
+        momentum=args.momentum,
+        weight_decay=args.weight_decay,
+        nesterov=args.nesterov,
+        fused=r.device.type in ("cpu", "cuda"),
+    )
+    n = len(train_set)
+    steps = math.ceil(n / args.bs)
+    first_epoch = 0
+    best = -1.0
     if state := r.load(model=model, optimizer=optimizer):
         first_epoch, best = state["epoch"], state["best"]
 
@@ -106,8 +105,9 @@ def train(args, r, model, train_set, val_set):
         batches = train_set.batches(args.bs, shuffle=(args.seed, epoch), augment=args.augment)
         bar = tqdm(batches, f"epoch {epoch + 1}/{args.epochs}", steps, leave=False, disable=None)
         for step, (images, labels) in enumerate(bar):
+            progress = (epoch + step / steps) / args.epochs
             for group in optimizer.param_groups:
-                group["lr"] = args.lr * lr_factor(args.decay, (epoch + step / steps) / args.epochs)
+                group["lr"] = args.lr * lr_factor(args.decay, progress, steps=args.epochs * steps)
             with r.autocast():
                 logits, _ = model(images)
                 loss = F.cross_entropy(logits, labels, label_smoothing=args.label_smoothing)
@@ -128,14 +128,24 @@ def train(args, r, model, train_set, val_set):
         train_loss, train_accuracy = losses.sum().item() / n, correct.item() / n
         val_loss, val_accuracy, _ = evaluate(model, val_set, r)
         r.check_finite(torch.tensor([val_loss]), (epoch + 1) * steps)
-        r.log({"epoch": epoch + 1, "train_loss": train_loss, "val_loss": val_loss, "train_accuracy": train_accuracy,
-               "val_accuracy": val_accuracy, "lr": optimizer.param_groups[0]["lr"],
-               "seconds": round(seconds, 2)})  # fmt: skip
-        r.print(f"epoch {epoch + 1:>3}/{args.epochs}   loss {train_loss:.3f} train {val_loss:.3f} val   accuracy "
-                f"{train_accuracy:.1%} train {val_accuracy:.1%} val   {n / seconds:,.0f} images/s")  # fmt: skip
+        r.log(
+            {
+                "epoch": epoch + 1,
+                "train_loss": train_loss,
+                "val_loss": val_loss,
+                "train_accuracy": train_accuracy,
+                "val_accuracy": val_accuracy,
+                "lr": optimizer.param_groups[0]["lr"],
+                "seconds": round(seconds, 2),
+            }
+        )
+        r.print(
+            f"epoch {epoch + 1:>3}/{args.epochs}   loss {train_loss:.3f} train {val_loss:.3f} val   accuracy "
+            f"{train_accuracy:.1%} train {val_accuracy:.1%} val   {n / seconds:,.0f} images/s"
+        )
         if val_accuracy > best:
             best = val_accuracy
-            r.save_best(model=model, epoch=epoch + 1)
+            r.save_best(model=model, epoch=epoch + 1, classes=train_set.classes, mean=train_set.mean, std=train_set.std)
         r.save(model=model, optimizer=optimizer, epoch=epoch + 1, best=best)
 
 
@@ -182,9 +192,13 @@ def main(argv=None):
         train_set, val_set, test_set = (part.to(r.device) for part in (train_set, val_set, test_set))
         model = build_model(args, len(train_set.classes))
         model = model.to(r.device, memory_format=torch.channels_last)  # faster, see bench.py
-        r.note(f"{args.model}, {count_parameters(model):.6f} M parameters, on {facts['name']}: {len(train_set):,} "
-               f"training images, {len(val_set):,} validation images",
-               dataset=facts, parameters=round(count_parameters(model) * 1e6))  # fmt: skip
+        parameters = run.count_parameters(model)
+        r.note(
+            f"{args.model}, {parameters / 1e6:.6f} M parameters, on {facts['name']}: {len(train_set):,} "
+            f"training images, {len(val_set):,} validation images",
+            dataset=facts,
+            parameters=parameters,
+        )
         train(args, r, model, train_set, val_set)
         penalty = args.l1 * sum(p.abs().sum().item() for p in model.parameters())  # in the last training loss
         uniform_loss = math.log(len(train_set.classes)) + penalty

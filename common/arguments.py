@@ -267,7 +267,8 @@ def data_place(folder: Path, data: str) -> str:
     if not data.startswith("./"):
         return data
     local = folder / "local.json"
-    return str(local.exists() and read_json(local).get("data") or ROOT / data)
+    before = read_json(local).get("data") if local.exists() else None
+    return str(before or ROOT / data)
 
 
 def data_dir(given=None) -> Path:

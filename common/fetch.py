@@ -31,7 +31,10 @@ class Meter(tqdm):
 
     def __init__(self, patience, min_rate, **options):
         super().__init__(unit="B", unit_scale=True, disable=None, leave=False, **options)
-        self.patience, self.min_rate, self.received, self.since = patience, min_rate, 0, time.monotonic()
+        self.patience = patience
+        self.min_rate = min_rate
+        self.received = 0
+        self.since = time.monotonic()
 
     def __bool__(self):
         return True  # pooch asks whether there is a bar; tqdm would say whether anything is left

@@ -128,7 +128,11 @@ class Notes:
     """What is left out of a folder of images, and what was done to images."""
 
     def __init__(self, folder):
-        self.folder, self.skipped, self.empty, self.unknown, self.beside = folder, [], [], [], []
+        self.folder = folder
+        self.skipped = []
+        self.empty = []
+        self.unknown = []
+        self.beside = []
         self.remarks = {}  # remark: names of the images that it is of
 
     def images_in(self, folder: Path, deep: bool = True) -> list[Path]:

@@ -137,7 +137,9 @@ def in_order(parts: list) -> tuple[list, str]:
 
 def sort_rows(parts: list) -> tuple[list, list, str]:
     """(the parts as `in_order` returns them, the digests of the rows of each, the digest of it all)."""
-    ordered, sorted_digests, whole = [], [], hashlib.blake2b(digest_size=16)
+    ordered = []
+    sorted_digests = []
+    whole = hashlib.blake2b(digest_size=16)
     for part in parts:
         if part is None:  # a folder without that part
             ordered.append(None)
@@ -256,7 +258,9 @@ def prepare(name: str, folder: Path, patient: bool = True) -> Path:
     if name == "mnist":
         return prepare_mnist(folder)
     spec = CIFAR[name]
-    batches, archive, packed = folder / spec["folder"], folder / spec["archive"], folder / f"{name}.npz"
+    batches = folder / spec["folder"]
+    archive = folder / spec["archive"]
+    packed = folder / f"{name}.npz"
     for there in (batches, packed):
         if there.exists():
             return there

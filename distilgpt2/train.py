@@ -18,6 +18,7 @@ from typing import ClassVar
 
 from common import ddp, run
 from common.options import option
+from common.schedules import cosine
 
 import torch
 from tqdm import tqdm
@@ -98,7 +99,7 @@ def lr_factor(args, step: int, steps: int) -> float:
     if args.decay == "linear":
         return 1 - progress
     if args.decay == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * progress))
+        return cosine(progress)
     return 1.0
 
 

@@ -74,7 +74,10 @@ class Way:
 
     def __init__(self, level, args, steps, dataset, device, bf16):
         torch.manual_seed(0)
-        self.level, self.args, self.device, self.bf16 = level, args, device, bf16
+        self.level = level
+        self.args = args
+        self.device = device
+        self.bf16 = bf16
         self.gan = model.build(args.model, "plain", 3, 10, args.width, args.noise).to(device)
         if level >= CHANNELS_LAST:
             self.gan = self.gan.to(memory_format=torch.channels_last)
@@ -101,7 +104,9 @@ class Way:
         return self.steps * self.args.bs / (time.perf_counter() - began)
 
     def step(self, real, labels):
-        args, gan, (d_optimizer, g_optimizer) = self.args, self.gan, self.optimizers
+        args = self.args
+        gan = self.gan
+        d_optimizer, g_optimizer = self.optimizers
         real = real.to(self.device)
         if self.level < CHANNELS_LAST:
             real = real.contiguous()

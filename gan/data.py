@@ -31,7 +31,9 @@ class Images:
     """
 
     def __init__(self, images: Tensor, labels: Tensor, classes: list[str]):
-        self.images, self.labels, self.classes = images, labels, classes
+        self.images = images
+        self.labels = labels
+        self.classes = classes
         self.rows = images.permute(0, 2, 3, 1).contiguous()  # (N, 32, 32, C): a batch of it is channels last
 
     def __len__(self) -> int:
@@ -71,7 +73,9 @@ def load(name: str, data_dir: str | None = None, limit: int | None = None) -> tu
     if name in image_data.NAMES or image_files.holds_idx(folder):
         shape = (3, SIZE) if name in image_data.NAMES else (1, 28)
         arrays = image_data.load(name, data_dir, limit, "cifar10", shape, fraction=HELD_OUT)
-        parts, classes, facts = (arrays.train, arrays.val, arrays.test), arrays.classes, arrays.facts()
+        parts = (arrays.train, arrays.val, arrays.test)
+        classes = arrays.classes
+        facts = arrays.facts()
     else:
         parts, classes, facts = read_folder(folder, limit)
     parts = [to_images(images, labels, classes) for images, labels in parts]

@@ -53,9 +53,14 @@ class Features:
     """
 
     def __init__(self, name, size, network, device, digest=None, accuracy=None, batch=250):
-        self.name, self.size, self.network, self.device = name, size, network.eval().to(device), device
+        self.name = name
+        self.size = size
+        self.network = network.eval().to(device)
+        self.device = device
         self.network.requires_grad_(False)
-        self.digest, self.accuracy, self.batch = digest or digest_of(network), accuracy, batch
+        self.digest = digest or digest_of(network)
+        self.accuracy = accuracy
+        self.batch = batch
         self.classifier = network if name == "classifier" else None  # Uint8
 
     def facts(self) -> dict:
@@ -148,7 +153,10 @@ class Scaled(nn.Module):
 
     def __init__(self, network: nn.Module, size: int, mean: float, std: float):
         super().__init__()
-        self.network, self.size, self.mean, self.std = network, size, mean, std
+        self.network = network
+        self.size = size
+        self.mean = mean
+        self.std = std
 
     def forward(self, images: Tensor) -> Tensor:
         x = images.float()

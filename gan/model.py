@@ -102,7 +102,9 @@ class Generator(nn.Module):
     def __init__(self, noise: int, classes: int, first: int, layers: nn.Module):
         """first: channels of the 4 x 4 feature map with which `layers` begin; classes: 0 without labels."""
         super().__init__()
-        self.noise, self.classes, self.first = noise, classes, first
+        self.noise = noise
+        self.classes = classes
+        self.first = first
         self.project = nn.Linear(noise + classes, first * 4 * 4)
         self.layers = layers
 
@@ -293,8 +295,3 @@ def initialize(net: nn.Module):
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.weight, 1.0, 0.02)
-
-
-def num_parameters(net: nn.Module) -> int:
-    """The number of trainable parameters."""
-    return sum(p.numel() for p in net.parameters() if p.requires_grad)

@@ -64,6 +64,11 @@ def open_run(args: RunOptions, device) -> Trained:
     return Trained(gan, options, facts, folder, state["epoch"])
 
 
+def load(folder: str | Path) -> Trained:
+    """The epoch of the lowest FID in the run in `folder`. Raises UserError."""
+    return open_run(RunOptions(run=str(folder)), "cpu")
+
+
 def recorded_options(record: dict, file: Path) -> train.Options:
     """The options in the record of a run. A folder of images need not be there any more. Raises UserError."""
     recorded = str(record["args"].get("data"))

@@ -260,7 +260,7 @@ def main(argv=None):
         sizes = args.feature_size, args.classifier_images
         seen_by = features.load(args.features, train_set, held_out, facts["digest"], r.folder, *sizes, args.data_dir)
         gan = build_model(args, facts).to(r.device, memory_format=torch.channels_last)
-        counts = [model.num_parameters(net) for net in (gan.generator, gan.discriminator)]
+        counts = [run.count_parameters(net) for net in (gan.generator, gan.discriminator)]
         cache = fid.cache_folder(args.features, args.data_dir, facts)
         judge = fid.Judge(seen_by, held_out, "held out", cache, facts["digest"])
         protocol = judge.protocol(args.eval_samples)

@@ -38,7 +38,9 @@ def line(rng, n=1000):
 
 def hyperplane(rng, n=1000):
     """X (n, 4), y (n,) = X w + b + noise of standard deviation 0.1, and the truth."""
-    X, w, b = rng.normal(size=(n, 4)), np.array([2.0, -1.0, 0.5, 0.0]), 1.5
+    X = rng.normal(size=(n, 4))
+    w = np.array([2.0, -1.0, 0.5, 0.0])
+    b = 1.5
     return X, X @ w + b + 0.1 * rng.normal(size=n), {"w": w, "b": b}
 
 
@@ -85,7 +87,9 @@ def step_1(args):
     """From scalar to scalar: mini-batch gradient descent in NumPy, with the two derivatives by hand."""
     rng = np.random.default_rng(args.seed)
     x, y, truth = line(rng)
-    w, b, losses = 0.0, 0.0, []
+    w = 0.0
+    b = 0.0
+    losses = []
     for rows in minibatches(rng, len(x), args.bs, args.iters):
         loss, (dw, db) = gradients_line(w, b, x[rows], y[rows])
         w -= args.lr * dw
@@ -125,7 +129,9 @@ def step_3(args):
     """
     rng = np.random.default_rng(args.seed)
     X, y, truth = hyperplane(rng)
-    w, b, losses = np.zeros(X.shape[1]), 0.0, []
+    w = np.zeros(X.shape[1])
+    b = 0.0
+    losses = []
     for rows in minibatches(rng, len(X), args.bs, args.iters):
         loss, (dw, db) = gradients_hyperplane(w, b, X[rows], y[rows])
         w -= args.lr * dw
@@ -155,7 +161,9 @@ def step_4(args):
     """Classification: from a vector to the probabilities of three classes."""
     rng = np.random.default_rng(args.seed)
     X, labels, truth = classes(rng)
-    W, b, losses = np.zeros((X.shape[1], CLASSES)), np.zeros(CLASSES), []
+    W = np.zeros((X.shape[1], CLASSES))
+    b = np.zeros(CLASSES)
+    losses = []
     for rows in minibatches(rng, len(X), args.bs, args.iters):
         loss, (dW, db) = gradients_classes(W, b, X[rows], labels[rows])
         W -= args.lr * dW
@@ -380,7 +388,9 @@ def main(argv=None):
     run.set_threads(auto_threads=1)
     if args.check_gradients:
         return check(args)
-    out, results, rows = run.make_folder(args.out), {}, []
+    out = run.make_folder(args.out)
+    results = {}
+    rows = []
     for step in [args.step] if args.step else STEPS:
         results[step] = losses, found, truth = run_step(step, args)
         loss = float(np.mean(losses[-100:]))

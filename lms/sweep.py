@@ -45,7 +45,9 @@ def write_study(script: str, out: Path, study: str, rows: list[dict], figure=Non
 def rates(args, out):
     """LMS at every step size and seed; the bounds of the step size; the misadjustment, predicted and measured."""
     problem = data.load(args.data, args.target)
-    X, d, lrs = problem.inputs, problem.targets, np.array(args.lr)
+    X = problem.inputs
+    d = problem.targets
+    lrs = np.array(args.lr)
     wiener, bounds = model.wiener_solution(X, d), model.stability(X)
     w, errors = np.zeros((args.seeds, len(lrs), X.shape[1])), []
     for epoch in tqdm(range(args.epochs), "rates", leave=False, disable=None):

@@ -63,7 +63,10 @@ def train(args, r, problem, wiener):
     Returns the final weights (M,) and the curves of learning.png: the a-priori MSE and the training MSE of every epoch,
     and the distance of the weights from the Wiener solution before each of the samples PLOTTED.
     """
-    X, d, n, first_epoch = problem.inputs, problem.targets, len(problem.targets), 0
+    X = problem.inputs
+    d = problem.targets
+    n = len(problem.targets)
+    first_epoch = 0
     parameters = torch.nn.ParameterDict({"w": torch.zeros(X.shape[1], dtype=torch.float64)})
     w = parameters["w"].detach().numpy()  # (M,), in the same memory
     curves = {"apriori_mse": [], "train_mse": [], "distances": []}
@@ -165,7 +168,9 @@ def main(argv=None):
     args = parse(argv)
     problem = data.load(args.data, args.target)
     X, d = problem.inputs, problem.targets
-    wiener, bounds, (textbook, exact) = model.wiener_solution(X, d), model.stability(X), model.misadjustment(X, args.lr)
+    wiener = model.wiener_solution(X, d)
+    bounds = model.stability(X)
+    textbook, exact = model.misadjustment(X, args.lr)
     if wiener.rank < X.shape[1]:
         print(
             f"{problem.name}: the inputs are linearly dependent (rank {wiener.rank} of {X.shape[1]} columns); the "
@@ -189,6 +194,7 @@ def main(argv=None):
             f"{format_optional(bounds.mean_square, '.3g', 'unknown')} for the mean square",
             dataset=dataset,
             parameters=X.shape[1],
+            columns=problem.columns,
             bounds=bounds._asdict(),
         )
         w, curves = train(args, r, problem, wiener)

@@ -99,7 +99,9 @@ def groups(values: torch.Tensor, correct: torch.Tensor, edges) -> list[dict]:
 
 def draw(path: Path, analysis: dict):
     """Panels: error by length, by stars if known, and accuracy against truncation."""
-    panels = ["length", "truncation"] + ["stars"] * bool(analysis["stars"])
+    panels = ["length", "truncation"]
+    if analysis["stars"]:
+        panels.append("stars")
     figure = Figure(figsize=(4.4 * len(panels), 3.3), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(panels)), panels):
         rows = analysis[name]

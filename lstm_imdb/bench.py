@@ -73,7 +73,9 @@ def ways_of(loaded, args, device):
         def rate(epoch):
             seen, began = 0, time.perf_counter()
             for tokens, lengths, labels in itertools.islice(batches(epoch), steps):
-                tokens, lengths, labels = tokens.to(device), lengths.to(device), labels.to(device)
+                tokens = tokens.to(device)
+                lengths = lengths.to(device)
+                labels = labels.to(device)
                 with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                     logits = net(tokens, lengths)
                 loss = F.cross_entropy(logits.float(), labels)

@@ -52,7 +52,9 @@ def read_row(path, row: dict) -> tuple[str, np.ndarray, dict]:
     for name in ("final", "dataset", "args"):
         if not isinstance(row.get(name), dict):
             raise run.UserError(f"{path}: is not a record of a model on test reviews: it has no {name!r}")
-    count, digits, recipe = row["dataset"].get("test"), row["final"].get("test_correct"), row["args"].get("recipe")
+    count = row["dataset"].get("test")
+    digits = row["final"].get("test_correct")
+    recipe = row["args"].get("recipe")
     name = row.get("setting", recipe)  # the setting of a study
     if not isinstance(recipe, str) or not isinstance(name, str):
         raise run.UserError(f"{path}: is not a record of a model on test reviews: it names no recipe")

@@ -112,12 +112,15 @@ def split_712(rows: list[int], keys: list[str], corpus: Corpus) -> dict[str, lis
     """Seven tenths of each class to train, one to validate, two to test, in the order of the texts' digests."""
     parts = {"train": [], "val": [], "test": []}
     for label, name in enumerate(corpus.classes):
-        mine = sorted((i for i in rows if corpus.labels[i] == label), key=keys.__getitem__)
-        if len(mine) < MIN_PER_CLASS:
-            raise UserError(f"{corpus.name}: only {len(mine)} different texts of {name!r}; {MIN_PER_CLASS} are needed")
-        a, b = round(0.7 * len(mine)), round(0.8 * len(mine))
-        for part, index in zip(parts.values(), (mine[:a], mine[a:b], mine[b:])):
-            part += index
+        of_class = sorted((i for i in rows if corpus.labels[i] == label), key=keys.__getitem__)
+        n = len(of_class)
+        if n < MIN_PER_CLASS:
+            raise UserError(f"{corpus.name}: only {n} different texts of {name!r}; {MIN_PER_CLASS} are needed")
+        val = round(0.7 * n)  # where the rows of each part begin
+        test = round(0.8 * n)
+        parts["train"] += of_class[:val]
+        parts["val"] += of_class[val:test]
+        parts["test"] += of_class[test:]
     return {name: sorted(index, key=keys.__getitem__) for name, index in parts.items()}
 
 
@@ -131,14 +134,15 @@ def split_official(corpus: Corpus, keys: list[str]) -> dict[str, list[int]]:
     print(f"official split: {overlap} test reviews have a text that is also in the training half; all rows are kept")
     parts = {"train": [], "val": [], "test": sorted(half["test"], key=keys.__getitem__)}
     for label, name in enumerate(corpus.classes):
-        mine = sorted((i for i in half["train"] if corpus.labels[i] == label), key=keys.__getitem__)
-        if len(mine) < MIN_PER_CLASS:
-            raise UserError(f"{corpus.name}: only {len(mine)} training reviews of {name!r}; {MIN_PER_CLASS} are needed")
-        cut = round(0.9 * len(mine))
-        while 0 < cut < len(mine) and keys[mine[cut]] == keys[mine[cut - 1]]:  # copies of a text stay together
+        of_class = sorted((i for i in half["train"] if corpus.labels[i] == label), key=keys.__getitem__)
+        n = len(of_class)
+        if n < MIN_PER_CLASS:
+            raise UserError(f"{corpus.name}: only {n} training reviews of {name!r}; {MIN_PER_CLASS} are needed")
+        cut = round(0.9 * n)
+        while 0 < cut < n and keys[of_class[cut]] == keys[of_class[cut - 1]]:  # copies of a text stay together
             cut -= 1
-        parts["train"] += mine[:cut]
-        parts["val"] += mine[cut:]
+        parts["train"] += of_class[:cut]
+        parts["val"] += of_class[cut:]
     return {name: sorted(index, key=keys.__getitem__) for name, index in parts.items()}
 
 
@@ -206,7 +210,10 @@ def prepare(folder: Path, patient: bool = True) -> Path:
 
 def read_folder(folder: Path) -> Corpus:
     """A folder in the shape of aclImdb: train/pos, train/neg, test/pos and test/neg with files ID_RATING.txt."""
-    texts, labels, ratings, official = [], [], [], []
+    texts = []
+    labels = []
+    ratings = []
+    official = []
     for part in ("train", "test"):
         for label, kind in enumerate(("neg", "pos")):
             files = sorted((folder / part / kind).glob("*.txt"))
@@ -227,7 +234,9 @@ def read_parquet(train: Path) -> Corpus:
         from pyarrow import ArrowException, parquet
     except ImportError:
         raise UserError(f"{train}: needs pyarrow: pip install -r requirements.txt") from None
-    texts, labels, official = [], [], []
+    texts = []
+    labels = []
+    official = []
     for part in ("train", "test"):
         file = train.with_name(f"{part}.parquet")
         try:
@@ -268,24 +277,28 @@ def read_csv(path: Path) -> Corpus:
 
 def parse_csv(path, rows):
     header = [name.strip().lower() for name in next(rows, [])]
-    columns = [
-        find_column(path, header, kind, names) for kind, names in (("text", TEXT_COLUMNS), ("label", LABEL_COLUMNS))
-    ]
-    texts, names, dropped = [], [], Counter()
+    text_column = find_column(path, header, "text", TEXT_COLUMNS)
+    label_column = find_column(path, header, "label", LABEL_COLUMNS)
+    texts = []
+    names = []
+    dropped = Counter()
     for row in rows:
         if len(row) > len(header):
             raise UserError(
                 f"{path}: line {rows.line_num} has {len(row)} fields, the header {len(header)}; quote text "
                 "that contains commas"
             )
-        text, label = (row[i].strip() if i < len(row) else "" for i in columns)
         if not row:
             continue  # a blank line
-        if not text or not label:
-            dropped["rows without a label" if text else "rows without text"] += 1
-            continue
-        texts.append(row[columns[0]])
-        names.append(label)
+        row += [""] * (len(header) - len(row))
+        label = row[label_column].strip()
+        if not row[text_column].strip():
+            dropped["rows without text"] += 1
+        elif not label:
+            dropped["rows without a label"] += 1
+        else:
+            texts.append(row[text_column])
+            names.append(label)
     names = merge_spellings(path, names)
     classes = sort_classes(set(names))
     if len(classes) < 2:

@@ -201,7 +201,9 @@ def keep_apart(name: str, parts: dict, tokenized: dict, facts: dict) -> dict:
 
     The published reviews, the built-in ones and the official split of a folder stay as they are. Raises UserError.
     """
-    seen, apart, copies = set(), {}, 0
+    seen = set()
+    apart = {}
+    copies = 0
     for part, rows in parts.items():
         words = {i: tuple(tokenized[i]) for i in rows}
         apart[part] = [i for i in rows if not words[i] or words[i] not in seen]

@@ -77,7 +77,10 @@ class SentimentLSTM(nn.Module):
         unk: int = 1,
     ):
         super().__init__()
-        self.pool, self.word_dropout, self.unk, directions = pool, word_dropout, unk, 1 + bidirectional
+        self.pool = pool
+        self.word_dropout = word_dropout
+        self.unk = unk
+        directions = 1 + bidirectional
         self.embedding = nn.Embedding(vocabulary, embed, padding_idx=pad)
         with torch.no_grad():
             self.embedding.weight *= embed_std
@@ -127,8 +130,3 @@ class SentimentLSTM(nn.Module):
         if self.pool == "max":
             return x.masked_fill(padding, -torch.inf).amax(1)
         return x.masked_fill(padding, 0).sum(1) / lengths[:, None]
-
-
-def num_parameters(model: nn.Module) -> int:
-    """How many parameters are trained."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)

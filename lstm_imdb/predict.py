@@ -50,15 +50,14 @@ class Answer(NamedTuple):
 
 def explain(found: saved.Model, texts: list[str]) -> list[Answer | None]:
     """The answers to reviews, in batches of similar length; None for a review without words. Raises UserError."""
-    reviews = [[word for word in data.tokenize(text) if word not in found.vocabulary.ignored] for text in texts]
-    limit = found.args.max_len
-    read = [words[:limit] if found.args.keep == "start" else words[-limit:] for words in reviews]
+    reviews = [found.read(text) for text in texts]
+    read = [words for words, _ in reviews]
     answers = [None] * len(texts)
     for batch in batches_of(read):
         push, probabilities = explain_batch(found, [read[i] for i in batch])
         for row, i in enumerate(batch):
             words = read[i]
-            answers[i] = Answer(words, push[row][: len(words)], probabilities[row], len(reviews[i]))
+            answers[i] = Answer(words, push[row][: len(words)], probabilities[row], reviews[i][1])
     return answers
 
 

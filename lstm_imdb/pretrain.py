@@ -84,9 +84,12 @@ def pretrain(args, r, lm, loaded):
         lm.parameters(), args.lr, weight_decay=args.weight_decay, fused=r.device.type in ("cpu", "cuda")
     )
     steps = len(loaded.train.order(args.bs))
-    first_epoch, step, best, totals = 0, 0, math.inf, torch.zeros(steps, 2, dtype=torch.float64)
+    first_epoch = step = 0
+    best = math.inf
+    totals = torch.zeros(steps, 2, dtype=torch.float64)  # summed loss and number of words of each step
     if state := r.load(model=lm, optimizer=optimizer):
-        first_epoch, step, best, totals = (state[k] for k in ("epoch", "step", "best", "totals"))
+        first_epoch, step = state["epoch"], state["step"]
+        best, totals = state["best"], state["totals"]
 
     def checkpoint(epoch, step):
         r.save(model=lm, optimizer=optimizer, epoch=epoch, step=step, best=best, totals=totals)
@@ -97,8 +100,9 @@ def pretrain(args, r, lm, loaded):
         batches = loaded.train.batches(args.bs, (args.seed, epoch), start=step, device=r.device, bucket=args.bucket)
         bar = tqdm(batches, f"epoch {epoch + 1}/{args.epochs}", steps, initial=step, leave=False, disable=None)
         for tokens, lengths, _, _ in bar:
+            progress = (epoch + step / steps) / args.epochs
             for group in optimizer.param_groups:
-                group["lr"] = args.lr * train.lr_factor(args.decay, (epoch + step / steps) / args.epochs)
+                group["lr"] = args.lr * train.lr_factor(args.decay, progress, args.epochs * steps)
             with r.autocast():
                 loss, words = lm(tokens, lengths)
             optimizer.zero_grad()
@@ -175,7 +179,7 @@ def main(argv=None):
             embed_std=args.embed_std,
         )
         lm = LanguageModel(net).to(r.device)
-        parameters = model.num_parameters(lm)
+        parameters = run.count_parameters(lm)
         r.note(
             f"language model, {parameters:,} parameters, on the {loaded.facts['train']:,} training reviews of "
             f"{loaded.facts['name']}",
@@ -183,7 +187,11 @@ def main(argv=None):
             parameters=parameters,
         )
         best = pretrain(args, r, lm, loaded)
-        r.finish(f"validation perplexity {math.exp(min(best, 50)):.1f}", val_loss=best)
+        r.finish(
+            f"validation perplexity {math.exp(min(best, 50)):.1f}",
+            uniform_loss=math.log(len(loaded.vocabulary)),
+            val_loss=best,
+        )
     return r.record
 
 

@@ -38,7 +38,9 @@ def read_vectors(path: Path, wanted, size: int) -> tuple[dict[str, np.ndarray], 
     A line that is not a word and `size` finite numbers is skipped and counted: headers, and tokens with spaces, which
     glove.840B has. Of a word that comes twice the first line counts. Raises UserError.
     """
-    found, lines, skipped = {}, 0, 0
+    found = {}
+    lines = 0
+    skipped = 0
     try:
         if not path.is_file():
             raise OSError(0, "is missing" if not path.exists() else "not a regular file")

@@ -34,6 +34,17 @@ class Model(NamedTuple):
     args: train.Options
     path: Path
 
+    def read(self, text: str) -> tuple[list[str], int]:
+        """(the words of a review that the network reads, number of all its words)."""
+        words = [word for word in data.tokenize(text) if word not in self.vocabulary.ignored]
+        limit = self.args.max_len
+        return words[:limit] if self.args.keep == "start" else words[-limit:], len(words)
+
+    def encode(self, text: str) -> torch.Tensor:
+        """The tokens (1, T) of a review."""
+        words, _ = self.read(text)
+        return torch.tensor([self.vocabulary.encode(words)])
+
 
 def open_model(name: str | None = None, device="cpu") -> Model:
     """The model in the run folder or safetensors file `name`; see the top of this file. Raises UserError."""
@@ -48,7 +59,9 @@ def open_model(name: str | None = None, device="cpu") -> Model:
         if record["experiment"] != FOLDER.name:
             raise run.UserError(f"{path}: holds a run of {record['experiment']}/")
         checkpoint = run.read_checkpoint(path / "best.pt", device)
-        state, words, classes = checkpoint["model"], checkpoint["words"], checkpoint["classes"]
+        state = checkpoint["model"]
+        words = checkpoint["words"]
+        classes = checkpoint["classes"]
     for name, texts in (("words", words), ("classes", classes)):
         if not isinstance(texts, list) or len(texts) < 2 or not all(isinstance(text, str) for text in texts):
             raise run.UserError(f"{path}: is damaged: its {name} are not a list of texts")
@@ -59,10 +72,14 @@ def open_model(name: str | None = None, device="cpu") -> Model:
         net.load_state_dict(state, assign=True)
     except (RuntimeError, AttributeError, TypeError) as error:
         raise run.UserError(f"{path}: holds the weights of another network") from error
-    if not all(torch.isfinite(weight).all() for weight in state.values()):
-        raise run.UserError(f"{path}: is damaged: some of its weights are not finite numbers")
+    run.check_weights(net, path)
     vocabulary = data.Vocabulary(words[2:], data.stop_words() if args.stop_words else frozenset())
     return Model(net.to(device).requires_grad_().eval(), vocabulary, classes, args, path)
+
+
+def load(name: str | Path) -> Model:
+    """The model in the run folder or safetensors file `name`. Raises UserError."""
+    return open_model(str(name))
 
 
 def read_options(record: dict, path: Path) -> train.Options:
@@ -81,34 +98,25 @@ def read_options(record: dict, path: Path) -> train.Options:
 
 def read_weights(path: Path):
     """(state dict in float32, the record {"args": ...}, words, classes) of a safetensors file. Raises UserError."""
-    try:
-        from safetensors import SafetensorError, safe_open
-    except ImportError:
-        raise run.UserError(f"{path}: needs safetensors: pip install -r requirements.txt") from None
-    if not path.is_file():
+    if not path.exists():
         raise run.UserError(f"{path}: is missing; train a model: python lstm_imdb/train.py (5 minutes on one core)")
+    state, header = run.read_safetensors(path)
     try:
-        with safe_open(path, "pt") as file:
-            header = file.metadata() or {}
-            state = {name: file.get_tensor(name).float() for name in file.keys()}
         record = {"args": json.loads(header["args"])}
         return state, record, header["words"].split("\n"), json.loads(header["classes"])
-    except (SafetensorError, OSError, KeyError, ValueError, RecursionError) as error:
+    except (KeyError, ValueError, RecursionError) as error:
         raise run.UserError(f"{path}: is not a file of weights of this folder ({str(error)[:80]})") from error
 
 
 def save_weights(found: Model, path: Path):
     """Write the weights as bfloat16, with arguments, words and classes in the header."""
-    from safetensors.torch import save
-
-    tensors = {name: p.to("cpu", torch.bfloat16).contiguous() for name, p in found.net.state_dict().items()}
     header = {
         "args": json.dumps(run.record_args(found.args)),
         "words": "\n".join(found.vocabulary.words),
         "classes": json.dumps(found.classes),
     }
     run.make_folder(path.parent)
-    run.write(path, save(tensors, header))
+    run.write_safetensors(path, found.net.state_dict(), header)
 
 
 @dataclass(kw_only=True)

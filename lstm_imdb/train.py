@@ -9,10 +9,11 @@ Validation chooses the epoch; that checkpoint is tested once, at the end. The re
 hyper-parameter; flags override it.
 """
 
+import math
 import time
 from dataclasses import dataclass, replace
 
-from common import run
+from common import run, schedules
 from common.options import option
 
 import torch
@@ -92,10 +93,10 @@ AUTO_THREADS = 1  # tools/seconds.py: a second one gains nothing
 SAVE_EVERY = 120  # seconds between checkpoints within an epoch
 
 
-def lr_factor(decay: str, progress: float) -> float:
-    """The factor of the learning rate at `progress` in [0, 1), the fraction of all steps that are done."""
-    if decay == "onecycle":  # up for a tenth of the run, then down to a hundredth (Smith and Topin 2017)
-        return min(progress / 0.1, (1 - progress) / 0.9) + 0.01
+def lr_factor(decay: str, progress: float, steps: int) -> float:
+    """The factor of the learning rate at `progress` in [0, 1), the fraction of all `steps` that are done."""
+    if decay == "onecycle":  # up for a tenth of the run, then down to a hundredth
+        return schedules.lr_factor(decay, progress, steps=steps, rise=0.1) + 0.01
     return 1.0
 
 
@@ -115,7 +116,8 @@ def backward(net, tokens, lengths, labels, adversarial, r):
         return loss.detach(), logits
     vectors.retain_grad()
     (loss / 2).backward()
-    size, slope = (x.flatten(1).norm(dim=1)[:, None, None] for x in (vectors.detach(), vectors.grad))  # (B, 1, 1)
+    size = vectors.detach().flatten(1).norm(dim=1)[:, None, None]  # (B, 1, 1)
+    slope = vectors.grad.flatten(1).norm(dim=1)[:, None, None]
     move = adversarial * size / slope.clamp(min=1e-12) * vectors.grad
     with r.autocast():
         moved = net.classify(net.embedding(tokens) + move, lengths)
@@ -129,11 +131,15 @@ def train(args, r, net, loaded):
     optimizer = torch.optim.AdamW(
         net.parameters(), args.lr, weight_decay=args.weight_decay, fused=r.device.type in ("cpu", "cuda")
     )
-    n, steps = len(loaded.train), len(loaded.train.order(args.bs))
-    first_epoch, step, best, totals = 0, 0, -1.0, torch.zeros(steps, 2)
+    n = len(loaded.train)
+    steps = len(loaded.train.order(args.bs))
+    first_epoch = step = 0
+    best = -1.0
+    totals = torch.zeros(steps, 2)  # summed loss and correct predictions of each step
     if state := r.load(model=net, optimizer=optimizer):
-        first_epoch, step, best, totals = (state[k] for k in ("epoch", "step", "best", "totals"))
-    totals = totals.to(r.device)  # summed loss and correct predictions of each step
+        first_epoch, step = state["epoch"], state["step"]
+        best, totals = state["best"], state["totals"]
+    totals = totals.to(r.device)
 
     def checkpoint(epoch, step):
         r.save(model=net, optimizer=optimizer, epoch=epoch, step=step, best=best, totals=totals)
@@ -145,8 +151,9 @@ def train(args, r, net, loaded):
         bar = tqdm(batches, f"epoch {epoch + 1}/{args.epochs}", steps, initial=step, leave=False, disable=None)
         first_step, seen = step, 0
         for tokens, lengths, labels, _ in bar:
+            progress = (epoch + step / steps) / args.epochs
             for group in optimizer.param_groups:
-                group["lr"] = args.lr * lr_factor(args.decay, (epoch + step / steps) / args.epochs)
+                group["lr"] = args.lr * lr_factor(args.decay, progress, args.epochs * steps)
             optimizer.zero_grad()
             loss, logits = backward(net, tokens, lengths, labels, args.adversarial, r)
             torch.nn.utils.clip_grad_norm_(net.parameters(), args.clip)
@@ -254,7 +261,8 @@ def main(argv=None):
     with run.Run(args, __file__, name, AUTO_PRECISION, AUTO_THREADS, stop_within_epoch=True) as r:
         net = build_model(args, len(loaded.vocabulary), len(classes))
         start = pretrained.initialize(net, loaded.vocabulary, args, r)
-        net, parameters = net.to(r.device), model.num_parameters(net)
+        net = net.to(r.device)
+        parameters = run.count_parameters(net)
         dropped = "".join(f", {n:,} {reason} dropped" for reason, n in facts["dropped"].items())
         r.note(
             f"LSTM, {parameters:,} parameters, on {facts['name']}: {facts['rows']:,} rows{dropped}; "
@@ -273,6 +281,7 @@ def main(argv=None):
         r.finish(
             f"test accuracy {final['test_accuracy']:.2%} with the weights of epoch {best['epoch']} (validation "
             f"{final['val_accuracy']:.2%}), F1 {final['test_f1']:.3f}",
+            uniform_loss=math.log(len(classes)),
             **final,
         )
     return r.record

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 import data
 import model
 import train
-from checkpoint import build, config_of, count_parameters, model_config
+from checkpoint import build, config_of, model_config
 from data import DATA_HELP, dataset_arg
 from generate import generate
 from optim import make_optimizers
@@ -111,7 +111,7 @@ def operations(net):
     """Floating-point operations of training, per token: six for each weight in a matrix product, and the two products
     of attention."""
     c = config_of(net)
-    weights = count_parameters(net) - (0 if c["rotary"] else c["block_size"] * c["n_embd"])
+    weights = run.count_parameters(net) - (0 if c["rotary"] else c["block_size"] * c["n_embd"])
     return 6 * weights + 12 * c["n_layer"] * c["n_embd"] * c["block_size"]
 
 

@@ -11,7 +11,6 @@ from typing import NamedTuple
 from common import run
 
 import requests
-import torch
 from torch import nn
 
 import hub
@@ -60,21 +59,32 @@ def config_of(model: nn.Module) -> dict:
     return {"kind": type(model).__name__.lower()} | asdict(model.config)
 
 
-def count_parameters(model: nn.Module) -> int:
-    """The number of trainable parameters; a tied head counts once."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
 # -------------------------------------------------------------------------------------------------------------- files
 
 
 def save_weights(path: Path, model: nn.Module, tokenizer_state: dict):
     """Write the weights as bfloat16 to a safetensors file, with the configuration and the tokenizer in its header."""
-    from safetensors.torch import save
-
-    tensors = {name: p.to("cpu", torch.bfloat16, copy=True).contiguous() for name, p in model.state_dict().items()}
     header = {"config": json.dumps(config_of(model)), "tokenizer": json.dumps(tokenizer_state)}
-    run.write(Path(path), save(tensors, header))
+    run.write_safetensors(Path(path), model.state_dict(), header)
+
+
+class Trained(NamedTuple):
+    """A model in evaluation mode, and its tokenizer."""
+
+    net: nn.Module
+    tokenizer: object
+
+
+def load(path: str | Path) -> Trained:
+    """The best checkpoint of a run folder, or the model in a file. Raises UserError."""
+    path = Path(path)
+    if path.is_dir():
+        path = path / "best.pt"
+    net, state = load_checkpoint(path)
+    tokenizer = tokenizer_from(state)
+    if tokenizer.vocab_size != net.vocab_size:
+        raise run.UserError(f"{path}: is damaged: a tokenizer of {tokenizer.vocab_size} tokens, for {net.vocab_size}")
+    return Trained(net, tokenizer)
 
 
 def load_checkpoint(path: Path) -> tuple[nn.Module, dict]:
@@ -83,23 +93,17 @@ def load_checkpoint(path: Path) -> tuple[nn.Module, dict]:
     state = read_weights(path) if path.suffix == ".safetensors" else run.read_checkpoint(path)
     model = build(state["config"])
     state.load_into(model=model)
-    if not all(p.isfinite().all() for p in model.parameters()):
-        raise run.UserError(f"{path}: is damaged: some of its weights are not finite")
+    run.check_weights(model, path)
     return model.eval(), state["tokenizer"]
 
 
 def read_weights(path: Path) -> run.Checkpoint:
     """{"model", "config", "tokenizer"} from a file that `save_weights` wrote, in float32. Raises UserError."""
-    from safetensors import SafetensorError, safe_open
-
+    tensors, header = run.read_safetensors(path)
     try:
-        with safe_open(path, "pt") as file:
-            header = file.metadata()
-            tensors = {name: file.get_tensor(name).float() for name in file.keys()}
-        state = run.Checkpoint(
-            {"model": tensors} | {name: json.loads(header[name]) for name in ("config", "tokenizer")}
-        )
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        state = run.Checkpoint(model=tensors, config=json.loads(header["config"]))
+        state["tokenizer"] = json.loads(header["tokenizer"])
+    except (KeyError, ValueError, RecursionError) as error:
         raise run.UserError(f"{path}: holds no weights of a model of this folder ({error})") from error
     state.path = path
     return state

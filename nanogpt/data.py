@@ -211,20 +211,25 @@ def load(
         tokenizer = gpt2_tokenizer(data_dir)
         train, val, digest = openwebtext.memory_maps(data_dir / "openwebtext", tokenizer, limit)
         return Text(name, tokens, tokenizer, train, val, None, digest)
-    if tokenizer and tokens not in READS[kind := tokenizer.state()["kind"]]:
-        raise UserError(f"--tokens {tokens}: the model of --init reads {kind} tokens")
+    if tokenizer is not None:
+        kind = tokenizer.state()["kind"]
+        if tokens not in READS[kind]:
+            raise UserError(f"--tokens {tokens}: the model of --init reads {kind} tokens")
     parts = read_parts(name, data_dir)
     digest = hashlib.blake2b("\0".join(parts).encode(), digest_size=16).hexdigest()
     tokenizer = tokenizer or make_tokenizer(tokens, name, parts, data_dir)
-    ids = [torch.from_numpy(np.array(tokenizer.encode(part), dtype=np.uint16)) for part in parts]
-    if min(map(len, ids)) < 2:
-        counts = ", ".join(f"{len(i):,}" for i in ids)
-        raise UserError(f"{display_name(name)}: is too short: its parts have {counts} tokens, and each needs 2")
+    encoded = {}
+    characters_per_token = {}
+    for part, text in zip(("train", "val", "test"), parts):
+        ids = torch.from_numpy(np.array(tokenizer.encode(text), dtype=np.uint16))
+        if len(ids) < 2:
+            raise UserError(f"{display_name(name)}: is too short: {part} has {len(ids)} tokens, and needs 2")
+        encoded[part] = ids[:limit]
+        characters_per_token[part] = round(len(text) / len(ids), 4)
     if tokenizer.vocab_size < 2 or len(set(parts[0])) < 2:
         raise UserError(f"{display_name(name)}: repeats one character; the training part needs two different ones")
-    ratios = {part: round(len(text) / len(i), 4) for part, text, i in zip(("train", "val", "test"), parts, ids)}
-    train, val, test = [i[:limit] for i in ids] + [None] * (3 - len(ids))
-    return Text(Path(name).stem, tokens, tokenizer, train, val, test, digest, ratios)
+    train, val, test = (encoded.get(part) for part in ("train", "val", "test"))
+    return Text(Path(name).stem, tokens, tokenizer, train, val, test, digest, characters_per_token)
 
 
 def display_name(name: str) -> str:

@@ -1,8 +1,7 @@
 """The optimizers: AdamW, as in GPT-2's training, and Muon for the matrices in the blocks, batched. The schedule."""
 
-import math
-
 from common import run
+from common.schedules import cosine
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ def lr_factor(args, step: int) -> float:
     warmup = min(1.0, (step + 1) / args.warmup) if args.warmup else 1.0
     start = max(args.warmup, (1 - args.cooldown) * args.iters)
     progress = min(max((step - start) / max(1.0, args.iters - start), 0.0), 1.0)
-    decay = 0.5 * (1 + math.cos(math.pi * progress)) if args.decay == "cosine" else 1 - progress
+    decay = cosine(progress) if args.decay == "cosine" else 1 - progress
     return warmup * (args.final_lr + (1 - args.final_lr) * decay)
 
 

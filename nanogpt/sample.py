@@ -20,9 +20,9 @@ import torch
 from torch import nn
 
 import data
-from checkpoint import load_checkpoint, load_gpt2
+from checkpoint import load, load_gpt2
 from generate import generate, stream
-from tokenizer import END_OF_TEXT, BytePairs, Characters, Words, tokenizer_from
+from tokenizer import END_OF_TEXT, BytePairs, Characters, Words
 
 AUTO_THREADS = 1  # one token after another: small products gain nothing from more
 
@@ -62,15 +62,10 @@ def open_model(args) -> tuple[nn.Module, Characters | Words | BytePairs, Path]:
     folder = args.out or (path if path.is_dir() else ".")
     if name in HUGGING_FACE:
         return load_gpt2(name), data.gpt2_tokenizer(args.data_dir), run.make_folder(folder)
-    if path.is_dir():
-        path = path / "best.pt"
-    if not path.exists():
+    if not (path / "best.pt" if path.is_dir() else path).exists():
         raise run.UserError(f"{path}: is missing; name a run folder, a checkpoint, or one of {NAMES}")
-    model, state = load_checkpoint(path)
-    tokenizer = tokenizer_from(state)
-    if tokenizer.vocab_size != model.vocab_size:
-        raise run.UserError(f"{path}: is damaged: a tokenizer of {tokenizer.vocab_size} tokens, for {model.vocab_size}")
-    return model, tokenizer, run.make_folder(folder)
+    trained = load(path)
+    return trained.net, trained.tokenizer, run.make_folder(folder)
 
 
 def read_prompt(tokenizer, prompt: str | None = None, file: str | None = None) -> list[int]:

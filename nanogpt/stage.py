@@ -294,7 +294,7 @@ def main(argv=None):
     data.check_batch_size(args.bs, text)
     with run.Run(args, __file__, f"{text.name}-{file_name(args.recipe)}", auto_threads=1) as r:
         net, V = build(args, text.tokenizer.vocab_size), text.tokenizer.vocab_size
-        parameters = sum(p.numel() for p in net.parameters())
+        parameters = run.count_parameters(net)
         initial_loss = evaluate(net, text.val[: net.block_size * args.bs])
         r.note(
             f"{args.recipe}: {parameters:,} parameters, on {len(text.train):,} tokens of {text.name}; first loss "

@@ -32,7 +32,6 @@ from checkpoint import (
     KINDS,
     build,
     config_of,
-    count_parameters,
     init_arg,
     init_recipe,
     load_init,
@@ -189,7 +188,7 @@ def update(model, optimizers, args, step):
 
 def describe(args, r, text, model, n_eval):
     """Say and record what is trained on what."""
-    parameters = count_parameters(model)
+    parameters = run.count_parameters(model)
     tokens = args.bs * model.block_size
     message = (
         f"{args.recipe}: {args.kind}, {parameters:,} parameters; {text.name}, {text.level} tokens: "

@@ -56,7 +56,9 @@ class Way:
     """A way to train: source of the batches, memory format, precision, and the recipe that names the optimizer."""
 
     def __init__(self, batches, device, channels_last=False, precision=torch.float32, recipe=None):
-        self.batches, self.device, self.precision = batches, device, precision
+        self.batches = batches
+        self.device = device
+        self.precision = precision
         self.format = torch.channels_last if channels_last else torch.contiguous_format
         torch.manual_seed(0)
         self.net = model.build("resnet20", 10).to(device, memory_format=self.format)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from common import image_files, run
 from common import images as image_data
+from common.crops import crop_and_flip
 from common.options import option
 
 import torch
@@ -40,7 +41,11 @@ class Images:
     eval_batch_size = 1000
 
     def __init__(self, images: Tensor, labels: Tensor, classes: list[str], mean: Tensor, std: Tensor):
-        self.images, self.labels, self.classes, self.mean, self.std = images, labels, classes, mean, std
+        self.images = images
+        self.labels = labels
+        self.classes = classes
+        self.mean = mean
+        self.std = std
         self._padded = {}
 
     def __len__(self):
@@ -73,23 +78,6 @@ class Images:
             self._padded = {size: F.pad(images, (size // 8,) * 4)}
         return self._padded[size]
 
-    def crop_and_flip(self, index: Tensor, shift: Tensor, flip: Tensor, size: int) -> Tensor:
-        """Crops uint8 (B, C, size, size) of the padded images `index` (B,), at the offsets `shift` (B, 2) in y and x,
-        flipped where `flip` (B,) is true.
-
-        A row of a crop is `size` consecutive bytes of `padded`. So all crops are one gather of rows, from the view in
-        which row k starts at byte k.
-        """
-        padded = self.padded(size)
-        device, channels, wide = padded.device, padded.shape[1], padded.shape[-1]
-        windows = padded.view(-1).as_strided((padded.numel() - size + 1, size), (1, 1))
-        corner = index * (channels * wide * wide) + shift[:, 0] * wide + shift[:, 1]  # (B,)
-        plane = torch.arange(channels, device=device)[:, None] * wide * wide
-        starts = (corner[:, None, None] + plane + torch.arange(size, device=device) * wide).view(-1)  # (B * C * size,)
-        crops = windows.index_select(0, starts).view(-1, channels, size, size)
-        flipped = flip.nonzero().squeeze(1)
-        return crops.index_copy_(0, flipped, crops.index_select(0, flipped).flip(3))
-
     def batches(
         self,
         batch_size: int,
@@ -106,7 +94,9 @@ class Images:
         augment: one of AUGMENT. skip: the number of batches to skip. size: of the images in pixels, if not their own.
         shard: (rank, world): the share of one process, of every batch with `shuffle`, else of all images.
         """
-        n, device, (rank, world) = len(self), self.images.device, shard
+        n = len(self)
+        device = self.images.device
+        rank, world = shard
         if shuffle is None:
             for index in torch.arange(n, device=device)[rank::world].split(batch_size):
                 yield self.normalize(self.images.index_select(0, index)), self.labels.index_select(0, index)
@@ -120,12 +110,16 @@ class Images:
         flip = (even[order] ^ bool(epoch % 2)) & ("flip" in augment)
         size = size or self.size
         margin = size // 8
-        shift = (draws[:, :2] * (2 * margin + 1)).long() if "crop" in augment else torch.full((n, 2), margin)
+        shift = torch.full((n, 2), margin)
+        if "crop" in augment:
+            shift = (draws[:, :2] * (2 * margin + 1)).long()
         order, draws, shift, flip = (t.to(device) for t in (order, draws, shift, flip))
+        padded = self.padded(size)
         share = examples_per_step(n, batch_size, world)
         for step in range(skip, steps_per_epoch(n, batch_size)):
-            rows = slice(*(step * batch_size + share * k // world for k in (rank, rank + 1)))
-            images = self.normalize(self.crop_and_flip(order[rows], shift[rows], flip[rows], size))
+            first = step * batch_size
+            rows = slice(first + share * rank // world, first + share * (rank + 1) // world)
+            images = self.normalize(crop_and_flip(padded, size, order[rows], shift[rows], flip[rows]))
             if augment == "affine":
                 images = distort(images, draws[rows])
             yield images, self.labels.index_select(0, order[rows])
@@ -143,7 +137,9 @@ def distort(images: Tensor, draws: Tensor, angle=0.2, scale=0.12, shear=0.2, shi
     """
     u = draws * 2 - 1  # (B, 7), uniform in [-1, 1)
     cos, sin = torch.cos(angle * u[:, 0]), torch.sin(angle * u[:, 0])
-    x, y, s = 1 + scale * u[:, 1], 1 + scale * u[:, 2], shear * u[:, 3]
+    x = 1 + scale * u[:, 1]
+    y = 1 + scale * u[:, 2]
+    s = shear * u[:, 3]
     rows = [
         torch.stack([x * cos, x * (s * cos - sin), shift * u[:, 4]], 1),
         torch.stack([y * sin, y * (s * sin + cos), shift * u[:, 5]], 1),
@@ -156,12 +152,16 @@ def family_of_data(name: str) -> str | None:
     """The family of networks for the data `name`: "cifar", "mnist" or "imagenet"; None for builtin and for a folder of
     images, which all of them take."""
     known = {"auto": "cifar", "cifar10": "cifar", "mnist": "mnist", "imagenet": "imagenet", "builtin": None}
-    return known[name] if name in known else "mnist" if image_files.holds_idx(Path(name)) else None
+    if name in known:
+        return known[name]
+    return "mnist" if image_files.holds_idx(Path(name)) else None
 
 
 def family_of_model(name: str) -> str:
     """The family of the network `name`: "cifar", "mnist" or "imagenet"."""
-    return "cifar" if name in model.CIFAR_DEPTHS else "mnist" if name == "mnist" else "imagenet"
+    if name in model.CIFAR_DEPTHS:
+        return "cifar"
+    return "mnist" if name == "mnist" else "imagenet"
 
 
 def load(name: str, data_dir: str | None = None, limit: int | None = None, family: str = "cifar") -> tuple:

@@ -38,8 +38,13 @@ class LazyImageFolder:
     eval_batch_size = 100
 
     def __init__(self, sources: list, names: list[str], labels: Tensor, classes: list[str], size: int = SIZE):
-        self.sources, self.names, self.labels, self.classes = sources, names, labels, classes
-        self.size, self.undecodable, self.remarks = size, set(), set()
+        self.sources = sources
+        self.names = names
+        self.labels = labels
+        self.classes = classes
+        self.size = size
+        self.undecodable = set()
+        self.remarks = set()
         self.mean, self.std = (255 * torch.tensor(v).view(1, 3, 1, 1) for v in (MEAN, STD))
         self.device, self._loaders = torch.device("cpu"), {}
         if not any(map(is_decodable, sources)):
@@ -141,11 +146,17 @@ class Decoder(torch.utils.data.Dataset):
     [(remark, name), ...])."""
 
     def __init__(self, sources, names, labels, augment, size, training):
-        self.sources, self.names, self.labels = sources, names, labels
-        self.augment, self.size, self.training = augment, size, training
+        self.sources = sources
+        self.names = names
+        self.labels = labels
+        self.augment = augment
+        self.size = size
+        self.training = training
 
     def __getitem__(self, index):
-        (first, seed), n, undecodable = index, len(self.sources), []
+        first, seed = index
+        n = len(self.sources)
+        undecodable = []
         for k in range(n):
             i = (first + k) % n
             try:
@@ -321,7 +332,9 @@ def builtin(limit: int | None = None, size: int = 64) -> tuple[LazyImageFolder, 
     """(train, validation, None, facts for the record): 600 + 100 of the built-in images as JPEGs of different sizes, in
     memory. size: side of the crops in pixels."""
     arrays, classes = shapes.draw_builtin()
-    rng, datasets, digest = np.random.default_rng(0), [], hashlib.blake2b(digest_size=16)
+    rng = np.random.default_rng(0)
+    datasets = []
+    digest = hashlib.blake2b(digest_size=16)
     for part, n, (images, labels) in zip(("train", "val"), (600, 100), arrays):
         sources, n = [], min(n, limit or n)
         for image in images[:n]:

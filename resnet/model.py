@@ -42,7 +42,9 @@ class Block(nn.Module):
         super().__init__()
         self.conv1, self.bn1 = conv(c_in, c_out, 3, stride), nn.BatchNorm2d(c_out)
         self.conv2, self.bn2 = conv(c_out, c_out, 3), nn.BatchNorm2d(c_out)
-        self.stride, self.new_channels, self.shortcut = stride, c_out - c_in, shortcut
+        self.stride = stride
+        self.new_channels = c_out - c_in
+        self.shortcut = shortcut
         if shortcut == "B" and (stride > 1 or self.new_channels):
             self.project = nn.Sequential(conv(c_in, c_out, 1, stride), nn.BatchNorm2d(c_out))
 
@@ -86,7 +88,9 @@ class MnistResNet(nn.Module):
     def __init__(self, num_classes: int = 10):
         super().__init__()
         self.conv1, self.bn1 = conv(1, 16, 5, 2), nn.BatchNorm2d(16)
-        self.layer1, self.layer2, self.layer3 = Block(16, 32, 1), Block(32, 64, 2), Block(64, 64, 1)
+        self.layer1 = Block(16, 32, 1)
+        self.layer2 = Block(32, 64, 2)
+        self.layer3 = Block(64, 64, 1)
         self.fc = nn.Linear(64, num_classes)
         initialize(self)
 
@@ -186,11 +190,6 @@ def initialize(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode=mode, nonlinearity="relu")
-
-
-def num_parameters(model: nn.Module) -> int:
-    """The number of trainable parameters."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 @torch.no_grad()

@@ -1,6 +1,4 @@
-"""The update of the weights: the optimizers, the schedule of the learning rate, and the average of weights."""
-
-import math
+"""The update of the weights: the optimizers and the average of weights."""
 
 from common import run
 
@@ -8,28 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-SHORTEST_RISE = 200  # steps in which a learning rate rises to its peak; in fewer, short runs lose all they could learn
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-
-
-def lr_factor(decay: str, progress: float, warmup: float = 0.0, steps: int | None = None) -> float:
-    """The factor of the peak learning rate at `progress` in [0, 1), the share of all steps that are done.
-
-    warmup: the share over which the factor rises from 0 to 1. "onecycle" has its own: it rises for a fifth of the run,
-    then falls to 0 (Smith and Topin 2017). steps: of the run; a rise takes SHORTEST_RISE of them or more.
-    """
-    shortest = SHORTEST_RISE / steps if steps else 0.0
-    if decay == "onecycle":
-        return min(progress / max(0.2, shortest), (1 - progress) / 0.8)
-    if warmup:
-        warmup = max(warmup, shortest)
-    if progress < warmup:
-        return progress / warmup
-    if decay == "step":
-        return 0.1 ** ((progress >= 0.5) + (progress >= 0.75))
-    if decay == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
-    return 1.0
 
 
 def orthogonalize(g: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
@@ -38,7 +15,9 @@ def orthogonalize(g: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     Five steps of a quintic Newton-Schulz iteration (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon),
     which move every singular value that is not tiny to between 0.7 and 1.2.
     """
-    a, b, c = 3.4445, -4.7750, 2.0315
+    a = 3.4445
+    b = -4.7750
+    c = 2.0315
     x = g.to(dtype)
     x = x.mT if len(g) > g.shape[1] else x  # the Gram matrix of the shorter side is cheaper
     x = x / x.norm().clamp(min=1e-7)

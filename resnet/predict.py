@@ -29,12 +29,9 @@ from tqdm import tqdm
 
 import data
 import folders
-import model
-import train
+from trained import EXPERIMENT, load
 
 AUTO_THREADS = 1  # a few images gain nothing from more
-
-EXPERIMENT = Path(__file__).resolve().parent.name
 
 
 def find_run(name):
@@ -49,22 +46,6 @@ def find_run(name):
         )
     print(f"the newest finished run: {run.display_path(folder)}")
     return folder
-
-
-def load_run(folder, device):
-    """(network, checkpoint best.pt, arguments) of the run in `folder`. Raises UserError."""
-    record = run.read_record(folder / "run.json")
-    if record["experiment"] != EXPERIMENT:
-        raise run.UserError(f"{folder}: holds a run of {record['experiment']}/")
-    args = run.recorded_options(train.Options, record, folder / "run.json")
-    best = run.read_checkpoint(folder / "best.pt", device)
-    if not isinstance(best["classes"], list) or not all(isinstance(best[name], Tensor) for name in ("mean", "std")):
-        raise run.UserError(f"{best.path}: is not a checkpoint of this experiment: invalid classes, mean or std")
-    net = model.build(args.model, len(best["classes"]), args.shortcut).to(device)
-    best.load_into(model=net)
-    if not all(value.isfinite().all() for value in net.state_dict().values()):
-        raise run.UserError(f"{best.path}: is damaged: it has weights that are not finite numbers")
-    return net.eval(), best, args
 
 
 def list_images(folder, classes):
@@ -206,18 +187,19 @@ class Options(run.ScriptOptions):
 def main(argv=None):
     args = run.parse_options(__file__, Options, argv)
     run.set_threads(args.threads, AUTO_THREADS)
-    folder, device = find_run(args.run), run.pick_device(args.device)
-    net, best, trained = load_run(folder, device)
-    family, classes = data.family_of_model(trained.model), best["classes"]
+    folder = find_run(args.run)
+    trained = load(folder, run.pick_device(args.device))
+    classes = trained.classes
+    family = data.family_of_model(trained.args.model)
     if args.data:
         if not Path(args.data).is_dir():
             raise run.UserError(f"{args.data}: is not a folder of images")
         ids, sources, labels = list_images(Path(args.data), classes)
     else:
-        ids, sources, labels = test_images(folder, trained, args.data_dir, family)
+        ids, sources, labels = test_images(folder, trained.args, args.data_dir, family)
     out = run.make_folder(args.out or folder)
     notes = image_files.Notes(Path(args.data)) if args.data else None
-    rows, probability = predict(net, sources, family, best["mean"], best["std"], notes)
+    rows, probability = predict(trained.net, sources, family, trained.mean, trained.std, notes)
     (probability, predicted), labels = probability.max(1), labels[rows]
     write_predictions(out / "predictions.csv", [ids[i] for i in rows], predicted, classes, probability)
     undecodable = sorted(set(range(len(sources))) - set(rows.tolist()))

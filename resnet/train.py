@@ -20,6 +20,7 @@ from typing import ClassVar
 
 from common import ddp, run
 from common.options import option
+from common.schedules import lr_factor
 
 import torch
 import torch.nn.functional as F
@@ -143,7 +144,7 @@ def train(args, r, net, train_set, val_set):
         bar = tqdm(batches, title, steps, initial=step, leave=False, disable=True if r.rank else None)
         for images, labels in bar:
             progress = (epoch + step / steps) / args.epochs
-            optim.set_lr(optimizers, optim.lr_factor(args.decay, progress, args.warmup, args.epochs * steps))
+            optim.set_lr(optimizers, lr_factor(args.decay, progress, args.warmup, args.epochs * steps))
             for optimizer in optimizers:
                 optimizer.zero_grad()
             for x, y in ddp.micro_batches(ddp_model, micro_batch, images, labels):
@@ -281,7 +282,7 @@ def main(argv=None):
     ) as r:
         train_set, val_set, test_set = (part and part.to(r.device) for part in parts)
         net = build_model(args, train_set).to(r.device, memory_format=torch.channels_last)
-        parameters = model.num_parameters(net)
+        parameters = run.count_parameters(net)
         if len(train_set) < r.world:
             raise run.UserError(f"{len(train_set)} training images are too few for {r.world} processes")
         side = f"{train_set.size} x {train_set.size} pixels"
@@ -293,7 +294,9 @@ def main(argv=None):
         )
         net = train(args, r, net, train_set, val_set)
 
-        evaluated = {"val": val_set} | ({"test": test_set} if test_set else {})
+        evaluated = {"val": val_set}
+        if test_set:
+            evaluated["test"] = test_set
         final = {f"last_{name}_accuracy": evaluate(net, part, r)[1] for name, part in evaluated.items()}
         best = r.load_best(model=net)
         final["best_epoch"] = best["epoch"]

@@ -73,7 +73,9 @@ def layers(model: nn.Module, x: torch.Tensor) -> tuple[list[dict], torch.Tensor]
     have none, though they work too: they compare, normalize and copy. Parameters of a module that is called twice count
     once; those that belong to no such layer are a last row.
     """
-    rows, handles, seen = [], [], set()
+    rows = []
+    handles = []
+    seen = set()
 
     def hook(name):
         def of_call(module, inputs, output):

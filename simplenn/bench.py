@@ -125,7 +125,8 @@ def accuracy(args, parts):
             batches = loader if usual else train_set.batches(BEST.bs, shuffle=(seed, i), augment="affine")
 
             def lr_at(step, i=i):
-                return BEST.lr * train.lr_factor(BEST.decay, (i + step / steps) / epochs)
+                progress = (i + step / steps) / epochs
+                return BEST.lr * train.lr_factor(BEST.decay, progress, steps=epochs * steps)
 
             train_epoch(batches, model, optimizer, native and not usual, lr_at)
         seconds = time.perf_counter() - began

@@ -8,6 +8,7 @@ Fetching, verifying and splitting MNIST is in common/images.py.
 
 import functools
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,10 @@ from PIL import Image
 from torch import Tensor
 
 AUGMENT = ("none", "affine")
-ROTATION, SCALE, SHIFT = 12.0, 0.1, 2.0  # the largest: degrees, fraction of the size, pixels
+# the largest: degrees, fraction of the size, pixels
+ROTATION = 12.0
+SCALE = 0.1
+SHIFT = 2.0
 TOLERANCE = 0.05  # a point of a function counts as right within it
 POINTS = 300
 DATA_HELP = "mnist, builtin, auto, a folder of images (one folder per class) or idx files, or a function: sinc, square"
@@ -38,7 +42,11 @@ class Digits(torch.utils.data.Dataset):
     """
 
     def __init__(self, images: Tensor, labels: Tensor, classes: list[str], mean: float, std: float, flat: bool = False):
-        self.images, self.labels, self.classes, self.mean, self.std = images, labels, classes, mean, std
+        self.images = images
+        self.labels = labels
+        self.classes = classes
+        self.mean = mean
+        self.std = std
         self.flat = flat
 
     def __len__(self) -> int:
@@ -105,6 +113,10 @@ class Digits(torch.utils.data.Dataset):
         """Mean cross-entropy."""
         return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
 
+    def uniform_loss(self) -> float:
+        """The loss of a uniform prediction."""
+        return math.log(len(self.classes))
+
     def correct(self, logits: Tensor, labels: Tensor) -> Tensor:
         """How many of the labels have the largest logit."""
         return (logits.argmax(1) == labels).sum()
@@ -160,6 +172,10 @@ class Points:
     def loss(self, outputs: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
         """Mean squared error; there are no labels to smooth."""
         return F.mse_loss(outputs, targets)
+
+    def uniform_loss(self) -> float:
+        """The loss of the best prediction that is the same for all x."""
+        return self.y.var(correction=0).item()
 
     def correct(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """How many of the points are within TOLERANCE."""

@@ -71,8 +71,13 @@ class CustomConv2d(nn.Module):
         super().__init__()
         if in_channels % groups or out_channels % groups:
             raise ValueError(f"{in_channels} and {out_channels} channels do not divide into {groups} groups")
-        self.in_channels, self.out_channels, self.groups, self.padding = in_channels, out_channels, groups, padding
-        self.kernel_size, self.stride, self.dilation = pair(kernel_size), pair(stride), pair(dilation)
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.groups = groups
+        self.padding = padding
+        self.kernel_size = pair(kernel_size)
+        self.stride = pair(stride)
+        self.dilation = pair(dilation)
         if padding == "same" and self.stride != (1, 1):
             raise ValueError('padding "same" needs stride 1')
         if isinstance(padding, str) and padding not in ("same", "valid"):
@@ -160,7 +165,9 @@ class MLP(nn.Sequential):
         layers = [nn.Flatten()]
         for i, (inputs, outputs) in enumerate(zip(sizes, sizes[1:])):
             if i:
-                layers += [ACTIVATIONS[activation]()] + [nn.Dropout(dropout)] * (dropout > 0)
+                layers.append(ACTIVATIONS[activation]())
+            if i and dropout:
+                layers.append(nn.Dropout(dropout))
             layers.append(nn.Linear(inputs, outputs))
         super().__init__(*layers)
 
@@ -188,8 +195,3 @@ class CNN(nn.Module):
         x = F.relu(self.bn2(F.max_pool2d(self.conv2(x), 2)))  # (N, a, 14, 14) -> (N, b, 7, 7)
         x = F.relu(self.bn3(F.max_pool2d(self.conv3(x), 2)))  # (N, b, 7, 7) -> (N, c, 3, 3)
         return self.fc(self.dropout(x.flatten(1)))  # (N, c * 9) -> (N, num_classes)
-
-
-def count_parameters(model: nn.Module) -> int:
-    """The trainable parameters."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)

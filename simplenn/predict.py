@@ -115,7 +115,10 @@ class Options(ScriptOptions):
 def main(argv=None):
     args = parse_options(__file__, Options, argv)
     run.set_threads(auto_threads=1)
-    model, out, answers, failed = saved.open_model(args.run), run.make_folder(args.out), [], []
+    model = saved.open_model(args.run)
+    out = run.make_folder(args.out)
+    answers = []
+    failed = []
     for path in map(Path, args.images):
         try:
             image = prepare(path, model.as_mnist)

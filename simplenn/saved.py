@@ -17,7 +17,6 @@ from common import run
 from common.arguments import ScriptOptions, parse_options, path_arg
 from common.options import option
 
-import safetensors.torch
 import torch
 
 import data
@@ -57,8 +56,7 @@ def build(facts: dict, state: dict, source) -> Model:
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise run.UserError(f"{source}: holds no network for images of this folder ({reason:.100})") from error
-    if not all(torch.isfinite(value).all() for value in net.state_dict().values()):
-        raise run.UserError(f"{source}: is damaged: some of its weights are not finite numbers")
+    run.check_weights(net, source)
     return Model(net.eval(), classes, mean, std, as_mnist, source)
 
 
@@ -75,14 +73,19 @@ def open_model(where: str | None = None) -> Model:
     if path.is_dir():
         record = run.read_record(path / "run.json")
         return build(record, run.read_checkpoint(path / "best.pt")["model"], path)
+    if path == COMMITTED and not path.exists():
+        raise run.UserError(f"{path}: is missing; train one: python simplenn/train.py --model cnn --recipe best")
+    state, header = run.read_safetensors(path)
     try:
-        with safetensors.safe_open(path, "pt") as file:
-            facts = json.loads((file.metadata() or {}).get("facts", "{}"))
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is not a dict
-    except Exception as error:  # safetensors has its own exceptions
-        again = "; train one: python simplenn/train.py --model cnn --recipe best" if path == COMMITTED else ""
-        raise run.UserError(f"{path}: is not a readable safetensors file ({str(error):.80}){again}") from error
+        facts = json.loads(header.get("facts", "{}"))
+    except ValueError as error:
+        raise run.UserError(f"{path}: holds no network of this folder (its header is not JSON)") from error
     return build(facts, state, path)
+
+
+def load(where: str | Path) -> Model:
+    """The network of the run folder or safetensors file `where`. Raises UserError."""
+    return open_model(str(where))
 
 
 def save(folder: Path, target: Path):
@@ -100,11 +103,9 @@ def save(folder: Path, target: Path):
         "git": record["git"],
         "test_accuracy": record["final"]["test_accuracy"],
     }
-    state = {name: value.bfloat16() if value.is_floating_point() else value for name, value in state.items()}
     run.make_folder(target.parent)
-    content = safetensors.torch.save({k: v.contiguous() for k, v in state.items()}, {"facts": json.dumps(facts)})
-    run.write(target, content)
-    print(f"{run.display_path(target)}: {len(content):,} bytes")
+    run.write_safetensors(target, state, {"facts": json.dumps(facts)})
+    print(f"{run.display_path(target)}: {target.stat().st_size:,} bytes")
 
 
 @dataclass(kw_only=True)

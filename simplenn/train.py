@@ -17,6 +17,7 @@ from typing import ClassVar
 
 from common import run
 from common.options import option
+from common.schedules import lr_factor
 
 import torch
 from tqdm import tqdm
@@ -24,7 +25,7 @@ from tqdm import tqdm
 import data
 from data import AUGMENT, DATA_HELP, FUNCTIONS, dataset_arg
 from figures import draw_losses, draw_outputs
-from model import ACTIVATIONS, CNN, MLP, CustomConv2d, CustomLinear, SimpleNN, count_parameters
+from model import ACTIVATIONS, CNN, MLP, CustomConv2d, CustomLinear, SimpleNN
 
 RECIPE_NAMES = ["plain", "best", "tiny"]
 MODELS = ["mlp", "cnn", "simplenn", "simplenn-custom"]
@@ -116,24 +117,21 @@ def build_model(args, train_set):
 
 def build_optimizer(args, model):
     """Adam or SGD; weight decay on weights only, since biases and batch normalization gain nothing from it."""
-    weights, others = ([p for p in model.parameters() if (p.dim() > 1) == wanted] for wanted in (True, False))
+    weights = [p for p in model.parameters() if p.dim() > 1]
+    others = [p for p in model.parameters() if p.dim() <= 1]
     groups = [dict(params=weights, weight_decay=args.weight_decay), dict(params=others, weight_decay=0.0)]
     if args.optimizer == "adam":  # decoupled weight decay (Loshchilov and Hutter 2019)
         return torch.optim.AdamW(groups, args.lr, fused=True)
     return torch.optim.SGD(groups, args.lr, momentum=0.9, nesterov=True, fused=True)
 
 
-def lr_factor(decay: str, progress: float) -> float:
-    """The factor of the learning rate at `progress` in [0, 1), the fraction of all steps that are done."""
-    if decay == "onecycle":  # up from zero for a fifth of the run, then down to zero (Smith and Topin 2017)
-        return min(progress / 0.2, (1 - progress) / 0.8)
-    return 1.0
-
-
 def train(args, r, model, train_set, val_set, test_set):
     """Train, and leave in the run folder last.pt, best.pt (the best validation epoch) and metrics.csv."""
     optimizer = build_optimizer(args, model)
-    n, steps, first_epoch, best = len(train_set), math.ceil(len(train_set) / args.bs), 0, -math.inf
+    n = len(train_set)
+    steps = math.ceil(n / args.bs)
+    first_epoch = 0
+    best = -math.inf
     if state := r.load(model=model, optimizer=optimizer):
         first_epoch, best = state["epoch"], state["best"]
 
@@ -145,8 +143,9 @@ def train(args, r, model, train_set, val_set, test_set):
         correct = torch.zeros((), dtype=torch.int64, device=r.device)
         batches = train_set.batches(args.bs, shuffle=(args.seed, epoch), augment=args.augment)
         for step, (inputs, targets) in enumerate(batches):
+            progress = (epoch + step / steps) / args.epochs
             for group in optimizer.param_groups:
-                group["lr"] = args.lr * lr_factor(args.decay, (epoch + step / steps) / args.epochs)
+                group["lr"] = args.lr * lr_factor(args.decay, progress, steps=args.epochs * steps)
             with r.autocast():
                 outputs = model(inputs)
                 loss = train_set.loss(outputs, targets, args.label_smoothing)
@@ -221,11 +220,12 @@ def main(argv=None):
         normalization = train_set.normalization
         if normalization:  # what predict.py has to know of the training images
             normalization |= {"as_mnist": data.as_mnist(args.data)}
+        parameters = run.count_parameters(model)
         r.note(
-            f"{args.model}, {count_parameters(model):,} parameters, on {facts['name']}: {len(train_set):,} training "
-            f"examples, {len(val_set):,} for validation",
+            f"{args.model}, {parameters:,} parameters, on {facts['name']}: {len(train_set):,} training examples, "
+            f"{len(val_set):,} for validation",
             dataset=facts,
-            parameters=count_parameters(model),
+            parameters=parameters,
             classes=train_set.classes,
             normalization=normalization,
         )
@@ -236,17 +236,15 @@ def main(argv=None):
         test_loss, test_accuracy, outputs = evaluate(model, test_set, r)
         r.figure("losses.png", draw_losses(r.rows))
         r.figure("predictions.png", draw_outputs(test_set, outputs))
-        final = dict(
+        r.finish(
+            f"test accuracy {test_accuracy:.2%}, loss {test_loss:.3g}, with the weights of epoch {best['epoch']} "
+            f"(validation accuracy {val_accuracy:.2%})",
+            uniform_loss=train_set.uniform_loss(),
             best_epoch=best["epoch"],
             val_loss=val_loss,
             val_accuracy=val_accuracy,
             test_loss=test_loss,
             test_accuracy=test_accuracy,
-        )
-        r.finish(
-            f"test accuracy {test_accuracy:.2%}, loss {test_loss:.3g}, with the weights of epoch {best['epoch']} "
-            f"(validation accuracy {val_accuracy:.2%})",
-            **final,
         )
     return r.record
 

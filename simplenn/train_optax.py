@@ -21,7 +21,7 @@ from tqdm import tqdm
 import data
 from data import FUNCTIONS
 from figures import draw_losses
-from model import MLP, count_parameters
+from model import MLP
 from studies.tools import log_steps
 
 DRIFT_STEPS = 3000
@@ -201,7 +201,7 @@ def main(argv=None):
         "wall_s": wall,
         "drift": found,
         "curve": rows,
-        "parameters": count_parameters(MLP(sizes)),
+        "parameters": run.count_parameters(MLP(sizes)),
         "final": final,
     }
     run.write_json(out / "optax.json", record)

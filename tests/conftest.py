@@ -105,7 +105,10 @@ def finished(tmp_path_factory):
     def get(folder):
         import torch
 
-        out, backward, log, steps = tmp_path_factory.mktemp(folder) / "run", torch.Tensor.backward, run.Run.log, [0]
+        out = tmp_path_factory.mktemp(folder) / "run"
+        backward = torch.Tensor.backward
+        log = run.Run.log
+        steps = [0]
 
         def counted_backward(*args, **options):
             steps[-1] += 1
@@ -184,7 +187,9 @@ def refused(capsys):
 
 def run_cells(cells):
     """Run the code cells of a notebook of nanogpt/, and forget the modules that they import. Returns their names."""
-    modules, path, space = dict(sys.modules), list(sys.path), {"__name__": "__main__"}
+    modules = dict(sys.modules)
+    path = list(sys.path)
+    space = {"__name__": "__main__"}
     try:
         for i, cell in enumerate(cells):
             exec(compile(cell, f"walkthrough.ipynb, code cell {i + 1}", "exec"), space)

@@ -196,8 +196,11 @@ def write_drop_in(folder, kind, suffix=".gz", count=60):
     import numpy as np
 
     folder.mkdir(exist_ok=True)
-    names = {"mnist": ("train-", "t10k-"), "letters": ("emnist-letters-train-", "emnist-letters-test-"),
-             "balanced": ("emnist-balanced-train-", "emnist-balanced-test-")}[kind]  # fmt: skip
+    names = {
+        "mnist": ("train-", "t10k-"),
+        "letters": ("emnist-letters-train-", "emnist-letters-test-"),
+        "balanced": ("emnist-balanced-train-", "emnist-balanced-test-"),
+    }[kind]
     classes, first = {"mnist": (10, 0), "letters": (26, 1), "balanced": (47, 0)}[kind]
     pixels = np.tile(np.arange(28, dtype=np.uint8)[:, None], (count, 1, 28))
     pixels[:, 0, 0] = np.arange(count)

@@ -120,7 +120,9 @@ class Process:
     """A forked process, with what subprocess.Popen offers."""
 
     def __init__(self, command, stdin, stdout, stderr):
-        self.args, self.pid, self.returncode = [command["script"], *command["argv"]], None, None
+        self.args = [command["script"], *command["argv"]]
+        self.pid = None
+        self.returncode = None
         self._command = tempfile.NamedTemporaryFile(delete=False)  # Windows: else nobody else can open it
         self._pauses = []
         for event in command["events"]:
@@ -222,8 +224,14 @@ class FreshProcess(Process):
         if command["events"] or command["closed"] or command["limits"]:
             words = [str(HERE / "fork_server.py"), "--once", self._command.name]
         stdin, stdout, stderr = self._files
-        self._process = subprocess.Popen([sys.executable, *words], stdin=stdin, stdout=stdout, stderr=stderr,
-                                         cwd=command["cwd"], env=os.environ | command["env"])  # fmt: skip
+        self._process = subprocess.Popen(
+            [sys.executable, *words],
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            cwd=command["cwd"],
+            env=os.environ | command["env"],
+        )
         self.pid = self._process.pid
 
     def _receive(self, timeout):

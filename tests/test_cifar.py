@@ -20,7 +20,9 @@ import processes
 from conftest import ROOT, failure, lazy, load, run, start
 from helpers import make_images, names
 
-train, data, model = lazy("cifar"), lazy("cifar", "data"), lazy("cifar", "model")
+train = lazy("cifar")
+data = lazy("cifar", "data")
+model = lazy("cifar", "model")
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +39,10 @@ def test_lenet5_is_the_network_specified():
     assert logits.shape == (7, 100)
     expected = {1: (7, 6, 14, 14), 2: (7, 16, 5, 5), 3: (7, 400), 4: (7, 256), 5: (7, 128), 6: (7, 100)}
     assert {k: tuple(v) for k, v in shapes.items()} == expected
-    assert model.count_parameters(net) == 0.151324
+    assert model.count_parameters_in_millions(net) == 0.151324
     net.conv1.requires_grad_(False)
-    assert model.count_parameters(net) == pytest.approx(0.151324 - 456e-6), "frozen parameters are not trainable"
+    assert model.count_parameters_in_millions(net) == pytest.approx(0.151324 - 456e-6), "frozen ones do not count"
+    assert run.count_parameters(net) == 151_324 - 456
 
 
 def test_lenet5_equals_the_same_layers_in_a_row():
@@ -59,7 +62,7 @@ def test_simplenn_with_dummy_inputs(bn, activation):
     assert logits.shape == (5, 10) and logits.isfinite().all()
     expected = {1: (5, 8, 14, 14), 2: (5, 16, 6, 6), 3: (5, 576), 4: (5, 120), 5: (5, 84), 6: (5, 10)}
     assert {k: tuple(v) for k, v in shapes.items()} == expected
-    assert round(model.count_parameters(net) * 1e6) == 82030 + bn * 2 * (8 + 16)
+    assert run.count_parameters(net) == 82030 + bn * 2 * (8 + 16)
 
 
 def test_simplenn_options_change_what_is_computed():
@@ -92,7 +95,7 @@ def test_crops_of_a_batch_equal_crops_one_by_one(builtin):
     index[0], index[3] = 0, len(builtin[0]) - 1
     flip = torch.rand(300, generator=generator) < 0.5
     expected = crop_and_flip_one_by_one(builtin[0], index, shift, flip)
-    assert torch.equal(builtin[0].crop_and_flip(index, shift, flip), expected)
+    assert torch.equal(data.crop_and_flip(builtin[0].padded, 32, index, shift, flip), expected)
 
 
 @pytest.mark.parametrize("augment", names("cifar", "data", "AUGMENT"))

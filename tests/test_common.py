@@ -181,9 +181,26 @@ def test_a_flag_has_the_last_word_then_set_then_the_recipe():
     assert parse("--switch").switch is True and parse("--no-switch").switch is False
 
 
-@pytest.mark.parametrize("text", ["momentum", "momentum=", "speed=1", "model.depth=2", "momentum=NaN", "momentum=1e999",
-                                  "model.width=2.5", "model=3", "switch=1", "=3", "sizes=3", "epochs=0",
-                                  "epochs=2.5", "lr=-1", "lr=nan"])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "momentum",
+        "momentum=",
+        "speed=1",
+        "model.depth=2",
+        "momentum=NaN",
+        "momentum=1e999",
+        "model.width=2.5",
+        "model=3",
+        "switch=1",
+        "=3",
+        "sizes=3",
+        "epochs=0",
+        "epochs=2.5",
+        "lr=-1",
+        "lr=nan",
+    ],
+)
 def test_a_wrong_setting_is_named(text, capsys):
     assert failure(parse, "--set", text)[0] == 2
     assert f"--set {text}" in capsys.readouterr().err.splitlines()[-1]
@@ -236,10 +253,11 @@ def test_dirty_means_that_the_folder_or_common_differs(edited, tmp_path, monkeyp
     assert resumed == began | {"dirty": edited != "other"}, "a resumed run keeps the commit at which it began"
 
 
-LIMITS = {"ATEN_CPU_CAPABILITY": {"avx2": False, "default": False, "avx512": True},
-          "ONEDNN_MAX_CPU_ISA": {"AVX2": False, "AVX512_CORE": False, "AVX512_CORE_BF16": True,
-                                 "AVX512_CORE_AMX": True},
-          "MKL_ENABLE_INSTRUCTIONS": {"AVX2": False, "AVX512": True}}  # fmt: skip
+LIMITS = {
+    "ATEN_CPU_CAPABILITY": {"avx2": False, "default": False, "avx512": True},
+    "ONEDNN_MAX_CPU_ISA": {"AVX2": False, "AVX512_CORE": False, "AVX512_CORE_BF16": True, "AVX512_CORE_AMX": True},
+    "MKL_ENABLE_INSTRUCTIONS": {"AVX2": False, "AVX512": True},
+}
 
 
 @pytest.mark.skipif(
@@ -424,8 +442,10 @@ def test_a_study_lists_commands_that_another_engine_can_run(trainer, tmp_path, c
 @pytest.mark.parametrize("what", ["lost", "another error", "user error"])
 def test_an_interrupt_that_a_library_loses_still_ends_the_run(trainer, tmp_path, what):
     """Destructors drop KeyboardInterrupt, and extension modules may turn it into an error of their own."""
-    with pytest.raises((SystemExit, run.UserError)) as end, run.Run(trainer.parse(["--out", str(tmp_path / "o")]),
-                                                                    trainer.__file__, "x") as r:  # fmt: skip
+    with (
+        pytest.raises((SystemExit, run.UserError)) as end,
+        run.Run(trainer.parse(["--out", str(tmp_path / "o")]), trainer.__file__, "x") as r,
+    ):
         with contextlib.suppress(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGTERM)
         if what != "lost":
@@ -635,8 +655,9 @@ def test_the_parts_do_not_overlap():
 def published(tmp_path, monkeypatch):
     """A small dataset in the published layout, with what is published of CIFAR-10 adapted to it: (folder, spec)."""
     rng = np.random.default_rng(0)
-    spec = images.CIFAR["cifar10"] | dict(mirrors=[], origin="http://127.0.0.1:9/x", digest="?",
-                                          parquet=("http://127.0.0.1:9/{}", "label"))  # fmt: skip
+    spec = images.CIFAR["cifar10"] | dict(
+        mirrors=[], origin="http://127.0.0.1:9/x", digest="?", parquet=("http://127.0.0.1:9/{}", "label")
+    )
     folder, parts = tmp_path / "data" / spec["folder"], []
     folder.mkdir(parents=True)
     for names in spec["parts"]:
@@ -753,9 +774,15 @@ def test_the_hubs_parquet_is_the_same_dataset(honest, published, monkeypatch):
 # --------------------------------------------------------------------------------------------- images of one's own
 
 
-@pytest.mark.parametrize("parts, counts", [({"": 20}, [32, 4, 4]), ({"train": 20, "test": 5}, [36, 4, 10]),
-                                           ({"train": 20, "val": 5}, [36, 10, 4]),
-                                           ({"train": 20, "val": 5, "test": 3}, [40, 10, 6])])  # fmt: skip
+@pytest.mark.parametrize(
+    "parts, counts",
+    [
+        ({"": 20}, [32, 4, 4]),
+        ({"train": 20, "test": 5}, [36, 4, 10]),
+        ({"train": 20, "val": 5}, [36, 10, 4]),
+        ({"train": 20, "val": 5, "test": 3}, [40, 10, 6]),
+    ],
+)
 @pytest.mark.parametrize("shape", [(3, 32), (1, 28)])
 def test_one_layout_for_every_folder_of_images(parts, counts, shape, tmp_path):
     data = images.load(str(make_images(tmp_path, parts)), shape=shape)
@@ -806,8 +833,16 @@ def test_only_the_parts_that_are_wanted_are_read_and_only_one_process_says_what_
     assert len(image_files.find(tmp_path).test) == 4 and not capsys.readouterr().err
 
 
-@pytest.mark.parametrize("case, said", [("one class", "two folders"), ("few", "dogs (2)"), ("bad", "bad.png"),
-                                        ("bomb", "bomb.png"), ("no such class", "no image of a class")])  # fmt: skip
+@pytest.mark.parametrize(
+    "case, said",
+    [
+        ("one class", "two folders"),
+        ("few", "dogs (2)"),
+        ("bad", "bad.png"),
+        ("bomb", "bomb.png"),
+        ("no such class", "no image of a class"),
+    ],
+)
 def test_a_folder_that_cannot_be_used_is_one_line(case, said, tmp_path):
     make_images(tmp_path, {"train": 3}, classes=["cats"] if case == "one class" else ["cats", "dogs"])
     if case == "few":
@@ -839,9 +874,14 @@ def test_a_class_whose_name_is_not_utf8(tmp_path):
     assert (tmp_path / "run" / "predictions.png").stat().st_size > 5000
 
 
-@pytest.mark.parametrize("kind, classes", [("mnist", "0123456789"), ("letters", "abcdefghijklmnopqrstuvwxyz"),
-                                           ("balanced",
-                                            "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabdefghnqrt")])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind, classes",
+    [
+        ("mnist", "0123456789"),
+        ("letters", "abcdefghijklmnopqrstuvwxyz"),
+        ("balanced", "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabdefghnqrt"),
+    ],
+)
 @pytest.mark.parametrize("suffix", [".gz", ""])
 def test_drop_ins_for_mnist(kind, classes, suffix, tmp_path):
     """EMNIST's images are stored transposed, and its letters are labelled from 1."""
@@ -932,8 +972,14 @@ def good_files(tmp_path_factory):
             write_idx(file, np.zeros((3, 28, 28)))
             return folder, file, lambda path: image_files.read_idx_file(folder, path.name.removesuffix(".gz"), 3)
         if kind == "npz":
-            np.savez(file, classes=np.array(["a"]), train_images=pixels, train_labels=pixels, test_images=pixels,
-                     test_labels=pixels)  # fmt: skip
+            np.savez(
+                file,
+                classes=np.array(["a"]),
+                train_images=pixels,
+                train_labels=pixels,
+                test_images=pixels,
+                test_labels=pixels,
+            )
             return folder, file, images.read_packed
         file.write_bytes(pickle.dumps({"data": pixels, "labels": [1, 2]}, protocol=2))
         return folder, file, images.read_pickle

@@ -17,16 +17,18 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 from common.options import as_dict, options_of
 
+import numpy as np
 import pytest
 import torch
 
 import adaptors
 from conftest import FOLDERS, ROOT, failure, flags_of, load, offers, one_line, quick, run, start, train
-from helpers import metrics, same_weights
+from helpers import metrics, same_weights, weights
 from processes import signal_at
 
 each_folder = pytest.mark.parametrize("folder", FOLDERS)
@@ -119,7 +121,9 @@ def again(tmp_path_factory):
             args.__class__ = Recorder
             return args
 
-        module, parse, out = load(folder), load(folder).parse, tmp_path_factory.mktemp(folder) / "again"
+        module = load(folder)
+        parse = load(folder).parse
+        out = tmp_path_factory.mktemp(folder) / "again"
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(module, "parse", lambda argv=None: recorded(parse(argv)))
             train(folder, *quick(folder), "--out", out)
@@ -150,7 +154,7 @@ def test_help_from_another_directory(folder, tmp_path):
 @each_folder
 def test_every_script_has_help(folder):
     for file in (ROOT / folder).glob("*.py"):
-        module = load(folder, file.stem) if file.stem != "common" else None
+        module = load(folder, file.stem) if file.stem not in ("common", "__init__") else None
         if (hasattr(module, "parser") or hasattr(module, "Options")) and hasattr(module, "main"):
             with contextlib.redirect_stdout(io.StringIO()) as out:
                 assert failure(module.main, ["--help"])[0] == 0
@@ -297,6 +301,15 @@ def test_torchrun_is_offered_or_refused(folder, tmp_path, monkeypatch):
     assert code == 1 and one_line(message) and "torchrun" in message and not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("folder", ["cifar", "lstm_imdb", "resnet", "simplenn"])
+def test_a_short_run_does_not_rise_to_the_peak_rate_at_once(folder, tmp_path):
+    """In a fifth of its few steps it would lose what it learns."""
+    words = quick(folder, decay="onecycle", epochs=2)
+    train(folder, *words, "--out", tmp_path)
+    rates = [float(row["lr"]) for row in metrics(tmp_path)]
+    assert 0 < max(rates) < 0.4 * load(folder).parse(words).lr
+
+
 # ---------------------------------------------------------------------------------- the parts of the data, evaluation
 
 CHOSEN = re.compile("best_(epoch|iter)|val_|last_val_|last_train_|train_|sampled_loss|scored_on")  # not by the test set
@@ -333,7 +346,9 @@ def test_another_test_set_changes_the_test_metrics_and_nothing_else(folder, chan
     """Not the weights, the best epoch, the metrics: with one that every epoch is better on, and with its opposite."""
     if folder in adaptors.NO_TEST_PART:
         pytest.skip(f"{folder}/ has no test part: {adaptors.NO_TEST_PART[folder]}")
-    usual, out, more = finished(folder), tmp_path / "run", adaptors.LEARNS.get(folder, {})
+    usual = finished(folder)
+    out = tmp_path / "run"
+    more = adaptors.LEARNS.get(folder, {})
     if more:
         usual = tmp_path / "usual"
         train(folder, *quick(folder, **more), "--out", usual)
@@ -441,6 +456,123 @@ def test_evaluation_takes_examples_in_any_order_and_number(folder, misled):
         values = result if isinstance(result, tuple) else (result,)
         numbers.append([value for value in values if isinstance(value, float)])
     assert numbers[0] and numbers[1] == pytest.approx(numbers[0], rel=1e-5)
+
+
+# ------------------------------------------------------------------------------------------- in a program of your own
+
+
+@pytest.fixture
+def program(monkeypatch):
+    """program(folder, run): the variables of the program in the README of a folder, with the run folder `run`."""
+
+    def execute(folder, out):
+        text = (ROOT / folder / "README.md").read_text(encoding="utf-8")
+        (code,) = re.findall(r"^```python\n(.*?)^```\n", text, re.DOTALL | re.MULTILINE)
+        space = {}
+        exec(re.sub(r'load\("[^"]*"\)', f"load({str(out)!r})", code), space)
+        return space
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(ROOT)
+    for name in ("data", "model", "train", "saved"):  # modules of the user's own
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    before = dict(sys.modules)
+    yield execute
+    assert {name: sys.modules.get(name) for name in before} == before
+    for name in sys.modules.keys() - before.keys():
+        if name.partition(".")[0] in FOLDERS:
+            del sys.modules[name]
+
+
+LOADABLE = [folder for folder in FOLDERS if (ROOT / folder / "__init__.py").exists()]
+
+
+@pytest.mark.parametrize("folder", LOADABLE)
+def test_a_trained_model_is_used_from_python(folder, finished, program, capsys):
+    """The program of the README, after that of another folder in the same process."""
+    program("lms", finished("lms"))
+    space = program(folder, finished(folder))
+    trained = space["trained"]
+    assert not any(name in vars(sys.modules[folder]) for name in ("data", "model", "train"))
+    if folder == "lms":
+        assert trained.columns == ["x1", "x2", "bias"]
+        assert np.array_equal(trained.weights, weights(finished("lms"))["w"].numpy())
+        return
+    net = trained.gan if folder == "gan" else trained.net
+    assert not net.training
+    if folder == "distilgpt2":  # best.pt has the trained part alone
+        assert trained.tokenizer.decode(space["tokens"][0]).startswith("The river")
+        return
+    assert capsys.readouterr().out or folder == "gan"
+    best, state = weights(finished(folder), "best.pt"), net.state_dict()
+    assert state.keys() == best.keys() and all(torch.equal(state[name], best[name]) for name in best)
+
+
+# ------------------------------------------------------------------------------------------------------- plain code
+
+NOT_YET = ("s2vt/", "common/flags.py", "common/study.py", "tests/test_s2vt.py", "tools/mutate.py", "tools/overview.py")
+
+
+def golf(node):
+    """What a reader would have to unpack at a node of the syntax tree, if so."""
+    match node:
+        case ast.Assign(targets=[ast.Tuple(elts=[_, _, _, *_])], value=ast.Tuple()):
+            return "three assignments in one"
+        case ast.BinOp(op=ast.Mult(), left=left, right=right):
+            texts = ast.JoinedStr | ast.List | ast.Tuple
+            multiplied = [s for s in (left, right) if isinstance(s, texts) or isinstance(getattr(s, "value", 0), str)]
+            conditions = [s for s in (left, right) if isinstance(s, ast.Compare) or is_call(s, "bool")]
+            return "a text or list multiplied by a condition" if multiplied and conditions else None
+        case (
+            ast.BinOp(op=ast.BitOr(), right=ast.IfExp(orelse=ast.Dict(keys=[])))
+            | ast.AugAssign(op=ast.BitOr(), value=ast.IfExp(orelse=ast.Dict(keys=[])))
+        ):
+            return "a dict | {...} if there is something to add"
+        case ast.BoolOp(op=ast.Or(), values=[ast.BoolOp(op=ast.And()), ast.Constant() | ast.BinOp()]):
+            return "and/or for if/else"
+    return None
+
+
+def is_call(node, name):
+    return isinstance(node, ast.Call) and getattr(node.func, "id", None) == name
+
+
+def plain_files():
+    folders = [*(ROOT / name for name in FOLDERS), ROOT / "common", ROOT / "tools", ROOT / "tests"]
+    names = [file.relative_to(ROOT).as_posix() for folder in folders for file in folder.rglob("*.py")]
+    return {name: (ROOT / name).read_text(encoding="utf-8") for name in sorted(names) if not name.startswith(NOT_YET)}
+
+
+def test_code_is_plain():
+    found = []
+    for name, text in plain_files().items():
+        found += [f"{name}:{node.lineno}: {golf(node)}" for node in ast.walk(ast.parse(text)) if golf(node)]
+    assert found == []
+
+
+def test_code_is_formatted_by_ruff():
+    """Except at ten places at most, each with its reason."""
+    assert sum(text.count("fmt: skip\n") for text in plain_files().values()) <= 10
+
+
+@pytest.mark.parametrize(
+    "code, plain",
+    [
+        ("a, b, c = 1, 2, 3", False),
+        ("a, b = 1, 2", True),
+        ("a, b, c = f()", True),
+        ("'x' * (a > b)", False),
+        ("[x] * bool(a)", False),
+        ("'x' * 3", True),
+        ("a | ({'b': 1} if c else {})", False),
+        ("a |= {'b': 1} if c else {}", False),
+        ("a | {'b': 1}", True),
+        ("a and b or 0", False),
+        ("a and b or f(c)", True),
+    ],
+)
+def test_golf_is_found(code, plain):
+    assert plain == (not any(golf(node) for node in ast.walk(ast.parse(code))))
 
 
 # ---------------------------------------------------------------------------------------------------------- the pages

@@ -29,7 +29,9 @@ from helpers import mutations
 transformers = Lazy(lambda: pytest.importorskip("transformers"))
 peft = Lazy(lambda: pytest.importorskip("peft", reason="peft is absent: pip install peft"))
 
-train, data, model = lazy("distilgpt2"), lazy("distilgpt2", "data"), lazy("distilgpt2", "model")
+train = lazy("distilgpt2")
+data = lazy("distilgpt2", "data")
+model = lazy("distilgpt2", "model")
 corpus, decode, generate, pretrained, scoring = (
     lazy("distilgpt2", name) for name in ("corpus", "decode", "generate", "pretrained", "scoring")
 )
@@ -63,8 +65,16 @@ def small(vocab_size=40, seed=0, factor=4.0, **changes):
 
 def small_llama(**changes):
     torch.manual_seed(0)
-    shape = dict(vocab_size=40, hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4,
-                 num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=True)  # fmt: skip
+    shape = dict(
+        vocab_size=40,
+        hidden_size=24,
+        intermediate_size=40,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        tie_word_embeddings=True,
+    )
     net = transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape | changes)).double().eval()
     with torch.no_grad():
         for p in net.parameters():
@@ -73,9 +83,15 @@ def small_llama(**changes):
 
 
 FAMILIES = pytest.mark.parametrize("family", [small, small_llama], ids=["gpt2", "llama"])
-PLAIN = types.SimpleNamespace(device=torch.device("cpu"), rank=0, world=1, precision="fp32",
-                              autocast=contextlib.nullcontext, all_reduce=lambda tensor: tensor,
-                              should_stop=lambda: False)  # fmt: skip
+PLAIN = types.SimpleNamespace(
+    device=torch.device("cpu"),
+    rank=0,
+    world=1,
+    precision="fp32",
+    autocast=contextlib.nullcontext,
+    all_reduce=lambda tensor: tensor,
+    should_stop=lambda: False,
+)
 
 
 def some_ids(*shape, vocab_size=40, seed=1):
@@ -85,13 +101,16 @@ def some_ids(*shape, vocab_size=40, seed=1):
 # -------------------------------------------------------------------------------------------------------- the documents
 
 
-@pytest.mark.parametrize("tokens, text", [
-    ("of the Battlefield 3 ) , is a role @-@ playing game .", "of the Battlefield 3), is a role-playing game."),
-    ("about 1 @,@ 200 people and 3 @.@ 5 km ( 2 @.@ 2 mi )", "about 1,200 people and 3.5 km (2.2 mi)"),
-    ('He said , " It \'s Herons " ; it was not .', 'He said, "It\'s Herons"; it was not.'),
-    ("the players ' goals did n't count : 5 % of $ 10", "the players' goals didn't count: 5% of $10"),
-    ("= = Early life = =", "= = Early life = ="),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "tokens, text",
+    [
+        ("of the Battlefield 3 ) , is a role @-@ playing game .", "of the Battlefield 3), is a role-playing game."),
+        ("about 1 @,@ 200 people and 3 @.@ 5 km ( 2 @.@ 2 mi )", "about 1,200 people and 3.5 km (2.2 mi)"),
+        ('He said , " It \'s Herons " ; it was not .', 'He said, "It\'s Herons"; it was not.'),
+        ("the players ' goals did n't count : 5 % of $ 10", "the players' goals didn't count: 5% of $10"),
+        ("= = Early life = =", "= = Early life = ="),
+    ],
+)
 def test_detokenized(tokens, text):
     assert corpus.detokenize(f" {tokens} ") == text
 
@@ -99,8 +118,11 @@ def test_detokenized(tokens, text):
 def test_wikitext_2_has_its_published_counts(data_dir):
     """Merity et al. 2016, table 1: 60 and 60 articles; 217,646 and 245,569 tokens with ends of lines."""
     folder = data_dir("wikitext-2")
-    lines = {part: (folder / "wikitext-2" / f"wiki.{name}.tokens").read_text().splitlines()
-             for part, name in corpus.FILES.items() if part != "train"}  # fmt: skip
+    lines = {
+        part: (folder / "wikitext-2" / f"wiki.{name}.tokens").read_text().splitlines()
+        for part, name in corpus.FILES.items()
+        if part != "train"
+    }
     for part, articles, words in (("validation", 60, 217_646), ("test", 60, 245_569)):
         for form, count in (("detokenized", articles), ("lines", 1)):
             documents = corpus.wikitext(lines[part], form)
@@ -237,7 +259,9 @@ def test_windows_score_every_token_once(count, block_size, stride):
 @FAMILIES
 def test_strided_perplexity(family):
     """With the stride equal to the block it is the plain one; with stride 1 each token has the whole context."""
-    net, ids, args = family(), some_ids(61), argparse.Namespace(block_size=8, micro_batch=2, bs=2, across=True)
+    net = family()
+    ids = some_ids(61)
+    args = argparse.Namespace(block_size=8, micro_batch=2, bs=2, across=True)
     part = data.Part(ids.int(), 30.0, 1)
 
     def strided(block_size, stride):
@@ -281,8 +305,10 @@ def test_micro_batches_and_checkpointing_change_no_gradient():
 
 
 def test_schedules():
-    factors = {decay: [train.lr_factor(argparse.Namespace(decay=decay, warmup=0.1), i, 100) for i in range(100)]
-               for decay in ("linear", "cosine", "none")}  # fmt: skip
+    factors = {
+        decay: [train.lr_factor(argparse.Namespace(decay=decay, warmup=0.1), i, 100) for i in range(100)]
+        for decay in ("linear", "cosine", "none")
+    }
     for values in factors.values():
         assert values[:10] == sorted(values[:10]) and 0 < values[0] < 0.2 and values[10] == 1.0
     assert factors["linear"][55] == pytest.approx(0.5) == factors["cosine"][55] and factors["none"][99] == 1.0
@@ -345,10 +371,17 @@ def test_trainable_parameters_of_the_published_models():
     """GPT-2's and DistilGPT2's sizes, and LoRA of rank 8 on attention as in peft's documentation (294,912)."""
     with torch.device("meta"):
         gpt2, distil = (transformers.GPT2LMHeadModel(transformers.GPT2Config(n_layer=n)) for n in (12, 6))
-        llama = dict(hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
-                     num_key_value_heads=3, vocab_size=49152, tie_word_embeddings=True)  # fmt: skip
+        llama = dict(
+            hidden_size=576,
+            intermediate_size=1536,
+            num_hidden_layers=30,
+            num_attention_heads=9,
+            num_key_value_heads=3,
+            vocab_size=49152,
+            tie_word_embeddings=True,
+        )
         smollm2 = transformers.LlamaForCausalLM(transformers.LlamaConfig(**llama))
-        assert [pretrained.count_parameters(net) for net in (gpt2, distil, smollm2)] == [124439808, 81912576, 134515008]
+        assert [run.count_parameters(net) for net in (gpt2, distil, smollm2)] == [124439808, 81912576, 134515008]
         for net in (distil, gpt2):
             model.prepare(net, "last", last_blocks=2)
             assert model.Trainable(net).count() == 2 * 7_087_872 + 1536  # a block of GPT-2, and the last norm
@@ -361,8 +394,9 @@ def test_trainable_parameters_of_the_published_models():
 
 def test_the_last_layers_of_an_unknown_architecture():
     """OPT has its blocks a level deeper."""
-    net = transformers.OPTForCausalLM(transformers.OPTConfig(vocab_size=40, hidden_size=24, num_hidden_layers=1,
-                                                             ffn_dim=24, num_attention_heads=3))  # fmt: skip
+    net = transformers.OPTForCausalLM(
+        transformers.OPTConfig(vocab_size=40, hidden_size=24, num_hidden_layers=1, ffn_dim=24, num_attention_heads=3)
+    )
     code, message = failure(model.prepare, net, "last", None, None, None, 2)
     assert code == 1 and one_line(message) and "OPTForCausalLM" in message
 
@@ -370,8 +404,9 @@ def test_the_last_layers_of_an_unknown_architecture():
 def test_the_default_model_is_that_of_a_resumed_run(tmp_path, monkeypatch):
     monkeypatch.setattr(pretrained, "resolve", lambda name, data_dir=None: "tiny" if name == "auto" else name)
     for _ in range(2):
-        train.main([*TINY, "--model", "auto", "--limit", "300", "--max-steps", "2", "--out", str(tmp_path),
-                    "--resume", "auto"])  # fmt: skip
+        train.main(
+            [*TINY, "--model", "auto", "--limit", "300", "--max-steps", "2", "--out", str(tmp_path), "--resume", "auto"]
+        )
 
 
 def test_the_recipe_is_that_of_the_recorded_runs():
@@ -392,16 +427,32 @@ def tokenizer_stub():
 
 
 @FAMILIES
-@pytest.mark.parametrize("text", ["greedy", "repetition=1.3", "ngram=2", "repetition=1.2+ngram=3", "temperature=1",
-                                  "temperature=0.5", "top-k=5", "top-p=0.8", "typical=0.6", "min-p=0.2",
-                                  "top-k=12+top-p=0.9+temperature=1.3", "ngram=2+top-p=0.9"])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "greedy",
+        "repetition=1.3",
+        "ngram=2",
+        "repetition=1.2+ngram=3",
+        "temperature=1",
+        "temperature=0.5",
+        "top-k=5",
+        "top-p=0.8",
+        "typical=0.6",
+        "min-p=0.2",
+        "top-k=12+top-p=0.9+temperature=1.3",
+        "ngram=2+top-p=0.9",
+    ],
+)
 def test_decoding_written_out_gives_the_tokens_of_transformers(family, text):
     """At the same seed, in texts of 12 tokens or up to the end-of-text token."""
     net, lengths = family(), []
     for seed in range(2):
         ids, parts = some_ids(5, seed=seed).tolist(), generate.strategy(text)
-        ours, theirs = (generate.continuation(net, tokenizer_stub(), ids, parts, 12, seed, written_out=written_out)
-                        for written_out in (True, False))  # fmt: skip
+        ours, theirs = (
+            generate.continuation(net, tokenizer_stub(), ids, parts, 12, seed, written_out=written_out)
+            for written_out in (True, False)
+        )
         assert ours == theirs
         lengths.append(len(ours))
     assert max(lengths) > 1
@@ -416,8 +467,10 @@ def test_decoding_ignores_the_settings_that_a_model_brings(family, text):
         net.generation_config = transformers.GenerationConfig(
             do_sample=True, top_p=0.3, temperature=0.5, repetition_penalty=1.8, num_beams=3, min_length=9
         )
-        ours, theirs = (generate.continuation(net.eval(), tokenizer_stub(), ids, parts, 8, 0, written_out=written_out)
-                        for written_out in (True, False))  # fmt: skip
+        ours, theirs = (
+            generate.continuation(net.eval(), tokenizer_stub(), ids, parts, 8, 0, written_out=written_out)
+            for written_out in (True, False)
+        )
         assert ours == theirs
 
 
@@ -432,8 +485,10 @@ def test_beam_search_gives_the_tokens_of_transformers(family, beams, factor):
             bias.weight.data, bias.bias.data = net.get_output_embeddings().weight, torch.zeros(40).double()
             bias.bias.data[EOS] = factor
             net.lm_head = bias
-        ours, theirs = (generate.continuation(net, tokenizer_stub(), ids, {"beam": beams}, 15, 0, written_out=w)
-                        for w in (True, False))  # fmt: skip
+        ours, theirs = (
+            generate.continuation(net, tokenizer_stub(), ids, {"beam": beams}, 15, 0, written_out=w)
+            for w in (True, False)
+        )
         assert ours == theirs
         ended += ours[-1] == EOS
     assert family is small_llama or ended
@@ -461,8 +516,10 @@ def test_contrastive_search_is_that_of_the_paper(family):
         for token in ours:
             with torch.no_grad():
                 p, tokens = net(input_ids=torch.tensor([text])).logits[0, -1].softmax(0).topk(4)
-                hidden = [net(input_ids=torch.tensor([[*text, t]]), output_hidden_states=True).hidden_states[-1][0]
-                          for t in tokens.tolist()]  # fmt: skip
+                hidden = [
+                    net(input_ids=torch.tensor([[*text, t]]), output_hidden_states=True).hidden_states[-1][0]
+                    for t in tokens.tolist()
+                ]
             penalty = torch.stack([F.cosine_similarity(h[:-1], h[-1:]).max() for h in hidden])
             assert token == tokens[((1 - alpha) * p - alpha * penalty).argmax()]
             text.append(token)
@@ -690,17 +747,20 @@ def test_evaluate_names_form_block_and_stride(trained, tmp_path, capsys):
 # ----------------------------------------------------------------------------------------------------------- bad input
 
 
-@pytest.mark.parametrize("content, words", [
-    (b"", "has no column `text`; its columns: none"),
-    (b"review,label\r\nfine,1\r\n", "its columns: review, label"),
-    (b"text\r\n", "two different ones or more"),
-    (b"text\r\n\r\n12\r\nnan\r\n", "holds 0 rows with text"),
-    (b"text\r\ngood text\r\n\xff\xfe bad\r\n", "line 3 is not UTF-8"),
-    (b'text\r\n"no end', "is not a valid CSV file"),
-    (b"text\r\nhello, world\r\n", "line 2 has 2 fields"),
-    (b"text,split\r\nhello,train\r\nworld,training set\r\n", "line 3: split 'training set'"),
-    (b"text,split\r\nhello,test\r\nworld,test\r\n", "holds no rows for train and validation"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (b"", "has no column `text`; its columns: none"),
+        (b"review,label\r\nfine,1\r\n", "its columns: review, label"),
+        (b"text\r\n", "two different ones or more"),
+        (b"text\r\n\r\n12\r\nnan\r\n", "holds 0 rows with text"),
+        (b"text\r\ngood text\r\n\xff\xfe bad\r\n", "line 3 is not UTF-8"),
+        (b'text\r\n"no end', "is not a valid CSV file"),
+        (b"text\r\nhello, world\r\n", "line 2 has 2 fields"),
+        (b"text,split\r\nhello,train\r\nworld,training set\r\n", "line 3: split 'training set'"),
+        (b"text,split\r\nhello,test\r\nworld,test\r\n", "holds no rows for train and validation"),
+    ],
+)
 def test_a_bad_csv_file_is_one_line(content, words, tmp_path):
     (tmp_path / "own.csv").write_bytes(content)
     code, message = failure(
@@ -1472,8 +1532,26 @@ def test_compare_studies_methods_ranks_and_epochs(tmp_path, monkeypatch, capsys)
 @pytest.mark.slow
 def test_the_bench_counts_real_tokens(tmp_path):
     bench = load("distilgpt2", "bench")
-    rows = bench.main(["--model", "tiny", "--data", "builtin", "--tokens", "600", "--block-size", "64", "--bs", "4",
-                       "--rounds", "2", "--device", "cpu", "--out", str(tmp_path)])  # fmt: skip
+    rows = bench.main(
+        [
+            "--model",
+            "tiny",
+            "--data",
+            "builtin",
+            "--tokens",
+            "600",
+            "--block-size",
+            "64",
+            "--bs",
+            "4",
+            "--rounds",
+            "2",
+            "--device",
+            "cpu",
+            "--out",
+            str(tmp_path),
+        ]
+    )
     assert {"packed", "padded", "padded, sorted by length"} <= {row["way"] for row in rows}
     assert all(row["tokens_per_s"] > 0 for row in rows)
     padded = next(row for row in rows if row["way"] == "padded")

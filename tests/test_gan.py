@@ -19,7 +19,9 @@ from torch import nn
 from conftest import ROOT, failure, lazy, load, one_line, run
 from helpers import metrics, names, write_images
 
-train, data, model = lazy("gan"), lazy("gan", "data"), lazy("gan", "model")
+train = lazy("gan")
+data = lazy("gan", "data")
+model = lazy("gan", "model")
 features, fid, grids, scores = (lazy("gan", name) for name in ("features", "fid", "grids", "scores"))
 MODELS = names("gan", "model", "MODELS")
 TINY = ["--recipe", "tiny", "--data", "builtin", "--limit", "200", "--device", "cpu"]
@@ -245,7 +247,9 @@ class Adam:
     """Kingma and Ba 2015, algorithm 1."""
 
     def __init__(self, net, args):
-        self.params, (self.b1, self.b2), self.t = list(net.parameters()), args.betas, 0
+        self.params = list(net.parameters())
+        self.b1, self.b2 = args.betas
+        self.t = 0
         self.m, self.v = ([torch.zeros_like(p) for p in self.params] for _ in range(2))
 
     @torch.no_grad()
@@ -280,7 +284,9 @@ def trained_by_hand(args, part):
     d_optimizer, g_optimizer = ((RMSprop if args.model == "wgan" else Adam)(net, args) for net in (d, g))
     bce, ce = F.binary_cross_entropy_with_logits, F.cross_entropy
     one, zero = torch.ones(args.bs), torch.zeros(args.bs)
-    d_losses, g_losses, steps = [], [], len(part) // args.bs
+    d_losses = []
+    g_losses = []
+    steps = len(part) // args.bs
     for step, (x, labels) in enumerate(part.batches(args.bs, (args.seed, 0))):
         lr = args.lr * (1 - step / steps)  # --decay linear
         z, wanted = torch.randn(args.bs, args.noise), torch.randint(10, (args.bs,))
@@ -414,14 +420,19 @@ def block(c_in, c_out):
 
 
 PARAMETERS = {  # of generator and discriminator at width 64 for 10 classes, counted by hand from the papers
-    ("dcgan", "paper"): (129 * 4096 + 512 + 16 * 256 * 128 + 256 + 16 * 128 * 64 + 128 + 16 * 64 * 3 + 3,
-                         16 * 3 * 64 + 64 + 16 * 64 * 128 + 256 + 16 * 128 * 256 + 512 + 4096 + 1),
-    ("wgan-gp", "paper"): (129 * 2048 + 3 * (block(128, 128) + 512) + 256 + 9 * 128 * 3 + 3,
-                           block(3, 128) + 3 * block(128, 128) + 129),
-    ("acgan", "paper"): (139 * 6144 + 25 * 384 * 192 + 384 + 25 * 192 * 96 + 192 + 25 * 96 * 3 + 3,
-                         9 * 3 * 16 + 16 + sum(9 * 2**i * 2 ** (i + 1) + 2 ** (i + 2) for i in range(4, 9))
-                         + 8192 * 11 + 11),
-}  # fmt: skip
+    ("dcgan", "paper"): (
+        129 * 4096 + 512 + 16 * 256 * 128 + 256 + 16 * 128 * 64 + 128 + 16 * 64 * 3 + 3,
+        16 * 3 * 64 + 64 + 16 * 64 * 128 + 256 + 16 * 128 * 256 + 512 + 4096 + 1,
+    ),
+    ("wgan-gp", "paper"): (
+        129 * 2048 + 3 * (block(128, 128) + 512) + 256 + 9 * 128 * 3 + 3,
+        block(3, 128) + 3 * block(128, 128) + 129,
+    ),
+    ("acgan", "paper"): (
+        139 * 6144 + 25 * 384 * 192 + 384 + 25 * 192 * 96 + 192 + 25 * 96 * 3 + 3,
+        9 * 3 * 16 + 16 + sum(9 * 2**i * 2 ** (i + 1) + 2 ** (i + 2) for i in range(4, 9)) + 8192 * 11 + 11,
+    ),
+}
 
 
 @pytest.mark.parametrize("which", MODELS)
@@ -429,7 +440,7 @@ PARAMETERS = {  # of generator and discriminator at width 64 for 10 classes, cou
 def test_the_networks(which, network):
     gan = model.build(which, network, 3, 10, 64, 128)
     if (which, network) in PARAMETERS:
-        counts = tuple(model.num_parameters(net) for net in (gan.generator, gan.discriminator))
+        counts = tuple(run.count_parameters(net) for net in (gan.generator, gan.discriminator))
         assert counts == PARAMETERS[which, network]
     small = model.build(which, network, 1, 10, 4, 8)
     images = small.generator(torch.randn(3, 8), torch.tensor([0, 1, 9]))
@@ -628,8 +639,9 @@ def test_the_distance_equals_that_of_the_libraries():
     root = sqrtm((c1 @ c2).numpy()).real
     assert ours == pytest.approx(((m1 - m2) ** 2).sum().item() + np.trace(c1 + c2 - 2 * root).item(), rel=1e-8)
     metric = pytest.importorskip("torch_fidelity.metric_fid", reason="pip install torch-fidelity")
-    theirs = metric.fid_statistics_to_metric({"mu": m1.numpy(), "sigma": c1.numpy()},
-                                             {"mu": m2.numpy(), "sigma": c2.numpy()}, False)  # fmt: skip
+    theirs = metric.fid_statistics_to_metric(
+        {"mu": m1.numpy(), "sigma": c1.numpy()}, {"mu": m2.numpy(), "sigma": c2.numpy()}, False
+    )
     assert ours == pytest.approx(list(theirs.values())[0], rel=1e-6)
 
 
@@ -960,9 +972,19 @@ def test_evaluate_repeats_what_the_run_said(checkpoint, trained, tmp_path):
     assert record["protocol"] == final["protocol"] and (tmp_path / "evaluation-classifier.json").exists()
 
 
-@pytest.mark.parametrize("words", ["--limit 5", "--feature-size 64", "--real RUN", "--real --out-dir RUN",
-                                   "--real --checkpoint best", "--real --weights ema", "--real --samples 10000",
-                                   "--real --seed 0"])  # fmt: skip
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--limit 5",
+        "--feature-size 64",
+        "--real RUN",
+        "--real --out-dir RUN",
+        "--real --checkpoint best",
+        "--real --weights ema",
+        "--real --samples 10000",
+        "--real --seed 0",
+    ],
+)
 def test_flags_that_would_not_be_read(words, capsys):
     code, _ = failure(load("gan", "evaluate").main, words.split())
     named = next(word for word in words.split() if word != "--real")
@@ -1071,7 +1093,7 @@ def test_weights_that_are_not_numbers(script, file, damaged):
     state["model"][name].fill_(math.nan)
     torch.save(state, folder / file)
     code, message = failure(load("gan", script).main, [str(folder), "--out", str(folder)])
-    assert code == 1 and one_line(message) and f"{file}: the model is damaged" in message
+    assert code == 1 and one_line(message) and f"{file}: is damaged" in message
     assert not [path for path in folder.iterdir() if path.suffix == ".png"]
 
 
@@ -1093,8 +1115,10 @@ def test_compare(tmp_path, capsys):
     assert len(lines) == 4 and all("--model" in line and "--recipe plain" in line for line in lines)
     parsed = [train.parse(line.split()[2:-2]) for line in lines]
     assert {(a.width, a.network, a.eval_every) for a in parsed} == {(16, "plain", 3)}, "one network, one budget"
-    rows = [{"setting": s, "seed": 0, "state": "done", "seconds": t, "val_fid": f}
-            for s, t, f in (("A", [5.0, 10.0], [9.0, 7.0]), ("B", [10.0, 20.0], [8.0, 2.0]))]  # fmt: skip
+    rows = [
+        {"setting": s, "seed": 0, "state": "done", "seconds": t, "val_fid": f}
+        for s, t, f in (("A", [5.0, 10.0], [9.0, 7.0]), ("B", [10.0, 20.0], [8.0, 2.0]))
+    ]
     compare.at_equal_seconds(rows)
     assert [row["fid_at_equal_seconds"] for row in rows] == [7.0, 8.0]
 

@@ -229,10 +229,19 @@ def refuses_to_resume(folder, out, capsys):
 def edits(record):
     """{what was done: the record afterwards}"""
     args = record["args"]
-    wrong = {"lr": ["abc", -1, float("nan"), None, [0.1], 1e999], "epochs": [None, 0, 2.5, "ten"], "iters": [None, 0],
-             "bs": [0, -8, None, "x"], "model": ["nothing", 3], "device": ["tpu", None], "precision": ["fp8", 16],
-             "recipe": ["none", None], "seed": [-1, "x", 2**40], "limit": [0, "x"],
-             "data": ["nowhere", 5, ""]}  # fmt: skip
+    wrong = {
+        "lr": ["abc", -1, float("nan"), None, [0.1], 1e999],
+        "epochs": [None, 0, 2.5, "ten"],
+        "iters": [None, 0],
+        "bs": [0, -8, None, "x"],
+        "model": ["nothing", 3],
+        "device": ["tpu", None],
+        "precision": ["fp8", 16],
+        "recipe": ["none", None],
+        "seed": [-1, "x", 2**40],
+        "limit": [0, "x"],
+        "data": ["nowhere", 5, ""],
+    }
     for name, values in wrong.items():
         for value in values if name in args else []:
             yield f"{name} {value}", record | {"args": args | {name: value}}
@@ -241,10 +250,21 @@ def edits(record):
             yield f"no {name}", record | {"args": {k: v for k, v in args.items() if k != name}}
     yield "an argument more", record | {"args": args | {"colour": "red"}}
     yield "help", record | {"args": args | {"help": True}}
-    for name, value in (("args", []), ("args", "x"), ("experiment", None), ("device", {}), ("device", {"threads": -1}),
-                        ("device", {"threads": "many"}), ("precision", "fp8"), ("wall_s", "long"), ("wall_s", 1e300),
-                        ("git", {"commit": "--output=evil"}), ("git", "x"), ("dataset", []),
-                        ("resumed", "x")):  # fmt: skip
+    for name, value in (
+        ("args", []),
+        ("args", "x"),
+        ("experiment", None),
+        ("device", {}),
+        ("device", {"threads": -1}),
+        ("device", {"threads": "many"}),
+        ("precision", "fp8"),
+        ("wall_s", "long"),
+        ("wall_s", 1e300),
+        ("git", {"commit": "--output=evil"}),
+        ("git", "x"),
+        ("dataset", []),
+        ("resumed", "x"),
+    ):
         yield f"{name} = {value}", record | {name: value}
     yield "no state", {k: v for k, v in record.items() if k != "state"}
 
@@ -273,8 +293,23 @@ def test_a_record_that_is_none(folder, content, copied, capsys):
 
 
 @two_folders
-@pytest.mark.parametrize("content", ["empty", "cut", "state dict", "list", "tensor", "no epoch", "random state", "zip",
-                                     "rows", "step", "random", "folder"])  # fmt: skip
+@pytest.mark.parametrize(
+    "content",
+    [
+        "empty",
+        "cut",
+        "state dict",
+        "list",
+        "tensor",
+        "no epoch",
+        "random state",
+        "zip",
+        "rows",
+        "step",
+        "random",
+        "folder",
+    ],
+)
 def test_a_damaged_last_checkpoint(folder, content, copied, capsys):
     out = copied(folder)
     file, whole = out / "last.pt", (out / "last.pt").read_bytes()
@@ -288,11 +323,16 @@ def test_a_damaged_last_checkpoint(folder, content, copied, capsys):
         with zipfile.ZipFile(file, "w") as archive:
             archive.writestr("hello", "world")
     else:
-        other = {"state dict": state["model"], "list": [1, 2], "tensor": torch.ones(3),
-                 "no epoch": {k: v for k, v in state.items() if k in ("model", "random", "rows")},
-                 "random state": state | {"random": [{"cpu": torch.zeros(7, dtype=torch.uint8)}]},
-                 "rows": state | {"rows": "many"}, "step": state | {"epoch": -1, "step": "x"},
-                 "random": state | {"random": 5}}  # fmt: skip
+        other = {
+            "state dict": state["model"],
+            "list": [1, 2],
+            "tensor": torch.ones(3),
+            "no epoch": {k: v for k, v in state.items() if k in ("model", "random", "rows")},
+            "random state": state | {"random": [{"cpu": torch.zeros(7, dtype=torch.uint8)}]},
+            "rows": state | {"rows": "many"},
+            "step": state | {"epoch": -1, "step": "x"},
+            "random": state | {"random": 5},
+        }
         torch.save(other[content], file)
     message = refuses_to_resume(folder, out, capsys)
     assert "last.pt" in message and "(101)" not in message and "PyTorch 2.6" not in message

@@ -16,7 +16,9 @@ import torch
 from conftest import failure, lazy, load, one_line, run
 from helpers import drawn
 
-train, data, model = lazy("lms"), lazy("lms", "data"), lazy("lms", "model")
+train = lazy("lms")
+data = lazy("lms", "data")
+model = lazy("lms", "model")
 ladder, sweep = lazy("lms", "ladder"), lazy("lms", "sweep")
 
 
@@ -177,7 +179,9 @@ def test_the_exact_misadjustment_is_that_of_independent_samples(r):
 def test_moments_give_the_map_of_the_covariance():
     """E[(I - r xx') S (I - r xx')] over a few rows that are far from Gaussian, for any symmetric S."""
     X, _ = problem(3, 20)
-    X, S, r = X**2, np.array([[2.0, 0.3, -0.5], [0.3, 1.0, 0.2], [-0.5, 0.2, 3.0]]), 0.7
+    X = X**2
+    S = np.array([[2.0, 0.3, -0.5], [0.3, 1.0, 0.2], [-0.5, 0.2, 3.0]])
+    r = 0.7
     steps = np.eye(3) - r * X[:, :, None] * X[:, None, :]  # (N, 3, 3)
     expected = np.mean(steps @ S @ steps, 0)
     _, axes = np.linalg.eigh(X.T @ X / len(X))
@@ -218,7 +222,9 @@ def test_a_training_ends_with_the_predicted_misadjustment(trained):
 def test_final_weights_stay_within_the_predicted_misadjustment():
     """On average over 100 runs."""
     plane = data.plane()
-    X, d, wiener_mse = plane.inputs, plane.targets, model.wiener_solution(plane.inputs, plane.targets).mse
+    X = plane.inputs
+    d = plane.targets
+    wiener_mse = model.wiener_solution(plane.inputs, plane.targets).mse
     rows = np.stack([np.random.default_rng(seed).permutation(len(d)) for seed in range(100)])
     w = np.zeros((100, 3))
     for r in (0.05, 0.005):  # a fast start, then the step size to be tested
@@ -294,7 +300,9 @@ def test_every_option_matters(name, tmp_path):
 def test_an_epoch_of_training_is_the_formula(tmp_path):
     """w <- w + r e x over the shuffled rows; the a-priori MSE is that of the errors before each update."""
     record = train.main(["--epochs", "1", "--lr", "0.02", "--seed", "5", "--out", str(tmp_path)])
-    plane, w, errors = data.plane(), np.zeros(3), []
+    plane = data.plane()
+    w = np.zeros(3)
+    errors = []
     for k in np.random.default_rng((5, 0)).permutation(len(plane.targets)):
         x = plane.inputs[k]
         errors.append(plane.targets[k] - w @ x)
@@ -532,7 +540,10 @@ def test_a_file_that_is_not_text(content, tmp_path):
 @pytest.mark.slow
 def test_a_damaged_csv_trains_or_ends_in_one_line(tmp_path, capsys):
     """Truncations, flipped bits and other bytes in a good file. Every tenth is trained on, the others are only read."""
-    file, rng, whole, results = tmp_path / "t.csv", random.Random(0), GOOD.encode(), []
+    file = tmp_path / "t.csv"
+    rng = random.Random(0)
+    whole = GOOD.encode()
+    results = []
     for i in range(400):
         content, at = bytearray(whole), rng.randrange(len(whole))
         change = rng.randrange(4)

@@ -26,7 +26,9 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from conftest import failure, lazy, load, one_line, run
 from helpers import names
 
-train, data, model = lazy("lstm_imdb"), lazy("lstm_imdb", "data"), lazy("lstm_imdb", "model")
+train = lazy("lstm_imdb")
+data = lazy("lstm_imdb", "data")
+model = lazy("lstm_imdb", "model")
 corpus, outcome, pretrained = (lazy("lstm_imdb", name) for name in ("corpus", "outcome", "pretrained"))
 TINY = ["--recipe", "tiny", "--data", "builtin", "--device", "cpu", "--limit", "200", "--precision", "fp32"]
 
@@ -40,6 +42,14 @@ def write_csv(path, rows, header=("review", "sentiment")):
 
 def own_reviews(n=40):
     return [(f"number {i} is {'fine' if i % 2 else 'poor'}", ("negative", "positive")[i % 2]) for i in range(n)]
+
+
+@pytest.mark.parametrize("name", ["train", "pretrain"])
+def test_a_training_that_learns_nothing_says_so(name, tmp_path, capsys):
+    """Against a uniform prediction of the classes, or of the words."""
+    words = [*TINY, "--lr", "1e-12", "--epochs", "1", "--out", str(tmp_path / "run")]
+    record = load("lstm_imdb", name).main(words)
+    assert "nothing was learned" in record["warning"] and record["warning"] in capsys.readouterr().out
 
 
 # ----------------------------------------------------------------------------------------------------------- the words
@@ -184,7 +194,7 @@ def test_two_directions_and_layers_are_those_of_torch_with_packing(cell):
     for layer, directions in enumerate(net.layers):
         for direction, lstm in enumerate(directions):
             for name, value in lstm.named_parameters():
-                suffix = f"{layer}{'_reverse' * direction}"
+                suffix = f"{layer}{'_reverse' if direction else ''}"
                 getattr(reference, name.replace("_l0", f"_l{suffix}")).data.copy_(value.data)
     lengths = torch.tensor([3, 8, 5])
     x = torch.randn(3, 8, 6)
@@ -234,7 +244,9 @@ def test_word_dropout_acts_in_training_alone():
 def test_adversarial_training_by_hand():
     torch.manual_seed(0)
     net = model.SentimentLSTM(30, embed=4, hidden=5, bidirectional=True, pool="max", dropout=0.0)
-    tokens, lengths, labels = torch.randint(2, 30, (3, 7)), torch.tensor([7, 4, 2]), torch.tensor([0, 1, 1])
+    tokens = torch.randint(2, 30, (3, 7))
+    lengths = torch.tensor([7, 4, 2])
+    labels = torch.tensor([0, 1, 1])
     tokens[torch.arange(7) >= lengths[:, None]] = 0
     vectors = net.embedding(tokens)
     loss = F.cross_entropy(net.classify(vectors, lengths), labels)
@@ -250,8 +262,10 @@ def test_adversarial_training_by_hand():
     torch.testing.assert_close(logits, net(tokens, lengths).detach())
     net.zero_grad()
     assert train.backward(net, tokens, lengths, labels, 0.0, r)[0] == loss.detach()
-    torch.testing.assert_close([p.grad for p in net.parameters()], list(torch.autograd.grad(
-        F.cross_entropy(net(tokens, lengths), labels), list(net.parameters()))))  # fmt: skip
+    torch.testing.assert_close(
+        [p.grad for p in net.parameters()],
+        list(torch.autograd.grad(F.cross_entropy(net(tokens, lengths), labels), list(net.parameters()))),
+    )
 
 
 # ------------------------------------------------------------------------------------------------- steps and options
@@ -530,8 +544,12 @@ def test_a_csv_of_ones_own_with_three_classes(tmp_path):
     rows += [("", "no label"), ("1", "  "), ("-1", rows[0][1] + "!"), ("1", rows[0][1] + "!"), ("0", rows[1][1])]
     texts, parts, facts = corpus.load(str(write_csv(tmp_path / "three.csv", rows, ("Label", "TEXT"))))
     assert facts["classes"] == ["-1", "0", "1"] and facts["rows"] == 50
-    assert facts["dropped"] == {"rows without a label": 1, "rows without text": 1, "rows of texts with two labels": 2,
-                                "duplicate texts": 1}  # fmt: skip
+    assert facts["dropped"] == {
+        "rows without a label": 1,
+        "rows without text": 1,
+        "rows of texts with two labels": 2,
+        "duplicate texts": 1,
+    }
     assert sum(map(len, parts.values())) == 45
 
 
@@ -727,10 +745,21 @@ def test_a_vocabulary_without_words_is_refused(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("words", [["--keep", "middle"], ["--dropout", "1.0"], ["--clip", "0.0"],
-                                   ["--adversarial", "-0.1"], ["--word-dropout", "-0.1"],
-                                   ["--embed", "0"], ["--decay", "x"], ["--pool", "min"],
-                                   ["--cell", "gru"], ["--max-len", "0"]])  # fmt: skip
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--keep", "middle"],
+        ["--dropout", "1.0"],
+        ["--clip", "0.0"],
+        ["--adversarial", "-0.1"],
+        ["--word-dropout", "-0.1"],
+        ["--embed", "0"],
+        ["--decay", "x"],
+        ["--pool", "min"],
+        ["--cell", "gru"],
+        ["--max-len", "0"],
+    ],
+)
 def test_values_that_make_no_sense(words, capsys):
     assert failure(train.parse, [*TINY, *words])[0] == 2
     assert words[0] in capsys.readouterr().err.splitlines()[-1]
@@ -816,8 +845,18 @@ def test_a_run_lists_predictions_and_the_most_confident_mistakes(tmp_path):
 
 
 def test_word_vectors(tmp_path, capsys):
-    lines = ["400000 3", "good 1 2 3", "bad 4 5 6", "good 7 8 9", "at name@domain.com 1 2 3", "the x y z",
-             "film nan 1 2", "", "zebra 1 1 1", "\xa0 1 2 3"]  # fmt: skip
+    lines = [
+        "400000 3",
+        "good 1 2 3",
+        "bad 4 5 6",
+        "good 7 8 9",
+        "at name@domain.com 1 2 3",
+        "the x y z",
+        "film nan 1 2",
+        "",
+        "zebra 1 1 1",
+        "\xa0 1 2 3",
+    ]
     path = tmp_path / "vectors.txt"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     rows, counts = pretrained.read_vectors(path, {"good", "bad", "the", "film"}, 3)
@@ -916,8 +955,13 @@ def test_a_review_without_words_does_not_end_the_call(finished, capsys):
     code, message = failure(predict.main, ["--run", str(finished), "Superb!", "...", "", "Dull."])
     assert code == 1 and one_line(message) and "review 2 and 1 more: has no words" in message
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
-        "positive", "[+superb]", "no", "no", "negative", "[-dull]"
-    ]  # fmt: skip
+        "positive",
+        "[+superb]",
+        "no",
+        "no",
+        "negative",
+        "[-dull]",
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -1098,8 +1142,9 @@ def test_a_language_model_never_sees_what_it_predicts(monkeypatch):
     """A changed word changes no state from which it is predicted, in either direction."""
     pretrain, net = load("lstm_imdb", "pretrain"), network(bidirectional=True)
     predictions = {}
-    monkeypatch.setattr(pretrain.LanguageModel, "loss",
-                        lambda self, direction, *pair: predictions.setdefault(direction, pair)[0].sum())  # fmt: skip
+    monkeypatch.setattr(
+        pretrain.LanguageModel, "loss", lambda self, direction, *pair: predictions.setdefault(direction, pair)[0].sum()
+    )
     tokens, lengths = torch.randint(2, 50, (1, 8)), torch.tensor([8])
     changed = tokens.clone()
     changed[0, 4] = 2 + (tokens[0, 4] - 1) % 48

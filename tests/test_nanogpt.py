@@ -19,10 +19,12 @@ import torch
 import torch.nn.functional as F
 
 import processes
-from conftest import ROOT, failure, lazy, load
+from conftest import ROOT, failure, lazy, load, run
 from helpers import names
 
-train, data, model = lazy("nanogpt"), lazy("nanogpt", "data"), lazy("nanogpt", "model")
+train = lazy("nanogpt")
+data = lazy("nanogpt", "data")
+model = lazy("nanogpt", "model")
 baselines, checkpoint, diagnostics, optim = (
     lazy("nanogpt", name) for name in ("baselines", "checkpoint", "diagnostics", "optim")
 )
@@ -69,7 +71,9 @@ def test_logits_equal_those_of_transformers(gpt2):
 @pytest.mark.parametrize("mistake", ["exact GELU", "eps", "scale", "no shift", "untransposed"])
 def test_the_comparison_finds_classic_mistakes(mistake, gpt2, monkeypatch):
     net = checkpoint.load_gpt2(gpt2)
-    GPT, Norm, Attention = type(net), type(net.norm), type(net.blocks[0].attention)
+    GPT = type(net)
+    Norm = type(net.norm)
+    Attention = type(net.blocks[0].attention)
     hidden, forward = GPT.hidden, Attention.forward
     if mistake == "exact GELU":
         monkeypatch.setattr(F, "gelu", lambda h, approximate, gelu=F.gelu: gelu(h))
@@ -138,7 +142,7 @@ def test_every_model(name, tmp_path):
     read, tokenizer = checkpoint.load_checkpoint(tmp_path / "w.safetensors")
     assert tokenizer["vocabulary"] == ["a"] and checkpoint.config_of(read) == checkpoint.config_of(net)
     assert all(torch.equal(p, net.state_dict()[name].bfloat16().float()) for name, p in read.state_dict().items())
-    assert (tmp_path / "w.safetensors").stat().st_size < 2 * checkpoint.count_parameters(net) + 4000
+    assert (tmp_path / "w.safetensors").stat().st_size < 2 * run.count_parameters(net) + 4000
 
 
 def test_a_model_that_is_not_causal_is_found(monkeypatch):
@@ -477,8 +481,10 @@ def test_gradient_norms_and_update_ratios_of_layers():
     assert ratios["update_block1"] == pytest.approx(0.01, rel=1e-3) and ratios["update_block0"] == 0
 
 
-@pytest.mark.parametrize("recipe", ["fast", "word-mlp", *(pytest.param(name, marks=pytest.mark.slow) for name in
-                                                          ("word-bigram", "word-gpt"))])  # fmt: skip
+@pytest.mark.parametrize(
+    "recipe",
+    ["fast", "word-mlp", *(pytest.param(name, marks=pytest.mark.slow) for name in ("word-bigram", "word-gpt"))],
+)
 def test_the_other_recipes_learn(recipe, tmp_path):
     quick = ["--iters", "20", "--evals", "2", "--bs", "8", "--lr", "1e-2", "--limit", "1000"]
     record = fit(tmp_path / "a", "--recipe", recipe, *quick, "--overfit")
@@ -487,7 +493,7 @@ def test_the_other_recipes_learn(recipe, tmp_path):
 
 def parameters(recipe, vocab_size):
     with torch.device("meta"):
-        return checkpoint.count_parameters(checkpoint.build(checkpoint.model_config(train.RECIPES[recipe], vocab_size)))
+        return run.count_parameters(checkpoint.build(checkpoint.model_config(train.RECIPES[recipe], vocab_size)))
 
 
 def test_sizes_of_the_recipes():

@@ -23,7 +23,9 @@ import torch.nn.functional as F
 from conftest import ROOT, failure, lazy, load, one_line, run, run_cells
 from helpers import mutations
 
-sample, data, model = lazy("nanogpt", "sample"), lazy("nanogpt", "data"), lazy("nanogpt", "model")
+sample = lazy("nanogpt", "sample")
+data = lazy("nanogpt", "data")
+model = lazy("nanogpt", "model")
 attention, baselines, checkpoint, generate, openwebtext, stage, stages, tokenizer = (
     lazy("nanogpt", name)
     for name in ("attention", "baselines", "checkpoint", "generate", "openwebtext", "stage", "stages", "tokenizer")
@@ -742,7 +744,9 @@ def works_or_is_refused(call):
 @pytest.mark.parametrize("tokens", ["char", "word", "bpe"])
 def test_fuzzed_texts(tokens, tmp_path):
     """Each file alone, and in a folder with a good one: what is read can be trained on."""
-    whole, rng, read = (PROSE * 4 + SIGNS).encode(), random.Random(tokens), 0
+    whole = (PROSE * 4 + SIGNS).encode()
+    rng = random.Random(tokens)
+    read = 0
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "good.md").write_text(PROSE, encoding="utf-8")
     file = tmp_path / "folder" / "x.txt"
@@ -777,7 +781,9 @@ def test_a_folder_with_odd_members(tmp_path):
 @pytest.mark.slow
 def test_fuzzed_weights(weights, tmp_path):
     file, whole = tmp_path / "w.safetensors", weights.read_bytes()
-    header, rng, read = 8 + int.from_bytes(whole[:8], "little"), random.Random(0), 0
+    header = 8 + int.from_bytes(whole[:8], "little")
+    rng = random.Random(0)
+    read = 0
     contents = [*mutations(whole, rng, 150), *(x + whole[header:] for x in mutations(whole[:header], rng, 300))]
     for content in contents:
         file.write_bytes(content)
@@ -811,7 +817,9 @@ def test_fuzzed_tokenizer_states(kind, builtin, trained, tmp_path):
     torch.manual_seed(0)
     net = model.GPT(model.GPTConfig(one.vocab_size, 8, n_layer=1, n_head=1, n_embd=8))
     state = {"model": net.state_dict(), "config": checkpoint.config_of(net), "tokenizer": one.state()}
-    rng, file, read = random.Random(kind), tmp_path / "best.pt", 0
+    rng = random.Random(kind)
+    file = tmp_path / "best.pt"
+    read = 0
     for i in range(400):
         part = "config" if i % 4 == 0 else "tokenizer"
         torch.save(state | {part: changed(state[part], rng)}, file)

@@ -33,7 +33,9 @@ import processes
 from conftest import ROOT, failure, lazy, load, one_line, run
 from helpers import make_images, mutations, names, write_drop_in
 
-train, data, model = lazy("resnet"), lazy("resnet", "data"), lazy("resnet", "model")
+train = lazy("resnet")
+data = lazy("resnet", "data")
+model = lazy("resnet", "model")
 optim, folders = lazy("resnet", "optim"), lazy("resnet", "folders")
 terminal = importlib.import_module("common.terminal")
 slow = pytest.mark.slow
@@ -79,7 +81,7 @@ def metrics(folder):
 def test_cifar_networks_have_the_papers_size(name, parameters):
     """He et al. 2015, table 6: 0.27, 0.46, 0.66, 0.85, 1.7 million."""
     net = model.build(name, 10)
-    assert model.num_parameters(net) == parameters
+    assert run.count_parameters(net) == parameters
     layers = [m for m in net.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     assert len(layers) == model.CIFAR_DEPTHS[name], "as many layers with weights as the name says"
 
@@ -100,11 +102,13 @@ def test_option_a_by_hand():
 
 
 def test_shortcuts_are_three_networks():
-    x, outputs, sizes = torch.randn(4, 3, 32, 32), [], []
+    x = torch.randn(4, 3, 32, 32)
+    outputs = []
+    sizes = []
     for shortcut in model.SHORTCUTS:
         torch.manual_seed(0)
         net = model.build("resnet20", 10, shortcut)
-        outputs.append(net(x)), sizes.append(model.num_parameters(net))
+        outputs.append(net(x)), sizes.append(run.count_parameters(net))
     assert sizes == [269_722, 269_722 + 16 * 32 + 32 * 64 + 2 * 32 + 2 * 64, 269_722]
     assert not torch.allclose(outputs[0], outputs[1]) and not torch.allclose(outputs[0], outputs[2])
 
@@ -155,7 +159,7 @@ def test_gradients_stay_channels_last(name, size):
 def test_mnist_network():
     net = model.build("mnist", 10)
     assert net(torch.randn(5, 1, 28, 28)).shape == (5, 10)
-    assert model.num_parameters(net) == 144_570, "as in the records"
+    assert run.count_parameters(net) == 144_570, "as in the records"
 
 
 def test_whitened_patches_have_unit_covariance(builtin):
@@ -212,13 +216,15 @@ def crop_one_by_one(dataset, index, shift, flip, size):
 
 @pytest.mark.parametrize("size", [32, 24])
 def test_crops_of_a_batch_equal_crops_one_by_one(builtin, size):
-    dataset, generator, most = builtin[0], torch.Generator().manual_seed(0), 2 * (size // 8)
+    dataset = builtin[0]
+    generator = torch.Generator().manual_seed(0)
+    most = 2 * (size // 8)
     index = torch.randint(len(dataset), (100,), generator=generator)
     shift = torch.randint(most + 1, (100, 2), generator=generator)
     shift[:4] = torch.tensor([[0, 0], [0, most], [most, 0], [most, most]])
     index[0], index[3] = 0, len(dataset) - 1
     flip = torch.rand(100, generator=generator) < 0.5
-    crops = dataset.crop_and_flip(index, shift, flip, size)
+    crops = data.crop_and_flip(dataset.padded(size), size, index, shift, flip)
     assert torch.equal(crops, crop_one_by_one(dataset, index, shift, flip, size))
 
 
@@ -325,7 +331,9 @@ def test_the_walk_through_a_folder_is_torchvisions(tmp_path):
 def test_random_crops_cover_what_they_should():
     """Pixels that hold their own coordinates show where a crop was taken, and whether it was flipped."""
     y, x = np.mgrid[0:200, 0:250].astype(np.uint8)
-    image, areas, flips = Image.fromarray(np.stack([y, x, x], 2)), [], 0
+    image = Image.fromarray(np.stack([y, x, x], 2))
+    areas = []
+    flips = 0
     for k in range(300):
         crop = np.asarray(folders.random_crop(image, 64, "crop+flip", (1, k))).astype(float)
         down, across = crop[-1, 32, 0] - crop[0, 32, 0], crop[32, -1, 1] - crop[32, 0, 1]
@@ -502,7 +510,9 @@ def test_every_recipe_is_among_those():
 
 def test_the_test_set_of_ones_own_folder_is_predicted(tmp_path, monkeypatch):
     """From any directory; a run whose data is gone says so."""
-    own, out, predict = make_images(tmp_path / "own", {"": 10}), tmp_path / "run", load("resnet", "predict")
+    own = make_images(tmp_path / "own", {"": 10})
+    out = tmp_path / "run"
+    predict = load("resnet", "predict")
     words = ["--data", str(own), "--recipe", "tiny", "--epochs", "1", "--bs", "8", "--precision", "fp32"]
     record = train.main([*words, "--device", "cpu", "--out", str(out)])
     monkeypatch.chdir(tmp_path)
@@ -662,7 +672,7 @@ def test_the_epoch_of_the_highest_validation_accuracy_is_tested(trained):
 
 def test_schedules():
     def shape(name, warmup=0.0):
-        return [optim.lr_factor(name, p, warmup) for p in (0, 0.1, 0.2, 0.49, 0.5, 0.6, 0.75, 0.9999)]
+        return [train.lr_factor(name, p, warmup) for p in (0, 0.1, 0.2, 0.49, 0.5, 0.6, 0.75, 0.9999)]
 
     assert shape("none") == [1.0] * 8
     assert shape("step") == pytest.approx([1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01])
@@ -675,14 +685,14 @@ def test_schedules():
 def test_a_learning_rate_rises_over_many_steps():
     """Also in a short run, whose fifth is a few steps; in a long one the schedule is as without the bound."""
     progress = np.arange(60) / 60
-    short = [optim.lr_factor("onecycle", p, steps=60) for p in progress]
+    short = [train.lr_factor("onecycle", p, steps=60) for p in progress]
     assert short == pytest.approx(np.minimum(progress * 60 / 200, (1 - progress) / 0.8)) and max(short) < 0.25
-    assert [optim.lr_factor("cosine", p, 0.05, 60) for p in progress] == pytest.approx(progress * 60 / 200)
+    assert [train.lr_factor("cosine", p, 0.05, 60) for p in progress] == pytest.approx(progress * 60 / 200)
     for decay, warmup in (("onecycle", 0.0), ("cosine", 0.2), ("step", 0.2), ("none", 0.2)):
-        long = [optim.lr_factor(decay, p, warmup, 1000) for p in progress]
-        assert long == [optim.lr_factor(decay, p, warmup) for p in progress], decay
+        long = [train.lr_factor(decay, p, warmup, 1000) for p in progress]
+        assert long == [train.lr_factor(decay, p, warmup) for p in progress], decay
     for decay in ("none", "step", "cosine"):
-        assert optim.lr_factor(decay, 0, steps=60) == 1, "without a warm-up there is none"
+        assert train.lr_factor(decay, 0, steps=60) == 1, "without a warm-up there is none"
 
 
 @pytest.mark.parametrize(
@@ -1155,7 +1165,9 @@ def test_predictions_of_the_test_set(trained, tmp_path):
 @pytest.mark.parametrize("labelled", [True, False])
 @pytest.mark.draws
 def test_predictions_of_a_folder(labelled, trained, tmp_path, capsys):
-    predict, images, test_set = load("resnet", "predict"), tmp_path / "images", data.load("builtin", family="mnist")[2]
+    predict = load("resnet", "predict")
+    images = tmp_path / "images"
+    test_set = data.load("builtin", family="mnist")[2]
     for i in range(12):
         folder = images / test_set.classes[test_set.labels[i]] if labelled else images
         folder.mkdir(parents=True, exist_ok=True)
@@ -1166,8 +1178,9 @@ def test_predictions_of_a_folder(labelled, trained, tmp_path, capsys):
     assert "bad.png" in capsys.readouterr().out
     with open(tmp_path / "predictions.csv", newline="") as file:
         rows = {int(row["id"].split("/")[-1][:2]): int(row["label"]) for row in csv.DictReader(file)}
-    net, best, _ = predict.load_run(trained, torch.device("cpu"))
-    expected = predict.predict(net, test_set.images[:12], "mnist", best["mean"], best["std"])[1].argmax(1)
+    opened = predict.load(trained)
+    _, probability = predict.predict(opened.net, test_set.images[:12], "mnist", opened.mean, opened.std)
+    expected = probability.argmax(1)
     assert [rows[i] for i in range(12)] == expected.tolist(), "the same images, the same predictions"
 
 

@@ -26,7 +26,9 @@ import processes
 from conftest import ROOT, failure, lazy, one_line, run
 from helpers import names, write_idx
 
-train, data, model = lazy("simplenn"), lazy("simplenn", "data"), lazy("simplenn", "model")
+train = lazy("simplenn")
+data = lazy("simplenn", "data")
+model = lazy("simplenn", "model")
 analyze, bench, predict, saved, sweep, train_optax = (
     lazy("simplenn", name) for name in ("analyze", "bench", "predict", "saved", "sweep", "train_optax")
 )
@@ -200,8 +202,15 @@ def test_arguments_that_do_not_fit(argv, words, capsys):
     assert words in capsys.readouterr().err.splitlines()[-1]
 
 
-@pytest.mark.parametrize("argv", [["--model", "mlp"], ["--model", "cnn", "--augment", "affine", "--optimizer", "sgd"],
-                                  ["--model", "simplenn-custom"], ["--model", "mlp", "--data", "square"]])  # fmt: skip
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--model", "mlp"],
+        ["--model", "cnn", "--augment", "affine", "--optimizer", "sgd"],
+        ["--model", "simplenn-custom"],
+        ["--model", "mlp", "--data", "square"],
+    ],
+)
 @pytest.mark.draws
 def test_every_model_trains(argv, tmp_path):
     words = ["--recipe", "tiny", "--data", "builtin", "--limit", "200", *argv, "--out", str(tmp_path / "run")]
@@ -335,10 +344,13 @@ def test_each_option_changes_the_training(name):
     assert outcomes[0] != outcomes[1]
 
 
-@pytest.mark.parametrize("name, model_name", [
-    *[(name, "cnn") for name in ("plain", "best", "tiny")],
-    *[("plain", name) for name in ("mlp", "simplenn", "simplenn-custom", "function")],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, model_name",
+    [
+        *[(name, "cnn") for name in ("plain", "best", "tiny")],
+        *[("plain", name) for name in ("mlp", "simplenn", "simplenn-custom", "function")],
+    ],
+)
 def test_each_recipe_makes_a_step(name, model_name):
     args = dataclasses.replace(train.RECIPES[name][model_name], limit=20, epochs=1)
     if model_name == "function":
@@ -364,15 +376,21 @@ def test_weight_decay_spares_biases_and_batch_normalization():
     network = model.CNN()
     decayed = {id(p) for p in train.build_optimizer(args, network).param_groups[0]["params"]}
     assert {name for name, p in network.named_parameters() if id(p) in decayed} == {
-        "conv1.weight", "conv2.weight", "conv3.weight", "fc.weight"}  # fmt: skip
+        "conv1.weight",
+        "conv2.weight",
+        "conv3.weight",
+        "fc.weight",
+    }
     assert run.nonnegative_float("0.5") == args.weight_decay
 
 
 # ------------------------------------------------------------------------------------------------------------- anatomy
 
 
-@pytest.mark.parametrize("name, shape", [("simplenn", (3, 32, 32)), ("simplenn-custom", (1, 28, 28)),
-                                         ("cnn", (1, 28, 28)), ("mlp", (1, 28, 28))])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, shape",
+    [("simplenn", (3, 32, 32)), ("simplenn-custom", (1, 28, 28)), ("cnn", (1, 28, 28)), ("mlp", (1, 28, 28))],
+)
 def test_multiply_accumulates_are_half_of_what_torch_counts(name, shape):
     """torch.utils.flop_counter counts a multiplication and an addition for each, and no biases."""
     from torch.utils.flop_counter import FlopCounterMode
@@ -382,7 +400,7 @@ def test_multiply_accumulates_are_half_of_what_torch_counts(name, shape):
     with FlopCounterMode(display=False) as counter:
         network(x)
     assert 2 * sum(row["multiply_accumulates"] for row in rows) == counter.get_total_flops()
-    assert sum(row["parameters"] for row in rows) == model.count_parameters(network) and output.shape == (3, 10)
+    assert sum(row["parameters"] for row in rows) == run.count_parameters(network) and output.shape == (3, 10)
 
 
 def test_layers_of_a_known_convolution():
@@ -422,8 +440,11 @@ def test_analyze_a_module_of_ones_own(tmp_path, capsys):
     assert rows[-1]["parameters"] == 21 + 76 and rows[0]["multiply_accumulates"] == 3 * 6 * 6
     assert {f.name for f in out.iterdir()} == {"layers.csv", "layers.md", "histograms.png", "zeros.png"}
     assert (out / "layers.csv").read_text().splitlines()[1].startswith("0,Conv1d,1x2x8,3x2x3,1x3x6,21,108,18")
-    for wrong, words in (([f"{tmp_path / 'mine.py'}:thing"], "no nn.Module"), (["no.py:Net"], "is not a file"),
-                         ([f"{tmp_path / 'mine.py'}:Net", "--shape", "5", "8"], "does not take 1x5x8")):  # fmt: skip
+    for wrong, words in (
+        ([f"{tmp_path / 'mine.py'}:thing"], "no nn.Module"),
+        (["no.py:Net"], "is not a file"),
+        ([f"{tmp_path / 'mine.py'}:Net", "--shape", "5", "8"], "does not take 1x5x8"),
+    ):
         code, message = failure(analyze.main, ["--model", *wrong, "--out", str(out)])
         assert code == 1 and one_line(message) and words in message
     for wrong in (
@@ -606,11 +627,15 @@ def test_an_older_record_says_by_its_dataset_how_images_are_prepared(data_arg, a
 
 
 @pytest.mark.parametrize(
-    "labels, names", [
-        (range(1, 10), "1 2 3 4 5 6 7 8 9"), (range(1, 11), "1 2 3 4 5 6 7 8 9 10"), (range(10), "0 1 2 3 4 5 6 7 8 9"),
-        (range(1, 27), " ".join("abcdefghijklmnopqrstuvwxyz")), (range(1, 48), " ".join(map(str, range(1, 48)))),
+    "labels, names",
+    [
+        (range(1, 10), "1 2 3 4 5 6 7 8 9"),
+        (range(1, 11), "1 2 3 4 5 6 7 8 9 10"),
+        (range(10), "0 1 2 3 4 5 6 7 8 9"),
+        (range(1, 27), " ".join("abcdefghijklmnopqrstuvwxyz")),
+        (range(1, 48), " ".join(map(str, range(1, 48)))),
     ],
-)  # fmt: skip
+)
 def test_labels_of_idx_files_that_begin_at_1_keep_their_names(labels, names, tmp_path):
     for part in ("train", "t10k"):
         write_idx(tmp_path / f"{part}-images-idx3-ubyte", np.zeros((len(labels), 28, 28)))
@@ -668,8 +693,10 @@ def test_optax_agrees_with_pytorch_in_float64():
     pytest.importorskip("optax", reason="JAX and optax are not installed: pip install jax optax")
     train_set = data.load("builtin", flat=True)[0]
     for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 5e-3)):
-        losses = [f(train_set, [784, 32, 10], 32, 1e-3, 0, dtype, 100)
-                  for f in (train_optax.torch_losses, train_optax.optax_losses)]  # fmt: skip
+        losses = [
+            f(train_set, [784, 32, 10], 32, 1e-3, 0, dtype, 100)
+            for f in (train_optax.torch_losses, train_optax.optax_losses)
+        ]
         assert np.allclose(*losses, rtol=tolerance, atol=0) and losses[0][-1] < losses[0][0] / 2
 
 
@@ -775,11 +802,24 @@ def test_a_stack_trains_like_its_networks_one_by_one():
         assert torch.allclose(stack.vectors()[i], hessian.vector_of(net), atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["builtin", "sinc"])
+def test_a_training_that_learns_nothing_says_so(name, tmp_path, capsys):
+    """Against a uniform prediction of digits, or the mean of a function."""
+    words = ["--model", "mlp", "--data", name, "--recipe", "tiny", "--epochs", "1", "--limit", "64", "--lr", "1e-12"]
+    record = train.main([*words, "--device", "cpu", "--out", str(tmp_path / "run")])
+    assert "nothing was learned" in record["warning"] and record["warning"] in capsys.readouterr().out
+    train_set = data.load(name)[0]
+    mean = train_set.targets.float().mean().expand(len(train_set), 1)
+    logits = torch.zeros(len(train_set), 10)
+    constant = train_set.loss(logits if name == "builtin" else mean, train_set.targets)
+    assert train_set.uniform_loss() == pytest.approx(constant.item(), rel=1e-4)
+
+
 def test_the_networks_of_deep_vs_shallow_have_equal_parameters():
     study = sweep.deep_vs_shallow
-    counts = [model.count_parameters(model.MLP(sizes)) for sizes in study.MLPS.values()]
+    counts = [run.count_parameters(model.MLP(sizes)) for sizes in study.MLPS.values()]
     assert counts == [571, 572, 571]
-    counts = [model.count_parameters(study.cnn(n)) for n in (1, 2, 4)]
+    counts = [run.count_parameters(study.cnn(n)) for n in (1, 2, 4)]
     assert max(counts) / min(counts) < 1.01 and min(counts) > 25_000
     assert study.cnn(4)(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
 

@@ -1,5 +1,6 @@
 """nanogpt/textbooks/, and what it needs of the training loop: rows with masked targets, --init."""
 
+import ast
 import json
 import os
 import random
@@ -18,7 +19,9 @@ import processes
 from conftest import ROOT, failure, lazy, load, one_line, run, run_cells
 from helpers import mutations
 
-train, data, phi1 = lazy("nanogpt"), lazy("nanogpt", "data"), lazy("nanogpt", "phi1")
+train = lazy("nanogpt")
+data = lazy("nanogpt", "data")
+phi1 = lazy("nanogpt", "phi1")
 checkpoint, prepared, tokenizer = (lazy("nanogpt", name) for name in ("checkpoint", "prepared", "tokenizer"))
 ADD = {"prompt": 'def add(a, b):\n    """Add two numbers."""\n', "completion": "    return a + b\n"}
 SQUARE = {"prompt": 'def square(x):\n    """Square x."""\n', "completion": "    y = x * x\n    return y\n"}
@@ -88,8 +91,14 @@ def test_an_epoch_of_rows_has_each_row_once():
 
 
 def plain(world=1):
-    return types.SimpleNamespace(device=torch.device("cpu"), precision="fp32", autocast=nullcontext, rank=0,
-                                 world=world, all_reduce=lambda tensor: tensor)  # fmt: skip
+    return types.SimpleNamespace(
+        device=torch.device("cpu"),
+        precision="fp32",
+        autocast=nullcontext,
+        rank=0,
+        world=world,
+        all_reduce=lambda tensor: tensor,
+    )
 
 
 def test_each_target_has_the_same_weight_in_every_micro_batch(folders):
@@ -109,8 +118,9 @@ def test_each_target_has_the_same_weight_in_every_micro_batch(folders):
         assert total.item() == pytest.approx(wanted.item(), rel=1e-5)
         gradients[size] = torch.cat([p.grad.flatten() for p in net.parameters()])
     assert all(torch.allclose(g, gradients[4], rtol=1e-4, atol=1e-7) for g in gradients.values())
-    halves = torch.stack([F.cross_entropy(net(a).flatten(0, 1), b.flatten(), ignore_index=-1)
-                          for a, b in zip(x.split(1), y.split(1))])  # fmt: skip
+    halves = torch.stack(
+        [F.cross_entropy(net(a).flatten(0, 1), b.flatten(), ignore_index=-1) for a, b in zip(x.split(1), y.split(1))]
+    )
     assert abs(halves.mean() - total) > 1e-4, "the mistake that this test is about would show"
 
 
@@ -717,8 +727,11 @@ def test_exercises_are_solved_by_their_solutions_only(ladder, box):
 def test_asserts_run_outside_the_sandbox(box, data_dir):
     """A program for HumanEval that replaces what its asserts use, or answers with an object that is equal to all."""
     (problem,) = [p for p in benchmarks.humaneval(data_dir("code")) if p.task_id == "HumanEval/53"]
-    for body in ("    import os\n    os._exit(0)\n", "    class A:\n        __eq__ = lambda *a: True\n    return A()\n",
-                 "    import builtins\n    builtins.AssertionError = Exception\n    return 5\n"):  # fmt: skip
+    for body in (
+        "    import os\n    os._exit(0)\n",
+        "    class A:\n        __eq__ = lambda *a: True\n    return A()\n",
+        "    import builtins\n    builtins.AssertionError = Exception\n    return 5\n",
+    ):
         assert problem.check(box, problem.prompt + body)
 
 
@@ -752,8 +765,12 @@ def test_completions_of_any_engine_are_scored(ladder, box, tmp_path, monkeypatch
     line = {"task_id": "ladder/0", "completion": "", "too_long": True}
     file.write_text(json.dumps(line) + "\n")
     assert phi1.main([*words, "--execute"])["too_long"] == 1, "as a shard wrote it"
-    for content, word in (("{}\n", "line 1"), ('{"task_id": "ladder/0", "completion": null}\n', "line 1"),
-                          ('{"task_id": "x", "completion": ""}\n', "no problem"), ("", "no completion")):  # fmt: skip
+    for content, word in (
+        ("{}\n", "line 1"),
+        ('{"task_id": "ladder/0", "completion": null}\n', "line 1"),
+        ('{"task_id": "x", "completion": ""}\n', "no problem"),
+        ("", "no completion"),
+    ):
         file.write_text(content)
         code, message = failure(phi1.main, words)
         assert code == 1 and one_line(message) and word in message
@@ -932,8 +949,10 @@ def test_a_model_of_the_hub_goes_through_the_commands(starcoder, folders, ladder
 
 def test_sizes_of_the_models():
     with torch.device("meta"):
-        sizes = [checkpoint.count_parameters(checkpoint.build(checkpoint.model_config(train.RECIPES[name], v)))
-                 for name, v in (("phi1", 1024), ("phi1-large", 1024), ("phi1-gpu", 32_000))]  # fmt: skip
+        sizes = [
+            run.count_parameters(checkpoint.build(checkpoint.model_config(train.RECIPES[name], v)))
+            for name, v in (("phi1", 1024), ("phi1-large", 1024), ("phi1-gpu", 32_000))
+        ]
     assert sizes == [pytest.approx(size, rel=0.01) for size in (0.92e6, 4.4e6, 110e6)]
 
 
@@ -1000,6 +1019,15 @@ def test_evaluation_files_are_verified(tmp_path):
     assert code == 1 and one_line(message) and "not the published file" in message
     code, message = failure(benchmarks.humaneval, tmp_path)
     assert code == 1 and one_line(message) and "HumanEval.jsonl.gz" in message
+
+
+def test_generated_pages_do_not_depend_on_the_hashes_of_a_process():
+    """A set of strings has another order in each process."""
+    for seed in range(20):
+        _, _, code, _ = textbooks.texts.sets(random.Random(seed))
+        literals = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Set)]
+        words = [[ast.literal_eval(item) for item in literal.elts] for literal in literals]
+        assert len(words) == 2 and words == [sorted(part) for part in words]
 
 
 def test_lines_of_json_end_at_the_newline(tmp_path):

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -192,6 +193,23 @@ def test_export_refuses_a_folder_with_something_in_it(tmp_path, capsys):
     assert "cannot be created" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("place", ["inside", "results/inside", "../common/inside", "../tools/inside"])
+def test_export_does_not_write_into_the_code(place, capsys):
+    target = ROOT / "gan" / place
+    with pytest.raises(SystemExit) as caught:
+        export.main(["gan", str(target)])
+    assert caught.value.code == 2 and "among the code" in capsys.readouterr().err and not target.exists()
+
+
+@pytest.mark.parametrize("tool", [ledger, export, overview, runs, reproduce, seconds, mutate], ids=lambda m: m.__name__)
+def test_help_does_nothing_else(tool, capsys, monkeypatch):
+    monkeypatch.setattr(Path, "write_text", None)
+    monkeypatch.setattr(Image.Image, "save", None)
+    with pytest.raises(SystemExit) as caught:
+        tool.main(["--help"])
+    assert caught.value.code == 0 and f"python tools/{tool.__name__}.py" in capsys.readouterr().out
+
+
 # ----------------------------------------------------------------------------------------------------- notebooks
 
 NOTEBOOKS = [ROOT / "colab.ipynb", *sorted(f for folder in FOLDERS for f in (ROOT / folder).rglob("*.ipynb"))]
@@ -297,7 +315,7 @@ def test_the_overview_is_drawn_from_the_records(tmp_path, monkeypatch):
         shutil.copytree(ROOT / folder / "results", tmp_path / folder / "results")
     (tmp_path / "figures").mkdir()
     monkeypatch.setattr(overview, "ROOT", tmp_path)
-    overview.main()
+    overview.main([])
     assert Image.open(tmp_path / "figures" / "overview.png").size == Image.open(committed).size
 
 
@@ -319,10 +337,20 @@ def test_pre_commit_has_the_pinned_ruff():
 
 def make_run(folder, state="done", rows=3, **changes):
     folder.mkdir(parents=True)
-    record = {"experiment": "cifar", "format": 2, "args": {"model": "lenet5", "epochs": rows}, "state": state,
-              "device": {"threads": 1}, "wall_s": 12.3, "resumed": 0, "precision": "fp32", "started": folder.name,
-              "git": {"commit": "a" * 40, "dirty": True}, "dataset": {"name": "builtin"},
-              "final": {"val_loss": 1.5, "val_accuracy": 0.25, "test_loss": 2.0}}  # fmt: skip
+    record = {
+        "experiment": "cifar",
+        "format": 2,
+        "args": {"model": "lenet5", "epochs": rows},
+        "state": state,
+        "device": {"threads": 1},
+        "wall_s": 12.3,
+        "resumed": 0,
+        "precision": "fp32",
+        "started": folder.name,
+        "git": {"commit": "a" * 40, "dirty": True},
+        "dataset": {"name": "builtin"},
+        "final": {"val_loss": 1.5, "val_accuracy": 0.25, "test_loss": 2.0},
+    }
     (folder / "run.json").write_text(json.dumps(record | changes))
     lines = ["epoch,train_loss,val_loss", *(f"{i},1.0,{1 / i}" for i in range(1, rows + 1))]
     (folder / "metrics.csv").write_text("\n".join(lines))
@@ -351,7 +379,78 @@ def test_runs_are_listed_and_drawn(tmp_path, capsys):
         runs.main([str(tmp_path / "nothing")])
 
 
+METRICS = {  # a metrics.csv: what is said of it, or None if its curve is drawn
+    "epoch,val_loss\n1,2.0\n2,1.0": None,
+    "epoch,val_loss\r\n\r\n1,nan\r\n2": None,
+    "epoch,val_loss\n1,high": "could not convert string to float: 'high'",
+    "epoch,val_loss\n1,2.0,3.0\n2,1.0": "rows of different lengths",
+    "epoch,val_loss\n1\n2,1.0": "rows of different lengths",
+    "": "not enough values",
+    "\ud800": "can't decode",
+    'epoch,val_loss\n"1,2.0': "is not a valid CSV file",
+}
+
+
+@pytest.mark.parametrize("text", METRICS, ids=range(len(METRICS)))
+def test_odd_metrics_are_named_and_left_out(text, tmp_path, capsys):
+    make_run(tmp_path / "good")
+    make_run(tmp_path / "odd")
+    (tmp_path / "odd" / "metrics.csv").write_bytes(text.encode(errors="surrogatepass"))
+    runs.main([str(tmp_path), "--draw", "--png", str(tmp_path / "runs.png")])
+    errors = capsys.readouterr().err
+    if METRICS[text] is None:
+        assert not errors
+    else:
+        assert "odd/metrics.csv" in errors and METRICS[text] in errors and len(errors.splitlines()) == 1
+
+
+def test_a_record_with_a_list_of_results_is_skipped(tmp_path, capsys):
+    make_run(tmp_path / "good")
+    make_run(tmp_path / "odd", final=[1])
+    runs.main([str(tmp_path)])
+    printed = capsys.readouterr()
+    assert "odd/run.json: is damaged (not valid: final)" in printed.err and len(printed.out.splitlines()) == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="POSIX: FIFOs")
+@pytest.mark.parametrize("name", ["run.json", "metrics.csv"])
+def test_a_fifo_is_not_waited_for(name, tmp_path, capsys):
+    make_run(tmp_path / "good")
+    make_run(tmp_path / "odd")
+    (tmp_path / "odd" / name).unlink()
+    os.mkfifo(tmp_path / "odd" / name)
+    runs.main([str(tmp_path), "--draw", "--png", str(tmp_path / "runs.png")])
+    assert f"odd/{name}" in capsys.readouterr().err
+    with pytest.raises(runs.UserError, match="not a regular file"):
+        reproduce.main([str(tmp_path / "odd" / name if name == "run.json" else tmp_path / "odd")])
+
+
 # -------------------------------------------------------------------------------------------------- reproduce.py
+
+ODD_RECORDS = {  # a record: what is said of it
+    '["rows"]': "is not a JSON object",
+    '{"rows": {"a": 1}}': "its rows are not a list of objects",
+    '{"rows": [1, 2]}': "its rows are not a list of objects",
+    '{"rows": []}': "has no such run",
+    '{"args": [1]}': "row 0 has an invalid args",
+    '{"rows": [{"args": {}}, {"git": "main"}]}': "row 1 has an invalid git",
+    '{"args": {}, "git": {"commit": "--help"}}': "an invalid git.commit",
+    '{"args": {}, "git": {"commit": 5}}': "an invalid git.commit",
+    '{"command": "lms/sweep.py"}': "an invalid command",
+    '{"command": ["lms/sweep.py", 5]}': "an invalid command",
+    '{"command": ["../lms/sweep.py"]}': "an invalid command",
+    '{"command": ["/tmp/sweep.py"]}': "an invalid command",
+    '{"args": {}, "wall_s": "long"}': "an invalid wall_s",
+    '{"args": {}, "device": "cpu"}': "an invalid device",
+    '{"args": {}, "final": [0.5]}': "an invalid final",
+}
+
+
+@pytest.mark.parametrize("text", ODD_RECORDS)
+def test_records_of_other_kinds_are_refused(text, tmp_path):
+    (tmp_path / "record.json").write_text(text)
+    with pytest.raises(runs.UserError, match=re.escape(ODD_RECORDS[text])):
+        reproduce.main([str(tmp_path / "record.json"), "--run"])
 
 
 def test_records_name_no_path_of_a_machine():
@@ -685,7 +784,9 @@ def test_a_fault_is_caught_or_survives_and_is_not_run_twice(fake, tmp_path, caps
 def test_tests_that_fail_without_a_fault_say_nothing(fake, tmp_path, monkeypatch):
     class Failing(mutate.Trial):
         def __init__(self, tree, fault, limit):
-            self.tree, self.fault, self.began = tree, fault, 0
+            self.tree = tree
+            self.fault = fault
+            self.began = 0
             assert fault.operator == "unchanged"
 
         def ended(self):

@@ -25,7 +25,7 @@ def imported(file: Path) -> set[str]:
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+        elif isinstance(node, ast.ImportFrom) and (node.level == 0 or str(node.module).startswith("common.")):
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
     return names
 
@@ -100,6 +100,16 @@ def export(folder: Path, target: Path) -> None:
     shutil.copyfile(ROOT / "LICENSE", target / "LICENSE")
 
 
+def code_folder(path: Path) -> Path | None:
+    """The folder of the repository's code in which `path` lies; None elsewhere, out/ included."""
+    folders = [script.parent for script in ROOT.glob("*/train.py")]
+    folders += [ROOT / name for name in ("common", "tools", "tests")]
+    for folder in folders:
+        if path.resolve().is_relative_to(folder):
+            return folder
+    return None
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", choices=sorted(file.parent.name for file in ROOT.glob("*/train.py")))
@@ -107,6 +117,9 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if args.dir.exists() and not (args.dir.is_dir() and not any(args.dir.iterdir())):
         parser.error(f"{args.dir} is not an empty folder")
+    code = code_folder(args.dir)
+    if code is not None:
+        parser.error(f"{args.dir} lies in {code.name}/, among the code; name a folder outside it")
     try:
         args.dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:

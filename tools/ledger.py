@@ -21,6 +21,7 @@ Several runs are shown as mean ± standard deviation. A run that diverged, or wh
 diverged and left out of the mean. A mark shows rows from uncommitted code, and rows on built-in data.
 """
 
+import argparse
 import json
 import re
 import statistics
@@ -83,7 +84,12 @@ def cell(runs, key, form):
 def mark(runs):
     dirty = any(not isinstance(run.get("git"), dict) or run["git"]["dirty"] for run in runs)
     builtin = any(look_up(run, "dataset.builtin") for run in runs)
-    return " †" * dirty + " ‡" * builtin
+    marks = ""
+    if dirty:
+        marks += " †"
+    if builtin:
+        marks += " ‡"
+    return marks
 
 
 def table(folder, spec):
@@ -119,8 +125,11 @@ def markdown_files(root=ROOT):
     return sorted([*root.glob("*.md"), *(file for folder in folders for file in folder.rglob("*.md"))])
 
 
-def main(argv):
-    check, stale = "--check" in argv, 0
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="only name the files that differ, and exit with 1")
+    check = parser.parse_args(argv).check
+    stale = 0
     for file in markdown_files():
         new = render(file)
         if new != file.read_text(encoding="utf-8"):
@@ -132,4 +141,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

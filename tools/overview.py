@@ -3,6 +3,7 @@
 python tools/overview.py
 """
 
+import argparse
 import json
 from io import BytesIO
 from pathlib import Path
@@ -12,7 +13,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
-BLUE, ORANGE, GREY = "#2a6fb0", "#e0722f", "#8a8a8a"
+BLUE = "#2a6fb0"
+ORANGE = "#e0722f"
+GREY = "#8a8a8a"
 
 
 def read(record):
@@ -98,9 +101,13 @@ def nanogpt(ax):
     for row, color in zip(read("nanogpt/results/clock.json")["rows"], (GREY, ORANGE, BLUE)):
         _, seconds, losses = zip(*row["curve"])
         ax.plot(seconds, losses, color=color, marker="o", ms=4)
-        text, offset, ha = f"{row['setting']}: {losses[-1]:.2f}", (8, 0), "left"
+        text = f"{row['setting']}: {losses[-1]:.2f}"
+        offset = (8, 0)
+        ha = "left"
         if row["setting"] == "fast":  # below the end of the curve, in two lines, to be clear of the others
-            text, offset, ha = text.replace(" ", "\n"), (-3, -18), "center"
+            text = text.replace(" ", "\n")
+            offset = (-3, -18)
+            ha = "center"
         label(ax, text, (seconds[-1], losses[-1]), color, offset, ha)
     ax.set(xlim=(-10, 195), xlabel="seconds on two CPU cores", ylabel="validation loss (nats per character)")
     return "What does a language model take? On Shakespeare"
@@ -155,7 +162,8 @@ def s2vt(ax):
     return "Does a caption know the order? Rendered videos"
 
 
-def main():
+def main(argv=None):
+    argparse.ArgumentParser(description=__doc__).parse_args(argv)
     figure = Figure(figsize=(14.5, 10.5), layout="constrained")
     figure.get_layout_engine().set(hspace=0.06)
     panels = (lms, simplenn, cifar, resnet, lstm_imdb, nanogpt, distilgpt2, gan, s2vt)

@@ -31,6 +31,7 @@ from common.study import last_line  # noqa: E402
 from common.terminal import UserError, cli  # noqa: E402
 
 KEYS = ("study", "setting", "bs", "epoch", "seed")  # keys that tell the rows of a record apart
+KINDS = {"args": dict, "final": dict, "git": dict, "device": dict, "command": list, "wall_s": int | float}  # or null
 SPEED = re.compile("second|_per_s$|^times_")  # metrics that depend on the machine
 
 # This runs in the tree whose code is asked. It finds the shortest command line of FOLDER/train.py that gives the
@@ -85,10 +86,32 @@ print(json.dumps({"argv": [word for group in kept for word in group], "differ": 
 
 
 def read_rows(path: Path) -> list[dict]:
-    """The runs in a record: itself, or the rows of a study."""
+    """The runs in a record: itself, or the rows of a study, validated. Raises UserError."""
     record = read_json(path)
     common = {key: value for key, value in record.items() if key != "rows"}
-    return [common | row for row in record.get("rows", [{}])]
+    rows = record.get("rows", [{}])
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise UserError(f"{path}: is not a record: its rows are not a list of objects")
+    rows = [common | row for row in rows]
+    for i, row in enumerate(rows):
+        if wrong := not_valid(row):
+            raise UserError(f"{path}: is not a record of runs: row {i} has an invalid {wrong}")
+    return rows
+
+
+def not_valid(row: dict) -> str | None:
+    """The first field of a row that no record of this repository has like this; None if there is none."""
+    for name, kind in KINDS.items():
+        if row.get(name) is not None and not isinstance(row[name], kind):
+            return name
+    if commit_of(row) is not None and not re.fullmatch("[0-9a-f]{7,64}", str(commit_of(row))):
+        return "git.commit"
+    words = row.get("command") or []
+    if not all(isinstance(word, str) for word in words):
+        return "command"
+    if words and (Path(words[0]).is_absolute() or ".." in Path(words[0]).parts):
+        return "command"  # only scripts of the repository are run
+    return None
 
 
 def command(tree: Path, folder: str, args: dict) -> tuple[list[str], dict]:
@@ -99,6 +122,8 @@ def command(tree: Path, folder: str, args: dict) -> tuple[list[str], dict]:
         why = (done.stderr.strip() or "it ended").splitlines()[-1]
         raise UserError(f"{folder}/train.py of that commit cannot be asked for its command ({why})")
     answer = json.loads(done.stdout.splitlines()[-1])
+    if answer["differ"] is None:
+        raise UserError(f"{folder}/train.py of that commit takes none of the arguments on record")
     return answer["argv"], answer["differ"]
 
 
@@ -193,7 +218,9 @@ def same_machine(row: dict, new: dict) -> bool:
 def judge(row: dict, new: dict, seeds: list[dict]) -> bool:
     """Compare the metrics of the recorded run, the new one and the recorded seeds of the setting; print each. Returns
     whether all agree."""
-    exact, agree, after = same_machine(row, new), True, scores(new)
+    exact = same_machine(row, new)
+    agree = True
+    after = scores(new)
     for name, before in scores(row).items():
         if name not in after:
             print(f"  {name}: is missing in the new run")
@@ -247,11 +274,21 @@ def chosen(rows, args):
     return rows
 
 
+def folder_of(record: Path) -> str:
+    """The experiment to which the file `record` belongs: FOLDER/results/NAME.json, or deeper in FOLDER."""
+    parents = record.resolve().parents
+    for path in parents:
+        if (path / "train.py").exists():
+            return path.name
+    return parents[min(1, len(parents) - 1)].name
+
+
 def main(argv=None):
     args = parser().parse_args(argv)
-    every, agree, parents = read_rows(args.record), True, args.record.resolve().parents
-    folder = next((path.name for path in parents if (path / "train.py").exists()), parents[1].name)
+    every = read_rows(args.record)
+    folder = folder_of(args.record)
     single, scripts = by_script(chosen(every, args))
+    agree = True
     if args.run:
         seconds = sum(row.get("wall_s") or 0 for row in [*single, *(group[0] for group in scripts)])
         print(f"commands: {len(single) + len(scripts)}; minutes on record: {seconds / 60:.0f}")

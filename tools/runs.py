@@ -9,13 +9,12 @@ seconds, commit.
 """
 
 import argparse
-import csv
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from common.files import write_figure  # noqa: E402
+from common.files import csv_reader, write_figure  # noqa: E402
 from common.records import read_record  # noqa: E402
 from common.terminal import UserError, cli  # noqa: E402
 
@@ -45,7 +44,9 @@ def score(final: dict, part: str) -> str:
 
 
 def line(folder: Path, record: dict, top: Path) -> dict:
-    args, final, git = record["args"], record.get("final") or {}, record.get("git") or {}
+    args = record["args"]
+    final = record.get("final") or {}
+    git = record.get("git") or {}
     length = next((f"{args[name]} {name}" for name in ("epochs", "iters") if args.get(name)), "")
     model = args.get("model") if isinstance(args.get("model"), str) else args.get("recipe", "")
     return {
@@ -58,7 +59,7 @@ def line(folder: Path, record: dict, top: Path) -> dict:
         "validation": score(final, "val"),
         "test": score(final, "test"),
         "seconds": f"{record['wall_s']:.0f}",
-        "commit": str(git.get("commit", ""))[:7] + "*" * bool(git.get("dirty")),
+        "commit": str(git.get("commit", ""))[:7] + ("*" if git.get("dirty") else ""),
     }
 
 
@@ -66,6 +67,22 @@ def print_table(lines: list[dict]):
     widths = {name: max(len(name), *(len(row[name]) for row in lines)) for name in COLUMNS}
     for row in [dict(zip(COLUMNS, COLUMNS)), *lines]:
         print("  ".join(f"{row[name]:{widths[name]}}" for name in COLUMNS).rstrip())
+
+
+def read_metrics(file: Path) -> dict[str, list[float]]:
+    """The columns of a metrics.csv, without a last row that a killed run cut short. Raises UserError."""
+    try:
+        if not file.is_file():  # a FIFO would wait for ever
+            raise ValueError("not a regular file")
+        with csv_reader(file, file.read_text(encoding="utf-8")) as lines:
+            header, *rows = [line for line in lines if line]
+        if rows and len(rows[-1]) < len(header):
+            rows.pop()
+        if any(len(row) != len(header) for row in rows):
+            raise ValueError("rows of different lengths")
+        return {name: [float(row[i]) for row in rows] for i, name in enumerate(header)}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: is not a table of numbers ({error})") from error
 
 
 def draw(runs: list[tuple[Path, dict]], path: Path):
@@ -76,12 +93,16 @@ def draw(runs: list[tuple[Path, dict]], path: Path):
     for folder, _ in runs:
         if not (folder / "metrics.csv").exists():
             continue
-        with open(folder / "metrics.csv", newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.DictReader(file) if None not in row.values()]  # a killed run may cut a line
-        for name in (name for name in rows[0] if name.startswith("val_")) if rows else []:
-            x = next(iter(rows[0]))
-            points = [float(row[x]) for row in rows], [float(row[name]) for row in rows]
-            curves.setdefault((x, name.removeprefix("val_")), []).append((folder.name, points))
+        try:
+            columns = read_metrics(folder / "metrics.csv")
+        except UserError as error:
+            print(f"skipped: {error}", file=sys.stderr)
+            continue
+        for name, values in columns.items():
+            if name.startswith("val_") and values:
+                x = next(iter(columns))
+                points = columns[x], values
+                curves.setdefault((x, name.removeprefix("val_")), []).append((folder.name, points))
     if not curves:
         raise UserError("none of these runs has a validation score in its metrics.csv")
     figure = Figure(figsize=(5 * len(curves), 4), layout="constrained")

@@ -105,34 +105,58 @@ TEXTS = [
     Part("repeated", "{x} repeated {k} times", "({x} * {k})", lambda s, k: "".join(s for _ in range(k))),
     Part("backward", "{x} read backward", "{x}[::-1]", lambda s, k: "".join(reversed(s))),
 ]
+
+
+def keep(predicate: Part) -> Part:
+    """The step that keeps the numbers for which a predicate holds."""
+
+    def function(values, k):
+        kept = []
+        for x in values:
+            if predicate.function(x, k):
+                kept.append(x)
+        return kept
+
+    test = predicate.source.format(x="x", k="{k}")
+    words = f"keep the numbers that are {predicate.words}"
+    return Part(f"keep_{predicate.name}", words, f"[x for x in {{x}} if {test}]", function)
+
+
+def each(change: Part) -> Part:
+    """The step that changes every number."""
+
+    def function(values, k):
+        return list(map(change.function, values, [k] * len(values)))
+
+    term = change.source.format(x="x", k="{k}")
+    return Part(f"each_{change.name}", f"take every number {change.words}", f"[{term} for x in {{x}}]", function)
+
+
+def insertion_sort(values, k):
+    result = []
+    for x in values:
+        place = sum(1 for other in result if other <= x)
+        result.insert(place, x)
+    return result
+
+
+def total(values, k):
+    result = 0
+    for x in values:
+        result += x
+    return result
+
+
 STEPS = [  # from a list of numbers to a list
-    *(
-        Part(
-            f"keep_{p.name}",
-            f"keep the numbers that are {p.words}",
-            f"[x for x in {{x}} if {p.source.format(x='x', k='{k}')}]",
-            lambda v, k, f=p.function: list(filter(lambda x: f(x, k), v)),
-        )
-        for p in PREDICATES[:5]
-    ),
-    *(
-        Part(
-            f"each_{m.name}",
-            f"take every number {m.words}",
-            f"[{m.source.format(x='x', k='{k}')} for x in {{x}}]",
-            lambda v, k, f=m.function: list(map(lambda x: f(x, k), v)),
-        )
-        for m in MAPS[:4]
-    ),
+    *map(keep, PREDICATES[:5]),
+    *map(each, MAPS[:4]),
     Part("reverse", "reverse the order", "{x}[::-1]", lambda v, k: list(reversed(v))),
-    Part(
-        "sort", "sort the numbers", "sorted({x})", lambda v, k: [v[i] for i in sorted(range(len(v)), key=v.__getitem__)]
-    ),
+    Part("sort", "sort the numbers", "sorted({x})", insertion_sort),
     Part("skip", "leave out the first {k} numbers", "{x}[{k}:]", lambda v, k: [x for i, x in enumerate(v) if i >= k]),
     Part("head", "take the first {k} numbers", "{x}[:{k}]", lambda v, k: [x for i, x in enumerate(v) if i < k]),
 ]
 ENDS = [  # from a list of numbers to a value
-    Part("total", "return their sum", "sum({x})", lambda v, k: v and v[0] + ENDS[0].function(v[1:], k) or 0),
+    Part("total", "return their sum", "sum({x})", total),
     Part("number", "return how many there are", "len({x})", lambda v, k: sum(1 for _ in v)),
     Part(
         "largest",
@@ -199,116 +223,203 @@ def compositions(level: str) -> list[tuple]:
     return found
 
 
-def integers(rng: random.Random) -> list[int]:
-    return [rng.randint(-20, 30) for _ in range(rng.randint(0, 9))]
+class Words(NamedTuple):
+    """What is drawn for an exercise of any level: numbers, names of variables, the beginning of the docstring, and
+    which of two styles the body has."""
+
+    k: int
+    j: int
+    i: int
+    style: bool
+    numbers: str
+    number: str
+    text: str
+    table: str
+    pair: tuple[str, str]
+    opening: str
 
 
-def build(level: str, parts: tuple, rng: random.Random) -> Exercise:
-    """An exercise on a composition, with wording, names, numbers and calls drawn from `rng`."""
+class Draft(NamedTuple):
+    """A function without its name, the arguments of its calls, and the values that are right."""
+
+    arguments: str
+    docstring: str
+    body: list[str]
+    inputs: list[tuple]
+    expected: list
+
+
+def draw_words(rng: random.Random) -> Words:
     k = rng.randint(2, 9)
     j = rng.randint(2, 9)
     i = rng.randint(2, 9)
     style = rng.random() < 0.5
-    many, one, text, table = (rng.choice(NAMES[kind]) for kind in ("numbers", "number", "text", "table"))
-    a, b = rng.choice(NAMES["pair"])
-    say = rng.choice(OPENINGS).format
-    if level == "operation":
-        pair, step = parts
-        value, arguments = pair.source.format(a=a, b=b), f"{a}, {b}"
-        doc = say(f"{pair.words.format(a=a, b=b)}, {step.words.format(k=k)}")
-        body = [f"result = {value}", f"return {step.source.format(x='result', k=k)}"]
-        if style and "{x} * {x}" != step.source:
-            body = [f"return {step.source.format(x=f'({value})', k=k)}"]
-        inputs = [(rng.randint(-20, 30), rng.randint(-20, 30)) for _ in range(CALLS)]
-        truth = [step.function(pair.function(*given), k) for given in inputs]
-    elif level == "loop":
-        over, test, step = parts
-        arguments = top = rng.choice(["n", "limit", "top"])
-        words, chosen = over.words.format(n=top, k=j), test.words.format(k=i)
-        doc = say(f"the sum of the numbers {words} that are {chosen}, each {step.words.format(k=k)}")
-        where, condition = over.source.format(n=top, k=j), test.source.format(x="i", k=i)
-        term = step.source.format(x="i", k=k)
-        body = ["total = 0", f"for i in {where}:", f"    if {condition}:", f"        total += {term}", "return total"]
-        inputs = [(rng.randint(0, 20),) for _ in range(CALLS)]
-        truth = [sum(step.function(x, k) for x in over.function(n, j) if test.function(x, i)) for (n,) in inputs]
-    elif level == "condition":
-        test, yes, no = parts
-        arguments = one
-        doc = say(
-            f"{one} {yes.words.format(k=k)} if {one} is {test.words.format(k=j)}, else {one} {no.words.format(k=k)}"
-        )
-        condition, left, right = (p.source.format(x=one, k=n) for p, n in ((test, j), (yes, k), (no, k)))
-        body = [f"if {condition}:", f"    return {left}", f"return {right}"]
-        if style:
-            body = [f"if {condition}:", f"    return {left}", "else:", f"    return {right}"]
-        inputs = [(rng.choice([j, j * rng.randint(-3, 3), rng.randint(-20, 30)]),) for _ in range(CALLS)]
-        truth = [(yes if test.function(x, j) else no).function(x, k) for (x,) in inputs]
-    elif level == "string":
-        whole, letter, end = parts
-        arguments = text
-        doc = say(end.words.format(p=letter.words, x=whole.words.format(x=text, k=j), k=k))
-        source = whole.source.format(x=text, k=j)
-        chosen = f'"".join(c for c in {source} if {letter.source.format(x="c")})'
-        body = [f"kept = {chosen}", f"return {end.source.format(s='kept', k=k)}"]
-        if style:
-            body = [
-                'kept = ""',
-                f"for c in {source}:",
-                f"    if {letter.source.format(x='c')}:",
-                "        kept += c",
-                body[1],
-            ]
-        inputs = [(" ".join(rng.choice(WORDS) for _ in range(rng.randint(0, 4))),) for _ in range(CALLS)]
-        kept = ("".join(c for c in whole.function(s, j) if letter.function(c, k)) for (s,) in inputs)
-        truth = [end.function(s, k) for s in kept]
-    elif level == "list":
-        test, step = parts
-        arguments = many
-        doc = say(f"a list of the numbers in {many} that are {test.words.format(k=j)}, each {step.words.format(k=k)}")
-        condition, term = test.source.format(x="x", k=j), step.source.format(x="x", k=k)
-        body = [f"return [{term} for x in {many} if {condition}]"]
-        if style:
-            body = [
-                "result = []",
-                f"for x in {many}:",
-                f"    if {condition}:",
-                f"        result.append({term})",
-                "return result",
-            ]
-        inputs = [(integers(rng),) for _ in range(CALLS)]
-        truth = [[step.function(x, k) for x in v if test.function(x, j)] for (v,) in inputs]
-    elif level == "dictionary":
-        test, end = parts
-        arguments = table
-        doc = say(end.words.format(d=table, p=test.words.format(k=j)))
-        condition = test.source.format(x=f"{table}[key]", k=j)
-        body = [f"return {end.source.format(d=table, q=condition)}"]
-        inputs = [
-            ({rng.choice(WORDS): rng.choice([j, rng.randint(-20, 30)]) for _ in range(rng.randint(0, 5))},)
-            for _ in range(CALLS)
+    names = [rng.choice(NAMES[kind]) for kind in ("numbers", "number", "text", "table", "pair")]
+    return Words(k, j, i, style, *names, rng.choice(OPENINGS))
+
+
+def integers(rng: random.Random) -> list[int]:
+    return [rng.randint(-20, 30) for _ in range(rng.randint(0, 9))]
+
+
+def operation(parts: tuple, words: Words, rng: random.Random) -> Draft:
+    """A pair of numbers is combined, then the result is changed."""
+    pair, step = parts
+    a, b = words.pair
+    value = pair.source.format(a=a, b=b)
+    docstring = words.opening.format(f"{pair.words.format(a=a, b=b)}, {step.words.format(k=words.k)}")
+    body = [f"result = {value}", f"return {step.source.format(x='result', k=words.k)}"]
+    uses_value_once = step.source != "{x} * {x}"
+    if words.style and uses_value_once:
+        body = [f"return {step.source.format(x=f'({value})', k=words.k)}"]
+    inputs = [(rng.randint(-20, 30), rng.randint(-20, 30)) for _ in range(CALLS)]
+    expected = [step.function(pair.function(*given), words.k) for given in inputs]
+    return Draft(f"{a}, {b}", docstring, body, inputs, expected)
+
+
+def loop(parts: tuple, words: Words, rng: random.Random) -> Draft:
+    """A sum over the numbers of a range for which a condition holds."""
+    numbers, test, step = parts
+    top = rng.choice(["n", "limit", "top"])
+    which = f"{numbers.words.format(n=top, k=words.j)} that are {test.words.format(k=words.i)}"
+    docstring = words.opening.format(f"the sum of the numbers {which}, each {step.words.format(k=words.k)}")
+    body = [
+        "total = 0",
+        f"for i in {numbers.source.format(n=top, k=words.j)}:",
+        f"    if {test.source.format(x='i', k=words.i)}:",
+        f"        total += {step.source.format(x='i', k=words.k)}",
+        "return total",
+    ]
+    inputs = [(rng.randint(0, 20),) for _ in range(CALLS)]
+    expected = []
+    for (n,) in inputs:
+        chosen = [x for x in numbers.function(n, words.j) if test.function(x, words.i)]
+        expected.append(sum(step.function(x, words.k) for x in chosen))
+    return Draft(top, docstring, body, inputs, expected)
+
+
+def condition(parts: tuple, words: Words, rng: random.Random) -> Draft:
+    """A number is changed in one way if a condition holds, else in another."""
+    test, yes, no = parts
+    x = words.number
+    j = words.j
+    k = words.k
+    choice = f"{x} {yes.words.format(k=k)} if {x} is {test.words.format(k=j)}, else {x} {no.words.format(k=k)}"
+    test_source = test.source.format(x=x, k=j)
+    yes_source = yes.source.format(x=x, k=k)
+    no_source = no.source.format(x=x, k=k)
+    body = [f"if {test_source}:", f"    return {yes_source}", f"return {no_source}"]
+    if words.style:
+        body = [f"if {test_source}:", f"    return {yes_source}", "else:", f"    return {no_source}"]
+    inputs = [(rng.choice([j, j * rng.randint(-3, 3), rng.randint(-20, 30)]),) for _ in range(CALLS)]
+    expected = [(yes if test.function(value, j) else no).function(value, k) for (value,) in inputs]
+    return Draft(x, words.opening.format(choice), body, inputs, expected)
+
+
+def string(parts: tuple, words: Words, rng: random.Random) -> Draft:
+    """The characters of one kind in a text."""
+    whole, letter, end = parts
+    docstring = end.words.format(p=letter.words, x=whole.words.format(x=words.text, k=words.j), k=words.k)
+    source = whole.source.format(x=words.text, k=words.j)
+    test = letter.source.format(x="c")
+    result = f"return {end.source.format(s='kept', k=words.k)}"
+    body = [f'kept = "".join(c for c in {source} if {test})', result]
+    if words.style:
+        body = ['kept = ""', f"for c in {source}:", f"    if {test}:", "        kept += c", result]
+    inputs = [(" ".join(rng.choice(WORDS) for _ in range(rng.randint(0, 4))),) for _ in range(CALLS)]
+    expected = []
+    for (text,) in inputs:
+        kept = "".join(c for c in whole.function(text, words.j) if letter.function(c, words.k))
+        expected.append(end.function(kept, words.k))
+    return Draft(words.text, words.opening.format(docstring), body, inputs, expected)
+
+
+def numbers(parts: tuple, words: Words, rng: random.Random) -> Draft:
+    """A list of changed numbers."""
+    test, step = parts
+    name = words.numbers
+    j = words.j
+    k = words.k
+    which = f"a list of the numbers in {name} that are {test.words.format(k=j)}, each {step.words.format(k=k)}"
+    test_source = test.source.format(x="x", k=j)
+    term = step.source.format(x="x", k=k)
+    body = [f"return [{term} for x in {name} if {test_source}]"]
+    if words.style:
+        body = [
+            "result = []",
+            f"for x in {name}:",
+            f"    if {test_source}:",
+            f"        result.append({term})",
+            "return result",
         ]
-        truth = [end.function({key: v for key, v in d.items() if test.function(v, j)}) for (d,) in inputs]
-    else:
-        step, end = parts
-        arguments = many
-        last = end.words if end in ENDS else f"{end.words} and return them"
-        doc = f"{step.words.format(k=k).capitalize()} in {many}, then {last.format(k=j)}."
-        first, second = step.source.format(x=many, k=k), end.source.format(x="result", k=j)
-        body = [f"result = {first}", f"return {second}"]
-        if style:
-            body = [f"{many} = {first}", f"return {end.source.format(x=many, k=j)}"]
-        inputs = [(integers(rng),) for _ in range(CALLS)]
-        truth = [end.function(step.function(v, k), j) for (v,) in inputs]
+    inputs = [(integers(rng),) for _ in range(CALLS)]
+    expected = [[step.function(x, k) for x in values if test.function(x, j)] for (values,) in inputs]
+    return Draft(name, words.opening.format(which), body, inputs, expected)
+
+
+def dictionary(parts: tuple, words: Words, rng: random.Random) -> Draft:
+    """The entries of a dictionary for whose values a condition holds."""
+    test, end = parts
+    docstring = end.words.format(d=words.table, p=test.words.format(k=words.j))
+    test_source = test.source.format(x=f"{words.table}[key]", k=words.j)
+    body = [f"return {end.source.format(d=words.table, q=test_source)}"]
+    inputs = []
+    for _ in range(CALLS):
+        size = rng.randint(0, 5)
+        table = {}
+        for _ in range(size):
+            key = rng.choice(WORDS)
+            table[key] = rng.choice([words.j, rng.randint(-20, 30)])
+        inputs.append((table,))
+    expected = []
+    for (table,) in inputs:
+        chosen = {key: value for key, value in table.items() if test.function(value, words.j)}
+        expected.append(end.function(chosen))
+    return Draft(words.table, words.opening.format(docstring), body, inputs, expected)
+
+
+def composition(parts: tuple, words: Words, rng: random.Random) -> Draft:
+    """Two steps, one after the other, on a list of numbers."""
+    step, end = parts
+    name = words.numbers
+    j = words.j
+    k = words.k
+    last = end.words if end in ENDS else f"{end.words} and return them"
+    docstring = f"{step.words.format(k=k).capitalize()} in {name}, then {last.format(k=j)}."
+    first = step.source.format(x=name, k=k)
+    body = [f"result = {first}", f"return {end.source.format(x='result', k=j)}"]
+    if words.style:
+        body = [f"{name} = {first}", f"return {end.source.format(x=name, k=j)}"]
+    inputs = [(integers(rng),) for _ in range(CALLS)]
+    expected = [end.function(step.function(values, k), j) for (values,) in inputs]
+    return Draft(name, docstring, body, inputs, expected)
+
+
+BUILDERS = {
+    "operation": operation,
+    "loop": loop,
+    "condition": condition,
+    "string": string,
+    "list": numbers,
+    "dictionary": dictionary,
+    "composition": composition,
+}
+
+
+def build(level: str, parts: tuple, rng: random.Random) -> Exercise:
+    """An exercise on a composition, with wording, names, numbers and calls drawn from `rng`."""
+    draft = BUILDERS[level](parts, draw_words(rng), rng)
     name = "_".join(part.name for part in parts)
-    prompt = f'def {name}({arguments}):\n    """{doc}"""\n'
-    completion = "".join(f"    {line}\n" for line in body)
-    return Exercise(level, name, name, prompt, completion, list(zip(inputs, truth)))
+    prompt = f'def {name}({draft.arguments}):\n    """{draft.docstring}"""\n'
+    completion = "".join(f"    {line}\n" for line in draft.body)
+    return Exercise(level, name, name, prompt, completion, list(zip(draft.inputs, draft.expected)))
 
 
 def admit(exercises: list[Exercise]) -> tuple[list[Exercise], list[str]]:
     """(the exercises whose solutions, executed, return the expected values, a reason for each of the others)."""
     jobs = [(e.prompt + e.completion, [(e.name, given) for given, _ in e.calls]) for e in exercises]
-    good, reasons = [], []
+    good = []
+    reasons = []
     for exercise, found in zip(exercises, sandbox.work(jobs), strict=True):
         if reason := verdict(exercise.calls, found):
             reasons.append(f"{exercise.name}: {reason}")

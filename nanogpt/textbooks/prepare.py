@@ -4,6 +4,7 @@ Below the work folder: data/raw, raw4, textbook, generated, filtered (train.bin,
 val.jsonl), each with tokenizer.json; heldout.jsonl, the problems of the evaluation; prepared.json, the record.
 """
 
+import itertools
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -24,40 +25,32 @@ MORE = 4  # raw4 has MORE times the tokens
 HELD_OUT_PER_LEVEL = 30
 MIN_EXERCISES = 20  # of which some are copies, and two or more are for the validation loss
 VAL_SHARE = 0.04  # of the documents of an arm, for its validation loss
+CHARACTERS = 5  # more characters than a token has
 
 
 def prepare(args, work: Path) -> dict:
     """Write the data of all arms below `work` and return the record. Raises UserError."""
-    data_dir, budget = run.data_dir(args.data_dir), args.tokens
-    index, benchmark = benchmark_index(data_dir, args.quick)
-    chars = 5 * budget  # more characters than the tokens have
-    sources = {"raw": texts.standard_library(Path(args.raw) if args.raw else None)}
-    if "textbook" in args.arms:
-        sources["textbook"] = pages(data_dir, args.quick)
-    if "generated" in args.arms:
-        sources["generated"] = texts.generated(chars, args.seed)
-    if args.quick:
-        sources["raw"] = sources["raw"][:40]
-    n_held_out = HELD_OUT_PER_LEVEL * len(exercises.LEVELS) // (5 if args.quick else 1)
-    held_out = exercises.generate(n_held_out, 0, held_out=True)
-    drawn = exercises.generate(args.exercises, args.seed, exclude={e.prompt for e in held_out})
-    rows, written = [{"prompt": e.prompt, "completion": e.completion} for e in drawn], None
+    index, benchmark = benchmark_index(run.data_dir(args.data_dir), args.quick)
+    sources = read_sources(args)
+    held_out, rows = draw_exercises(args)
+    written = None
     if args.writer:
-        more, theirs, written = writer.write(args.writer, args.write, args.seed)
-        rows, sources["generated"] = more + rows, theirs + sources.get("generated", [])
+        more_rows, more_pages, written = writer.write(args.writer, args.write, args.seed)
+        rows = more_rows + rows
+        sources["generated"] = more_pages + sources.get("generated", [])
     clean_rows = [row for row in rows if index.find(row["prompt"] + row["completion"]) is None]
     removed = {"exercises": {"passages": len(rows), "removed": len(rows) - len(clean_rows)}}
     if len(clean_rows) < MIN_EXERCISES // 2:
         raise UserError(f"--exercises {args.exercises}: only {len(clean_rows)} are left without copies; ask for more")
-    needed = {"raw": MORE * chars, "textbook": chars, "generated": chars}
     documents = {}
-    for name, found in sources.items():
-        print(f"{name}: looking for copies of the evaluation sets in {len(found):,} documents", flush=True)
-        documents[name], removed[name] = clean.decontaminate(up_to(found, needed[name]), index)
-    sample = max(20_000, min(600 * args.vocabulary, 3 * budget))  # characters of each
+    for name, texts_of_source in sources.items():
+        print(f"{name}: looking for copies of the evaluation sets in {len(texts_of_source):,} documents", flush=True)
+        longest = CHARACTERS * args.tokens * (MORE if name == "raw" else 1)
+        documents[name], removed[name] = clean.decontaminate(up_to(texts_of_source, longest), index)
     solved = [row["prompt"] + row["completion"] for row in clean_rows]
-    mixture = [cut(some, sample) for some in (*documents.values(), solved)]
     print(f"byte pairs: learning {args.vocabulary:,}", flush=True)
+    sample = max(20_000, min(600 * args.vocabulary, 3 * args.tokens))  # characters of each source
+    mixture = [cut(texts_of_source, sample) for texts_of_source in (*documents.values(), solved)]
     tokenizer = train_tokenizer("\n".join(mixture), args.vocabulary)
     record = {
         "arms": {},
@@ -66,50 +59,78 @@ def prepare(args, work: Path) -> dict:
         "vocabulary": tokenizer.vocab_size,
         "written": written,
     }
-    arms = documents | {"raw4": documents["raw"]}
-    val = {name: max(1, int(VAL_SHARE * len(found))) for name, found in arms.items()}
+    arms = {}  # {arm: (documents for validation, documents to train on)}
+    for name, texts_of_source in (documents | {"raw4": documents["raw"]}).items():
+        n_val = max(1, int(VAL_SHARE * len(texts_of_source)))
+        arms[name] = texts_of_source[:n_val], texts_of_source[n_val:]
     if "filtered" in args.arms:
-        pool = list(dict.fromkeys(f for text in documents["raw"][val["raw"] :] for f in quality.functions(text)))
-        print(f"quality filter: ranking {len(pool):,} functions", flush=True)
-        ranked, record["filter"] = quality.rank(pool, args.embeddings)
+        val_documents, train_documents = arms["raw"]
+        functions = itertools.chain.from_iterable(map(quality.functions, train_documents))
+        functions = list(dict.fromkeys(functions))
+        print(f"quality filter: ranking {len(functions):,} functions", flush=True)
+        ranked, record["filter"] = quality.rank(functions, args.embeddings)
+        arms["filtered"] = val_documents, ranked
     for name in args.arms:
-        found = ranked if name == "filtered" else arms[name][val[name] :]
-        wanted = budget * (MORE if name == "raw4" else 1)
-        kept_out = arms["raw" if name == "filtered" else name][: val["raw" if name == "filtered" else name]]
-        parts = {
-            "train": tokens_of(found, tokenizer, wanted),
-            "val": tokens_of(kept_out, tokenizer, max(200, budget // 40)),
-        }
-        if len(parts["train"]) < wanted:
-            raise UserError(f"{name}: has {len(parts['train']):,} tokens, but --tokens needs {wanted:,}; ask for fewer")
-        folder = write_folder(work / "data" / name, tokenizer)
-        for part, ids in parts.items():
-            run.write(folder / f"{part}.bin", ids.astype("<u2").tobytes())
-        text = tokenizer.decode(parts["train"][:wanted].tolist())
-        shared = clean.overlap(solved, [text])
-        record["arms"][name] = {
-            "tokens": wanted,
-            "val_tokens": len(parts["val"]),
-            "characters": len(text),
-            "overlap_with_exercises": shared,
-        }
-        print(f"{name:>10}: {wanted:12,} tokens, {len(text):12,} characters; {shared:.2%} of the exercises' 8-grams")
-    n_val = max(2, len(clean_rows) // 20)
-    folder = write_folder(work / "data" / "exercises", tokenizer)
-    for part, some in (("train", clean_rows[n_val:]), ("val", clean_rows[:n_val])):
-        run.write(folder / f"{part}.jsonl", "".join(json.dumps(row) + "\n" for row in some))
+        record["arms"][name] = write_arm(work, name, *arms[name], args.tokens, tokenizer, solved)
+    record["exercises"] = write_exercises(work, clean_rows, tokenizer) | {"held_out": len(held_out), "seed": args.seed}
     write_held_out(work / "heldout.jsonl", held_out)
-    longest = max(len(tokenizer.encode(text)) + 1 for text in solved)
-    record["exercises"] = {
-        "train": len(clean_rows) - n_val,
-        "val": n_val,
-        "held_out": len(held_out),
-        "longest": longest,
-        "seed": args.seed,
-    }
     record |= run.environment(torch.device("cpu"), str(Path(__file__).parent.parent / "phi1.py"))
     run.write_json(work / "prepared.json", record)
     return record
+
+
+def read_sources(args) -> dict[str, list[str]]:
+    """{source: its documents} of the arms that are asked for."""
+    sources = {"raw": texts.standard_library(Path(args.raw) if args.raw else None)}
+    if "textbook" in args.arms:
+        sources["textbook"] = pages(run.data_dir(args.data_dir), args.quick)
+    if "generated" in args.arms:
+        sources["generated"] = texts.generated(CHARACTERS * args.tokens, args.seed)
+    if args.quick:
+        sources["raw"] = sources["raw"][:40]
+    return sources
+
+
+def draw_exercises(args) -> tuple[list[exercises.Exercise], list[dict]]:
+    """(exercises held out for the evaluation, rows of exercises to train on)"""
+    count = HELD_OUT_PER_LEVEL * len(exercises.LEVELS)
+    if args.quick:
+        count //= 5
+    held_out = exercises.generate(count, 0, held_out=True)
+    drawn = exercises.generate(args.exercises, args.seed, exclude={exercise.prompt for exercise in held_out})
+    return held_out, [{"prompt": exercise.prompt, "completion": exercise.completion} for exercise in drawn]
+
+
+def write_arm(work: Path, name: str, val_documents, train_documents, budget: int, tokenizer, solved: list[str]) -> dict:
+    """Write train.bin and val.bin of an arm. Returns its entry in the record. solved: the exercises with their
+    solutions. Raises UserError if the documents have too few tokens."""
+    wanted = budget * MORE if name == "raw4" else budget
+    train_ids = tokens_of(train_documents, tokenizer, wanted)
+    val_ids = tokens_of(val_documents, tokenizer, max(200, budget // 40))
+    if len(train_ids) < wanted:
+        raise UserError(f"{name}: has {len(train_ids):,} tokens, but --tokens needs {wanted:,}; ask for fewer")
+    folder = write_folder(work / "data" / name, tokenizer)
+    run.write(folder / "train.bin", train_ids.astype("<u2").tobytes())
+    run.write(folder / "val.bin", val_ids.astype("<u2").tobytes())
+    text = tokenizer.decode(train_ids.tolist())
+    shared = clean.overlap(solved, [text])
+    print(f"{name:>10}: {wanted:12,} tokens, {len(text):12,} characters; {shared:.2%} of the exercises' 8-grams")
+    return {
+        "tokens": wanted,
+        "val_tokens": len(val_ids),
+        "characters": len(text),
+        "overlap_with_exercises": shared,
+    }
+
+
+def write_exercises(work: Path, rows: list[dict], tokenizer: BytePairs) -> dict:
+    """Write train.jsonl and val.jsonl. Returns counts for the record."""
+    n_val = max(2, len(rows) // 20)
+    folder = write_folder(work / "data" / "exercises", tokenizer)
+    for part, part_rows in (("train", rows[n_val:]), ("val", rows[:n_val])):
+        run.write(folder / f"{part}.jsonl", "".join(json.dumps(row) + "\n" for row in part_rows))
+    longest = max(len(tokenizer.encode(row["prompt"] + row["completion"])) + 1 for row in rows)
+    return {"train": len(rows) - n_val, "val": n_val, "longest": longest}
 
 
 def benchmark_index(data_dir: Path, quick: bool) -> tuple[clean.Index, dict]:
@@ -136,13 +157,14 @@ def pages(data_dir: Path, quick: bool) -> list[str]:
 
 def up_to(documents: list[str], characters: int) -> list[str]:
     """The first documents, up to `characters` characters or one document more."""
-    total, some = 0, []
+    total = 0
+    first = []
     for document in documents:
         if total >= characters:
             break
-        some.append(document)
+        first.append(document)
         total += len(document)
-    return some
+    return first
 
 
 def cut(documents: Iterable[str], characters: int) -> str:

@@ -127,6 +127,11 @@ def tuples(r):
     )
 
 
+def set_of(words: list[str]) -> str:
+    """The source of a set. The order of repr() depends on the hashes of a process."""
+    return "{" + ", ".join(map(repr, words)) + "}"
+
+
 def sets(r):
     one, two = sorted(r.sample(THINGS, 4)), sorted(r.sample(THINGS, 5))
     a, b = r.sample(PEOPLE, 2)
@@ -134,7 +139,7 @@ def sets(r):
         "Sets",
         f"A set has each element once and in no order. {a} and {b} write down what they bought at the market; "
         f"the operators & | and - say what both have, what either has, and what only one has.",
-        f"{a.lower()} = {set(one)!r}\n{b.lower()} = {set(two)!r}\nprint(sorted({a.lower()} & {b.lower()}))\n"
+        f"{a.lower()} = {set_of(one)}\n{b.lower()} = {set_of(two)}\nprint(sorted({a.lower()} & {b.lower()}))\n"
         f"print(sorted({a.lower()} | {b.lower()}))\nprint(sorted({a.lower()} - {b.lower()}))\n",
         "Sets are printed in sorted order here, because the order of a set itself means nothing.",
     )

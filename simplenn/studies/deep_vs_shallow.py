@@ -1,10 +1,12 @@
 """Deep against shallow networks with the same number of parameters, on two functions and on MNIST."""
 
+from common import run
+
 import numpy as np
 import torch
 from torch import nn
 
-from model import MLP, count_parameters
+from model import MLP
 from studies import tools, training
 
 MLPS = {
@@ -22,67 +24,87 @@ def functions(ctx: tools.Context):
 
     All runs of an architecture, on both functions, train as one stack.
     """
-    steps, seeds = ctx.pick(6000, 20), ctx.pick(10, 2)
-    parts = {name: ctx.points(name) for name in FUNCTIONS}
-    x, kept, rows, drawn = parts["sinc"][0].x, tools.log_steps(steps), [], {}
+    steps = ctx.pick(6000, 20)
+    seeds = ctx.pick(10, 2)
+    logged = tools.log_steps(steps)
+    train_sets = {name: ctx.points(name)[0] for name in FUNCTIONS}
+    rows = []
+    predictions = {}  # of seed 0: {(function, network): outputs (N,)}
     for setting, sizes in MLPS.items():
-        nets = []
-        for seed in range(seeds):
-            torch.manual_seed(seed)
-            nets += [MLP(sizes) for _ in FUNCTIONS]
-        stack = training.Stack(nets)
-        y = torch.stack([parts[name][0].y for _ in range(seeds) for name in FUNCTIONS])  # (K, N, 1)
-        curves = torch.empty(steps, len(nets))
-        for step, losses, _ in training.fit_stack(stack, x, y, steps, lr=0.0012):
-            curves[step - 1] = losses
-        with torch.no_grad():
-            outputs = stack(x)
-        hits = ((outputs - y).abs() <= 0.05).float().mean((1, 2)).tolist()
-        final = (outputs - y).square().mean((1, 2)).tolist()
+        nets, targets, losses, outputs = train_stack(sizes, train_sets, steps, seeds)
+        accuracies = ((outputs - targets).abs() <= 0.05).float().mean((1, 2)).tolist()
+        final_losses = (outputs - targets).square().mean((1, 2)).tolist()
         for k in range(len(nets)):
-            name, below = FUNCTIONS[k % 2], (curves[:, k] < THRESHOLD).nonzero()
-            drawn.setdefault((name, setting), outputs[k, :, 0].numpy())
+            seed, which = divmod(k, len(FUNCTIONS))
+            name = FUNCTIONS[which]
+            predictions.setdefault((name, setting), outputs[k, :, 0].numpy())
+            below = (losses[:, k] < THRESHOLD).nonzero()
             rows.append(
                 {
                     "setting": f"{name}, {setting}",
                     "function": name,
                     "network": setting,
-                    "seed": k // 2,
+                    "seed": seed,
                     "hidden_layers": len(sizes) - 2,
-                    "parameters": count_parameters(nets[0]),
-                    "curve": curves[kept - 1, k].tolist(),
+                    "parameters": run.count_parameters(nets[0]),
+                    "curve": losses[logged - 1, k].tolist(),
                     "final": {
-                        "train_loss": final[k],
-                        "accuracy": hits[k],
+                        "train_loss": final_losses[k],
+                        "accuracy": accuracies[k],
                         "reached": len(below) > 0,
                         "epochs_to_threshold": int(below[0]) + 1 if len(below) else None,
                     },
                 }
             )
-    ctx.save(rows, draw_functions(rows, kept, parts, drawn), steps=kept.tolist(), threshold=THRESHOLD)
+    figure = draw_functions(rows, logged, train_sets, predictions)
+    ctx.save(rows, figure, steps=logged.tolist(), threshold=THRESHOLD)
 
 
-def draw_functions(rows, kept, parts, drawn):
+def train_stack(sizes, train_sets, steps, seeds):
+    """K networks, one per seed and function, trained as one stack of N points each.
+
+    Returns (networks before training, targets (K, N, 1), losses (steps, K), outputs after training (K, N, 1)).
+    """
+    nets = []
+    targets = []
+    for seed in range(seeds):
+        torch.manual_seed(seed)
+        for name in FUNCTIONS:
+            nets.append(MLP(sizes))
+            targets.append(train_sets[name].y)
+    x = train_sets["sinc"].x  # (N, 1), the same for all functions
+    y = torch.stack(targets)
+    stack = training.Stack(nets)
+    curves = torch.empty(steps, len(nets))
+    for step, losses, _ in training.fit_stack(stack, x, y, steps, lr=0.0012):
+        curves[step - 1] = losses
+    with torch.no_grad():
+        return nets, y, curves, stack(x)
+
+
+def draw_functions(rows, logged, train_sets, predictions):
+    """A line of panels per function: losses, predictions, accuracies."""
     figure, axes = tools.panels(2, 3)
-    for line, name in zip(axes, FUNCTIONS):
-        mine = [row for row in rows if row["function"] == name]
-        for i, (setting, same) in enumerate(tools.groups(mine, "network").items()):
-            curves = np.log10([row["curve"] for row in same])
-            middle, low, high = np.median(curves, 0), *np.quantile(curves, (0.1, 0.9), axis=0)
-            line[0].plot(kept, 10**middle, label=f"{setting}, {same[0]['parameters']} parameters", color=f"C{i}")
-            line[0].fill_between(kept, 10**low, 10**high, alpha=0.15, color=f"C{i}", lw=0)
-            line[1].plot(parts[name][0].x[:, 0].numpy(), drawn[name, setting], lw=1, label=setting)
-            values = [row["final"]["accuracy"] for row in same]
-            line[2].plot([i] * len(values), values, "o", alpha=0.5, color=f"C{i}")
-        line[0].axhline(THRESHOLD, color="k", ls=":", lw=1)
-        line[0].set(
-            xscale="log", yscale="log", xlabel="epoch", ylabel="training loss", title=f"{name}: median of seeds"
-        )
-        line[1].plot(parts[name][0].x[:, 0].numpy(), parts[name][0].y[:, 0].numpy(), "k:", lw=1, label="truth")
-        line[1].set(xlabel="x", xticks=(-1, -0.5, 0, 0.5, 1), title="prediction of seed 0")
-        line[2].set(ylabel="points within 0.05", ylim=(0, 1), title="accuracy, a dot for each seed")
-        line[2].set_xticks(range(3), ["one", "four", "seven"])
-        line[2].set_xlabel("hidden layers")
+    for (curves, functions, dots), (name, points) in zip(axes, train_sets.items()):
+        rows_of_function = [row for row in rows if row["function"] == name]
+        x = points.x[:, 0].numpy()
+        for i, (setting, runs) in enumerate(tools.groups(rows_of_function, "network").items()):
+            color = f"C{i}"
+            losses = np.log10([row["curve"] for row in runs])
+            low, middle, high = np.quantile(losses, (0.1, 0.5, 0.9), axis=0)
+            curves.plot(logged, 10**middle, label=f"{setting}, {runs[0]['parameters']} parameters", color=color)
+            curves.fill_between(logged, 10**low, 10**high, alpha=0.15, color=color, lw=0)
+            functions.plot(x, predictions[name, setting], lw=1, label=setting)
+            accuracies = [row["final"]["accuracy"] for row in runs]
+            dots.plot([i] * len(accuracies), accuracies, "o", alpha=0.5, color=color)
+        curves.axhline(THRESHOLD, color="k", ls=":", lw=1)
+        curves.set(xscale="log", yscale="log", xlabel="epoch", ylabel="training loss")
+        curves.set_title(f"{name}: median of seeds")
+        functions.plot(x, points.y[:, 0].numpy(), "k:", lw=1, label="truth")
+        functions.set(xlabel="x", xticks=(-1, -0.5, 0, 0.5, 1), title="prediction of seed 0")
+        dots.set(ylabel="points within 0.05", ylim=(0, 1), title="accuracy, a dot for each seed")
+        dots.set_xticks(range(3), ["one", "four", "seven"])
+        dots.set_xlabel("hidden layers")
     tools.finish_axes(axes)
     return figure
 
@@ -97,8 +119,9 @@ def cnn(convolutions: int, dropout: float = 0.0) -> nn.Module:
         layers += [nn.Conv2d(16, 40, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]  # -> (40, 7, 7)
         last = 40
     else:
-        layers, last = [], 26
-        for a, b in ((1, 17), (17, 26)):
+        layers = []
+        last = 26
+        for a, b in ((1, 17), (17, last)):
             layers += [nn.Conv2d(a, b, 3, padding=1), nn.ReLU(), nn.Conv2d(b, b, 3, padding=1), nn.ReLU()]
             layers += [nn.MaxPool2d(2)]  # -> (17, 14, 14), (26, 7, 7)
     return nn.Sequential(*layers, nn.Flatten(), nn.Dropout(dropout), nn.Linear(last * 49, 10))
@@ -110,18 +133,18 @@ def train_cnn(train_set, test_set, convolutions, regularization, seed, epochs):
     options = REGULARIZATION[regularization]
     net = cnn(convolutions, options.get("dropout", 0.0)).to(memory_format=torch.channels_last)
     x, y = train_set.tensors()
-    steps, curves = training.fit(net, x, y, epochs, 100, seed=seed, weight_decay=options.get("weight_decay", 0)), []
+    steps = training.fit(net, x, y, epochs, 100, seed=seed, weight_decay=options.get("weight_decay", 0))
+    points = []
     for _ in training.epochs_of(steps, max(1, len(x) // 100)):
-        curves.append([*training.evaluate(net, x, y), *training.evaluate(net, *test_set.tensors())])
-    names = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
+        points.append(training.evaluate_parts(net, (x, y), test_set.tensors()))
     return {
         "setting": f"{convolutions} convolutions, {regularization}",
         "convolutions": convolutions,
         "regularization": regularization,
         "seed": seed,
-        "parameters": count_parameters(net),
-        "curves": dict(zip(names, map(list, zip(*curves)))),
-        "final": dict(zip(names, curves[-1])),
+        "parameters": run.count_parameters(net),
+        "curves": training.curves_of(points),
+        "final": points[-1],
     }
 
 
@@ -139,17 +162,18 @@ def mnist(ctx: tools.Context):
     rows = ctx.map(train_cnn, tasks)
     figure, axes = tools.panels(2, 3)
     for column, name in enumerate(REGULARIZATION):
-        mine = [row for row in rows if row["regularization"] == name]
-        for n, same in tools.groups(mine, "convolutions").items():
-            for row, quantity in enumerate(("loss", "accuracy")):
-                x, color = range(1, epochs + 1), None
-                for part, style in (("test", "-"), ("train", "--")):
-                    curves = [r["curves"][f"{part}_{quantity}"] for r in same]
-                    label = f"{n} convolutions, {same[0]['parameters']:,} parameters" if part == "test" else None
-                    color = tools.draw_band(axes[row, column], x, curves, label, style, color)
-                axes[row, column].set(xlabel="epoch", ylabel=f"{quantity}: test (dashed: training)")
+        regularized = [row for row in rows if row["regularization"] == name]
+        for n, runs in tools.groups(regularized, "convolutions").items():
+            label = f"{n} convolutions, {runs[0]['parameters']:,} parameters"
+            for panel, quantity in zip(axes[:, column], ("loss", "accuracy")):
+                x = range(1, epochs + 1)
+                test, train = ([row["curves"][f"{part}_{quantity}"] for row in runs] for part in ("test", "train"))
+                color = tools.draw_band(panel, x, test, label)
+                tools.draw_band(panel, x, train, None, "--", color)
+                panel.set(xlabel="epoch", ylabel=f"{quantity}: test (dashed: training)")
         axes[0, column].set(title=f"regularization: {name}", yscale="log")
-        axes[1, column].set(ylim=(0.9, 1.002) if not ctx.quick else None)
+        if not ctx.quick:
+            axes[1, column].set(ylim=(0.9, 1.002))
     tools.finish_axes(axes)
     ctx.save(rows, figure)
 

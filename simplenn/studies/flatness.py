@@ -11,6 +11,7 @@ from studies import tools, training
 BATCHES = {"batch size 64": dict(bs=64), "batch size 1024": dict(bs=1024)}
 RATES = {"learning rate 0.0005": dict(lr=5e-4), "learning rate 0.005": dict(lr=5e-3)}
 PAIRS = {"batch size": BATCHES, "learning rate": RATES, "batch size, with batch normalization": BATCHES}
+MINIMA = BATCHES | RATES
 
 
 def network(bn: bool) -> nn.Module:
@@ -34,7 +35,9 @@ def train_minimum(train_set, options, bn, seed, epochs):
     """A trained network; the two of a pair begin with the same weights."""
     torch.manual_seed(seed)
     net = network(bn)
-    for _ in training.fit(net, *train_set.tensors(), epochs, **dict(bs=128, lr=1e-3, seed=seed) | options):
+    bs = options.get("bs", 128)
+    lr = options.get("lr", 1e-3)
+    for _ in training.fit(net, *train_set.tensors(), epochs, bs, lr, seed):
         pass
     return net
 
@@ -63,24 +66,23 @@ def along_line(train_set, test_set, pair, seed, epochs, alphas):
     """Loss and accuracy at (1 - a) w1 + a w2: a row of the record."""
     bn = "normalization" in pair
     nets = [train_minimum(train_set, options, bn, seed, epochs) for options in PAIRS[pair].values()]
-    (w1, w2), net, values = [[p.detach() for p in n.parameters()] for n in nets], copy.deepcopy(nets[0]), []
-    (x, y), test = train_set.tensors(), test_set.tensors()
+    w1, w2 = ([p.detach() for p in net.parameters()] for net in nets)
+    between = copy.deepcopy(nets[0])
+    x, y = train_set.tensors()
+    points = {}  # {a: losses and accuracies}
     for a in alphas:
-        set_parameters(net, [torch.lerp(p, q, a) for p, q in zip(w1, w2)])
-        recompute_statistics(net, x)
-        values.append([*training.evaluate(net, x, y), *training.evaluate(net, *test)])
-    names = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
-    curves = dict(zip(names, map(list, zip(*values))))
-    at, ends = list(alphas).index, {}
-    for a, label in ((0.0, "first"), (1.0, "second")):
-        ends |= {f"{name}_{label}": curves[name][at(a)] for name in names}
-        # how much the loss rises at half the distance beyond the minimum, away from the other one
-        outside = curves["train_loss"][at(-0.5 if label == "first" else 1.5)]
-        ends[f"rise_{label}"] = outside - ends[f"train_loss_{label}"]
-    ends["barrier"] = max(curves["train_loss"][at(0.0) : at(1.0) + 1]) - max(
-        ends["train_loss_first"], ends["train_loss_second"]
-    )
-    return {"setting": pair, "seed": seed, "curves": curves, "final": ends}
+        set_parameters(between, [torch.lerp(p, q, a) for p, q in zip(w1, w2)])
+        recompute_statistics(between, x)
+        points[a] = training.evaluate_parts(between, (x, y), test_set.tensors())
+    final = {}
+    # `outside`: half the distance beyond the minimum, away from the other one
+    for label, minimum, outside in (("first", 0.0, -0.5), ("second", 1.0, 1.5)):
+        final |= {f"{name}_{label}": value for name, value in points[minimum].items()}
+        final[f"rise_{label}"] = points[outside]["train_loss"] - points[minimum]["train_loss"]
+    highest = max(point["train_loss"] for a, point in points.items() if 0 <= a <= 1)
+    final["barrier"] = highest - max(final["train_loss_first"], final["train_loss_second"])
+    curves = training.curves_of(list(points.values()))
+    return {"setting": pair, "seed": seed, "curves": curves, "final": final}
 
 
 def line(ctx: tools.Context):
@@ -90,15 +92,15 @@ def line(ctx: tools.Context):
     tasks = [(train_set, test_set, pair, seed, ctx.pick(20, 2), alphas) for seed in range(ctx.seeds) for pair in PAIRS]
     rows = ctx.map(along_line, tasks)
     figure, axes = tools.panels(2, len(PAIRS))
-    for column, (pair, same) in enumerate(tools.groups(rows, "setting").items()):
+    for column, (pair, runs) in enumerate(tools.groups(rows, "setting").items()):
         first, second = PAIRS[pair]
-        for row, quantity in enumerate(("loss", "accuracy")):
-            for part, style in (("train", "--"), ("test", "-")):
-                curves = [r["curves"][f"{part}_{quantity}"] for r in same]
-                tools.draw_band(axes[row, column], alphas, curves, "training" if part == "train" else part, style)
+        for panel, quantity in zip(axes[:, column], ("loss", "accuracy")):
+            train, test = ([row["curves"][f"{part}_{quantity}"] for row in runs] for part in ("train", "test"))
+            tools.draw_band(panel, alphas, train, "training", "--")
+            tools.draw_band(panel, alphas, test, "test")
             for a in (0, 1):
-                axes[row, column].axvline(a, color="k", lw=0.7, alpha=0.5)
-            axes[row, column].set(xlabel=f"a (0: {first}; 1: {second})", ylabel=quantity)
+                panel.axvline(a, color="k", lw=0.7, alpha=0.5)
+            panel.set(xlabel=f"a (0: {first}; 1: {second})", ylabel=quantity)
         axes[0, column].set(title=pair, yscale="log")
     tools.finish_axes(axes)
     ctx.save(rows, figure, alphas=alphas)
@@ -121,52 +123,55 @@ def filter_normalized(parameters, generator):
 
 def around_minimum(train_set, name, seed, epochs, directions, radii, grid):
     """The mean rise of the loss along filter-normalized directions; for seed 0 a surface too: a row of the record."""
-    options = (BATCHES | RATES)[name]
-    net, (x, y) = train_minimum(train_set, options, False, seed, epochs), train_set.tensors()
-    x, y = x[:2000], y[:2000]
-    w, generator = [p.detach().clone() for p in net.parameters()], torch.Generator().manual_seed(seed)
-    center, rises = training.evaluate(net, x, y)[0], []
-    for _ in range(directions):
+    net = train_minimum(train_set, MINIMA[name], False, seed, epochs)
+    x, y = (values[:2000] for values in train_set.tensors())
+    w = [p.detach().clone() for p in net.parameters()]
+    generator = torch.Generator().manual_seed(seed)
+    center, _ = training.evaluate(net, x, y)
+
+    def loss_at(parameters):
+        set_parameters(net, parameters)
+        loss, _ = training.evaluate(net, x, y)
+        return loss
+
+    rises = np.zeros((directions, len(radii)))
+    for i in range(directions):
         d = filter_normalized(w, generator)
-        for radius in radii:
-            set_parameters(net, [p + radius * q for p, q in zip(w, d)])
-            rises.append(training.evaluate(net, x, y)[0] - center)
-    rises = np.reshape(rises, (directions, len(radii))).mean(0).tolist()
-    surface, (d, e) = None, (filter_normalized(w, generator) for _ in range(2))
+        for k, radius in enumerate(radii):
+            rises[i, k] = loss_at([p + radius * q for p, q in zip(w, d)]) - center
+    mean_rises = rises.mean(0).tolist()
+    surface = None
     if seed == 0:
-        surface = []
-        for b in grid:
-            surface.append([])
-            for a in grid:
-                set_parameters(net, [p + a * q + b * r for p, q, r in zip(w, d, e)])
-                surface[-1].append(training.evaluate(net, x, y)[0])
-    norm = torch.cat([p.flatten() for p in w]).norm().item()
-    final = {"train_loss": center, "weight_norm": norm} | {
-        f"rise_{round(100 * r)}_percent": v for r, v in zip(radii, rises)
-    }
-    return {"setting": name, "seed": seed, "rises": rises, "surface": surface, "final": final}
+        d = filter_normalized(w, generator)
+        e = filter_normalized(w, generator)
+        surface = [[loss_at([p + a * q + b * r for p, q, r in zip(w, d, e)]) for a in grid] for b in grid]
+    final = {"train_loss": center, "weight_norm": torch.cat([p.flatten() for p in w]).norm().item()}
+    for radius, rise in zip(radii, mean_rises):
+        final[f"rise_{round(100 * radius)}_percent"] = rise
+    return {"setting": name, "seed": seed, "rises": mean_rises, "surface": surface, "final": final}
 
 
 def surface(ctx: tools.Context):
     """Loss along filter-normalized random directions around the minima of both batch sizes and learning rates."""
     train_set, _ = ctx.digits(10_000, flat=False)
-    radii, grid = [0.1, 0.2, 0.3, 0.4, 0.5], np.linspace(-1, 1, ctx.pick(21, 5)).round(3).tolist()
+    radii = [0.1, 0.2, 0.3, 0.4, 0.5]
+    grid = np.linspace(-1, 1, ctx.pick(21, 5)).round(3).tolist()
     tasks = [
         (train_set, name, seed, ctx.pick(20, 2), ctx.pick(20, 2), radii, grid)
         for seed in range(ctx.seeds)
-        for name in BATCHES | RATES
+        for name in MINIMA
     ]
     rows = ctx.map(around_minimum, tasks)
     figure, axes = tools.panels(1, 3)
     levels = np.geomspace(0.003, 10, 18)
-    for one, row in zip(axes[0], rows[:2]):
+    for panel, row in zip(axes[0], rows[:2]):
         z = np.clip(row["surface"], levels[0], levels[-1])
-        contours = one.contourf(grid, grid, z, levels, norm="log", cmap="viridis")
-        one.set(title=f"{row['setting']}: training loss", xlabel="direction 1", ylabel="direction 2", aspect="equal")
+        contours = panel.contourf(grid, grid, z, levels, norm="log", cmap="viridis")
+        panel.set(title=f"{row['setting']}: training loss", xlabel="direction 1", ylabel="direction 2", aspect="equal")
     bar = figure.colorbar(contours, ax=axes[0, :2].tolist(), ticks=[0.01, 0.1, 1, 10])
     bar.ax.set_yticklabels(["0.01", "0.1", "1", "10"])
-    for name, same in tools.groups(rows, "setting").items():
-        tools.draw_band(axes[0, 2], radii, [row["rises"] for row in same], name)
+    for name, runs in tools.groups(rows, "setting").items():
+        tools.draw_band(axes[0, 2], radii, [row["rises"] for row in runs], name)
     axes[0, 2].set(xlabel="distance, in filter norms", ylabel="mean rise of the training loss", yscale="log")
     tools.finish_axes(axes[0, 2])
     ctx.save(rows, figure, radii=radii, grid=grid)

@@ -9,23 +9,27 @@ from studies import tools, training
 
 def functions(ctx: tools.Context):
     """Full-batch Adam on the sinc, as in deep_vs_shallow: the norm of the exact gradient."""
-    steps, seeds, sizes = ctx.pick(6000, 20), ctx.pick(5, 2), [1, 10, 18, 15, 4, 1]
+    steps = ctx.pick(6000, 20)
+    seeds = ctx.pick(5, 2)
     train_set, _ = ctx.points("sinc")
     nets = []
     for seed in range(seeds):
         torch.manual_seed(seed)
-        nets.append(MLP(sizes))
-    stack, curves = training.Stack(nets), torch.empty(2, steps, seeds)
-    for step, losses, _ in training.fit_stack(stack, *train_set.tensors(), steps, lr=0.0012):
-        curves[0, step - 1], curves[1, step - 1] = losses, stack.gradient_norms()
+        nets.append(MLP([1, 10, 18, 15, 4, 1]))
+    stack = training.Stack(nets)
+    losses = torch.empty(steps, seeds)
+    norms = torch.empty(steps, seeds)
+    for step, stack_losses, _ in training.fit_stack(stack, *train_set.tensors(), steps, lr=0.0012):
+        losses[step - 1] = stack_losses
+        norms[step - 1] = stack.gradient_norms()
     every = max(1, steps // 600)
     rows = [
         {
             "setting": "sinc",
             "seed": seed,
-            "loss": curves[0, ::every, seed].tolist(),
-            "norm": curves[1, ::every, seed].tolist(),
-            "final": final_values(curves[0, :, seed], curves[1, :, seed]),
+            "loss": losses[::every, seed].tolist(),
+            "norm": norms[::every, seed].tolist(),
+            "final": final_values(losses[:, seed], norms[:, seed]),
         }
         for seed in range(seeds)
     ]

@@ -49,7 +49,9 @@ def lanczos(times: Callable[[Tensor], Tensor], v: Tensor, steps: int) -> tuple[T
 
     Each new vector is orthogonalized against all earlier ones, twice: without it rounding brings copies of eigenvalues.
     """
-    basis, alphas, betas = [v / v.norm()], [], []
+    basis = [v / v.norm()]
+    alphas = []
+    betas = []
     for _ in range(steps):
         w = times(basis[-1])
         alphas.append(w @ basis[-1])

@@ -7,17 +7,20 @@ Gauss-Newton blocks, which have no negative ones. Here it is the true Hessian.
 
 import itertools
 
+from common import run
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.func import grad, hessian, vmap
 
-from model import MLP, count_parameters
+from model import MLP
 from studies import hessian as hessians
 from studies import tools, training
 
 SIZES = [1, 8, 8, 1]
 TOLERANCE = 1e-6  # an eigenvalue is zero up to this times the largest
+LANCZOS_TOLERANCE = 1e-2  # a hundred steps of Lanczos resolve no smaller eigenvalues
 SMALL = 1e-8  # a gradient norm at which a run counts as a critical point
 
 
@@ -47,14 +50,18 @@ def train_on_gradient_norm(f, w, iterations):
     The Jacobian of g is the Hessian H, so a step solves (H^2 + damping) d = -H g. Where the norm rises the step is
     taken back and the damping grows.
     """
-    gradients, curvature = vmap(grad(f)), vmap(hessian(f))
-    eye, damping = torch.eye(w.shape[1], dtype=w.dtype), torch.full((len(w), 1, 1), 1e-4, dtype=w.dtype)
-    g, h = gradients(w), curvature(w)
+    gradients = vmap(grad(f))
+    curvature = vmap(hessian(f))
+    eye = torch.eye(w.shape[1], dtype=w.dtype)
+    damping = torch.full((len(w), 1, 1), 1e-4, dtype=w.dtype)
+    g = gradients(w)
+    h = curvature(w)
     for _ in range(iterations):
         step = torch.linalg.solve(h @ h + damping * eye, -(h @ g[..., None]))[..., 0]
         new = gradients(w + step)
         better = new.norm(dim=1) < g.norm(dim=1)
-        w, g = torch.where(better[:, None], w + step, w), torch.where(better[:, None], new, g)
+        w = torch.where(better[:, None], w + step, w)
+        g = torch.where(better[:, None], new, g)
         damping = torch.where(better[:, None, None], damping / 5, damping * 3).clamp(1e-20, 1e3)
         moved = better.nonzero()[:, 0]
         if len(moved):
@@ -100,11 +107,12 @@ def functions(ctx: tools.Context):
         for k in range(count)
     ]
     figure, axes = tools.panels(1, 2)
-    for name, mine in tools.groups([row["final"] | {"c": str(row["final"]["critical"])} for row in rows], "c").items():
-        label = f"gradient norm {'below' if name == 'True' else 'above'} {SMALL:g}"
-        style = dict(marker="o" if name == "True" else "x", ls="", alpha=0.6, label=f"{label}: {len(mine)} runs")
-        axes[0, 0].plot([m["train_loss"] for m in mine], [m["minimal_ratio"] for m in mine], **style)
-        axes[0, 1].plot([m["train_loss"] for m in mine], [m["negative"] for m in mine], **style)
+    for critical, finals in tools.groups([row["final"] for row in rows], "critical").items():
+        label = f"gradient norm {'below' if critical else 'above'} {SMALL:g}: {len(finals)} runs"
+        style = dict(marker="o" if critical else "x", ls="", alpha=0.6, label=label)
+        losses = [final["train_loss"] for final in finals]
+        axes[0, 0].plot(losses, [final["minimal_ratio"] for final in finals], **style)
+        axes[0, 1].plot(losses, [final["negative"] for final in finals], **style)
     axes[0, 0].set(xscale="log", xlabel="loss", ylabel="fraction of positive eigenvalues")
     axes[0, 1].set(xscale="log", xlabel="loss", ylabel="negative eigenvalues")
     tools.finish_axes(axes)
@@ -114,57 +122,56 @@ def functions(ctx: tools.Context):
 def mnist(ctx: tools.Context):
     """A network too large for a dense Hessian: fractions by stochastic Lanczos quadrature while it trains on MNIST; and
     the same estimate beside the dense Hessian of a small one."""
-    tolerance, rows = 1e-2, []  # a hundred steps of Lanczos resolve no smaller eigenvalues
     train_set, _ = ctx.digits(1000)
     images, labels = train_set.tensors()
     pooled = torch.nn.functional.avg_pool2d(images.view(-1, 1, 28, 28), 4).flatten(1)  # (N, 49)
     cases = {"dense": (pooled, [49, 8, 10]), "large": (images, [784, 32, 10])}
-    probes, steps, epochs = ctx.pick(4, 2), ctx.pick(100, 10), ctx.pick((0, 5, 25), (0, 1))
+    probes = ctx.pick(4, 2)
+    steps = ctx.pick(100, 10)
+    epochs = ctx.pick((0, 5, 25), (0, 1))
+    rows = []
     for seed in range(ctx.seeds):
         for case, (x, sizes) in cases.items():
             torch.manual_seed(seed)
             net = MLP(sizes, "tanh")
-            steps_done = training.fit(net, x, labels, max(epochs), 64, seed=seed)  # one optimizer for all epochs
-            epochs_done = training.epochs_of(steps_done, max(1, len(x) // 64))
-            for epoch, _ in itertools.chain([(0, None)], epochs_done):
+            trained = training.fit(net, x, labels, max(epochs), 64, seed=seed)  # one optimizer for all epochs
+            for epoch, _ in itertools.chain([(0, None)], training.epochs_of(trained, max(1, len(x) // 64))):
                 if epoch in epochs:
-                    double = MLP(sizes, "tanh").double()
-                    double.load_state_dict(net.state_dict())
-                    f = hessians.flat_loss(double, F.cross_entropy, x.double(), labels)
-                    w = hessians.vector_of(double)
-                    shares, errors = hessians.estimate_signs(
-                        hessians.product(f, w), len(w), probes, steps, tolerance, seed
-                    )
-                    final = {
-                        f"{name}_{what}": value.item()
-                        for what, values in (("share", shares), ("error", errors))
-                        for name, value in zip(("positive", "zero", "negative"), values)
-                    }
-                    final |= {"train_loss": f(w).item(), "gradient_norm": grad(f)(w).norm().item()}
-                    if case == "dense":
-                        eigenvalues = torch.linalg.eigvalsh(hessians.dense(f, w))
-                        final["positive_dense"] = hessians.signs(eigenvalues, tolerance)[0].item() / len(w)
-                    rows.append(
-                        {
-                            "setting": case,
-                            "seed": seed,
-                            "epoch": epoch,
-                            "parameters": count_parameters(net),
-                            "final": final,
-                        }
-                    )
+                    row = {"setting": case, "seed": seed, "epoch": epoch, "parameters": run.count_parameters(net)}
+                    final = estimate(net, sizes, x, labels, probes, steps, seed, with_dense=case == "dense")
+                    rows.append(row | {"final": final})
     figure, axes = tools.panels(1, 2)
-    for one, (case, same) in zip(axes[0], tools.groups(rows, "setting").items()):
-        for row in same:
+    for panel, (case, runs) in zip(axes[0], tools.groups(rows, "setting").items()):
+        for row in runs:
             final = row["final"]
-            one.errorbar(row["epoch"], final["positive_share"], final["positive_error"], fmt="o", color="C0", capsize=3)
+            share, error = final["positive_share"], final["positive_error"]
+            panel.errorbar(row["epoch"], share, error, fmt="o", color="C0", capsize=3)
             if case == "dense":
-                one.plot(row["epoch"], final["positive_dense"], "kx")
+                panel.plot(row["epoch"], final["positive_dense"], "kx")
         crosses = ", crosses: dense Hessian" if case == "dense" else ""
-        one.set(xlabel="epoch", title=f"{same[0]['parameters']:,} parameters{crosses}")
-        one.set_ylabel("fraction of positive eigenvalues")
+        panel.set(xlabel="epoch", title=f"{runs[0]['parameters']:,} parameters{crosses}")
+        panel.set_ylabel("fraction of positive eigenvalues")
     tools.finish_axes(axes)
-    ctx.save(rows, figure, tolerance=tolerance, probes=probes, lanczos_steps=steps)
+    ctx.save(rows, figure, tolerance=LANCZOS_TOLERANCE, probes=probes, lanczos_steps=steps)
+
+
+def estimate(net, sizes, x, labels, probes, steps, seed, with_dense):
+    """The estimated fractions of eigenvalues of each sign for `net`, computed in float64; with_dense: the fraction from
+    the dense Hessian too."""
+    double = MLP(sizes, "tanh").double()
+    double.load_state_dict(net.state_dict())
+    f = hessians.flat_loss(double, F.cross_entropy, x.double(), labels)
+    w = hessians.vector_of(double)
+    times = hessians.product(f, w)
+    shares, errors = hessians.estimate_signs(times, len(w), probes, steps, LANCZOS_TOLERANCE, seed)
+    signs = ("positive", "zero", "negative")
+    final = {f"{sign}_share": share.item() for sign, share in zip(signs, shares)}
+    final |= {f"{sign}_error": error.item() for sign, error in zip(signs, errors)}
+    final |= {"train_loss": f(w).item(), "gradient_norm": grad(f)(w).norm().item()}
+    if with_dense:
+        eigenvalues = torch.linalg.eigvalsh(hessians.dense(f, w))
+        final["positive_dense"] = hessians.signs(eigenvalues, LANCZOS_TOLERANCE)[0].item() / len(w)
+    return final
 
 
 PARTS = {"functions": functions, "mnist": mnist}

@@ -1,6 +1,9 @@
 """Where does training go? The weights of several trainings, projected onto their two principal components."""
 
 import io
+from typing import NamedTuple
+
+from common import run
 
 import numpy as np
 import torch
@@ -8,9 +11,9 @@ import torch.nn.functional as F
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
+from torch import Tensor
 from torch.func import vmap
 
-from common import run  # isort: skip
 from model import MLP
 from studies import hessian, tools, training
 
@@ -36,98 +39,126 @@ def functions(ctx: tools.Context):
         torch.manual_seed(seed)
         nets.append(MLP([1, 10, 18, 15, 4, 1], "tanh"))
     stack = training.Stack(nets)
-    weights, accuracy, losses, before = [], [], [], stack.vectors()
+    weights = []
+    losses = []
+    accuracies = []
+    before = stack.vectors()
     for step, loss, outputs in training.fit_stack(stack, x, y, steps + 1, lr=0.003):
-        if (step - 1) % every == 0:  # `loss` and `outputs` are those before the step: take the weights of then
-            losses.append(loss)
-            accuracy.append(((outputs - y).abs() <= 0.05).float().mean((1, 2)))
+        if (step - 1) % every == 0:  # `loss` and `outputs` are from before the step, as `before` is
             weights.append(before)
+            losses.append(loss)
+            accuracies.append(((outputs - y).abs() <= 0.05).float().mean((1, 2)))
         before = stack.vectors()
-    names = [name for name, _ in nets[0].named_parameters()]
-    sizes = [p.numel() for p in nets[0].parameters()]
-    start = sum(sizes[: names.index("3.weight")])
-    paths = torch.stack(weights, 1)  # (K, T, P)
-    layer = paths[:, :, start : start + sizes[names.index("3.weight")]]
+    weights = torch.stack(weights, 1)  # (K, T, P)
+    paths = Paths(weights, torch.stack(losses, 1), torch.stack(accuracies, 1), every, "step")
     f = hessian.flat_loss(nets[0], F.mse_loss, x, y)
-    report(ctx, paths, layer, "second layer", torch.stack(losses, 1), torch.stack(accuracy, 1), f, every, "step")
+    report(ctx, paths, f, "second layer", weights[:, :, columns_of(nets[0], "3.weight")])
+
+
+def columns_of(net, name: str) -> slice:
+    """The place of the parameter `name` in the vector of all parameters."""
+    start = 0
+    for other, p in net.named_parameters():
+        if other == name:
+            return slice(start, start + p.numel())
+        start += p.numel()
+    raise KeyError(name)
 
 
 def train_one(train_set, seed, epochs):
     """Weights (T, P), losses (T,), accuracies (T,) after every epoch, the initial ones first."""
     torch.manual_seed(seed)
-    net, (x, y) = MLP([784, 32, 10]), train_set.tensors()
-    weights, values = [hessian.vector_of(net)], [training.evaluate(net, x, y)]
-    for _ in training.epochs_of(training.fit(net, x, y, epochs, 100, seed=seed), max(1, len(x) // 100)):
+    net = MLP([784, 32, 10])
+    x, y = train_set.tensors()
+    weights = [hessian.vector_of(net)]
+    evaluations = [training.evaluate(net, x, y)]
+    steps = training.fit(net, x, y, epochs, 100, seed=seed)
+    for _ in training.epochs_of(steps, max(1, len(x) // 100)):
         weights.append(hessian.vector_of(net))
-        values.append(training.evaluate(net, x, y))
-    return torch.stack(weights), *torch.tensor(values).T
+        evaluations.append(training.evaluate(net, x, y))
+    losses, accuracies = torch.tensor(evaluations).T
+    return torch.stack(weights), losses, accuracies
 
 
 def mnist(ctx: tools.Context):
     """Six trainings of an MLP 784-32-10 on 5,000 images, Adam; weights after every epoch. The layer is the last one."""
     train_set, _ = ctx.digits(5000)
     runs = ctx.map(train_one, [(train_set, seed, ctx.pick(20, 3)) for seed in range(ctx.pick(6, 2))])
-    paths, losses, accuracy = (torch.stack(parts) for parts in zip(*runs))
+    weights, losses, accuracies = (torch.stack(values) for values in zip(*runs))
     x, y = train_set.tensors()
     f = hessian.flat_loss(MLP([784, 32, 10]), F.cross_entropy, x[:1000], y[:1000])
-    report(ctx, paths, paths[:, :, -330:], "last layer", losses, accuracy, f, 1, "epoch")
+    report(ctx, Paths(weights, losses, accuracies, 1, "epoch"), f, "last layer", weights[:, :, -330:])
 
 
-def report(ctx, paths, layer, layer_name, losses, accuracy, f, every, unit):
-    """The record, the figure and the animation of paths (K, T, P)."""
-    count, points, _ = paths.shape
-    planes = {}
-    for name, rows in (("whole model", paths), (layer_name, layer)):
-        flat = rows.reshape(count * points, -1).double().numpy()
-        mean, components, fraction = pca(flat)
-        planes[name] = (mean, components, fraction, ((flat - mean) @ components.T).reshape(count, points, 2))
-    mean, components, fraction, track = planes["whole model"]
-    grid, z = contours_on_plane(f, mean, components, track, ctx.pick(31, 7))
-    rows = [
-        {
-            "setting": "path",
-            "seed": k,
-            "path": track[k],
-            "loss": losses[k],
-            "accuracy": accuracy[k],
-            "final": {
-                "train_loss": losses[k, -1].item(),
-                "accuracy": accuracy[k, -1].item(),
-                "distance": (paths[k, -1] - paths[k, 0]).norm().item(),
-                "length": paths[k].diff(dim=0).norm(dim=1).sum().item(),
-            },
+class Paths(NamedTuple):
+    """K trainings at T times: weights (K, T, P), losses and accuracies (K, T). A time is every `every`-th `unit`."""
+
+    weights: Tensor
+    losses: Tensor
+    accuracies: Tensor
+    every: int
+    unit: str
+
+
+class Plane(NamedTuple):
+    """The plane of the two principal components (2, P) through `mean` (P,): the fraction of the variance along each
+    (2,), and the projected paths (K, T, 2)."""
+
+    mean: np.ndarray
+    components: np.ndarray
+    fraction: np.ndarray
+    tracks: np.ndarray
+
+
+def plane_of(weights: Tensor) -> Plane:
+    """The plane of paths (K, T, P)."""
+    count, times, _ = weights.shape
+    flat = weights.reshape(count * times, -1).double().numpy()
+    mean, components, fraction = pca(flat)
+    return Plane(mean, components, fraction, ((flat - mean) @ components.T).reshape(count, times, 2))
+
+
+def report(ctx, paths: Paths, f, layer_name, layer):
+    """The record, the figure and the animation. f: the loss as a function of all weights. layer: of all paths, the
+    weights (K, T, L) of one layer."""
+    plane = plane_of(paths.weights)
+    plane_of_layer = plane_of(layer)
+    grid, z = contours_on_plane(f, plane, ctx.pick(31, 7))
+    rows = []
+    for k, weights in enumerate(paths.weights):
+        final = {
+            "train_loss": paths.losses[k, -1].item(),
+            "accuracy": paths.accuracies[k, -1].item(),
+            "distance": (weights[-1] - weights[0]).norm().item(),
+            "length": weights.diff(dim=0).norm(dim=1).sum().item(),
         }
-        for k in range(count)
-    ]
+        row = {"setting": "path", "seed": k, "path": plane.tracks[k], "loss": paths.losses[k]}
+        rows.append(row | {"accuracy": paths.accuracies[k], "final": final})
     figure, axes = tools.panels(1, 2, 5.4, 4.4)
-    for one, (name, (_, _, share, path)) in zip(axes[0], planes.items()):
-        if name == "whole model":
-            draw_contours(figure, one, grid, z)
-        for k in range(count):
-            one.plot(*path[k].T, ".-", color=f"C{k}", ms=3, lw=1)
-            label = f"{accuracy[k, -1]:.0%}" if ctx.name.endswith("functions") else f"{accuracy[k, -1]:.1%}"
-            one.annotate(label, path[k, -1], fontsize=8, color="k", xytext=(3, 3), textcoords="offset points")
-            one.plot(*path[k, 0], "o", mfc="w", color=f"C{k}", ms=5)
-        one.set(title=f"{name}: the plane holds {share.sum():.0%} of the variance", xlabel="component 1")
-        one.set_ylabel("component 2")
-        one.margins(0.12)
+    draw_contours(figure, axes[0, 0], grid, z)
+    digits = 0 if ctx.name.endswith("functions") else 1
+    labels = [f"{accuracy:.{digits}%}" for accuracy in paths.accuracies[:, -1]]
+    draw_tracks(axes[0, 0], plane, "whole model", labels)
+    draw_tracks(axes[0, 1], plane_of_layer, layer_name, labels)
     ctx.save(
         rows,
         figure,
-        variance={name: plane[2] for name, plane in planes.items()},
-        every=every,
-        unit=unit,
+        variance={"whole model": plane.fraction, layer_name: plane_of_layer.fraction},
+        every=paths.every,
+        unit=paths.unit,
         layer=layer_name,
     )
-    run.write(ctx.out / f"{ctx.name}.gif", animate(grid, z, track, accuracy, every, unit, ctx.pick(26, 3)))
+    run.write(ctx.out / f"{ctx.name}.gif", animate(grid, z, plane.tracks, paths, ctx.pick(26, 3)))
 
 
-def contours_on_plane(f, mean, components, track, size):
+def contours_on_plane(f, plane: Plane, size: int):
     """((x values, y values), losses (size, size)) on the plane, a little larger than the paths."""
-    low, high = track.min((0, 1)), track.max((0, 1))
+    low = plane.tracks.min((0, 1))
+    high = plane.tracks.max((0, 1))
     grid = [np.linspace(a - 0.15 * (b - a), b + 0.15 * (b - a), size) for a, b in zip(low, high)]
     xx, yy = np.meshgrid(*grid)
-    w = torch.from_numpy(mean + xx.reshape(-1, 1) * components[0] + yy.reshape(-1, 1) * components[1]).float()
+    first, second = plane.components
+    w = torch.from_numpy(plane.mean + xx.reshape(-1, 1) * first + yy.reshape(-1, 1) * second).float()
     with torch.no_grad():
         return grid, torch.cat([vmap(f)(part) for part in w.split(8)]).view(size, size).numpy()
 
@@ -139,17 +170,29 @@ def draw_contours(figure, axes, grid, z):
         figure.colorbar(shown, ax=axes, label="log10 of the training loss on the plane")
 
 
-def animate(grid, z, track, accuracy, every, unit, frames) -> bytes:
+def draw_tracks(axes, plane: Plane, name: str, labels: list[str]):
+    """The projected paths, with a label at the end of each."""
+    for k, (track, label) in enumerate(zip(plane.tracks, labels)):
+        axes.plot(*track.T, ".-", color=f"C{k}", ms=3, lw=1)
+        axes.annotate(label, track[-1], fontsize=8, color="k", xytext=(3, 3), textcoords="offset points")
+        axes.plot(*track[0], "o", mfc="w", color=f"C{k}", ms=5)
+    axes.set(title=f"{name}: the plane holds {plane.fraction.sum():.0%} of the variance")
+    axes.set(xlabel="component 1", ylabel="component 2")
+    axes.margins(0.12)
+
+
+def animate(grid, z, tracks: np.ndarray, paths: Paths, frames: int) -> bytes:
     """A GIF of the paths as they grow."""
     images = []
-    for last in np.unique(np.linspace(0, track.shape[1] - 1, frames).astype(int)):
+    for last in np.unique(np.linspace(0, tracks.shape[1] - 1, frames).astype(int)):
         figure = Figure(figsize=(4.4, 3.6), layout="constrained")
         axes = figure.subplots()
         draw_contours(None, axes, grid, z)
-        for k, path in enumerate(track):
-            axes.plot(*path[: last + 1].T, "-", color=f"C{k}", lw=1.2)
-            axes.plot(*path[last], "o", color=f"C{k}", ms=4)
-        axes.set(title=f"{unit} {last * every}: mean accuracy {accuracy[:, last].mean():.0%}")
+        for k, track in enumerate(tracks):
+            axes.plot(*track[: last + 1].T, "-", color=f"C{k}", lw=1.2)
+            axes.plot(*track[last], "o", color=f"C{k}", ms=4)
+        accuracy = paths.accuracies[:, last].mean()
+        axes.set(title=f"{paths.unit} {last * paths.every}: mean accuracy {accuracy:.0%}")
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
         images.append(Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy()))

@@ -1,8 +1,10 @@
 """Do more parameters generalize worse? Widths from under a thousand to over a million parameters; double descent."""
 
+from common import run
+
 import torch
 
-from model import MLP, count_parameters
+from model import MLP
 from studies import tools, training
 from studies.random_labels import randomize
 
@@ -14,26 +16,25 @@ NOISE = 0.2
 def train_one(train_set, val_set, test_set, width, seed, epochs, bs, lr, noise=0.0):
     """One width: a row of the record, with the values of the last epoch and of the best validation epoch."""
     torch.manual_seed(seed)
-    net, curves = MLP([784, width, 10]), []
-    x, y = train_set.tensors()
-    y, looked_at = randomize(y, noise, 10, seed), set(tools.log_steps(epochs, 30))
+    net = MLP([784, width, 10])
+    x, true_labels = train_set.tensors()
+    y = randomize(true_labels, noise, 10, seed)
+    evaluated_epochs = set(tools.log_steps(epochs, 30))
+    points = []
     for epoch, _ in training.epochs_of(training.fit(net, x, y, epochs, bs, lr, seed), max(1, len(x) // bs)):
-        if epoch in looked_at:
-            val_accuracy = training.evaluate(net, *val_set.tensors())[1]
-            curves.append(
-                [epoch, *training.evaluate(net, x, y), *training.evaluate(net, *test_set.tensors()), val_accuracy]
-            )
-    names = ("epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "val_accuracy")
-    best = max(curves, key=lambda row: row[-1])
+        if epoch in evaluated_epochs:
+            _, val_accuracy = training.evaluate(net, *val_set.tensors())
+            point = {"epoch": epoch, **training.evaluate_parts(net, (x, y), test_set.tensors())}
+            points.append(point | {"val_accuracy": val_accuracy})
     return {
         "setting": f"{width} hidden units",
         "width": width,
         "seed": seed,
-        "parameters": count_parameters(net),
+        "parameters": run.count_parameters(net),
         "noise": noise,
-        "curves": dict(zip(names, map(list, zip(*curves)))),
-        "final": dict(zip(names, curves[-1])),
-        "early": dict(zip(names, best)),
+        "curves": training.curves_of(points),
+        "final": points[-1],
+        "early": max(points, key=lambda point: point["val_accuracy"]),
     }
 
 
@@ -50,19 +51,18 @@ def run_widths(ctx, widths, train, epochs, bs, lr, noise=0.0):
     return ctx.map(train_one, tasks)
 
 
-def draw(rows, early, title, threshold=None):
+def draw(rows, title, threshold=None):
     figure, axes = tools.panels(1, 2)
     by_width = tools.groups(rows, "parameters")
-    for one, name in zip(axes[0], ("loss", "accuracy")):
-        for part, values, style in (("test", "final", "-"), ("train", "final", "--"), ("test", "early", ":")):
-            if values == "final" or early:
-                curves = [[row[values][f"{part}_{name}"] for row in same] for same in by_width.values()]
-                when = "best validation epoch" if values == "early" else "last epoch"
-                label = f"{'training' if part == 'train' else part}, {when}"
-                tools.draw_band(one, list(by_width), list(zip(*curves)), label, style)
+    lines = [("test", "final", "test, last epoch", "-"), ("train", "final", "training, last epoch", "--")]
+    lines.append(("test", "early", "test, best validation epoch", ":"))
+    for panel, quantity in zip(axes[0], ("loss", "accuracy")):
+        for part, when, label, style in lines:
+            values = [[row[when][f"{part}_{quantity}"] for row in runs] for runs in by_width.values()]
+            tools.draw_band(panel, list(by_width), list(zip(*values)), label, style)
         if threshold:
-            one.axvline(threshold, color="k", lw=1, alpha=0.5)
-        one.set(xscale="log", xlabel="parameters", ylabel=name, title=title)
+            panel.axvline(threshold, color="k", lw=1, alpha=0.5)
+        panel.set(xscale="log", xlabel="parameters", ylabel=quantity, title=title)
     axes[0, 0].set_yscale("log")
     tools.finish_axes(axes)
     return figure
@@ -71,14 +71,14 @@ def draw(rows, early, title, threshold=None):
 def widths(ctx: tools.Context):
     """Eleven widths, 10,000 images with true labels, 20 epochs of Adam at 0.001, batches of 100."""
     rows = run_widths(ctx, WIDTHS, 10_000, 20, 100, 0.001)
-    ctx.save(rows, draw(rows, True, "10,000 images, true labels"))
+    ctx.save(rows, draw(rows, "10,000 images, true labels"))
 
 
 def double_descent(ctx: tools.Context):
     """4,000 images, 20% of whose labels are random: 300 epochs of Adam at 0.002, batches of 200. The validation images,
     by which an epoch is chosen, have true labels."""
     rows = run_widths(ctx, NOISY_WIDTHS, 4000, 300, 200, 0.002, NOISE)
-    ctx.save(rows, draw(rows, True, "4,000 images, 20% random labels", threshold=40_000))
+    ctx.save(rows, draw(rows, "4,000 images, 20% random labels", threshold=40_000))
 
 
 PARTS = {"widths": widths, "double_descent": double_descent}

@@ -8,7 +8,7 @@ from common import run
 import numpy as np
 import torch
 
-from model import MLP, count_parameters
+from model import MLP
 from studies import tools, training
 
 FRACTIONS = (0.0, 0.25, 0.5, 1.0)
@@ -28,19 +28,17 @@ def train_one(train_set, test_set, fraction, seed, epochs, hidden, target):
     """Train until the loss on the training set is below `target`: a row of the record."""
     torch.manual_seed(seed)
     net = MLP([784, hidden, 10])
-    x, true = train_set.tensors()
-    y, curves = randomize(true, fraction, 10, seed), []
-    per_epoch = max(1, len(x) // 250)
-    for _ in training.epochs_of(training.fit(net, x, y, epochs, 250, seed=seed), per_epoch):
-        curves.append([*training.evaluate(net, x, y), *training.evaluate(net, *test_set.tensors())])
-        if curves[-1][0] < target:
+    x, true_labels = train_set.tensors()
+    y = randomize(true_labels, fraction, 10, seed)
+    points = []
+    for _ in training.epochs_of(training.fit(net, x, y, epochs, 250, seed=seed), max(1, len(x) // 250)):
+        points.append(training.evaluate_parts(net, (x, y), test_set.tensors()))
+        if points[-1]["train_loss"] < target:
             break
-    names = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
-    curves = dict(zip(names, map(list, zip(*curves))))
-    final = {name: values[-1] for name, values in curves.items()}
-    final |= {
-        "epochs": len(curves["train_loss"]),
-        "fitted": final["train_loss"] < target,
+    curves = training.curves_of(points)
+    final = points[-1] | {
+        "epochs": len(points),
+        "fitted": points[-1]["train_loss"] < target,
         "test_loss_first": curves["test_loss"][0],
         "test_loss_lowest": min(curves["test_loss"]),
     }
@@ -49,7 +47,7 @@ def train_one(train_set, test_set, fraction, seed, epochs, hidden, target):
         "fraction": fraction,
         "seed": seed,
         "curves": curves,
-        "parameters": count_parameters(net),
+        "parameters": run.count_parameters(net),
         "final": final,
     }
 
@@ -57,7 +55,9 @@ def train_one(train_set, test_set, fraction, seed, epochs, hidden, target):
 def mnist(ctx: tools.Context):
     """A network 784-512-10, Adam at 0.001 and batches of 250, until the training loss is below 0.01."""
     train_set, test_set = ctx.digits(10_000)
-    target, epochs, hidden = ctx.pick(0.01, 0.5), ctx.pick(300, 3), ctx.pick(512, 32)
+    target = ctx.pick(0.01, 0.5)
+    epochs = ctx.pick(300, 3)
+    hidden = ctx.pick(512, 32)
     tasks = [
         (train_set, test_set, fraction, seed, epochs, hidden, target)
         for seed in range(ctx.seeds)

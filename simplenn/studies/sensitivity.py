@@ -39,18 +39,20 @@ def sharpness(net, x, y) -> float:
 def train_one(train_set, test_set, regime, bs, seed, epochs, steps):
     """One batch size in one regime: a row of the record."""
     torch.manual_seed(seed)
-    (x, y), (test_x, test_y), net = train_set.tensors(), test_set.tensors(), MLP([784, 64, 10])
-    bs, (budget, rate) = min(bs, len(x)), REGIMES[regime]
-    lr = LR * (bs / BASE if rate == "scaled" else 1)
+    x, y = train_set.tensors()
+    test_x, test_y = test_set.tensors()
+    net = MLP([784, 64, 10])
+    bs = min(bs, len(x))
+    budget, rate = REGIMES[regime]
+    lr = LR * (bs / BASE) if rate == "scaled" else LR
     per_epoch = len(x) // bs
     total = epochs * per_epoch if budget == "equal epochs" else steps
     for step, loss in training.fit(net, x, y, -(-total // per_epoch), bs, lr, seed, "sgd"):
         if step == total or not loss.isfinite():
             break
-    values = dict(zip(("train_loss", "train_accuracy"), training.evaluate(net, x, y)))
-    values |= dict(zip(("test_loss", "test_accuracy"), training.evaluate(net, test_x, test_y)))
+    values = training.evaluate_parts(net, (x, y), (test_x, test_y))
     row = {"setting": regime, "bs": bs, "seed": seed, "lr": lr, "steps": step}
-    if not all(map(lambda value: value < 100, values.values())):  # NaN too
+    if not all(value < 100 for value in values.values()):  # NaN too
         return row | {"state": "diverged", "final": {}}
     values |= {
         "sensitivity": input_jacobian_norm(net, test_x[:1000]),
@@ -100,7 +102,9 @@ def gradient_one(train_set, bs, seed, epochs, probe):
     """Adam at 0.001: mean norms of the batch gradient, of the full gradient, and of the first `probe` batches at the
     initial weights."""
     torch.manual_seed(seed)
-    (x, y), net, norms = train_set.tensors(), MLP([784, 64, 10]), []
+    x, y = train_set.tensors()
+    net = MLP([784, 64, 10])
+    norms = []
     bs = min(bs, len(x))
     starts = range(0, len(x) - bs + 1, bs)[:probe]
     initial = [batch_gradient_norm(net, x[i : i + bs], y[i : i + bs]) for i in starts]

@@ -34,7 +34,8 @@ def fit(
         optimizer = torch.optim.AdamW(net.parameters(), lr, weight_decay=weight_decay, fused=True)
     else:
         optimizer = torch.optim.SGD(net.parameters(), lr, momentum=0.9, weight_decay=weight_decay, fused=True)
-    bs, step = min(bs, len(x)), 0
+    bs = min(bs, len(x))
+    step = 0
     for epoch in range(epochs):
         order = torch.randperm(len(x), generator=torch.Generator().manual_seed(run.seed_at(seed, epoch)))
         for index in order[: len(x) // bs * bs].view(-1, bs):
@@ -63,6 +64,23 @@ def evaluate(net: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
     net.eval()
     logits = torch.cat([net(part) for part in x.split(2000)])
     return F.cross_entropy(logits, y).item(), (logits.argmax(1) == y).float().mean().item()
+
+
+def evaluate_parts(net: nn.Module, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> dict[str, float]:
+    """Mean cross-entropy and accuracy on training and on test examples, each (inputs, labels)."""
+    train_loss, train_accuracy = evaluate(net, *train)
+    test_loss, test_accuracy = evaluate(net, *test)
+    return {
+        "train_loss": train_loss,
+        "train_accuracy": train_accuracy,
+        "test_loss": test_loss,
+        "test_accuracy": test_accuracy,
+    }
+
+
+def curves_of(points: list[dict]) -> dict[str, list]:
+    """{name: its value at each of `points`}"""
+    return {name: [point[name] for point in points] for name in points[0]}
 
 
 class Stack:
