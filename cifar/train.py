@@ -28,6 +28,7 @@ import data
 from data import AUGMENT, DATA_HELP, dataset_arg
 from model import ACTIVATIONS, LeNet5, SimpleNN
 
+DATASET = {"lenet5": "cifar100", "simplenn": "cifar10"}  # {model: what --data auto means}
 RECIPE_NAMES = ["quick", "plain", "best", "tiny"]
 
 
@@ -35,7 +36,7 @@ RECIPE_NAMES = ["quick", "plain", "best", "tiny"]
 class Options(run.TrainOptions):
     data: str = option("auto", DATA_HELP, type=dataset_arg, metavar="NAME|PATH")
     recipe: str = option("quick", "a named set of hyper-parameters; flags override it", choices=RECIPE_NAMES)
-    model: str = option("lenet5", "the network", choices=["lenet5", "simplenn"])
+    model: str = option("lenet5", "the network", choices=list(DATASET))
     epochs: int = option(10, "passes over the training set", above=0)
     bs: int = option(32, "batch size", above=0)
     lr: float = option(0.001, "learning rate; its peak, if it is scheduled", above=0)
@@ -62,14 +63,13 @@ QUICK = replace(PLAIN, lr=0.01, bs=16, decay="onecycle", augment="flip", label_s
 TINY = replace(PLAIN, epochs=2, lr=0.01)  # a second, for tests
 RECIPES = {
     "quick": {"lenet5": QUICK, "simplenn": replace(QUICK, bn=True, activation="swish")},
-    "plain": {"lenet5": PLAIN, "simplenn": PLAIN},
+    "plain": dict.fromkeys(DATASET, PLAIN),
     "best": {
         "lenet5": replace(BEST, epochs=90, lr=0.02, label_smoothing=0.1),
         "simplenn": replace(BEST, epochs=30, lr=0.05, bn=True, activation="swish"),
     },
-    "tiny": {"lenet5": TINY, "simplenn": TINY},
+    "tiny": dict.fromkeys(DATASET, TINY),
 }
-DATASET = {"lenet5": "cifar100", "simplenn": "cifar10"}  # what --data auto means
 AUTO_PRECISION = "fp32"  # bench.py: these networks are too small to gain from bfloat16
 AUTO_THREADS = 1  # tools/seconds.py: a second one gains a tenth on an idle machine, and loses all of it on a busy one
 

@@ -25,7 +25,6 @@ import fid
 import train
 from data import DATA_HELP, dataset_arg
 from features import NAMES as FEATURES
-from model import MODELS
 
 BUDGET = dict(width=16, epochs=10, eval_every=3, features="efficientnet-lite0")
 LONG = dict(width=32, epochs=50, eval_every=5, features="efficientnet-lite0")
@@ -37,13 +36,13 @@ RATES = {  # learning rates that the study "rates" compares on the held-out imag
 }
 NAMES = {"dcgan": "DCGAN", "wgan": "WGAN", "wgan-gp": "WGAN-GP", "acgan": "ACGAN"}
 STUDIES = {  # study: {setting: arguments of train.py}
-    "losses": {NAMES[m]: BUDGET | dict(model=m, recipe="plain") for m in MODELS},
+    "losses": {NAMES[m]: BUDGET | dict(model=m, recipe="plain") for m in NAMES},
     "rates": {
         f"{NAMES[m]}, learning rate {lr:g}": LONG | dict(model=m, recipe="plain", epochs=5, lr=lr)
         for m, rates in RATES.items()
         for lr in rates
     },
-    "papers": {f"{NAMES[m]}, own network": BUDGET | dict(model=m, recipe="paper") for m in MODELS},
+    "papers": {f"{NAMES[m]}, own network": BUDGET | dict(model=m, recipe="paper") for m in NAMES},
     "wgan-lr": {
         f"learning rate {lr:g}": dict(model="wgan", recipe="plain", width=16, epochs=3, lr=lr, eval_every=3)
         for lr in (5e-5, 2e-4, 5e-4)
