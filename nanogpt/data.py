@@ -262,7 +262,12 @@ def read_parts(name: str, data_dir: Path) -> list[str]:
     if name == "shakespeare":
         text = prepare(name, data_dir)[0].read_text(encoding="utf-8")
         return [text[: int(0.9 * len(text))], text[int(0.9 * len(text)) :]]  # nanoGPT's split
-    text = builtin() if name == "builtin" else read_path(Path(name))
+    if name == "builtin":
+        text = builtin()
+    elif name in PUBLISHED:
+        text = prepare(name, data_dir)[0].read_text(encoding="utf-8")
+    else:
+        text = read_path(Path(name))
     first, second = int(0.8 * len(text)), int(0.9 * len(text))
     return [text[:first], text[first:second], text[second:]]
 
