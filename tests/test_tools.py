@@ -210,6 +210,43 @@ def test_help_does_nothing_else(tool, capsys, monkeypatch):
     assert caught.value.code == 0 and f"python tools/{tool.__name__}.py" in capsys.readouterr().out
 
 
+# --------------------------------------------------------------------------------------------- CONTRIBUTING.md
+
+EXAMPLES = re.findall(
+    r"\*\*(A\w* \w+)\*\*.*?```diff\n(.*?)```\n\n`python (\w+)/(.*?)`",
+    (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"),
+    re.DOTALL,
+)
+LEAVES = {  # what the record of the command has then
+    "An option": lambda record: record["args"]["clip"] == 1.0,
+    "A model": lambda record: record["parameters"] == 307_300,
+    "A loss": lambda record: record["args"]["model"] == "hinge",
+    "A metric": lambda record: 0 <= record["final"]["test_accuracy"] <= record["final"]["test_top5"] <= 1,
+    "A dataset": lambda record: record["dataset"]["name"] == "numbers",
+}
+
+
+def test_there_is_an_example_of_each_addition():
+    assert [name for name, *_ in EXAMPLES] == list(LEAVES)
+
+
+@pytest.mark.parametrize("name, diff, folder, command", EXAMPLES, ids=lambda value: value if "\n" not in value else "")
+def test_an_addition_as_contributing_has_it(name, diff, folder, command, tmp_path):
+    if shutil.which("git") is None:
+        pytest.skip("needs git")
+    without = shutil.ignore_patterns("results", "figures", "__pycache__")
+    for part in (folder, "common"):
+        shutil.copytree(ROOT / part, tmp_path / part, ignore=without)
+    (tmp_path / "change.diff").write_text(diff, encoding="utf-8")
+    subprocess.run(["git", "apply", "change.diff"], cwd=tmp_path, check=True)
+    (tmp_path / "numbers").mkdir()
+    (tmp_path / "numbers" / "input.txt").write_text(" ".join(map(str, range(2000))) + "\n")
+    words = [*command.split()[1:], "--device", "cpu", "--data-dir", ".", "--out", "run"]
+    script = tmp_path / folder / command.split()[0]
+    processes.assert_done(processes.start(script, *words, cwd=tmp_path))
+    assert LEAVES[name](json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8")))
+
+
 # ----------------------------------------------------------------------------------------------------- notebooks
 
 NOTEBOOKS = [ROOT / "colab.ipynb", *sorted(f for folder in FOLDERS for f in (ROOT / folder).rglob("*.ipynb"))]
