@@ -18,41 +18,15 @@ from dataclasses import dataclass
 
 from common import run, timing
 from common.options import option
+from common.usual import crop_and_flip_transform, usual_loader
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
-from torch.utils.data import DataLoader
 
 import data
 from model import LeNet5
 
 BF16, CONTIGUOUS = "step alone, bfloat16", "step alone, contiguous"
-
-
-class PILImages(torch.utils.data.Dataset):
-    """The usual dataset: one PIL image and label at a time, through a torchvision transform."""
-
-    def __init__(self, dataset, transform):
-        self.images = [Image.fromarray(i) for i in dataset.images.permute(0, 2, 3, 1).numpy()]
-        self.labels, self.transform = dataset.labels.tolist(), transform
-
-    def __len__(self):
-        return len(self.labels)
-
-    def __getitem__(self, i):
-        return self.transform(self.images[i]), self.labels[i]
-
-
-def usual_loader(dataset, batch_size, workers):
-    try:
-        from torchvision import transforms
-    except ImportError:
-        raise run.UserError("bench.py compares with torchvision: pip install -r requirements.txt") from None
-    mean, std = (dataset.mean.flatten() / 255).tolist(), (dataset.std.flatten() / 255).tolist()
-    chain = [transforms.RandomCrop(32, padding=data.PADDING), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
-    usual = PILImages(dataset, transforms.Compose([*chain, transforms.Normalize(mean, std)]))
-    return DataLoader(usual, batch_size, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
 
 
 def epoch_rate(batches, model, optimizer, device, bf16=False):
@@ -87,7 +61,8 @@ def measure(dataset, batch_size, rounds, device):
     )
     ways = {}  # way: (batches of an epoch, network, whether in bfloat16)
     for workers in timing.loader_workers():
-        loader = usual_loader(dataset.to("cpu"), batch_size, workers)
+        transform = crop_and_flip_transform(dataset.mean, dataset.std, data.PADDING)
+        loader = usual_loader(dataset, transform, batch_size, workers)
         ways[f"usual, {workers} workers"] = (lambda epoch, loader=loader: loader, usual, False)
     ways["ours"] = (lambda epoch: dataset.batches(batch_size, shuffle=(0, epoch), augment="crop+flip"), ours, False)
     ways["step alone"] = (lambda epoch: prepared, ours, False)

@@ -114,7 +114,8 @@ class Options(run.ScriptOptions):
 
 def main(argv=None):
     args = run.parse_options(__file__, Options, argv)
-    image_data.print_counts(image_data.load(args.data, args.data_dir, args.limit, "cifar100", by_colour=True))
+    train, val, test, facts = load(args.data, args.data_dir, args.limit)
+    image_data.print_counts(facts, {"train": train.labels, "validation": val.labels, "test": test.labels})
 
 
 if __name__ == "__main__":

@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common import images, run, study
+from common.curves import draw_epochs
 from common.options import option
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 import data
 import train
@@ -140,19 +140,7 @@ def accuracies(rows, setting):
     return [row["final"]["val_accuracy"] for row in rows if row["setting"] == setting and row["state"] == "done"]
 
 
-def draw_epochs(axes, rows, out):
-    """Validation accuracy against epochs: a line for the mean over seeds, a band from the lowest to the highest."""
-    for setting in dict.fromkeys(row["setting"] for row in rows):
-        curves = [row["val_accuracy"] for row in rows if row["setting"] == setting and row["state"] == "done"]
-        if curves:
-            x = range(1, len(curves[0]) + 1)
-            (line,) = axes.plot(x, np.mean(curves, 0), label=setting, zorder=3 - len(x) / 1000)  # short ones on top
-            axes.fill_between(x, np.min(curves, 0), np.max(curves, 0), alpha=0.15, color=line.get_color())
-    axes.set(xlabel="epoch", ylabel="validation accuracy")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-
-
-def draw_learning_rates(axes, rows, out):
+def draw_learning_rates(axes, rows):
     """The best epoch's validation accuracy against the learning rate; a cross at chance where seeds diverged."""
     for name, bn in (("without", False), ("with", True)):
         runs = [row for row in rows if bool(row["args"]["bn"]) == bn]
@@ -186,7 +174,7 @@ def draw_weights(axes, rows, out):
         panel.set(ylabel="count") if i == 0 else panel.tick_params(labelleft=False)
 
 
-DRAW = {"lr": draw_learning_rates, "bn": draw_learning_rates, "l1-vs-l2": draw_weights}
+DRAW = {"lr": draw_learning_rates, "bn": draw_learning_rates}
 
 
 def report(name, rows, out):
@@ -194,7 +182,10 @@ def report(name, rows, out):
     run.write_json(out / f"{name}.json", {"study": name, "rows": rows})
     figure = Figure(figsize=(9 if name == "l1-vs-l2" else 6.5, 4), layout="constrained")
     axes = figure.subplots()
-    DRAW.get(name, draw_epochs)(axes, rows, out)
+    if name == "l1-vs-l2":
+        draw_weights(axes, rows, out)
+    else:
+        DRAW.get(name, draw_epochs)(axes, rows)
     if axes.get_legend_handles_labels()[0]:
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)

@@ -1,4 +1,4 @@
-"""Figures of curves against epochs or iterations."""
+"""Curves against epochs or iterations."""
 
 from pathlib import Path
 
@@ -23,3 +23,18 @@ def draw_curves(rows: list[dict], path: Path):
         axes.grid(alpha=0.3)
         axes.legend()
     write_figure(path, figure)
+
+
+def draw_epochs(axes, rows: list[dict], quantity: str = "val_accuracy", label: str = "validation accuracy"):
+    """The curves `quantity` in the rows of a study against epochs: for each setting a line for the mean over seeds, and
+    a band from the lowest to the highest. Runs that have not ended are left out."""
+    from matplotlib.ticker import MaxNLocator
+
+    for setting in dict.fromkeys(row["setting"] for row in rows):
+        curves = [row[quantity] for row in rows if row["setting"] == setting and row["state"] == "done"]
+        if curves:
+            x = range(1, len(curves[0]) + 1)
+            (line,) = axes.plot(x, np.mean(curves, 0), label=setting, zorder=3 - len(x) / 1000)  # short ones on top
+            axes.fill_between(x, np.min(curves, 0), np.max(curves, 0), alpha=0.15, color=line.get_color())
+    axes.set(xlabel="epoch", ylabel=label)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))

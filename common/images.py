@@ -397,12 +397,14 @@ def read_mnist(folder: Path) -> tuple[list, list[str]]:
 DATA_HELP = "cifar10, cifar100, mnist, builtin, auto, or a folder with one subfolder of images per class"
 
 
-def print_counts(data: ImageArrays):
-    """Name, digest and the counts of each part."""
-    print(f"{data.name}: {len(data.classes)} classes, content digest {data.digest}")
-    for part, count in data.copies.items():
+def print_counts(facts: dict, labels: dict):
+    """Name, digest and the counts of each part. facts: the dataset's entry in run.json; labels: {part: (N,)}."""
+    counts = {part: np.bincount(values) for part, values in labels.items()}
+    classes = max(map(len, counts.values()))
+    print(f"{facts['name']}: {classes} classes, content digest {facts['digest']}")
+    for part, count in facts.get("copies", {}).items():
         where = "repeat another training image" if part == "train" else "are in an earlier part, too"
         print(f"{part:>10}: {count:6,} images {where}")
-    for name, (_, labels) in (("train", data.train), ("validation", data.val), ("test", data.test)):
-        counts = np.bincount(labels, minlength=len(data.classes))
-        print(f"{name:>10}: {len(labels):6,} images, {counts.min():,} to {counts.max():,} a class")
+    for part, values in labels.items():
+        count = np.bincount(values, minlength=classes)
+        print(f"{part:>10}: {len(values):6,} images, {count.min():,} to {count.max():,} a class")

@@ -6,5 +6,5 @@ from .common.modules import import_from
 
 
 def load(run):
-    """The trained model in the run folder `run`: see `load` in saved.py."""
-    return import_from(Path(__file__).resolve().parent, "saved").load(run)
+    """The trained model in the run folder `run`: see `load` in trained.py."""
+    return import_from(Path(__file__).resolve().parent, "trained").load(run)

@@ -16,10 +16,9 @@ from dataclasses import dataclass, replace
 
 from common import run, timing
 from common.options import option
+from common.usual import torchvision_transforms, usual_loader
 
 import torch
-from PIL import Image
-from torch.utils.data import DataLoader
 
 import data
 import model
@@ -39,28 +38,11 @@ WAYS = (
 BATCHES, FUSED, TOGETHER, TWICE, NO_GRADIENTS, CHANNELS_LAST = range(1, len(WAYS))
 
 
-class PILImages(torch.utils.data.Dataset):
-    """The usual dataset: one PIL image at a time, through a torchvision transform."""
-
-    def __init__(self, dataset, transform):
-        self.images = [Image.fromarray(i) for i in dataset.images.permute(0, 2, 3, 1).cpu().numpy()]
-        self.labels, self.transform = dataset.labels.tolist(), transform
-
-    def __len__(self):
-        return len(self.labels)
-
-    def __getitem__(self, i):
-        return self.transform(self.images[i]), self.labels[i]
-
-
-def usual_loader(dataset, bs):
+def image_loader(dataset, bs):
     """A shuffling DataLoader of torchvision's transforms. Raises UserError if torchvision is not installed."""
-    try:
-        from torchvision import transforms
-    except ImportError:
-        raise run.UserError("bench.py compares with torchvision: pip install -r requirements.txt") from None
-    chain = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.5,) * 3, (0.5,) * 3)])
-    return DataLoader(PILImages(dataset, chain), bs, shuffle=True, drop_last=True)
+    transforms = torchvision_transforms()
+    transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.5,) * 3, (0.5,) * 3)])
+    return usual_loader(dataset, transform, bs, drop_last=True)
 
 
 def score_apart(discriminator, real, fake):
@@ -87,7 +69,7 @@ class Way:
             for optimizer in self.optimizers:
                 optimizer.param_groups[0].update(fused=False, foreach=False)
                 optimizer.defaults.update(fused=False, foreach=False)
-        self.batches = self.endless(dataset, usual_loader(dataset, args.bs) if level < BATCHES else None)
+        self.batches = self.endless(dataset, image_loader(dataset, args.bs) if level < BATCHES else None)
         self.steps = steps  # of a round
         self.done = 0
 

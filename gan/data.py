@@ -115,10 +115,8 @@ class Options(run.ScriptOptions):
 def main(argv=None):
     args = run.parse_options(__file__, Options, argv)
     *parts, facts = load(args.data, args.data_dir, args.limit)
-    print(f"{facts['name']}: {facts['classes']} classes, content digest {facts['digest']}")
-    for name, part in zip(("train", "held out", "test"), parts):
-        counts = torch.bincount(part.labels, minlength=facts["classes"])
-        print(f"{name:>10}: {len(part):6,} images, {counts.min():,} to {counts.max():,} a class")
+    labels = {name: part.labels for name, part in zip(("train", "held out", "test"), parts)}
+    image_data.print_counts(facts, labels)
 
 
 if __name__ == "__main__":

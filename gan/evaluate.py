@@ -22,11 +22,11 @@ from matplotlib.figure import Figure
 import data
 import features
 import fid
-import saved
 import scores
 from data import DATA_HELP, dataset_arg
 from features import INCEPTION
 from features import NAMES as FEATURES
+from trained import RunOptions, data_of, open_run
 
 AUTO_THREADS = None  # all cores: the features of thousands of images
 
@@ -79,9 +79,9 @@ def real_against_real(args, device):
 
 def evaluate(args, device):
     """All measures of the run that `args` names against the test images. Returns (file, record)."""
-    trained = saved.open_run(args, device)
+    trained = open_run(args, device)
     facts = trained.facts
-    train_set, held_out, test_set = (part.to(device) for part in saved.data_of(trained, args.data_dir, args.data))
+    train_set, held_out, test_set = (part.to(device) for part in data_of(trained, args.data_dir, args.data))
     name = args.features or trained.args.features
     sizes = trained.args.feature_size, trained.args.classifier_images
     cache = fid.cache_folder(name, args.data_dir, facts)
@@ -114,7 +114,7 @@ def evaluate(args, device):
 
 
 @dataclass(kw_only=True)
-class Options(saved.RunOptions):
+class Options(RunOptions):
     samples: int = option(10_000, "generated images", at_least=2, at_most=1_000_000)
     seed: int = option(0, "of the noise", at_least=0)
     real: bool = option(False, "compare real images with real images instead of a run")

@@ -20,8 +20,8 @@ from torch import Tensor
 import data
 import fid
 import grids
-import saved
 from data import dataset_arg
+from trained import RunOptions, data_of, open_run
 
 AUTO_THREADS = 1  # a few images gain nothing from more
 
@@ -81,7 +81,7 @@ def nearest(images: Tensor, real: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
 
 def neighbours(trained, args, device, rows=8, k=5):
     """Samples, each with its nearest training images; two of them in a row. And in a line, how near they are."""
-    train_set, _, test_set = saved.data_of(trained, args.data_dir, args.data)
+    train_set, _, test_set = data_of(trained, args.data_dir, args.data)
     real = train_set.images
     samples, _ = fid.generate(trained.gan, 200, args.seed + 3, device, args.weights)
     samples = samples.cpu()
@@ -96,7 +96,7 @@ def neighbours(trained, args, device, rows=8, k=5):
 
 
 @dataclass(kw_only=True)
-class Options(saved.RunOptions):
+class Options(RunOptions):
     kind: tuple[str, ...] = option((), KIND_HELP, choices=list(KINDS), nargs="+", metavar="KIND")
     count: int = option(80, "how many images, for grid and images", above=0, at_most=1_000_000)
     data: str | None = option(None, "folder of the images now", type=dataset_arg, metavar="NAME|PATH")
@@ -111,7 +111,7 @@ def main(argv=None):
     args = run.parse_options(__file__, Options, argv)
     run.set_threads(args.threads, AUTO_THREADS)
     device = run.pick_device(args.device)
-    trained = saved.open_run(args, device)
+    trained = open_run(args, device)
     conditional = trained.gan.generator.classes > 0
     kinds = args.kind
     if not kinds:

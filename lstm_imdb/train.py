@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import data
+import initialization
 import model
 import outcome
-import pretrained
 from corpus import SPLITS
 from data import DATA_HELP, dataset_arg
 from model import CELLS, POOLS
@@ -260,7 +260,7 @@ def main(argv=None):
     name = f"{facts['name']}-{args.recipe}"
     with run.Run(args, __file__, name, AUTO_PRECISION, AUTO_THREADS, stop_within_epoch=True) as r:
         net = build_model(args, len(loaded.vocabulary), len(classes))
-        start = pretrained.initialize(net, loaded.vocabulary, args, r)
+        start = initialization.initialize(net, loaded.vocabulary, args, r)
         net = net.to(r.device)
         parameters = run.count_parameters(net)
         dropped = "".join(f", {n:,} {reason} dropped" for reason, n in facts["dropped"].items())

@@ -26,8 +26,8 @@ import model
 import train
 from checkpoint import build, config_of, model_config
 from data import DATA_HELP, dataset_arg
-from generate import generate
 from optim import make_optimizers
+from sampling import generate
 
 NANOGPT = 1.898  # the loss on the whole validation text with which nanoGPT's own script ends
 NEW_TOKENS = 63  # generated, after one token

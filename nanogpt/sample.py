@@ -21,7 +21,7 @@ from torch import nn
 
 import data
 from checkpoint import load, load_gpt2
-from generate import generate, stream
+from sampling import generate, stream
 from tokenizer import END_OF_TEXT, BytePairs, Characters, Words
 
 AUTO_THREADS = 1  # one token after another: small products gain nothing from more

@@ -22,7 +22,7 @@ from tqdm import tqdm
 import data
 from baselines import Bigram, BigramConfig
 from data import DATA_HELP, TOKENS, dataset_arg
-from generate import generate
+from sampling import generate
 
 CURVE_TOKENS, FINAL_TOKENS = 10_000, 100_000  # tokens of a part for a point of the curve, and for the final loss
 MISTAKES_OF_ATTENTION = (

@@ -41,9 +41,9 @@ from checkpoint import (
 )
 from data import DATA_HELP, TOKENS, dataset_arg
 from diagnostics import check_start, draw_layers, gradient_norms, update_ratios
-from generate import generate
 from model import MLPS, NORMS
 from optim import lr_factor, make_optimizers
+from sampling import generate
 from validation import estimate, eval_tokens, evaluate, loss_of, perplexity
 
 RECIPE_NAMES = ["tiny", "cpu", "fast", "muon", "best", "gpu", "gpt2", "phi1", "phi1-finetune", "phi1-large", "phi1-gpu"]

@@ -17,39 +17,17 @@ from dataclasses import dataclass
 
 from common import run, timing
 from common.options import option
+from common.usual import crop_and_flip_transform, usual_loader
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 import data
 import model
 import optim
 import train
-
-
-class PILImages(torch.utils.data.Dataset):
-    """The usual dataset: one PIL image and label at a time, through torchvision's transforms."""
-
-    def __init__(self, dataset):
-        try:
-            from torchvision import transforms
-        except ImportError:
-            raise run.UserError("bench.py compares with torchvision: pip install -r requirements.txt") from None
-        self.images = [Image.fromarray(i) for i in dataset.images.permute(0, 2, 3, 1).numpy()]
-        self.labels = dataset.labels.tolist()
-        mean, std = (dataset.mean.flatten() / 255).tolist(), (dataset.std.flatten() / 255).tolist()
-        chain = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
-        self.transform = transforms.Compose([*chain, transforms.Normalize(mean, std)])
-
-    def __len__(self):
-        return len(self.labels)
-
-    def __getitem__(self, i):
-        return self.transform(self.images[i]), self.labels[i]
 
 
 class Way:
@@ -87,12 +65,11 @@ class Way:
 
 def build_ways(dataset, batch_size, device):
     """{name: Way}. The first two are the usual way."""
-    resident, usual = dataset.to(device), PILImages(dataset)
+    resident = dataset.to(device)
+    transform = crop_and_flip_transform(dataset.mean, dataset.std, padding=4)
 
     def loader(workers):
-        batches = DataLoader(
-            usual, batch_size, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=workers > 0
-        )
+        batches = usual_loader(dataset, transform, batch_size, workers, drop_last=True)
         return lambda epoch: batches
 
     def tensors(epoch):

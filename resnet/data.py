@@ -196,11 +196,8 @@ class Options(run.ScriptOptions):
 def main(argv=None):
     args = run.parse_options(__file__, Options, argv)
     *parts, facts = load(args.data, args.data_dir, args.limit, family_of_data(args.data) or "cifar")
-    print(f"{facts['name']}: {len(parts[0].classes)} classes, digest {facts['digest']}")
-    for name, part in zip(("train", "validation", "test"), parts):
-        if part is not None:
-            counts = part.labels.bincount(minlength=len(part.classes))
-            print(f"{name:>10}: {len(part):9,} images, {counts.min():,} to {counts.max():,} a class")
+    parts = dict(zip(("train", "validation", "test"), parts))
+    image_data.print_counts(facts, {name: part.labels for name, part in parts.items() if part is not None})
 
 
 if __name__ == "__main__":

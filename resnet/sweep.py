@@ -17,13 +17,13 @@ from pathlib import Path
 
 from common import images as image_data
 from common import run, study
+from common.curves import draw_epochs
 from common.options import option
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 import data
 import model
@@ -148,18 +148,6 @@ def finished(rows, setting):
     return [row for row in rows if row["setting"] == setting and row["state"] == "done"]
 
 
-def draw_epochs(axes, rows):
-    """Validation accuracy against epochs: a line for the mean over seeds, a band from the lowest to the highest."""
-    for setting in dict.fromkeys(row["setting"] for row in rows):
-        curves = [row["val_accuracy"] for row in finished(rows, setting)]
-        if curves:
-            x = range(1, len(curves[0]) + 1)
-            (line,) = axes.plot(x, np.mean(curves, 0), label=setting)
-            axes.fill_between(x, np.min(curves, 0), np.max(curves, 0), alpha=0.15, color=line.get_color())
-    axes.set(xlabel="epoch", ylabel="validation accuracy")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-
-
 def draw_clock(axes, rows):
     """Validation accuracy against the seconds of training, one line per run; also the paper's recipe the usual way."""
     bench = Path(__file__).parent / "results" / "bench.json"
@@ -214,8 +202,13 @@ def report(name, rows, gradients, out):
     for setting in dict.fromkeys(row["setting"] for row in rows):
         values = [row["final"]["test_accuracy"] for row in finished(rows, setting)]
         diverged = len([r for r in rows if r["setting"] == setting and r["state"] == "diverged"])
-        result = f"{np.mean(values):.2%} +- {np.std(values, ddof=1) if len(values) > 1 else 0:.2%}" if values else ""
-        print(f"  {setting:40} test {result}" + (f" ({diverged} diverged)" if diverged else ""))
+        result = ""
+        if values:
+            deviation = np.std(values, ddof=1) if len(values) > 1 else 0
+            result = f"{np.mean(values):.2%} +- {deviation:.2%}"
+        if diverged:
+            result += f" ({diverged} diverged)"
+        print(f"  {setting:40} test {result}")
 
 
 # --------------------------------------------------------------------------------------------------------------- main
@@ -245,11 +238,9 @@ def main(argv=None):
     if study.run_jobs(train, jobs, args) if jobs else not args.list:
         gradients = gradient_rows(args) if {"shortcut", "gradients"} & set(args.study) else []
         for name in args.study:
-            rows = [
-                row_of(name, setting, seed, out / folder_name(values, seed))
-                for setting, values in STUDIES[name].items()
-                for seed in range(args.seeds)
-            ]
+            rows = []
+            for setting, values in STUDIES[name].items():
+                rows += [row_of(name, setting, seed, out / folder_name(values, seed)) for seed in range(args.seeds)]
             report(name, rows, gradients if name in ("shortcut", "gradients") else [], out)
 
 

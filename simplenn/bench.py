@@ -14,11 +14,11 @@ from dataclasses import dataclass
 
 from common import run, timing
 from common.options import option, to_argv
+from common.usual import torchvision_transforms, usual_loader
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch.utils.data import DataLoader
 
 import data
 import train
@@ -30,31 +30,14 @@ from studies.flatness import network as small_cnn
 BEST = train.RECIPES["best"]["cnn"]
 
 
-class PILImages(torch.utils.data.Dataset):
-    """The usual dataset: one PIL image and label at a time, through a torchvision transform."""
-
-    def __init__(self, dataset, transform):
-        self.images = [Image.fromarray(image[0].numpy()) for image in dataset.images]
-        self.labels, self.transform = dataset.labels.tolist(), transform
-
-    def __len__(self):
-        return len(self.labels)
-
-    def __getitem__(self, i):
-        return self.transform(self.images[i]), self.labels[i]
-
-
-def usual_loader(dataset, bs, workers, seed=0):
-    try:
-        from torchvision import transforms
-    except ImportError:
-        raise run.UserError("bench.py compares with torchvision: pip install -r requirements.txt") from None
-    shift, scale = data.SHIFT / 28, (1 - data.SCALE, 1 + data.SCALE)
+def affine_loader(dataset, bs, workers, seed=0):
+    transforms = torchvision_transforms()
+    shift = data.SHIFT / 28
+    scale = (1 - data.SCALE, 1 + data.SCALE)
     affine = transforms.RandomAffine(data.ROTATION, (shift, shift), scale, interpolation=Image.Resampling.BILINEAR)
     normalize = transforms.Normalize([dataset.mean / 255], [dataset.std / 255])
-    usual = PILImages(dataset, transforms.Compose([affine, transforms.ToTensor(), normalize]))
-    generator = torch.Generator().manual_seed(seed)
-    return DataLoader(usual, bs, shuffle=True, num_workers=workers, persistent_workers=workers > 0, generator=generator)
+    transform = transforms.Compose([affine, transforms.ToTensor(), normalize])
+    return usual_loader(dataset, transform, bs, workers, seed)
 
 
 def train_epoch(batches, model, optimizer, bf16, lr_at=None):
@@ -85,7 +68,7 @@ def epoch(args, parts):
     train_set, bs = parts[0], BEST.bs
     native = run.native_bf16(torch.device("cpu"))
     prepared = list(train_set.batches(bs, shuffle=(0, 0), augment="affine"))
-    loaders = {workers: usual_loader(train_set, bs, workers) for workers in timing.loader_workers()}
+    loaders = {workers: affine_loader(train_set, bs, workers) for workers in timing.loader_workers()}
     plain, fast = new_model(channels_last=False), new_model()
 
     def ours(i):
@@ -120,7 +103,7 @@ def accuracy(args, parts):
     def whole_run(seed, usual):
         torch.manual_seed(seed)
         model, optimizer = new_model(channels_last=not usual)
-        loader, began = usual_loader(train_set, BEST.bs, workers, seed) if usual else None, time.perf_counter()
+        loader, began = affine_loader(train_set, BEST.bs, workers, seed) if usual else None, time.perf_counter()
         for i in range(epochs):
             batches = loader if usual else train_set.batches(BEST.bs, shuffle=(seed, i), augment="affine")
 

@@ -275,7 +275,8 @@ def main(argv=None):
     if args.data in FUNCTIONS:
         print(", ".join(f"{k} {v}" for k, v in load_function(args.data, args.limit)[3].items()))
     else:
-        image_data.print_counts(load_arrays(args.data, args.data_dir, args.limit))
+        train, val, test, facts = load(args.data, args.data_dir, args.limit)
+        image_data.print_counts(facts, {"train": train.labels, "validation": val.labels, "test": test.labels})
 
 
 if __name__ == "__main__":

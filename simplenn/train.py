@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 import data
 from data import AUGMENT, DATA_HELP, FUNCTIONS, dataset_arg
-from figures import draw_losses, draw_outputs
+from drawing import draw_losses, draw_outputs
 from model import ACTIVATIONS, CNN, MLP, CustomConv2d, CustomLinear, SimpleNN
 
 RECIPE_NAMES = ["plain", "best", "tiny"]

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 import data
 from data import FUNCTIONS
-from figures import draw_losses
+from drawing import draw_losses
 from model import MLP
 from studies.tools import log_steps
 

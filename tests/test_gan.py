@@ -924,7 +924,7 @@ def test_sample(trained, tmp_path, capsys):
     assert "times as far from a sample as from a test image" in capsys.readouterr().out
     sample.main(["--out_dir", str(trained), "--kind", "images", "--count", "3", "--out", str(tmp_path)])
     images = [np.asarray(Image.open(file)) for file in sorted((tmp_path / "images").iterdir())]
-    expected, _ = fid.generate(sample.saved.open_run(sample.Options(run=str(trained)), "cpu").gan, 3, 0, "cpu")
+    expected, _ = fid.generate(sample.open_run(sample.Options(run=str(trained)), "cpu").gan, 3, 0, "cpu")
     assert np.array_equal(np.stack(images), expected.permute(0, 2, 3, 1).numpy())
 
 

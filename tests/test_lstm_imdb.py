@@ -29,7 +29,7 @@ from helpers import names
 train = lazy("lstm_imdb")
 data = lazy("lstm_imdb", "data")
 model = lazy("lstm_imdb", "model")
-corpus, outcome, pretrained = (lazy("lstm_imdb", name) for name in ("corpus", "outcome", "pretrained"))
+corpus, outcome, initialization = (lazy("lstm_imdb", name) for name in ("corpus", "outcome", "initialization"))
 TINY = ["--recipe", "tiny", "--data", "builtin", "--device", "cpu", "--limit", "200", "--precision", "fp32"]
 
 
@@ -859,11 +859,11 @@ def test_word_vectors(tmp_path, capsys):
     ]
     path = tmp_path / "vectors.txt"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    rows, counts = pretrained.read_vectors(path, {"good", "bad", "the", "film"}, 3)
+    rows, counts = initialization.read_vectors(path, {"good", "bad", "the", "film"}, 3)
     assert {word: row.tolist() for word, row in rows.items()} == {"good": [1, 2, 3], "bad": [4, 5, 6]}
     assert counts == {"lines": 10, "skipped": 5}
     for bad in (tmp_path / "none.txt", tmp_path, path):
-        assert one_line(failure(pretrained.read_vectors, bad, {"cat"}, 3)[1])
+        assert one_line(failure(initialization.read_vectors, bad, {"cat"}, 3)[1])
     record = train.main([*TINY, "--embed", "3", "--vectors", str(path), "--out", str(tmp_path / "run")])
     assert record["vectors"]["covered"] == 2 and "vectors for 2 of" in capsys.readouterr().out
 

@@ -26,9 +26,9 @@ from helpers import mutations
 sample = lazy("nanogpt", "sample")
 data = lazy("nanogpt", "data")
 model = lazy("nanogpt", "model")
-attention, baselines, checkpoint, generate, openwebtext, stage, stages, tokenizer = (
+attention, baselines, checkpoint, sampling, openwebtext, stage, stages, tokenizer = (
     lazy("nanogpt", name)
-    for name in ("attention", "baselines", "checkpoint", "generate", "openwebtext", "stage", "stages", "tokenizer")
+    for name in ("attention", "baselines", "checkpoint", "sampling", "openwebtext", "stage", "stages", "tokenizer")
 )
 MODERN = dict(rotary=True, norm="rms", mlp="relu2", qk_norm=True)
 
@@ -503,7 +503,7 @@ def test_the_cache_changes_nothing(options):
         made = []
         for cache in (True, False):
             random = torch.Generator().manual_seed(1)
-            made.append(list(generate.generate(net, prompt, 60, use_cache=cache, generator=random, **settings)))
+            made.append(list(sampling.generate(net, prompt, 60, use_cache=cache, generator=random, **settings)))
         assert made[0] == made[1] and len(made[0]) == 60 and len(set(made[0])) > 3
 
 
@@ -511,34 +511,34 @@ def test_beyond_block_size_the_last_half_block_is_encoded_again():
     net, lengths = small(), []
     forward = net.hidden
     net.hidden = lambda idx, cache=None, maps=None: (lengths.append(idx.shape[1]), forward(idx, cache))[1]
-    list(generate.generate(net, torch.zeros(1, 14, dtype=torch.int64), 15))
+    list(sampling.generate(net, torch.zeros(1, 14, dtype=torch.int64), 15))
     assert lengths == [14, 1, 1, 8, 1, 1, 1, 1, 1, 1, 1, 1, 8, 1, 1]
 
 
 def test_a_prompt_longer_than_block_size():
     long = torch.randint(50, (1, 40))
-    assert list(generate.generate(small(), long, 3, 0)) == list(generate.generate(small(), long[:, -16:], 3, 0))
+    assert list(sampling.generate(small(), long, 3, 0)) == list(sampling.generate(small(), long[:, -16:], 3, 0))
 
 
 def test_choosing():
     logits = torch.tensor([3.0, 1.0, 2.0, 0.0]).log_softmax(0)
 
     def draw(**settings):
-        return {generate.choose(logits, generator=torch.Generator().manual_seed(i), **settings) for i in range(200)}
+        return {sampling.choose(logits, generator=torch.Generator().manual_seed(i), **settings) for i in range(200)}
 
     assert draw() == draw(top_k=9) == {0, 1, 2, 3} and draw(temperature=0) == {0} and draw(top_k=2) == {0, 2}
     assert draw(top_p=0.6) == {0}, "the most likely token has 0.64"
     assert draw(top_p=0.65) == {0, 2}, "the token that crosses the threshold is included"
-    drawn = [generate.choose(logits, 2.0, generator=torch.Generator().manual_seed(i)) for i in range(3000)]
+    drawn = [sampling.choose(logits, 2.0, generator=torch.Generator().manual_seed(i)) for i in range(3000)]
     assert drawn.count(0) / 3000 == pytest.approx((logits / 2).softmax(0)[0].item(), abs=0.03)
 
 
 @pytest.mark.parametrize("temperature", [1e-4, 1e-38, 1e-300])
 def test_a_low_temperature_is_the_most_likely_token(temperature):
     logits = torch.tensor([2.0, 30.0, -9.0, 29.0])
-    chosen = {generate.choose(logits, temperature, generator=torch.Generator().manual_seed(i)) for i in range(9)}
+    chosen = {sampling.choose(logits, temperature, generator=torch.Generator().manual_seed(i)) for i in range(9)}
     assert chosen == {1}
-    assert generate.tempered(logits[None], temperature).softmax(1)[0, 1] == 1
+    assert sampling.tempered(logits[None], temperature).softmax(1)[0, 1] == 1
 
 
 def test_repetition_penalty_of_positive_and_negative_logits():
@@ -546,8 +546,8 @@ def test_repetition_penalty_of_positive_and_negative_logits():
     with torch.no_grad():
         net.table.weight.copy_(torch.tensor([[2.0, 1.5, -9.0], [2.0, 1.5, -9.0], [-1.0, -1.5, -9.0]]))
     start = torch.tensor([[0]])
-    assert list(generate.generate(net, start, 2, 0, repetition_penalty=1.5)) == [1, 0]
-    assert list(generate.generate(net, torch.tensor([[0, 2]]), 1, 0, repetition_penalty=2.0)) == [1], "-1 becomes -2"
+    assert list(sampling.generate(net, start, 2, 0, repetition_penalty=1.5)) == [1, 0]
+    assert list(sampling.generate(net, torch.tensor([[0, 2]]), 1, 0, repetition_penalty=2.0)) == [1], "-1 becomes -2"
 
 
 # -------------------------------------------------------------------------------------------- samples, attention maps
@@ -680,9 +680,9 @@ def test_committed_models_generate(name, tmp_path):
 def test_a_stop_string_ends_the_text_before_it(stop):
     chars = tokenizer.Characters.of("abEND\n ")
     generated = "ab ENEND aEEND aaab"
-    pieces = list(generate.stream(chars, chars.encode("b"), chars.encode(generated), stop))
+    pieces = list(sampling.stream(chars, chars.encode("b"), chars.encode(generated), stop))
     assert "".join(pieces) == generated[: generated.index(stop)]
-    unstopped = list(generate.stream(chars, chars.encode("b"), chars.encode(generated + "EN"), "ENDE"))
+    unstopped = list(sampling.stream(chars, chars.encode("b"), chars.encode(generated + "EN"), "ENDE"))
     assert "".join(unstopped) == generated + "EN", "a part of the stop string at the end is text"
 
 
@@ -690,9 +690,9 @@ def test_no_incomplete_characters_are_streamed(trained):
     text = "naïve 你好 👩 end"
     for n in range(1, len(trained.encode(text))):
         ids = trained.encode(text)
-        pieces = list(generate.stream(trained, ids[:1], ids[1 : 1 + n]))
+        pieces = list(sampling.stream(trained, ids[:1], ids[1 : 1 + n]))
         assert "\ufffd" not in "".join(pieces[:-1])
-    assert "".join(generate.stream(trained, ids[:1], ids[1:])) == text[1:]
+    assert "".join(sampling.stream(trained, ids[:1], ids[1:])) == text[1:]
 
 
 def test_a_text_that_grows_is_decoded_once(trained):
@@ -700,9 +700,9 @@ def test_a_text_that_grows_is_decoded_once(trained):
     ours = tokenizer.BytePairs(trained.vocabulary, trained.merges)
     ours.token = Counting(ours.token)
     ids = ours.encode("naïve 你好, and so on. " * 40)
-    assert "".join(generate.stream(ours, ids[:9], ids[9:])) == ours.decode(ids)[len(ours.decode(ids[:9])) :]
+    assert "".join(sampling.stream(ours, ids[:9], ids[9:])) == ours.decode(ids)[len(ours.decode(ids[:9])) :]
     ours.token.lookups = 0
-    pieces = list(generate.stream(ours, ids[:9], ids[9:], stop="nowhere"))
+    pieces = list(sampling.stream(ours, ids[:9], ids[9:], stop="nowhere"))
     assert ours.token.lookups == len(ids) and len(pieces) > 100
 
 
@@ -716,7 +716,7 @@ def test_pieces_make_up_the_text(kind, trained):
     }[kind]()
     ids = one.encode(PROSE)
     for first in (1, 7, len(ids)):
-        text = one.decode(ids[:first]) + "".join(generate.stream(one, ids[:first], ids[first:]))
+        text = one.decode(ids[:first]) + "".join(sampling.stream(one, ids[:first], ids[first:]))
         assert text == one.decode(ids)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # files that start runs, measure seconds, download, show or draw; all others are for models, data, training and scores
-SKIPPED = set("attention bench caption common compare figures grids hub make_data_csv merge openwebtext plan".split())
+SKIPPED = set("attention bench caption common compare drawing grids hub make_data_csv merge openwebtext plan".split())
 SKIPPED |= set("predict report sample show stages sweep writer".split())
 OPTIONS = ("parser", "add_flags")  # functions
 NOISE = set("add_argument add_flags figure note print set_description set_postfix tqdm warn UserError".split())  # calls

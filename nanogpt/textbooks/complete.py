@@ -6,8 +6,8 @@ from common import run
 
 import torch
 
-from generate import tempered
 from prepared import end_token
+from sampling import tempered
 from textbooks.benchmarks import Problem, truncate
 
 CHECK = 16  # tokens between two looks at whether all samples have ended
