@@ -171,7 +171,10 @@ def draw_weights(axes, rows, out):
         panel = axes.inset_axes([i / len(settings), 0, 0.93 / len(settings), 0.9])
         panel.hist(values.clamp(-0.2, 0.2).numpy(), bins=101, log=True)
         panel.set(title=f"{setting}\n{small:.0%} of the weights below 0.001", xlabel="weight", ylim=(1, len(values)))
-        panel.set(ylabel="count") if i == 0 else panel.tick_params(labelleft=False)
+        if i == 0:
+            panel.set(ylabel="count")
+        else:
+            panel.tick_params(labelleft=False)
 
 
 DRAW = {"lr": draw_learning_rates, "bn": draw_learning_rates}

@@ -10,6 +10,7 @@ and for every study its record STUDY.json and its figure STUDY.png; for `methods
 writes before and after.
 """
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -150,16 +151,16 @@ def write_texts(args, out):
     table = settings(args, out)["methods"]
     models = {"before": pretrained.resolve(train.RECIPES[args.recipe]["full"].model)}
     models |= {f"after {method}": str(out / folder_name(values, 0)) for method, values in table.items()}
-    lines = []
+    texts = {prompt: [] for prompt in generate.PROMPTS}
     for title, name in models.items():
         net, tokenizer, _ = pretrained.open_model(name, args.data_dir)
         net.eval()
         for prompt in generate.PROMPTS:
             ids = generate.encode(tokenizer, prompt, 60, pretrained.context(net))
             new = generate.continuation(net, tokenizer, ids, {"greedy": None}, 60, 0)
-            lines.append((prompt, f"--- {title}\n{prompt}{tokenizer.decode(new, skip_special_tokens=True)}"))
-    order = [text for prompt in generate.PROMPTS for p, text in lines if p == prompt]
-    run.write(out / "compare.txt", "\n".join(order) + "\n")
+            texts[prompt].append(f"--- {title}\n{prompt}{tokenizer.decode(new, skip_special_tokens=True)}")
+    lines = itertools.chain.from_iterable(texts.values())
+    run.write(out / "compare.txt", "\n".join(lines) + "\n")
 
 
 def report(name, rows, out):

@@ -73,8 +73,11 @@ class Corpus:
     def copies(self) -> int:
         """How many documents of validation and test are in the training part, too."""
         trained = {document.normalized() for document in self.parts["train"]}
-        others = [document for part in self.parts if part != "train" for document in self.parts[part]]
-        return sum(document.normalized() in trained for document in others)
+        count = 0
+        for part, documents in self.parts.items():
+            if part != "train":
+                count += sum(document.normalized() in trained for document in documents)
+        return count
 
 
 def load(name: str, data_dir: str | None = None, form: str = "detokenized") -> Corpus:

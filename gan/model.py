@@ -289,7 +289,12 @@ def initialize(net: nn.Module):
     for module in net.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             fan_in = module.weight[0].numel()
-            std = 0.02 if normalized else math.sqrt(2 / fan_in) if isinstance(module, nn.Conv2d) else fan_in**-0.5
+            if normalized:
+                std = 0.02
+            elif isinstance(module, nn.Conv2d):
+                std = math.sqrt(2 / fan_in)
+            else:
+                std = fan_in**-0.5
             nn.init.normal_(module.weight, 0.0, std)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)

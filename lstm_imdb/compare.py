@@ -73,7 +73,9 @@ def compare(models: dict[str, dict]) -> list[dict]:
             if name.startswith("TF-IDF") or not bar.startswith("TF-IDF"):
                 continue
             difference, half = outcome.paired_difference(ours["correct"], theirs["correct"])
-            verdict = "passes" if difference > half else "fails" if difference < -half else "undecided"
+            verdict = "undecided"
+            if abs(difference) > half:
+                verdict = "passes" if difference > 0 else "fails"
             rows.append(
                 {
                     "state": "done",

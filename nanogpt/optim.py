@@ -80,8 +80,12 @@ def make_optimizers(model: nn.Module, args, device: torch.device) -> list[torch.
     matrices = []
     vectors = []
     for name, p in model.named_parameters():
-        kind = vectors if p.dim() < 2 else muon if args.muon and name.startswith("blocks.") else matrices
-        kind.append(p)
+        if p.dim() < 2:
+            vectors.append(p)
+        elif args.muon and name.startswith("blocks."):
+            muon.append(p)
+        else:
+            matrices.append(p)
     groups = [{"params": matrices, "weight_decay": args.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     fused = device.type in ("cpu", "cuda")
     optimizers = [torch.optim.AdamW([g for g in groups if g["params"]], args.lr, (0.9, args.beta2), fused=fused)]

@@ -300,7 +300,7 @@ def file_keys(parts: list) -> dict[Path, tuple]:
     parts: lists of (file, label), or None. Most files of equal size differ in their last bytes, so few are read as a
     whole. Raises UserError.
     """
-    files = [file for part in parts if part is not None for file, _ in part]
+    files = [file for part in parts for file, _ in part or []]
     try:
         keys = {file: (file.stat().st_size,) for file in files}
         for end in (4096, None):  # bytes from the end of the file; None: the whole file

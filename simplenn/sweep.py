@@ -77,10 +77,18 @@ def part_argv(values: dict, study: str, part: str) -> list[str]:
     return to_argv(Options, changed)
 
 
+def chosen_parts(args) -> list[tuple[str, str]]:
+    """(study, part) of all that `args` names."""
+    parts = []
+    for study in args.study:
+        names = [args.part] if args.part else STUDIES[study].PARTS
+        parts += [(study, name) for name in names if name in STUDIES[study].PARTS]
+    return parts
+
+
 def main(argv=None):
     args = run.parse_options(__file__, Options, argv)
-    parts = [(study, part) for study in args.study for part in STUDIES[study].PARTS if args.part in (None, part)]
-    for study, part in parts:
+    for study, part in chosen_parts(args):
         if args.list:
             print(shlex.join(["python", run.display_path(__file__), *part_argv(as_dict(args), study, part)]))
             continue

@@ -700,7 +700,10 @@ def test_a_corrupt_local_file_is_named_and_never_replaced(damage, name, publishe
         "labels": pickle.dumps(batch | {"labels": batch["labels"][:50]}, protocol=2),
         "huge label": pickle.dumps(batch | {"labels": [2**70] * 100}, protocol=2),
     }[damage]
-    file.unlink() if content is None else file.write_bytes(content)
+    if content is None:
+        file.unlink()
+    else:
+        file.write_bytes(content)
     code, message = failure(lambda: images.load(name, folder.parent, auto="cifar10"))
     assert code == 1 and one_line(message)
     assert (str(folder) if damage == "one pixel" else "data_batch_3") in message

@@ -528,6 +528,10 @@ def golf(node):
             | ast.AugAssign(op=ast.BitOr(), value=ast.IfExp(orelse=ast.Dict(keys=[])))
         ):
             return "a dict | {...} if there is something to add"
+        case ast.IfExp(body=ast.IfExp()) | ast.IfExp(orelse=ast.IfExp()):
+            return "a conditional expression in another"
+        case ast.Expr(value=ast.IfExp() | ast.Tuple()) if not isinstance(node.value, ast.Tuple) or node.value.elts:
+            return "two statements in one expression"
         case ast.BoolOp(op=ast.Or(), values=[ast.BoolOp(op=ast.And()), ast.Constant() | ast.BinOp()]):
             return "and/or for if/else"
     return None
@@ -568,6 +572,9 @@ def test_code_is_formatted_by_ruff():
         ("a |= {'b': 1} if c else {}", False),
         ("a | {'b': 1}", True),
         ("a and b or 0", False),
+        ("x = 1 if a else 2 if b else 3", False),
+        ("f(), g()", False),
+        ("f() if a else g()", False),
         ("a and b or f(c)", True),
     ],
 )

@@ -59,7 +59,10 @@ def small(vocab_size=40, seed=0, factor=4.0, **changes):
     net = transformers.GPT2LMHeadModel(transformers.GPT2Config(**shape | changes)).double().eval()
     with torch.no_grad():
         for p in net.parameters():
-            p.mul_(factor) if p.dim() > 1 else p.add_(0.2 * torch.randn_like(p))
+            if p.dim() > 1:
+                p.mul_(factor)
+            else:
+                p.add_(0.2 * torch.randn_like(p))
     return net
 
 
@@ -78,7 +81,8 @@ def small_llama(**changes):
     net = transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape | changes)).double().eval()
     with torch.no_grad():
         for p in net.parameters():
-            p.mul_(4.0) if p.dim() > 1 else None
+            if p.dim() > 1:
+                p.mul_(4.0)
     return net
 
 
@@ -987,7 +991,8 @@ def random_model(kind):
     net = transformers.AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for p in net.parameters():
-            p.mul_(4.0) if p.dim() > 1 else None
+            if p.dim() > 1:
+                p.mul_(4.0)
     return net
 
 

@@ -42,7 +42,10 @@ def scaled(net, factor=5.0):
     hardly change the logits."""
     with torch.no_grad():
         for p in net.parameters():
-            p.mul_(factor) if p.dim() > 1 else p.add_(0.3 * torch.randn_like(p))
+            if p.dim() > 1:
+                p.mul_(factor)
+            else:
+                p.add_(0.3 * torch.randn_like(p))
     return net
 
 

@@ -108,7 +108,8 @@ def test_shortcuts_are_three_networks():
     for shortcut in model.SHORTCUTS:
         torch.manual_seed(0)
         net = model.build("resnet20", 10, shortcut)
-        outputs.append(net(x)), sizes.append(run.count_parameters(net))
+        outputs.append(net(x))
+        sizes.append(run.count_parameters(net))
     assert sizes == [269_722, 269_722 + 16 * 32 + 32 * 64 + 2 * 32 + 2 * 64, 269_722]
     assert not torch.allclose(outputs[0], outputs[1]) and not torch.allclose(outputs[0], outputs[2])
 
@@ -124,8 +125,10 @@ def test_logits_are_torchvisions(name):
     theirs = getattr(models, name)().double().eval()
     for module in theirs.modules():
         if isinstance(module, nn.BatchNorm2d):  # as after training; with the initial values, a swap would not show
-            module.running_mean.normal_(0, 0.1), module.running_var.uniform_(0.5, 2)
-            module.weight.data.uniform_(0.2, 0.6), module.bias.data.normal_(0, 0.1)
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 2)
+            module.weight.data.uniform_(0.2, 0.6)
+            module.bias.data.normal_(0, 0.1)
     ours = model.build(name, 1000).double().eval()
     ours.load_state_dict(theirs.state_dict())
     x = torch.randn(2, 3, 75, 75, dtype=torch.float64)
@@ -725,7 +728,8 @@ def frozen(build):
         net = build(args, train_set).double()
         for module in net.modules():
             if isinstance(module, nn.BatchNorm2d):
-                module.running_mean.normal_(0, 0.1), module.running_var.uniform_(0.5, 2)
+                module.running_mean.normal_(0, 0.1)
+                module.running_var.uniform_(0.5, 2)
                 module.train = types.MethodType(lambda self, mode=True: nn.Module.train(self, False), module)
         net.register_forward_pre_hook(lambda module, inputs: (inputs[0].double(),))
         return net
@@ -926,7 +930,8 @@ def test_muon_for_convolutions_is_torchs_on_matrices(layout, shape):
     ours, theirs = optim.ConvMuon([weight], 0.1, 0.9, 0.1), torch.optim.Muon([matrix], 0.1, 0.1, momentum=0.9)
     for gradient in torch.randn(3, *shape):
         weight.grad, matrix.grad = gradient, gradient.permute(0, 2, 3, 1).flatten(1)
-        ours.step(), theirs.step()
+        ours.step()
+        theirs.step()
     assert torch.equal(weight.detach().permute(0, 2, 3, 1).flatten(1), matrix)
 
 

@@ -10,6 +10,7 @@ The components are from elementary programming. Neither HumanEval nor MBPP was c
 
 import ast
 import hashlib
+import itertools
 import random
 from collections.abc import Callable
 from typing import NamedTuple
@@ -217,10 +218,8 @@ def compositions(level: str) -> list[tuple]:
         "dictionary": (PREDICATES, DICTIONARIES),
         "composition": (STEPS, ENDS + STEPS),
     }[level]
-    found = [()]
-    for parts in products:
-        found = [(*left, right) for left in found for right in parts if not left or left[-1] is not right]
-    return found
+    tuples = itertools.product(*products)
+    return [parts for parts in tuples if all(left is not right for left, right in itertools.pairwise(parts))]
 
 
 class Words(NamedTuple):

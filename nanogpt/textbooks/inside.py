@@ -220,12 +220,14 @@ def supervise():
             from_child, other_end = os.pipe()
             deadline = time.monotonic() + message["seconds"]
             if os.fork() == 0:
-                os.close(to_child), os.close(from_child)
+                os.close(to_child)
+                os.close(from_child)
                 try:
                     child(their_end, other_end, message["limits"])
                 finally:
                     os._exit(0)
-            os.close(their_end), os.close(other_end)
+            os.close(their_end)
+            os.close(other_end)
         try:
             send(to_child, line, deadline)
             done = read_answer(from_child, deadline)
@@ -240,4 +242,7 @@ def supervise():
 
 
 if __name__ == "__main__":
-    work() if sys.argv[1:] == ["work"] else supervise()
+    if sys.argv[1:] == ["work"]:
+        work()
+    else:
+        supervise()

@@ -164,7 +164,9 @@ def comparison_rows(comparisons: dict) -> list[dict]:
         if found:
             low, high = found["all"]["interval"]
             arms = f"{LABELS[found['arm']]} minus {LABELS[found['against']]}"
-            verdict = "no effect shown" if low <= 0 <= high else "better" if low > 0 else "worse"
+            verdict = "no effect shown"
+            if not low <= 0 <= high:
+                verdict = "better" if low > 0 else "worse"
             row = {"question": question, "arms": arms, "low": low, "high": high, "verdict": verdict}
             rows.append(row | found["all"])
     return rows
@@ -185,11 +187,17 @@ def draw(rows: list[dict], path: Path):
     if not rows:
         return
     figure = Figure(figsize=(10, 4), layout="constrained")
-    axes, arms = figure.subplots(), [arm for arm in LABELS if any(row["arm"] == arm for row in rows)]
-    levels, width = ["all", *exercises.LEVELS], 0.8 / len(arms)
+    axes = figure.subplots()
+    arms = [arm for arm in LABELS if any(row["arm"] == arm for row in rows)]
+    levels = ["all", *exercises.LEVELS]
+    width = 0.8 / len(arms)
     for i, arm in enumerate(arms):
-        some = [row["scores"] for row in rows if row["arm"] == arm]
-        values = np.array([[100 * s[level]["pass@1"] if level in s else np.nan for level in levels] for s in some])
+        scores = [row["scores"] for row in rows if row["arm"] == arm]
+        values = np.full((len(scores), len(levels)), np.nan)
+        for seed, by_level in enumerate(scores):
+            for k, level in enumerate(levels):
+                if level in by_level:
+                    values[seed, k] = 100 * by_level[level]["pass@1"]
         at = np.arange(len(levels)) + (i - (len(arms) - 1) / 2) * width
         axes.bar(at, values.mean(0), width, color=f"C{i}", alpha=0.6, label=LABELS[arm])
         for row in values:
