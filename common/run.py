@@ -18,7 +18,6 @@ import os
 import shlex
 import signal
 import sys
-import textwrap
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -43,6 +42,7 @@ from common.arguments import (  # noqa: F401, scripts take these from `run`, too
     threads_option,
 )
 from common.curves import draw_curves
+from common.events import Events
 from common.files import (  # noqa: F401, scripts take all of these from `run`
     append,
     display_path,
@@ -140,8 +140,7 @@ class Run:
         self._drawn = 0.0
         self._began = time.monotonic()
         self._saved = self._began
-        self._events = None
-        self._summary_writer = summary_writer() if getattr(args, "tensorboard", False) else None
+        self._events = Events(self.folder) if getattr(args, "tensorboard", False) else None
         self._before = old.get("wall_s", 0.0)
         self.record = old | {
             "experiment": self.script.parent.name,
@@ -297,23 +296,13 @@ class Run:
             if time.monotonic() - self._drawn > 10:
                 draw_curves(self.rows, self.folder / "curves.png")
                 self._drawn = time.monotonic()
-
-        if self.rank == 0 and self._summary_writer:
-            x, step = next(iter(row.items()))
-            if self._events is None:  # events of an earlier process from this step on are hidden
-                self._events = self._summary_writer(str(self.folder), purge_step=step)
-            for name, value in row.items():
-                part, _, quantity = name.partition("_")
-                tag = f"{quantity}/{part}" if part in ("train", "val") else name
-                if name != x:
-                    self._events.add_scalar(tag, value, step)
-            self._events.flush()
+            if self._events:
+                self._events.log(row)
 
     def text(self, tag: str, text: str, step: int):
         """Show a text in TensorBoard, as it is and not as Markdown, beside the metrics that `log` wrote at `step`."""
         if self._events:
-            self._events.add_text(tag, textwrap.indent(text, "    "), step)
-            self._events.flush()
+            self._events.text(tag, text, step)
 
     def check_finite(self, losses: torch.Tensor, first_step: int):
         """Raise Diverged at the first loss that is not finite; losses[0] belongs to step `first_step`."""
@@ -408,12 +397,3 @@ class Run:
         self.record |= {"state": "done", "final": final}
         self._write_record()
         self.print(f"{text}; {self.record.get('wall_s', 0):.0f} s; {display_path(self.folder)}")
-
-
-def summary_writer():
-    """TensorBoard's writer of event files. Raises UserError if it is not installed."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise UserError("--tensorboard: is not installed; pip install tensorboard") from error
-    return SummaryWriter

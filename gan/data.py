@@ -13,6 +13,7 @@ from pathlib import Path
 from common import image_files, run
 from common import images as image_data
 from common.options import option
+from common.splits import divide, sort_rows
 
 import numpy as np
 import torch
@@ -93,11 +94,11 @@ def read_folder(folder: Path, limit: int | None = None) -> tuple[list, list[str]
     labels), class names, facts). Without folders of classes, all images are one class. Raises UserError."""
     found = image_files.find(folder, at_least=1, classless=True)
     parts = image_files.read_parts(folder, found, 3, SIZE)
-    parts, digests, digest = image_data.sort_rows(parts)
+    parts, digests, digest = sort_rows(parts)
     count = len(parts[0][1])
     if count < 20:
         raise run.UserError(f"{folder}: has {count} training images; 20 are the least, and hundreds are better")
-    parts, copies = image_data.divide(str(folder), parts, digests, HELD_OUT)
+    parts, copies = divide(str(folder), parts, digests, HELD_OUT)
     parts = [(images[:limit], labels[:limit]) for images, labels in parts]
     facts = {name: len(labels) for name, (_, labels) in zip(("train", "val", "test"), parts)}
     if copies:

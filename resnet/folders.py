@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from common import image_files, run, shapes
-from common import images as image_data
 from common.cores import usable_cores
+from common.splits import divide
 
 import numpy as np
 import torch
@@ -249,7 +249,7 @@ def load(name: str, folder: Path, limit: int | None = None) -> tuple:
     copies = {}
     if keys:
         part_keys = [None if part is None else [keys[file] for file in part[0]] for part in parts]
-        parts, copies = image_data.divide(str(root), parts, part_keys)
+        parts, copies = divide(str(root), parts, part_keys)
     datasets = []
     for part in parts:
         if part is None:

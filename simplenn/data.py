@@ -16,6 +16,7 @@ from pathlib import Path
 from common import image_files, run
 from common import images as image_data
 from common.options import option
+from common.splits import cut, in_order
 
 import numpy as np
 import torch
@@ -232,9 +233,9 @@ def load_arrays(name: str, data_dir: str | None = None, limit: int | None = None
     name = image_data.choose(name, run.data_dir(data_dir), "mnist")
     if name != "builtin":
         return image_data.load(name, data_dir, limit, "mnist", shape=(1, 28))
-    (part,), digest = image_data.in_order([read_sklearn_digits()])
-    train, test = image_data.cut(part, 0.2)
-    train, val = image_data.cut(train, 0.1)
+    (part,), digest = in_order([read_sklearn_digits()])
+    train, test = cut(part, 0.2)
+    train, val = cut(train, 0.1)
     train, val, test = ((images[:limit], labels[:limit]) for images, labels in (train, val, test))
     classes = [str(i) for i in range(10)]
     return image_data.ImageArrays(name, classes, digest, train, val, test, *image_data.statistics(train[0]))

@@ -8,6 +8,7 @@ import ast
 import contextlib
 import dataclasses
 import functools
+import importlib
 import inspect
 import io
 import json
@@ -482,6 +483,13 @@ def program(monkeypatch):
     for name in sys.modules.keys() - before.keys():
         if name.partition(".")[0] in FOLDERS:
             del sys.modules[name]
+
+
+def test_models_are_imported_from_the_root(program):
+    """`from cifar.model import LeNet5`, of all folders in one process."""
+    for folder in FOLDERS:
+        module = importlib.import_module(f"{folder}.model")
+        assert Path(module.__file__) == ROOT / folder / "model.py"
 
 
 LOADABLE = [folder for folder in FOLDERS if (ROOT / folder / "__init__.py").exists()]

@@ -14,6 +14,7 @@ from helpers import Lazy
 
 image_files = Lazy(functools.partial(importlib.import_module, "common.image_files"))
 images = Lazy(functools.partial(importlib.import_module, "common.images"))
+splits = Lazy(functools.partial(importlib.import_module, "common.splits"))
 
 SIZE = 32
 GREY = np.tile(np.linspace(20, 235, SIZE).round().astype(np.uint8), (SIZE, 1))  # (32, 32), dark at the left
@@ -305,7 +306,7 @@ def test_without_copies_nothing_is_said_and_equal_sizes_are_no_copies(reader, tm
 
 def test_the_split_without_copies_is_as_it_was():
     labels = np.arange(200) % 7
-    plain, grouped = images.split(labels, 0.2), images.split(labels, 0.2, np.arange(200))
+    plain, grouped = splits.split(labels, 0.2), splits.split(labels, 0.2, np.arange(200))
     assert all(np.array_equal(a, b) for a, b in zip(plain, grouped))
 
 
@@ -313,7 +314,7 @@ def test_copies_in_a_published_dataset_are_counted_and_its_split_stays():
     pixels, labels = np.arange(100).reshape(50, 2) // 4, np.zeros(50, np.int64)  # two of each, adjacent
     parts = [(pixels, labels), None, (pixels[:3], labels[:3])]
     keys = [list(map(bytes, part[0].astype(np.uint8))) if part else None for part in parts]
-    plain = [images.divide("cifar10", parts, keys, 0.1, as_published=True), images.divide("x", parts, keys, 0.1)]
+    plain = [splits.divide("cifar10", parts, keys, 0.1, as_published=True), splits.divide("x", parts, keys, 0.1)]
     assert [len(part[1]) for part in plain[0][0]] == [45, 5, 3] and plain[0][1] == {"train": 25, "val": 1, "test": 3}
     assert [len(part[1]) for part in plain[1][0]] == [46, 4, 3] and plain[1][1] == {"train": 25, "test": 3}
 
