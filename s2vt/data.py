@@ -17,7 +17,6 @@ msvd-clips are the 468 clips that msvd_clips.txt names, with their part in MSVD'
 What cannot be used is named and counted on standard error, and counted in the record.
 """
 
-import argparse
 import functools
 import hashlib
 import json
@@ -29,6 +28,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common import run
+from common.options import option
 
 import numpy as np
 import torch
@@ -353,14 +353,15 @@ def builtin_parts(limit, digest):
     return parts
 
 
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    run.add_flags(p, "data_dir", "limit", data=dict(type=dataset_arg, default="msvd", help=DATA_HELP))
-    return p
+@dataclass(kw_only=True)
+class Options(run.ScriptOptions):
+    data: str = option("msvd", DATA_HELP, type=dataset_arg, metavar="NAME|PATH")
+    data_dir: str | None = run.data_dir_option()
+    limit: int | None = option(None, "only the first N clips of each part, for a quick look", above=0)
 
 
 def main(argv=None):
-    args = parser().parse_args(argv)
+    args = run.parse_options(__file__, Options, argv)
     train, val, test, _, facts = load(args.data, args.data_dir, args.limit)
     print(f"{facts['name']}: {facts['frames']} frames of {facts['features']:,} features, content digest "
           f"{facts['digest']}")  # fmt: skip

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from model import BOS, EOS, PAD, S2VT, UNK, at_least_float32
 
+MAX_WIDTH = 1000  # of the beam that a command line may ask for
+
 
 class Caption(NamedTuple):
     """words: token ids without <eos>; log_likelihood: of the words and, where it was reached, <eos>, in nats;

@@ -9,24 +9,35 @@ dataset; auto is the dataset that the network was trained on. OUT gets one line 
 the --beam widths. scores.json goes into --out.
 """
 
-import argparse
 import hashlib
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from common import run
+from common.arguments import (
+    ScriptOptions,
+    data_dir_option,
+    device_option,
+    parse_options,
+    path_arg,
+    threads_option,
+)
+from common.options import option
 
 import checkpoint
 import data
 import readers
 import scores
-from decode import caption_all
+from data import DATA_HELP, dataset_arg
+from decode import MAX_WIDTH, caption_all
 from retrieve import best_constant
 
 AUTO_THREADS = 1
 
 COLUMNS = ("bleu1", "bleu2", "bleu3", "bleu4", "cider", "course_bleu1", "log_likelihood")
+TITLES = {"log_likelihood": "log p", "order_precision": "precision"}
 COCO_COLUMNS = ("bleu1", "bleu2", "bleu3", "bleu4", "cider", "rouge_l", "meteor")
 
 
@@ -98,7 +109,7 @@ def score(captions: list[str], clips: data.Clips, coco: bool = False) -> dict:
 
 def print_rows(rows):
     """All scores with our tokenization, right directions by kind of event, and the scores of --coco, as tables."""
-    print_table(rows, [*COLUMNS, *(key for key in ("order", "chance") if key in rows[0])])
+    print_table(rows, [*COLUMNS, *(key for key in ("order", "order_precision") if key in rows[0])])
     print(f"bleu, cider: {scores.TOKENIZATION}; published scores use PTB's tokenization")
     print("course_bleu1: the score of the course, of each clip by itself; log p: mean log-likelihood")
     if "kinds" in rows[0]:
@@ -112,27 +123,29 @@ def print_rows(rows):
 
 
 def print_table(rows, names):
-    print(f"{'':24}" + "".join(f"{name.replace('log_likelihood', 'log p'):>13}" for name in names))
+    """A line for each row: its captions, and a column for each of `names`."""
+    titles = [TITLES.get(name, name) for name in names]
+    print(f"{'':24}" + "".join(f"{title:>13}" for title in titles))
     for row in rows:
-        cells = ("" if row.get(name) is None else f"{row[name]:.3f}" for name in names)
+        cells = ["" if row.get(name) is None else f"{row[name]:.3f}" for name in names]
         print(f"{row['captions']:24}" + "".join(f"{cell:>13}" for cell in cells))
 
 
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    run.add_flags(p, "data_dir", "device", "threads",
-                  data=dict(type=data.dataset_arg, default="auto", help=data.DATA_HELP),
-                  out=dict(help="folder for scores.json (default: the run folder)"))  # fmt: skip
-    p.add_argument("--run", type=run.path_arg, metavar="RUN", help=checkpoint.HELP)
-    p.add_argument("--captions", type=run.path_arg, metavar="OUT", help="file for the lines id,caption")
-    p.add_argument("--beam", type=run.positive_int, nargs="+", default=[1, 5], metavar="N",
-                   help="beam widths; 1 is greedy search (default: 1 5)")  # fmt: skip
-    p.add_argument("--coco", action="store_true", help="also the scores of pycocoevalcap; METEOR needs Java")
-    return p
+@dataclass(kw_only=True)
+class Options(ScriptOptions):
+    data: str = option("auto", DATA_HELP, type=dataset_arg, metavar="NAME|PATH")
+    data_dir: str | None = data_dir_option()
+    run: str | None = option(None, checkpoint.HELP, type=path_arg, metavar="RUN")
+    captions: str | None = option(None, "file for the lines id,caption", type=path_arg, metavar="OUT")
+    beam: tuple[int, ...] = option((1, 5), "beam widths; 1 is greedy search", above=0, at_most=MAX_WIDTH, nargs="+")
+    coco: bool = option(False, "also the scores of pycocoevalcap; METEOR needs Java")
+    device: str = device_option()
+    threads: int | str = threads_option()
+    out: str | None = option(None, "folder for scores.json (default: the run folder)", type=path_arg, metavar="DIR")
 
 
 def main(argv=None):
-    args = parser().parse_args(argv)
+    args = parse_options(__file__, Options, argv)
     run.set_threads(args.threads, AUTO_THREADS)
     device = run.pick_device(args.device)
     if args.captions and Path(args.captions).exists() and not Path(args.captions).is_file():

@@ -6,7 +6,6 @@ test_hostile.py, on two folders.
 
 import ast
 import contextlib
-import dataclasses
 import functools
 import inspect
 import io
@@ -110,7 +109,7 @@ def again(tmp_path_factory):
         exist, read = set(), set()
 
         def recorded(args):
-            exist.update(as_dict(args) if dataclasses.is_dataclass(args) else vars(args))
+            exist.update(as_dict(args))
 
             class Recorder(type(args)):
                 def __getattribute__(self, name):
@@ -137,7 +136,7 @@ def again(tmp_path_factory):
 @each_folder
 def test_every_flag_is_read(folder, again):
     """Each flag of train.py is an attribute that the training, or common/run.py, really asks for."""
-    parsed = {"out", "resume", "set", "data_dir", "recipe"}  # asked for while the command line is parsed
+    parsed = {"out", "resume", "data_dir", "recipe"}  # asked for while the command line is parsed
     _, exist, read = again(folder)
     assert sorted(exist - read - parsed) == []
     assert flags_of(folder).keys() - exist <= {"name"}, "an option that no run of VARIANTS has; nanogpt's is of the hub"
@@ -155,7 +154,7 @@ def test_help_from_another_directory(folder, tmp_path):
 def test_every_script_has_help(folder):
     for file in (ROOT / folder).glob("*.py"):
         module = load(folder, file.stem) if file.stem not in ("common", "__init__") else None
-        if (hasattr(module, "parser") or hasattr(module, "Options")) and hasattr(module, "main"):
+        if hasattr(module, "main"):
             with contextlib.redirect_stdout(io.StringIO()) as out:
                 assert failure(module.main, ["--help"])[0] == 0
             assert f"python {folder}/{file.name}" in out.getvalue(), f"{file.name} --help shows no command to paste"
@@ -221,8 +220,6 @@ def test_same_seed_same_metrics(folder, finished, again, tmp_path):
 @each_folder
 def test_every_number_of_a_recipe_is_a_flag_and_checked(folder, refused):
     module = load(folder)
-    if not hasattr(module, "Options"):
-        pytest.skip("its options are not a dataclass yet")
     for name, value in run.record_args(module.parse(quick(folder))).items():
         if type(value) in (int, float):
             flag = "--" + name.replace("_", "-")
