@@ -14,11 +14,9 @@ from common import run
 from common.arguments import ScriptOptions, device_option, parse_options, path_arg, threads_option
 from common.options import option
 
-import torch
-
 import checkpoint
 import extractors
-from decode import MAX_WIDTH, caption_all
+from decode import MAX_WIDTH
 from extractors import find_videos, read_video
 
 AUTO_THREADS = 1
@@ -64,7 +62,7 @@ def main(argv=None):
     args = parse_options(__file__, Options, argv)
     run.set_threads(args.threads, AUTO_THREADS)
     device = run.pick_device(args.device)
-    trained = checkpoint.open_model(args.run, device)
+    trained = checkpoint.load(args.run, device)
     extractor = extractor_for(trained, args.extractor)
     if args.run is None:
         print(f"no run named: using {trained.name}, trained on {trained.config['dataset']}", file=sys.stderr)
@@ -77,10 +75,10 @@ def main(argv=None):
             if len(files) == 1:
                 raise
             broken += 1
-            print(error, file=sys.stderr)
+            print(run.error_line(error), file=sys.stderr)
             continue
-        caption = caption_all(trained.model, torch.as_tensor(features), args.beam, trained.config["max_words"])[0]
-        print(f"{run.display_path(file)}: {trained.vocabulary.decode(caption.words)}")
+        (caption,) = trained.captions(features, args.beam)
+        print(run.printable(f"{run.display_path(file)}: {caption}"))
     if broken == len(files):
         raise run.UserError(f"none of {len(files):,} videos could be read")
     if broken:

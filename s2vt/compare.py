@@ -21,7 +21,7 @@ import numpy as np
 import checkpoint
 import data
 import scores
-from decode import MAX_WIDTH, caption_all
+from decode import MAX_WIDTH
 from evaluate import score
 from retrieve import Neighbours, best_constant
 from sweep import DROPOUTS, MODELS, SIZES, STUDIES, folder_name
@@ -35,9 +35,7 @@ ALL = 301  # training clips, where none are left out
 
 def captions_of(folder: Path, features, width: int) -> list[str]:
     """The captions of clips (N, T, F) by the network of a run. Raises UserError."""
-    trained = checkpoint.open_model(str(folder))
-    found = caption_all(trained.model, features, width, trained.config["max_words"])
-    return [trained.vocabulary.decode(caption.words) for caption in found]
+    return checkpoint.load(str(folder)).captions(features, width)
 
 
 def is_done(folder: Path) -> bool:
@@ -100,10 +98,11 @@ def test_captions(args) -> tuple[data.Clips, dict, list[tuple[dict, list[str]]]]
     """(the test clips, what a record says of them, [(facts of a row, its captions)])."""
     train, _, test, _, facts = data.load("msvd-clips", args.data_dir, split="train+val")
     found = [({"captioner": "best constant caption"}, [best_constant(train, train)] * len(test))]
-    neighbours, standardized = Neighbours(train), not args.raw
+    neighbours = Neighbours(train)
+    standardized = not args.raw
     for count in dict.fromkeys((1, args.neighbours)):
-        row = {"captioner": "nearest clip" if count == 1 else "nearest neighbours", "neighbours": count,
-               "standardized": standardized}  # fmt: skip
+        captioner = "nearest clip" if count == 1 else "nearest neighbours"
+        row = {"captioner": captioner, "neighbours": count, "standardized": standardized}
         found.append((row, neighbours.captions(test.features, count, standardized)))
     runs = [(name, len(train), setting) for name, setting in STUDIES["clips"].items()]
     runs += [("S2VT, GRU", count, setting) for count, setting in zip(SIZES, STUDIES["sizes"].values())]

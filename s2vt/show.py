@@ -180,7 +180,7 @@ def main(argv=None):
     args = parse_options(__file__, Options, argv)
     run.set_threads(args.threads, AUTO_THREADS)
     device = run.pick_device(args.device)
-    trained = checkpoint.open_model(args.run, device)
+    trained = checkpoint.load(args.run, device)
     print(f"captions by {trained.name}, trained on {trained.config['dataset']}")
     if args.videos:
         clips = list(clips_of_files(args, trained, device))

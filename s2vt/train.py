@@ -2,7 +2,7 @@
 
     python s2vt/train.py --data builtin       # rendered videos of moving shapes, no download: two minutes
     python s2vt/train.py --data msvd          # 1,450 clips of MSVD with features of 80 frames x 4096
-    python s2vt/train.py --data msvd-clips    # 468 of its clips, 301 of them for training: two minutes
+    python s2vt/train.py --data msvd-clips    # 468 of its clips, 279 of them for training: two minutes
     python s2vt/train.py --data msvd40        # 40 of its test clips: 30 train, 10 validate; a demonstration
 
 Validation by BLEU-4 + CIDEr chooses the epoch, which is tested once. On msvd-clips five folds have chosen the number of
@@ -310,7 +310,8 @@ def main(argv=None):
         result = f"BLEU-4 {final['test_bleu4']:.3f}, CIDEr {final['test_cider']:.3f} on {scored_on} clips"
         if "order" in final:
             result += f", order right in {final['order']:.1%}"
-        r.finish(f"{result} with the weights of epoch {best['epoch']}", **final)
+        uniform_loss = math.log(len(vocabulary))
+        r.finish(f"{result} with the weights of epoch {best['epoch']}", uniform_loss=uniform_loss, **final)
     return r.record
 
 
