@@ -23,6 +23,7 @@ import data
 from model import PAD, S2VT
 
 CLIPS, CAPTIONS, FRAMES, FEATURES, VOCABULARY = 1450, 17, 80, 4096, 3000  # of MSVD, as the course has it
+WIDTH = 512  # of the layers and of the vectors of words
 CELLS = {"gru": torch.nn.GRUCell, "lstm": torch.nn.LSTMCell}
 
 
@@ -78,7 +79,7 @@ def measure(args, device) -> tuple[dict, dict]:
     """({way: seconds of each step}, {way: its loss})."""
     clips = make_clips(args.clips)
     torch.manual_seed(0)
-    net = S2VT(FEATURES, VOCABULARY, hidden=512, embed=512, cell=args.cell, dropout=0.0).to(device)
+    net = S2VT(FEATURES, VOCABULARY, hidden=WIDTH, embed=WIDTH, cell=args.cell, dropout=0.0).to(device)
     cells = same_cells(net, args.cell)
     batch = clips.batch(torch.arange(args.clips), device)
     losses = {}
