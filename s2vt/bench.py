@@ -22,7 +22,12 @@ import torch.nn.functional as F
 import data
 from model import PAD, S2VT
 
-CLIPS, CAPTIONS, FRAMES, FEATURES, VOCABULARY = 1450, 17, 80, 4096, 3000  # of MSVD, as the course has it
+# of MSVD, as the course has it
+CLIPS = 1450
+CAPTIONS = 17
+FRAMES = 80
+FEATURES = 4096
+VOCABULARY = 3000
 WIDTH = 512  # of the layers and of the vectors of words
 CELLS = {"gru": torch.nn.GRUCell, "lstm": torch.nn.LSTMCell}
 

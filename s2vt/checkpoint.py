@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 from common import run
 
-import torch
 from torch import Tensor
 
 import extractors
@@ -25,7 +24,7 @@ class Trained(NamedTuple):
     max_words, the arguments of S2VT, extractor (None if unknown), dataset; folder: of the run, None for weights that
     lie elsewhere."""
 
-    model: S2VT
+    net: S2VT
     vocabulary: Vocabulary
     config: dict
     name: str
@@ -33,7 +32,7 @@ class Trained(NamedTuple):
 
     def captions(self, features: Tensor, width: int = 1) -> list[str]:
         """The captions of clips, float (N, T, F), by greedy search or by a beam of `width`."""
-        found = caption_all(self.model, features, width, self.config["max_words"])
+        found = caption_all(self.net, features, width, self.config["max_words"])
         return [self.vocabulary.decode(caption.words) for caption in found]
 
 
@@ -63,13 +62,13 @@ def load(name: str | None = None, device="cpu") -> Trained:
         raise run.UserError(f"{path}: is damaged (its words are not valid)")
     try:
         check_config(config, words, state["model"])
-        model = build(config, len(words))
+        net = build(config, len(words))
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise run.UserError(f"{path}: is damaged (its config is not valid: {str(error)[:80]})") from error
-    state.load_into(model=model)
-    run.check_weights(model, path)
+    state.load_into(model=net)
+    run.check_weights(net, path)
     folder = path.parent if is_run else None
-    return Trained(model.to(device).eval(), Vocabulary(words), config, run.printable(run.display_path(path)), folder)
+    return Trained(net.to(device).eval(), Vocabulary(words), config, run.printable(run.display_path(path)), folder)
 
 
 def check_config(config: dict, words: list[str], tensors: dict):
@@ -88,24 +87,19 @@ def check_config(config: dict, words: list[str], tensors: dict):
             raise ValueError(f"{name} has another shape")
 
 
-def save_weights(path: Path, model: S2VT, words: list[str], config: dict):
+def save_weights(path: Path, net: S2VT, words: list[str], config: dict):
     """Write the weights as bfloat16 to a safetensors file, with the words and the config in its header."""
-    from safetensors.torch import save
-
-    tensors = {name: value.to(torch.bfloat16).contiguous() for name, value in model.state_dict().items()}
-    run.write(path, save(tensors, {"words": json.dumps(words), "config": json.dumps(config)}))
+    run.write_safetensors(path, net.state_dict(), {"words": json.dumps(words), "config": json.dumps(config)})
 
 
 def read_weights(path: Path) -> run.Checkpoint:
     """{"model", "words", "config"} from a file that `save_weights` wrote, in float32. Raises UserError."""
-    from safetensors import SafetensorError, safe_open
-
+    tensors, header = run.read_safetensors(path)
     try:
-        with safe_open(path, "pt") as file:
-            header = file.metadata() or {}
-            state = run.Checkpoint(words=json.loads(header["words"]), config=json.loads(header["config"]))
-            state["model"] = {name: file.get_tensor(name).float() for name in file.keys()}
-    except (SafetensorError, OSError, ValueError, LookupError) as error:
-        raise run.UserError(f"{path}: holds no weights of a model of this folder ({error})") from error
+        words = json.loads(header["words"])
+        config = json.loads(header["config"])
+    except (ValueError, LookupError, RecursionError) as error:
+        raise run.UserError(f"{path}: is not a file of weights of this folder (its header has no words)") from error
+    state = run.Checkpoint(model=tensors, words=words, config=config)
     state.path = path
     return state

@@ -183,7 +183,7 @@ def main(argv=None):
         raise run.UserError(f"{args.data}: some clips have no captions")
     rows = []
     for width in args.beam:
-        captions = caption_all(trained.model, clips.features, width, trained.config["max_words"])
+        captions = caption_all(trained.net, clips.features, width, trained.config["max_words"])
         texts = [trained.vocabulary.decode(caption.words) for caption in captions]
         mean = sum(caption.log_likelihood for caption in captions) / len(captions)
         row = {"captions": "greedy" if width == 1 else f"beam {width}", "width": width, "log_likelihood": mean}

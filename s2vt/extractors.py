@@ -190,7 +190,9 @@ def write_video(file: Path, frames: np.ndarray, rate: int = 12):
     av, content = import_av(), io.BytesIO()
     with av.open(content, "w", format="mp4") as container:
         stream = container.add_stream("mpeg4", rate=rate)
-        stream.height, stream.width, stream.pix_fmt, stream.bit_rate = *frames.shape[1:3], "yuv420p", 2_000_000
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        stream.bit_rate = 2_000_000
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())

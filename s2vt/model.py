@@ -148,8 +148,3 @@ def standardize(model: S2VT, features: Tensor):
     variance = sum(square for _, square in parts) / len(columns) - mean**2
     model.mean.copy_(mean)
     model.std.copy_(variance.clamp(min=0).sqrt().clamp(min=1e-3))
-
-
-def count_parameters(model: nn.Module) -> int:
-    """The trainable parameters."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -30,7 +30,9 @@ from videos import PARTS
 
 AUTO_THREADS = 1
 
-SIDE, TEXT, GAP = 144, 66, 8  # pixels: of a clip in the GIF, of the text below it, between two clips
+SIDE = 144  # pixels: of a clip in the GIF
+TEXT = 66  # of the text below it
+GAP = 8  # between two clips
 FRAME_MS, LAST_FRAME_MS = 110, 1100  # how long a frame of the GIF is shown
 WORD_HEIGHT = 0.19  # of a row of the attention, in rows of frames
 
@@ -46,7 +48,7 @@ class Shown(NamedTuple):
 
 def describe(trained, frames, features, width, events=None) -> Shown:
     """The clip with its caption."""
-    (caption,) = caption_all(trained.model, features, width, trained.config["max_words"])
+    (caption,) = caption_all(trained.net, features, width, trained.config["max_words"])
     words = [trained.vocabulary.words[i] for i in caption.words]
     right = None
     if events is not None:

@@ -288,7 +288,7 @@ def main(argv=None):
         model.standardize(net, train_set.features)
         net = net.to(r.device)
         r.vocabulary = vocabulary
-        parameters = model.count_parameters(net)
+        parameters = run.count_parameters(net)
         what = f"S2VT ({name}), {parameters:,} parameters, {len(vocabulary):,} words"
         clips = f"{len(train_set):,} training clips with {facts['captions']:,} captions"
         r.note(

@@ -142,7 +142,9 @@ def draw_event(rng: np.random.Generator, event: Event, frames: np.ndarray):
     length = len(frames)
     u = np.linspace(-0.5, 0.5, length) * (1 if event.forwards else -1)
     centre = rng.uniform(12, 20, 2)
-    travel, radius, angle = rng.uniform(13, 18), rng.uniform(4.5, 6.5), rng.choice([0, np.pi / 2]) + np.zeros(length)
+    travel = rng.uniform(13, 18)
+    radius = rng.uniform(4.5, 6.5)
+    angle = rng.choice([0, np.pi / 2]) + np.zeros(length)
     x, y, radius = (value + np.zeros(length) for value in (*centre, radius))
     if event.kind == "horizontal":
         x = x + travel * u

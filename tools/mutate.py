@@ -93,7 +93,10 @@ class Trial:
         git("reset", "--hard", folder=tree)
         git("clean", "-fdx", folder=tree)
         (tree / fault.file).write_bytes(fault.mutant)
-        self.tree, self.fault, self.limit, self.began = tree, fault, limit, time.monotonic()
+        self.tree = tree
+        self.fault = fault
+        self.limit = limit
+        self.began = time.monotonic()
         self.log = Path(f"{tree}.log")
         variables = environment() | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}  # no bytecode of the last
         variables["DATA_DIR"] = os.path.abspath(os.environ.get("DATA_DIR") or ROOT / "data")
@@ -128,7 +131,9 @@ class Trial:
 
 def run_all(faults: list[Fault], trees: list[Path], limits: dict, report):
     """Run the tests with each fault, one in each worktree at a time, and call report(fault, caught by, seconds)."""
-    waiting, free, running = list(faults), list(trees), []
+    waiting = list(faults)
+    free = list(trees)
+    running = []
     try:
         while waiting or running:
             while waiting and free:

@@ -69,8 +69,13 @@ def simplenn(ax):
         for depth, values in losses.items():
             ax.plot([places[depth]] * len(values), values, "o", color=color, ms=4, alpha=0.5, mew=0)
         ax.plot(places.values(), [median(values) for values in losses.values()], color=color)
-        label(ax, "square wave" if function == "square" else function, (places[depths[-1]], median(losses[depths[-1]])),
-              color, (10, 0))  # fmt: skip
+        label(
+            ax,
+            "square wave" if function == "square" else function,
+            (places[depths[-1]], median(losses[depths[-1]])),
+            color,
+            (10, 0),
+        )
     ax.set(yscale="log", xlim=(-0.4, 2.75), xlabel="hidden layers, at equal parameters", ylabel="training loss (MSE)")
     ax.set_xticks(range(len(depths)), depths)
     return "Is deeper better? Ten seeds, and their median"
