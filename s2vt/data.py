@@ -149,6 +149,42 @@ def split_off(ids: list[str], share: float) -> tuple[list[str], list[str]]:
     return sorted(by_hash[count:]), sorted(by_hash[:count])
 
 
+def split_off_groups(groups: list[list[str]], share: float, notes: Notes) -> tuple[list[str], list[str]]:
+    """(training, validation) ids: as `split_off`, but the clips of a group stay together."""
+    members = {group[0]: group for group in groups}
+    for group in groups:
+        for name in group[1:]:
+            notes.add("copies of other clips, on the same side of the split", name)
+
+    def with_copies(names):
+        return sorted(name for first in names for name in members[first])
+
+    train, val = split_off(list(members), share)
+    return with_copies(train), with_copies(val)
+
+
+def copies(folder: Path, ids: list[str]) -> list[list[str]]:
+    """The clips in groups of equal files of features, which come of copies of a video; a clip without a copy is a group
+    of its own."""
+    groups = {}
+    for name in sorted(ids):
+        file = folder / f"{name}.npy"
+        content = hashlib.sha256(file.read_bytes()).digest() if file.is_file() else name
+        groups.setdefault(content, []).append(name)
+    return list(groups.values())
+
+
+def note_copies(parts: list[Clips | None], notes: Notes):
+    """Note the validation and test clips whose features are those of a training clip."""
+    train, *others = parts
+    known = {array.tobytes() for array in train.features.numpy()}
+    for part, what in zip(others, ("validation", "test")):
+        if part is not None:
+            for name, array in zip(part.ids, part.features.numpy()):
+                if array.tobytes() in known:
+                    notes.add(f"{what} clips with the features of a training clip", name)
+
+
 # -------------------------------------------------------------------------------------------------------------- load
 
 
@@ -186,6 +222,7 @@ def load(
     for part in parts:
         if part is not None:
             encode(part, vocabulary, max_words, notes)
+    note_copies(parts, notes)
     notes.print(folder or name)
     facts = {
         "name": name if name in NAMED else Path(name).name,
@@ -225,13 +262,13 @@ def read_parts(name: str, folder: Path | None, notes: Notes, digest, limit, spli
         return builtin_parts(limit, digest)
     if name == "msvd40":
         print("msvd40: clips of MSVD's test part; a demonstration, never a result", file=sys.stderr)
-        return course_parts(folder, notes, digest, limit, only_test=True)
+        return course_parts(folder, notes, digest, limit, published=True, only_test=True)
     if name == "msvd-clips":
         return msvd_clips_parts(folder, notes, digest, limit, split, train_clips)
     labels = msrvtt_labels(folder)
     if labels:
         return msrvtt_parts(folder, labels, notes, digest, limit)
-    return course_parts(folder, notes, digest, limit)
+    return course_parts(folder, notes, digest, limit, published=name == "msvd")
 
 
 def msrvtt_labels(folder: Path) -> Path | None:
@@ -274,9 +311,10 @@ def same_columns(parts, folder):
     return parts
 
 
-def course_parts(folder, notes, digest, limit, only_test=False):
+def course_parts(folder, notes, digest, limit, published, only_test=False):
     """Training, validation and test clips of a folder in the form of courses; with `only_test` its test clips alone,
-    as 30 training and 10 validation clips."""
+    as 30 training and 10 validation clips. published: of a known dataset, whose split stays as it is; else copies of a
+    clip stay together."""
     which = "testing" if only_test else "training"
     file, feat = folder / f"{which}_label.json", folder / f"{which}_data" / "feat"
     for path in (file, feat):
@@ -292,7 +330,13 @@ def course_parts(folder, notes, digest, limit, only_test=False):
         raise run.UserError(
             f"{feat}: has features of {len(there)} of the {len(labels):,} clips; two or more are needed"
         )
-    train, val = split_off(list(there), VAL_SHARE["msvd40"] if only_test else 0.07)
+    if published:
+        train, val = split_off(list(there), VAL_SHARE["msvd40"] if only_test else 0.07)
+    else:
+        groups = copies(feat, list(there))
+        if len(groups) < 2:
+            raise run.UserError(f"{feat}: all {len(there):,} clips have the same features; two or more are needed")
+        train, val = split_off_groups(groups, 0.07, notes)
     parts = [make_part(feat, {n: there[n] for n in names}, notes, digest, limit) for names in (train, val)]
     test_feat = folder / "testing_data" / "feat"
     if only_test or not test_feat.is_dir() or not (folder / "testing_label.json").exists():

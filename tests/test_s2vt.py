@@ -614,6 +614,37 @@ def course_with(folder, ids=None, captions=None):
     return folder
 
 
+def test_copies_of_a_clip_stay_on_one_side(tmp_path, capsys):
+    """Each of 20 videos under three names. Copies in the user's own test part are counted, and stay there."""
+    folder = make_course(tmp_path / "course", train_clips=60)
+    feat = folder / "training_data" / "feat"
+    for i in range(20, 60):
+        shutil.copy(feat / f"training{i % 20}.avi.npy", feat / f"training{i}.avi.npy")
+    shutil.copy(feat / "training3.avi.npy", folder / "testing_data" / "feat" / "testing1.avi.npy")
+    train_set, val, test, _, facts = data.load(str(folder))
+    sides = [{int(name.removeprefix("training").removesuffix(".avi")) % 20 for name in s.ids} for s in (train_set, val)]
+    assert facts["clips"] == [57, 3, 3] and not sides[0] & sides[1]
+    assert facts["left_out"]["copies of other clips, on the same side of the split"] == 40
+    reason = "test clips with the features of a training clip"
+    assert facts["left_out"][reason] == 1 and f"1 {reason} (testing1.avi)" in capsys.readouterr().err
+
+
+def test_a_folder_of_copies_alone_is_refused(tmp_path):
+    folder = make_course(tmp_path / "course")
+    feat = folder / "training_data" / "feat"
+    for file in feat.glob("*.npy"):
+        np.save(file, np.ones((6, 12), np.float32))
+    code, message = failure(data.load, str(folder))
+    assert code == 1 and one_line(message) and "all 8 clips have the same features" in message
+
+
+def test_the_split_without_copies_is_that_of_the_names(tmp_path):
+    folder = make_course(tmp_path / "course", train_clips=60)
+    train_set, val, *_ = data.load(str(folder))
+    names_of_clips = [f"training{i}.avi" for i in range(60)]
+    assert (train_set.ids, val.ids) == data.split_off(names_of_clips, 0.07)
+
+
 ODD_IDS = {
     "long": ("x" * 10_000, "has 10,000 bytes, more than a file name can have"),
     "long in bytes": ("é" * 130, "has 260 bytes"),
@@ -960,8 +991,10 @@ def test_from_video_files_to_sentences(clips, tmp_path, capsys):
     """Render, extract, train, describe: what the README's section on one's own videos says, with a broken file."""
     source = tmp_path / "videos"
     source.mkdir()
-    for i in range(9):
-        (source / f"v{i}.mp4").write_bytes((clips / f"clip{i % 3}.mp4").read_bytes())
+    rendered = videos.draw("test", 3)
+    for i in range(9):  # three of each, of different brightness: copies would stay on one side of the split
+        frames = rendered[i % 3].frames.repeat(4, 1).repeat(4, 2)
+        extractors.write_video(source / f"v{i}.mp4", (frames.astype(int) + i).clip(0, 255).astype(np.uint8))
     (source / "broken.mp4").write_text("no video")
     (source / "notes.txt").write_text("x")
     extract, folder = load("s2vt", "extract_features"), tmp_path / "data"
@@ -974,11 +1007,11 @@ def test_from_video_files_to_sentences(clips, tmp_path, capsys):
     assert "9 were there already, 1 could not be read, 1 other files" in lines[-1] and "broken.mp4" in said.err
     code, message = failure(extract.main, [*command[:-1], "12"])
     assert code == 1 and one_line(message) and "8 frames" in message
-    sentences = [clip.captions[:1] for clip in videos.draw("test", 3)]
+    sentences = [clip.captions[:1] for clip in rendered]
     labels = [{"id": f"v{i}.mp4", "caption": sentences[i % 3]} for i in range(9)]
     (folder / "training_label.json").write_text(json.dumps(labels))
     out = tmp_path / "run"
-    words = ["--epochs", "10", "--lr", "0.02", "--bs", "1", "--hidden", "48", "--dropout", "0"]
+    words = ["--epochs", "12", "--lr", "0.02", "--bs", "1", "--hidden", "48", "--dropout", "0", "--choose", "last"]
     train.main(["--data", str(folder), "--recipe", "tiny", "--out", str(out), *words])
     capsys.readouterr()
     caption = load("s2vt", "caption")
