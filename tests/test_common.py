@@ -20,7 +20,7 @@ import threading
 import types
 import warnings
 
-from common import fetch, image_files, images, shapes, study
+from common import fetch, image_files, images, records, shapes, study, terminal
 
 import numpy as np
 import pooch
@@ -136,6 +136,19 @@ def test_names_that_the_terminal_cannot_show_are_escaped(script):
     assert done == (1, "caf\\xe9 \\udcff\n", "error: \\udcff\n")
 
 
+@pytest.mark.parametrize(
+    "text, shown",
+    [
+        ("\x1b[2Jred\a", "\\x1b[2Jred\\x07"),  # clears the screen
+        ("a\nb\r\u2028c", "a\\nb\\r\\u2028c"),
+        ("a\u202eb", "a\\u202eb"),  # turns the direction of writing
+        ("caf\u00e9 \u0926\u093f\u0932 a\u200db", "caf\u00e9 \u0926\u093f\u0932 a\u200db"),
+    ],
+)
+def test_control_characters_of_a_name_are_escaped(text, shown):
+    assert terminal.printable(text) == terminal.error_line(run.UserError(text)) == shown
+
+
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 @pytest.mark.parametrize("folder, module", [("cifar", "numpy"), ("nanogpt", "torch")])
 def test_ctrl_c_during_the_imports_is_one_line(folder, module, tmp_path):
@@ -158,6 +171,12 @@ def test_old_arguments_get_todays_names():
     assert language == {"iters": 9, "bs": 480, "micro_batch": 12}
     assert run.recorded_args({"epochs": 9, "bs": 256, "accumulate": 4}) == {"epochs": 9, "bs": 256, "micro_batch": 64}
     assert run.recorded_args({"epochs": 9, "bs": 256, "accumulate": 1})["micro_batch"] is None
+
+
+def test_old_metrics_get_todays_names():
+    old = {"order": 0.9, "chance": 0.98, "shuffled_chance": 0.5, "chances": 3}
+    new = {"order": 0.9, "order_precision": 0.98, "shuffled_order_precision": 0.5, "chances": 3}
+    assert records.recorded_metrics(old) == new == records.recorded_metrics(new)
 
 
 # ------------------------------------------------------------------------------------------------------ the record
