@@ -241,21 +241,14 @@ def recorded_options(cls, record: dict, path: Path, data: str | None = None):
     return options
 
 
-def values_of(options) -> dict:
-    """{name: value} of the options that exist for the model."""
-    return as_dict(options) if dataclasses.is_dataclass(options) else vars(options)
-
-
 def defaults_of(options) -> dict:
     """{name: default} of all options, for those that are newer than a record."""
-    if not dataclasses.is_dataclass(options):
-        return {}
     return {name: item.default for name, item in options_of(type(options)).items()}
 
 
 def record_args(options) -> dict:
     """What a record keeps of the options: all that exist for the model, but not where things lie on this machine."""
-    values = {name: value for name, value in values_of(options).items() if name not in (*PLACES, "set")}
+    values = {name: value for name, value in as_dict(options).items() if name not in PLACES}
     if os.path.isabs(str(values.get("data", ""))):
         values["data"] = "./" + Path(os.path.relpath(values["data"], ROOT)).as_posix()
     return json.loads(json.dumps(values))

@@ -49,6 +49,18 @@ def read_record(path: Path) -> dict:
     return record
 
 
+OLD_METRICS = {"chance": "order_precision"}  # with any prefix: shuffled_chance is shuffled_order_precision
+
+
+def recorded_metrics(metrics: dict) -> dict:
+    """The metrics in a committed record, or its whole row, under today's names."""
+    renamed = {}
+    for name, value in metrics.items():
+        prefix, joint, metric = name.rpartition("_")
+        renamed[prefix + joint + OLD_METRICS.get(metric, metric)] = value
+    return renamed
+
+
 def recorded_args(args: dict) -> dict:
     """The arguments in a committed record under today's names and meanings."""
     args = dict(args)

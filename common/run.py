@@ -2,7 +2,7 @@
 
 Nothing here knows which experiment it serves. In outline:
 
-    args = run.parse(__file__, parser, argv, recipe=lambda args: RECIPES[args.recipe])
+    args = run.parse_options(__file__, Options, argv, recipe)
     with run.Run(args, __file__, "cifar100-lenet5") as r:
         state = r.load(model=model, optimizer=optimizer)  # None in a new run
         for epoch in range(state["epoch"] if state else 0, args.epochs):
@@ -53,18 +53,9 @@ from common.files import (  # noqa: F401, scripts take all of these from `run`
     write_figure,
     write_json,
 )
-from common.flags import (  # noqa: F401
-    add_flags,
-    nonnegative_float,
-    nonnegative_int,
-    parse,
-    positive_float,
-    positive_int,
-    to_argv,
-)
 from common.machine import environment, facts, native_bf16, peak_memory_mb, pick_device, seed_at, set_threads  # noqa: F401
 from common.records import FORMAT, read_json, read_record, recorded_args  # noqa: F401
-from common.terminal import Diverged, UserError, cli, is_main_script  # noqa: F401
+from common.terminal import Diverged, UserError, cli, error_line, is_main_script, printable  # noqa: F401
 from common.weights import (  # noqa: F401
     Checkpoint,
     check_weights,

@@ -53,22 +53,9 @@ class StudyOptions(run.ScriptOptions):
     list: bool = option(False, "print the commands and run nothing")
 
 
-def argv_of(train, values: dict) -> list:
+def argv_of(train, values: dict) -> list[str]:
     """The command line of the module `train` that sets `values`."""
-    return to_argv(train.Options, values) if hasattr(train, "Options") else run.to_argv(train.parser(), values)
-
-
-def add_flags(parser, studies, seeds=3):
-    """The flags of every sweep.py: --study, --seeds, --jobs, --list."""
-    names = ", ".join(studies)
-    parser.add_argument("--study", nargs="+", choices=list(studies), default=list(studies), metavar="STUDY",
-                        help=f"any of {names} (default: all of them)")  # fmt: skip
-    parser.add_argument(
-        "--seeds", type=run.positive_int, default=seeds, metavar="N", help=f"seeds 0 to N - 1 ({seeds})"
-    )
-    parser.add_argument("--jobs", type=run.positive_int, default=usable_cores(), metavar="N",
-                        help="runs at a time, which share the cores (default: one per core)")  # fmt: skip
-    parser.add_argument("--list", action="store_true", help="print the commands and run nothing")
+    return to_argv(train.Options, values)
 
 
 def plan(train, studies, args, folder, dataset, cost) -> list[Job]:
@@ -114,8 +101,9 @@ def run_jobs(train, jobs: list[Job], args) -> bool:
         return True
     lock, before = lock_folder(out), signal.signal(signal.SIGTERM, signal.default_int_handler)
     total = sum(job.cost for job in jobs)
-    bar = tqdm(total=total, initial=total - sum(job.cost for job in todo), disable=None,
-               bar_format="sweep {percentage:3.0f}%|{bar}| {elapsed} so far, {remaining} left")  # fmt: skip
+    done = total - sum(job.cost for job in todo)
+    bar_format = "sweep {percentage:3.0f}%|{bar}| {elapsed} so far, {remaining} left"
+    bar = tqdm(total=total, initial=done, disable=None, bar_format=bar_format)
     running, waiting = [], list(todo)
     try:
         while running or waiting:

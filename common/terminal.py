@@ -6,11 +6,15 @@ lies beside `common`. It does nothing in tests, notebooks and DataLoader workers
 
 import multiprocessing
 import os
+import re
 import signal
 import sys
 from pathlib import Path
 
 from common.cores import affinity_cores, usable_cores
+
+# line ends and other control characters; the signs that change the direction of writing
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 class UserError(Exception):
@@ -47,7 +51,13 @@ def error_line(error: Exception) -> str:
     """The message of an error. PyTorch puts the whole traceback of a DataLoader worker into the message."""
     text = str(error).strip()
     text = text.splitlines()[-1].partition(": ")[2] if "Original Traceback" in text else text
-    return text.replace("\n", "\\n")  # a file name may hold one
+    return printable(text)
+
+
+def printable(text) -> str:
+    """A user's text, such as the name of a file, for the screen: what would end the line, move the cursor or turn the
+    direction of writing is escaped."""
+    return CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), str(text))
 
 
 class Stream:

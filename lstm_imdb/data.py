@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from common import run
 from common.options import option
 from common.terminal import UserError
+from common.words import EMOJI, WORD
 
 import numpy as np
 import regex
@@ -26,9 +27,6 @@ import corpus
 PAD, UNK = 0, 1
 DATA_HELP = "imdb, builtin, auto, a CSV file with text and label columns, or a folder like aclImdb"
 dataset_arg = run.dataset_arg("auto", "builtin", "imdb", files=True)
-WORD = r"[\p{L}\p{N}][\p{L}\p{N}\p{M}]*+"  # letters and digits with their marks: accents, vowel signs
-WORD += rf"(?:[\u200c\u200d]{WORD})*+"  # joiners, which Persian and the scripts of India have within a word
-EMOJI = r"\p{RI}{2}|(?:\p{Emoji_Presentation}|\p{Emoji}\uFE0F)\p{EMod}?(?:\u200d\p{Emoji}\uFE0F?\p{EMod}?)*"
 TOKEN = regex.compile(rf"{WORD}(?:(?<=n)'t\b)?|'(?:s|re|ve|ll|d|m)\b|[!?]|{EMOJI}")
 
 

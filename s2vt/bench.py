@@ -10,10 +10,11 @@ Both have the same weights and the same examples, and their losses agree. They t
 down slows both. The epoch of MSVD (1,450 clips) is estimated from the median step. Writes bench.json into --out.
 """
 
-import argparse
 import statistics
+from dataclasses import dataclass
 
 from common import run, timing
+from common.options import option
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,13 @@ import torch.nn.functional as F
 import data
 from model import PAD, S2VT
 
-CLIPS, CAPTIONS, FRAMES, FEATURES, VOCABULARY = 1450, 17, 80, 4096, 3000  # of MSVD, as the course has it
+# of MSVD, as the course has it
+CLIPS = 1450
+CAPTIONS = 17
+FRAMES = 80
+FEATURES = 4096
+VOCABULARY = 3000
+WIDTH = 512  # of the layers and of the vectors of words
 CELLS = {"gru": torch.nn.GRUCell, "lstm": torch.nn.LSTMCell}
 
 
@@ -63,33 +70,30 @@ def same_cells(net: S2VT, cell: str):
     return made
 
 
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--rounds", type=run.positive_int, default=3, metavar="N", help="steps of each way (default: 3)")
-    p.add_argument("--clips", type=run.positive_int, default=32, metavar="N", help="clips per step (default: 32)")
-    p.add_argument("--cell", choices=list(CELLS), default="gru", help="(default: %(default)s)")
-    run.add_flags(
-        p, "device", "threads", out=dict(default=str(run.ROOT / "out/s2vt/bench"), help="folder for bench.json")
-    )
-    return p
+@dataclass(kw_only=True)
+class Options(run.ScriptOptions):
+    rounds: int = option(3, "steps of each way", above=0)
+    clips: int = option(32, "clips per step", above=0, at_most=CLIPS)
+    cell: str = option("gru", "recurrent cells", choices=list(CELLS))
+    device: str = run.device_option()
+    threads: int | str = run.threads_option()
+    out: str = option(str(run.ROOT / "out/s2vt/bench"), "folder for bench.json", type=run.path_arg, metavar="DIR")
 
 
-def main(argv=None):
-    args = parser().parse_args(argv)
-    run.set_threads(args.threads)
-    device, out = run.pick_device(args.device), run.make_folder(args.out)
+def measure(args, device) -> tuple[dict, dict]:
+    """({way: seconds of each step}, {way: its loss})."""
     clips = make_clips(args.clips)
     torch.manual_seed(0)
-    net = S2VT(FEATURES, VOCABULARY, hidden=512, embed=512, cell=args.cell, dropout=0.0).to(device)
+    net = S2VT(FEATURES, VOCABULARY, hidden=WIDTH, embed=WIDTH, cell=args.cell, dropout=0.0).to(device)
     cells = same_cells(net, args.cell)
     batch = clips.batch(torch.arange(args.clips), device)
-    found = {}
+    losses = {}
 
     def step(name, loss):
         net.zero_grad()
         value = loss()
         value.backward()
-        found[name] = value.item()  # a GPU has finished when its result is here
+        losses[name] = value.item()  # a GPU has finished when its result is here
 
     def usual(_):
         pairs = batch.features.float()[batch.clip]  # (B, T, F) -> (N, T, F): every caption has its own copy
@@ -102,19 +106,39 @@ def main(argv=None):
         with torch.autocast(device.type, torch.bfloat16):
             step("ours, bfloat16", lambda: net.loss(*batch).mean())
 
-    ways = {"usual": usual, "ours": ours} | ({"ours, bfloat16": ours_bf16} if run.native_bf16(device) else {})
+    ways = {"usual": usual, "ours": ours}
+    if run.native_bf16(device):
+        ways["ours, bfloat16"] = ours_bf16
+    return timing.turns(ways, args.rounds), losses
+
+
+def main(argv=None):
+    args = run.parse_options(__file__, Options, argv)
+    run.set_threads(args.threads)
+    device = run.pick_device(args.device)
+    out = run.make_folder(args.out)
     machine = run.environment(device, __file__)
-    print(f"{args.clips} clips of {FRAMES} x {FEATURES:,} with {CAPTIONS} captions each, {args.cell}; "
-          f"{machine['device']['name']}, {machine['device']['threads']} threads")  # fmt: skip
-    seconds = timing.turns(ways, args.rounds)
+    hardware = f"{machine['device']['name']}, {machine['device']['threads']} threads"
+    print(f"{args.clips} clips of {FRAMES} x {FEATURES:,} with {CAPTIONS} captions each, {args.cell}; {hardware}")
+    seconds, losses = measure(args, device)
     rows = []
     for name, values in seconds.items():
         median = statistics.median(values)
-        rows.append({"way": name, "cell": args.cell, "clips": args.clips, "seconds": median, "loss": found[name],
-                     "epoch_minutes": median * CLIPS / args.clips / 60, "values": values,
-                     "times_usual": 1 / timing.median_ratio(values, seconds["usual"])})  # fmt: skip
-        print(f"{name:16} {median:7.2f} s per step   loss {found[name]:.5f}   {rows[-1]['times_usual']:.1f} times the "
-              f"usual way   an epoch of MSVD: {rows[-1]['epoch_minutes']:.1f} minutes")  # fmt: skip
+        row = {
+            "way": name,
+            "cell": args.cell,
+            "clips": args.clips,
+            "seconds": median,
+            "loss": losses[name],
+            "epoch_minutes": median * CLIPS / args.clips / 60,
+            "values": values,
+            "times_usual": 1 / timing.median_ratio(values, seconds["usual"]),
+        }
+        rows.append(row)
+        print(
+            f"{name:16} {median:7.2f} s per step   loss {row['loss']:.5f}   {row['times_usual']:.1f} times the usual "
+            f"way   an epoch of MSVD: {row['epoch_minutes']:.1f} minutes"
+        )
     run.write_json(out / "bench.json", {"bench": "s2vt", **machine, "rows": rows})
 
 

@@ -7,16 +7,16 @@ The network is --run, else the newest finished run, else the committed one, whic
 frames go through the extractor that the network was trained with.
 """
 
-import argparse
 import sys
+from dataclasses import dataclass
 
 from common import run
-
-import torch
+from common.arguments import ScriptOptions, device_option, parse_options, path_arg, threads_option
+from common.options import option
 
 import checkpoint
 import extractors
-from decode import caption_all
+from decode import MAX_WIDTH
 from extractors import find_videos, read_video
 
 AUTO_THREADS = 1
@@ -31,11 +31,13 @@ def extractor_for(trained: checkpoint.Trained, given: str | None) -> str:
         )
     if known and given and known != given:
         raise run.UserError(f"--extractor {given}: {trained.name} was trained on features of {known}")
-    columns = extractors.EXTRACTORS[known or given].columns
+    name = known or given
+    columns = extractors.EXTRACTORS[name].columns
     if columns != trained.config["features"]:
-        raise run.UserError(f"--extractor {known or given}: has {columns:,} columns, and {trained.name} takes "
-                            f"{trained.config['features']:,}")  # fmt: skip
-    return known or given
+        raise run.UserError(
+            f"--extractor {name}: has {columns:,} columns, and {trained.name} takes {trained.config['features']:,}"
+        )
+    return name
 
 
 def features_of(file, trained, extractor, device):
@@ -44,21 +46,23 @@ def features_of(file, trained, extractor, device):
     return frames, extractors.extract(extractor, frames, device)[None]
 
 
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("videos", nargs="+", type=run.path_arg, metavar="VIDEO|DIR", help="videos, or folders of videos")
-    p.add_argument("--run", type=run.path_arg, metavar="RUN", help=checkpoint.HELP)
-    p.add_argument("--beam", type=run.positive_int, default=5, metavar="N", help="beam width (default: %(default)s)")
-    p.add_argument("--extractor", choices=extractors.NAMES, help="only if the network does not know its own")
-    run.add_flags(p, "device", "threads")
-    return p
+@dataclass(kw_only=True)
+class Options(ScriptOptions):
+    videos: tuple[str, ...] = option(
+        (), "videos, or folders of videos", type=path_arg, positional=True, nargs="+", metavar="VIDEO|DIR"
+    )
+    run: str | None = option(None, checkpoint.HELP, type=path_arg, metavar="RUN")
+    beam: int = option(5, "beam width; 1 is greedy search", above=0, at_most=MAX_WIDTH)
+    extractor: str | None = option(None, "only if the network does not know its own", choices=extractors.NAMES)
+    device: str = device_option()
+    threads: int | str = threads_option()
 
 
 def main(argv=None):
-    args = parser().parse_args(argv)
+    args = parse_options(__file__, Options, argv)
     run.set_threads(args.threads, AUTO_THREADS)
     device = run.pick_device(args.device)
-    trained = checkpoint.open_model(args.run, device)
+    trained = checkpoint.load(args.run, device)
     extractor = extractor_for(trained, args.extractor)
     if args.run is None:
         print(f"no run named: using {trained.name}, trained on {trained.config['dataset']}", file=sys.stderr)
@@ -71,10 +75,10 @@ def main(argv=None):
             if len(files) == 1:
                 raise
             broken += 1
-            print(error, file=sys.stderr)
+            print(run.error_line(error), file=sys.stderr)
             continue
-        caption = caption_all(trained.model, torch.as_tensor(features), args.beam, trained.config["max_words"])[0]
-        print(f"{run.display_path(file)}: {trained.vocabulary.decode(caption.words)}")
+        (caption,) = trained.captions(features, args.beam)
+        print(run.printable(f"{run.display_path(file)}: {caption}"))
     if broken == len(files):
         raise run.UserError(f"none of {len(files):,} videos could be read")
     if broken:

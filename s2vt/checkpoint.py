@@ -6,10 +6,11 @@ from typing import NamedTuple
 
 from common import run
 
-import torch
+from torch import Tensor
 
 import extractors
 from data import Vocabulary
+from decode import caption_all
 from model import S2VT
 
 FOLDER = Path(__file__).resolve().parent
@@ -19,14 +20,20 @@ HELP = "a run folder or a file of weights (default: the newest finished run, els
 
 
 class Trained(NamedTuple):
-    """name: how to print it; config: features, frames, max_words, the arguments of S2VT, extractor (None if unknown),
-    dataset; folder: of the run, None for weights that lie elsewhere."""
+    """A network in evaluation mode, with what is needed to call it. name: how to print it; config: features, frames,
+    max_words, the arguments of S2VT, extractor (None if unknown), dataset; folder: of the run, None for weights that
+    lie elsewhere."""
 
-    model: S2VT
+    net: S2VT
     vocabulary: Vocabulary
     config: dict
     name: str
     folder: Path | None = None
+
+    def captions(self, features: Tensor, width: int = 1) -> list[str]:
+        """The captions of clips, float (N, T, F), by greedy search or by a beam of `width`."""
+        found = caption_all(self.net, features, width, self.config["max_words"])
+        return [self.vocabulary.decode(caption.words) for caption in found]
 
 
 def config_of(args, facts: dict) -> dict:
@@ -40,48 +47,59 @@ def build(config: dict, vocab_size: int) -> S2VT:
     return S2VT(config["features"], vocab_size, **{key: config[key] for key in MODEL_KEYS})
 
 
-def open_model(name: str | None, device="cpu") -> Trained:
-    """The model in the run folder or file `name`; for None the newest finished run, else the committed weights. Raises
-    UserError."""
+def load(name: str | None = None, device="cpu") -> Trained:
+    """The trained network in the run folder or file `name`; None: that of the newest finished run, else the committed
+    one. Raises UserError."""
     path = Path(name) if name else run.newest_run(FOLDER.name) or COMMITTED
     is_run = path.is_dir() or path.with_name("run.json").exists()
     path = path / "best.pt" if path.is_dir() else path
     if not path.exists():
         raise run.UserError(f"{path}: is missing; train a model first: python s2vt/train.py --data builtin, 2 minutes")
     state = read_weights(path) if path.suffix == ".safetensors" else run.read_checkpoint(path)
-    words, config = state["words"], state["config"]
+    words = state["words"]
+    config = state["config"]
     if not isinstance(words, list) or not all(isinstance(w, str) for w in words) or words[:4] != Vocabulary.SPECIAL:
         raise run.UserError(f"{path}: is damaged (its words are not valid)")
     try:
-        model = build(config, len(words))
-        frames, max_words = int(config["frames"]), int(config["max_words"])
-        if config["extractor"] not in (None, *extractors.NAMES) or frames < 1 or max_words < 1:
-            raise ValueError("extractor, frames or max_words")
-    except (LookupError, TypeError, ValueError, RuntimeError) as error:
+        check_config(config, words, state["model"])
+        net = build(config, len(words))
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise run.UserError(f"{path}: is damaged (its config is not valid: {str(error)[:80]})") from error
-    state.load_into(model=model)
+    state.load_into(model=net)
+    run.check_weights(net, path)
     folder = path.parent if is_run else None
-    return Trained(model.to(device).eval(), Vocabulary(words), config, run.display_path(path), folder)
+    return Trained(net.to(device).eval(), Vocabulary(words), config, run.printable(run.display_path(path)), folder)
 
 
-def save_weights(path: Path, model: S2VT, words: list[str], config: dict):
+def check_config(config: dict, words: list[str], tensors: dict):
+    """Raise ValueError, or what damaged values raise, if the config does not fit the words and the weights."""
+    if config["extractor"] not in (None, *extractors.NAMES):
+        raise ValueError("extractor")
+    for name, most in (("frames", 10_000), ("max_words", 1000)):
+        if type(config[name]) is not int or not 1 <= config[name] <= most:
+            raise ValueError(name)
+    shapes = {
+        "frame_embed.weight": (config["embed"], config["features"]),
+        "head.weight": (len(words), config["hidden"]),
+    }
+    for name, shape in shapes.items():  # before a network of any other size is built
+        if tuple(tensors[name].shape) != shape:
+            raise ValueError(f"{name} has another shape")
+
+
+def save_weights(path: Path, net: S2VT, words: list[str], config: dict):
     """Write the weights as bfloat16 to a safetensors file, with the words and the config in its header."""
-    from safetensors.torch import save
-
-    tensors = {name: value.to(torch.bfloat16).contiguous() for name, value in model.state_dict().items()}
-    run.write(path, save(tensors, {"words": json.dumps(words), "config": json.dumps(config)}))
+    run.write_safetensors(path, net.state_dict(), {"words": json.dumps(words), "config": json.dumps(config)})
 
 
 def read_weights(path: Path) -> run.Checkpoint:
     """{"model", "words", "config"} from a file that `save_weights` wrote, in float32. Raises UserError."""
-    from safetensors import SafetensorError, safe_open
-
+    tensors, header = run.read_safetensors(path)
     try:
-        with safe_open(path, "pt") as file:
-            header = file.metadata() or {}
-            state = run.Checkpoint(words=json.loads(header["words"]), config=json.loads(header["config"]))
-            state["model"] = {name: file.get_tensor(name).float() for name in file.keys()}
-    except (SafetensorError, OSError, ValueError, LookupError) as error:
-        raise run.UserError(f"{path}: holds no weights of a model of this folder ({error})") from error
+        words = json.loads(header["words"])
+        config = json.loads(header["config"])
+    except (ValueError, LookupError, RecursionError) as error:
+        raise run.UserError(f"{path}: is not a file of weights of this folder (its header has no words)") from error
+    state = run.Checkpoint(model=tensors, words=words, config=config)
     state.path = path
     return state

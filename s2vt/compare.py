@@ -9,18 +9,19 @@ scores-sizes.json those of fewer training clips, intervals.json how far each cap
 what they say.
 """
 
-import argparse
 import itertools
+from dataclasses import dataclass
 from pathlib import Path
 
 from common import run
+from common.options import option
 
 import numpy as np
 
 import checkpoint
 import data
 import scores
-from decode import caption_all
+from decode import MAX_WIDTH
 from evaluate import score
 from retrieve import Neighbours, best_constant
 from sweep import DROPOUTS, MODELS, SIZES, STUDIES, folder_name
@@ -34,9 +35,7 @@ ALL = 301  # training clips, where none are left out
 
 def captions_of(folder: Path, features, width: int) -> list[str]:
     """The captions of clips (N, T, F) by the network of a run. Raises UserError."""
-    trained = checkpoint.open_model(str(folder))
-    found = caption_all(trained.model, features, width, trained.config["max_words"])
-    return [trained.vocabulary.decode(caption.words) for caption in found]
+    return checkpoint.load(str(folder)).captions(features, width)
 
 
 def is_done(folder: Path) -> bool:
@@ -99,10 +98,11 @@ def test_captions(args) -> tuple[data.Clips, dict, list[tuple[dict, list[str]]]]
     """(the test clips, what a record says of them, [(facts of a row, its captions)])."""
     train, _, test, _, facts = data.load("msvd-clips", args.data_dir, split="train+val")
     found = [({"captioner": "best constant caption"}, [best_constant(train, train)] * len(test))]
-    neighbours, standardized = Neighbours(train), not args.raw
+    neighbours = Neighbours(train)
+    standardized = not args.raw
     for count in dict.fromkeys((1, args.neighbours)):
-        row = {"captioner": "nearest clip" if count == 1 else "nearest neighbours", "neighbours": count,
-               "standardized": standardized}  # fmt: skip
+        captioner = "nearest clip" if count == 1 else "nearest neighbours"
+        row = {"captioner": captioner, "neighbours": count, "standardized": standardized}
         found.append((row, neighbours.captions(test.features, count, standardized)))
     runs = [(name, len(train), setting) for name, setting in STUDIES["clips"].items()]
     runs += [("S2VT, GRU", count, setting) for count, setting in zip(SIZES, STUDIES["sizes"].values())]
@@ -160,21 +160,23 @@ def intervals(test: data.Clips, found, width: int) -> list[dict]:
     return rows
 
 
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("part", choices=["folds", "test"], help="the 301 clips by folds, or the test clips")
-    p.add_argument("--runs", type=run.path_arg, required=True, metavar="DIR", help="the runs of sweep.py")
-    p.add_argument("--seeds", type=run.positive_int, default=3, metavar="N", help="of the runs (default: 3)")
-    p.add_argument("--beam", type=run.positive_int, default=3, metavar="N", help="beam width that the folds chose (3)")
-    p.add_argument("--neighbours", type=run.positive_int, default=10, metavar="N", help="that the folds chose (10)")
-    p.add_argument("--raw", action="store_true", help="compare features as they are; the folds chose standardized ones")
-    p.add_argument("--coco", action="store_true", help="also the scores of pycocoevalcap; METEOR needs Java")
-    run.add_flags(p, "data_dir", out=dict(help="folder of the records (default: that of the runs)"))
-    return p
+@dataclass(kw_only=True)
+class Options(run.ScriptOptions):
+    part: str = option("", "the 301 clips by folds, or the test clips", choices=["folds", "test"], positional=True)
+    runs: str = option("", "the runs of sweep.py", type=run.path_arg, metavar="DIR", required=True)
+    seeds: int = option(3, "of the runs", above=0)
+    beam: int = option(3, "beam width that the folds chose", above=0, at_most=MAX_WIDTH)
+    neighbours: int = option(10, "that the folds chose", above=0)
+    raw: bool = option(False, "compare features as they are; the folds chose standardized ones")
+    coco: bool = option(False, "also the scores of pycocoevalcap; METEOR needs Java")
+    data_dir: str | None = run.data_dir_option()
+    out: str | None = option(
+        None, "folder of the records (default: that of the runs)", type=run.path_arg, metavar="DIR"
+    )
 
 
 def main(argv=None):
-    args = parser().parse_args(argv)
+    args = run.parse_options(__file__, Options, argv)
     out = run.make_folder(args.out or args.runs)
     common = {"scores": "s2vt", "tokenization": scores.TOKENIZATION}
     common |= run.environment(run.pick_device("cpu"), __file__)

@@ -17,7 +17,6 @@ msvd-clips are the 468 clips that msvd_clips.txt names, with their part in MSVD'
 What cannot be used is named and counted on standard error, and counted in the record.
 """
 
-import argparse
 import functools
 import hashlib
 import json
@@ -29,6 +28,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common import run
+from common.options import option
 
 import numpy as np
 import torch
@@ -101,8 +101,14 @@ class Clips:
 
     def first(self, count: int | None) -> "Clips":
         """The first `count` clips; all of them for None."""
-        cut = [part and part[:count] for part in (self.ids, self.raw, self.captions, self.tokens, self.events)]
-        return Clips(cut[0], self.features[:count], *cut[1:])
+        return Clips(
+            self.ids[:count],
+            self.features[:count],
+            self.raw[:count],
+            self.captions[:count],
+            self.tokens[:count],
+            None if self.events is None else self.events[:count],
+        )
 
     def batches(
         self, bs: int, shuffle: tuple[int, int], first_step: int = 0, device="cpu", each: int | None = None
@@ -110,27 +116,30 @@ class Clips:
         """Batches of `bs` clips, the last one smaller, from step `first_step` on. each: how many captions of a clip are
         drawn; None: all of them. Order and captions are a function of shuffle = (seed, epoch)."""
         generator = torch.Generator().manual_seed(run.seed_at(*shuffle))
-        order, draw = torch.randperm(len(self), generator=generator), torch.rand(len(self), generator=generator)
+        order = torch.randperm(len(self), generator=generator)
+        draw = torch.rand(len(self), generator=generator)
         for index in order.split(bs)[first_step:]:
             yield self.batch(index, device, each, draw)
 
     def batch(self, index: Tensor, device="cpu", each: int | None = None, draw: Tensor | None = None) -> Batch:
         """The batch of the clips `index` (B,), with all captions, or `each` of a clip from its place draw[clip] on."""
-        rows = []
+        rows = []  # the tokens of each caption
+        clip = []  # whose caption it is
         for i, k in enumerate(index.tolist()):
             captions = self.tokens[k]
             if each is not None and each < len(captions):
                 first = int(draw[k] * len(captions))
                 captions = (captions + captions)[first : first + each]
-            rows += [(i, ids) for ids in captions]
-        targets = torch.full((len(rows), max(len(ids) for _, ids in rows)), PAD)
-        for target, (_, ids) in zip(targets, rows):
+            rows += captions
+            clip += [i] * len(captions)
+        targets = torch.full((len(rows), max(map(len, rows))), PAD)
+        for target, ids in zip(targets, rows):
             target[: len(ids)] = torch.tensor(ids)
         words = targets.roll(1, 1)
         words[:, 0] = BOS
         words = words.masked_fill(words == EOS, PAD)  # <eos> is never read
-        clip = torch.tensor([i for i, _ in rows])
-        return Batch(self.features[index].to(device), words.to(device), targets.to(device), clip.to(device))
+        features = self.features[index].to(device)
+        return Batch(features, words.to(device), targets.to(device), torch.tensor(clip).to(device))
 
 
 def split_off(ids: list[str], share: float) -> tuple[list[str], list[str]]:
@@ -138,6 +147,42 @@ def split_off(ids: list[str], share: float) -> tuple[list[str], list[str]]:
     by_hash = sorted(ids, key=lambda name: hashlib.sha256(name.encode(errors="surrogatepass")).digest())
     count = max(1, round(share * len(ids)))
     return sorted(by_hash[count:]), sorted(by_hash[:count])
+
+
+def split_off_groups(groups: list[list[str]], share: float, notes: Notes) -> tuple[list[str], list[str]]:
+    """(training, validation) ids: as `split_off`, but the clips of a group stay together."""
+    members = {group[0]: group for group in groups}
+    for group in groups:
+        for name in group[1:]:
+            notes.add("copies of other clips, on the same side of the split", name)
+
+    def with_copies(names):
+        return sorted(name for first in names for name in members[first])
+
+    train, val = split_off(list(members), share)
+    return with_copies(train), with_copies(val)
+
+
+def copies(folder: Path, ids: list[str]) -> list[list[str]]:
+    """The clips in groups of equal files of features, which come of copies of a video; a clip without a copy is a group
+    of its own."""
+    groups = {}
+    for name in sorted(ids):
+        file = folder / f"{name}.npy"
+        content = hashlib.sha256(file.read_bytes()).digest() if file.is_file() else name
+        groups.setdefault(content, []).append(name)
+    return list(groups.values())
+
+
+def note_copies(parts: list[Clips | None], notes: Notes):
+    """Note the validation and test clips whose features are those of a training clip."""
+    train, *others = parts
+    known = {array.tobytes() for array in train.features.numpy()}
+    for part, what in zip(others, ("validation", "test")):
+        if part is not None:
+            for name, array in zip(part.ids, part.features.numpy()):
+                if array.tobytes() in known:
+                    notes.add(f"{what} clips with the features of a training clip", name)
 
 
 # -------------------------------------------------------------------------------------------------------------- load
@@ -163,36 +208,22 @@ def load(
     `msvd_clips_parts`, for msvd-clips alone. train_clips: how many training clips, drawn by their names. Raises
     UserError.
     """
-    msvd, notes, digest = run.data_dir(data_dir) / "msvd", Notes(), hashlib.sha256()
     if name == "auto":
-        name = "msvd" if is_there(msvd) else "builtin"
-        if name == "builtin":
-            print(f"{msvd}: holds no MSVD features; training on the BUILT-IN videos instead", file=sys.stderr)
-    extractor = None
-    if name == "builtin":
-        parts, extractor = builtin_parts(limit, digest), "small"
-    elif name in ("msvd", "msvd40"):
-        if name == "msvd40":
-            print("msvd40: clips of MSVD's test part; a demonstration, never a result", file=sys.stderr)
-        parts = course_parts(msvd, notes, digest, limit, only_test=name == "msvd40")
-        extractor = extractor_of(msvd / "training_data" / "feat")
-    elif name == "msvd-clips":
-        folder = msvd.with_name("msvd_clips")
-        parts = msvd_clips_parts(folder, notes, digest, limit, split, train_clips)
-        extractor = extractor_of(feature_folders(folder)[0])
-    else:
-        folder = Path(name)
-        labels = sorted(folder.glob("*videodatainfo*.json"))
-        parts = msrvtt_parts(folder, labels[0], notes, digest, limit) if labels else course_parts(
-            folder, notes, digest, limit)  # fmt: skip
-        extractor = extractor_of(folder / "feat" if labels else folder / "training_data" / "feat")
-    train, val, test = parts
-    source = {"msvd": msvd, "msvd40": msvd, "msvd-clips": msvd.with_name("msvd_clips")}.get(name, name)
+        name = choose(data_dir)
+    notes = Notes()
+    digest = hashlib.sha256()
+    folder = folder_of(name, data_dir)
+    parts = read_parts(name, folder, notes, digest, limit, split, train_clips)
+    train = parts[0]
+    extractor = "small" if name == "builtin" else extractor_of(feature_folder(name, folder), train.features.shape[2])
     vocabulary = Vocabulary.build([c for captions in train.captions for c in captions], min_count)
+    if len(vocabulary) == len(Vocabulary.SPECIAL):
+        raise run.UserError(f"--min-count {min_count}: no word of the training captions occurs so often; lower it")
     for part in parts:
         if part is not None:
             encode(part, vocabulary, max_words, notes)
-    notes.print(source)
+    note_copies(parts, notes)
+    notes.print(folder or name)
     facts = {
         "name": name if name in NAMED else Path(name).name,
         "builtin": name == "builtin",
@@ -205,7 +236,53 @@ def load(
         "extractor": extractor,
         "left_out": notes.counts(),
     }
-    return train, val, test, vocabulary, facts
+    return *parts, vocabulary, facts
+
+
+def choose(data_dir: str | None) -> str:
+    """What the dataset "auto" stands for."""
+    folder = folder_of("msvd", data_dir)
+    if is_there(folder):
+        return "msvd"
+    print(f"{folder}: holds no MSVD features; training on the BUILT-IN videos instead", file=sys.stderr)
+    return "builtin"
+
+
+def folder_of(name: str, data_dir: str | None) -> Path | None:
+    """The folder of a dataset; None for the built-in one."""
+    if name == "builtin":
+        return None
+    folders = {"msvd": "msvd", "msvd40": "msvd", "msvd-clips": "msvd_clips"}
+    return run.data_dir(data_dir) / folders[name] if name in folders else Path(name)
+
+
+def read_parts(name: str, folder: Path | None, notes: Notes, digest, limit, split, train_clips):
+    """(training, validation, test or None) of a dataset, without their tokens. Raises UserError."""
+    if name == "builtin":
+        return builtin_parts(limit, digest)
+    if name == "msvd40":
+        print("msvd40: clips of MSVD's test part; a demonstration, never a result", file=sys.stderr)
+        return course_parts(folder, notes, digest, limit, published=True, only_test=True)
+    if name == "msvd-clips":
+        return msvd_clips_parts(folder, notes, digest, limit, split, train_clips)
+    labels = msrvtt_labels(folder)
+    if labels:
+        return msrvtt_parts(folder, labels, notes, digest, limit)
+    return course_parts(folder, notes, digest, limit, published=name == "msvd")
+
+
+def msrvtt_labels(folder: Path) -> Path | None:
+    """The file of labels of a folder in the form of MSR-VTT, if it is one."""
+    return min(folder.glob("*videodatainfo*.json"), default=None)
+
+
+def feature_folder(name: str, folder: Path) -> Path:
+    """Where the features of the training clips lie."""
+    if name == "msvd-clips":
+        return feature_folders(folder)[0]
+    if name not in NAMED and msrvtt_labels(folder):
+        return folder / "feat"
+    return folder / "training_data" / "feat"
 
 
 def encode(part: Clips, vocabulary: Vocabulary, max_words: int, notes: Notes):
@@ -234,9 +311,10 @@ def same_columns(parts, folder):
     return parts
 
 
-def course_parts(folder, notes, digest, limit, only_test=False):
+def course_parts(folder, notes, digest, limit, published, only_test=False):
     """Training, validation and test clips of a folder in the form of courses; with `only_test` its test clips alone,
-    as 30 training and 10 validation clips."""
+    as 30 training and 10 validation clips. published: of a known dataset, whose split stays as it is; else copies of a
+    clip stay together."""
     which = "testing" if only_test else "training"
     file, feat = folder / f"{which}_label.json", folder / f"{which}_data" / "feat"
     for path in (file, feat):
@@ -252,7 +330,13 @@ def course_parts(folder, notes, digest, limit, only_test=False):
         raise run.UserError(
             f"{feat}: has features of {len(there)} of the {len(labels):,} clips; two or more are needed"
         )
-    train, val = split_off(list(there), VAL_SHARE["msvd40"] if only_test else 0.07)
+    if published:
+        train, val = split_off(list(there), VAL_SHARE["msvd40"] if only_test else 0.07)
+    else:
+        groups = copies(feat, list(there))
+        if len(groups) < 2:
+            raise run.UserError(f"{feat}: all {len(there):,} clips have the same features; two or more are needed")
+        train, val = split_off_groups(groups, 0.07, notes)
     parts = [make_part(feat, {n: there[n] for n in names}, notes, digest, limit) for names in (train, val)]
     test_feat = folder / "testing_data" / "feat"
     if only_test or not test_feat.is_dir() or not (folder / "testing_label.json").exists():
@@ -289,14 +373,19 @@ def msvd_clips_parts(folder, notes, digest, limit, split, train_clips):
     """
     official = read_split()
     known = official["train"] + official["val"]
-    train, val, test = known, official["val"], official["test"]
+    val = official["val"]
+    test = official["test"]
     if split == "train":
         train = official["train"]
-    elif split != "train+val":
+    elif split == "train+val":
+        train = known
+    else:
         fold = SPLITS.index(split) - 1
-        train, val, test = [n for n in known if fold_of(n) != fold], [n for n in known if fold_of(n) == fold], []
-    if train_clips is not None:
-        train, _ = split_off(train, 1 - train_clips / len(train)) if train_clips < len(train) else (train, None)
+        train = [name for name in known if fold_of(name) != fold]
+        val = [name for name in known if fold_of(name) == fold]
+        test = []
+    if train_clips is not None and train_clips < len(train):
+        train, _ = split_off(train, 1 - train_clips / len(train))
     labels = {}
     for file in (folder / "training_label.json", folder / "testing_label.json"):
         if not file.exists():
@@ -315,11 +404,11 @@ def msvd_clips_parts(folder, notes, digest, limit, split, train_clips):
 def msrvtt_parts(folder, file, notes, digest, limit):
     """Training, validation and test clips of a folder in the form of MSR-VTT; a part without clips is None."""
     labels = read_msrvtt(file, notes)
-    parts = [make_part(folder / "feat", labels[part], notes, digest, limit) if labels[part] else None
-             for part in ("train", "validate", "test")]  # fmt: skip
-    if parts[0] is None or parts[1] is None:
+    if not labels["train"] or not labels["validate"]:
         raise run.UserError(f"{file}: has no clips of the splits train and validate")
-    return same_columns(parts, folder)
+    train, val = (make_part(folder / "feat", labels[name], notes, digest, limit) for name in ("train", "validate"))
+    test = make_part(folder / "feat", labels["test"], notes, digest, limit) if labels["test"] else None
+    return same_columns([train, val, test], folder)
 
 
 def builtin_features(clips: list[videos.Clip]) -> Tensor:
@@ -331,7 +420,10 @@ def builtin_features(clips: list[videos.Clip]) -> Tensor:
 @functools.lru_cache(maxsize=6)
 def builtin_part(part: str, count: int) -> tuple[Tensor, list[list[str]], list, bytes]:
     """(features, captions, events, digest) of the first `count` clips of a part of the built-in videos."""
-    features, captions, events, digest = [], [], [], hashlib.sha256()
+    features = []
+    captions = []
+    events = []
+    digest = hashlib.sha256()
     for first in range(0, count, 200):  # the frames themselves would take ten times the memory
         clips = videos.draw(part, min(200, count - first), first)
         features.append(builtin_features(clips))
@@ -353,17 +445,18 @@ def builtin_parts(limit, digest):
     return parts
 
 
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    run.add_flags(p, "data_dir", "limit", data=dict(type=dataset_arg, default="msvd", help=DATA_HELP))
-    return p
+@dataclass(kw_only=True)
+class Options(run.ScriptOptions):
+    data: str = option("msvd", DATA_HELP, type=dataset_arg, metavar="NAME|PATH")
+    data_dir: str | None = run.data_dir_option()
+    limit: int | None = option(None, "only the first N clips of each part, for a quick look", above=0)
 
 
 def main(argv=None):
-    args = parser().parse_args(argv)
+    args = run.parse_options(__file__, Options, argv)
     train, val, test, _, facts = load(args.data, args.data_dir, args.limit)
-    print(f"{facts['name']}: {facts['frames']} frames of {facts['features']:,} features, content digest "
-          f"{facts['digest']}")  # fmt: skip
+    shape = f"{facts['frames']} frames of {facts['features']:,} features"
+    print(f"{facts['name']}: {shape}, content digest {facts['digest']}")
     for name, part in (("training", train), ("validation", val), ("test", test)):
         if part is not None:
             print(f"{name:>10}: {len(part):,} clips, {sum(map(len, part.captions)):,} captions")

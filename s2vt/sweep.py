@@ -11,10 +11,11 @@ folder for every setting and seed, results.txt with a line for each, and for eve
 STUDY.png.
 """
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
 from common import run, study
+from common.options import option
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -108,23 +109,27 @@ def report(name, rows, out):
     run.write_figure(out / f"{name}.png", figure)
 
 
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    study.add_flags(p, STUDIES)
-    run.add_flags(p, "limit", out=dict(default=str(run.ROOT / "out" / "s2vt" / "sweep"), help="folder of the study"),
-                  epochs=dict(help="instead of the recipe's own, for a quick look"))  # fmt: skip
-    return p
+@dataclass(kw_only=True)
+class Options(study.StudyOptions):
+    study: tuple[str, ...] = study.study_option(STUDIES)
+    data_dir: str | None = run.data_dir_option()
+    out: str = option(str(run.ROOT / "out/s2vt/sweep"), "folder of the study", type=run.path_arg, metavar="DIR")
+    epochs: int | None = option(None, "instead of each setting's own, for a quick look", above=0)
+    limit: int | None = option(None, "only the first N clips of each part", above=0)
 
 
 def main(argv=None):
-    args = parser().parse_args(argv)
+    args = run.parse_options(__file__, Options, argv)
     out = Path(args.out)
-    if study.run_jobs(train, jobs_of(args, out), args):
-        for name in args.study:
-            rows = [study.row(name, setting, seed, out / folder_name(values, seed), val_bleu4="val_bleu4",
-                              val_cider="val_cider", val_loss="val_loss")
-                    for setting, values in STUDIES[name].items() for seed in range(args.seeds)]  # fmt: skip
-            report(name, rows, out)
+    if not study.run_jobs(train, jobs_of(args, out), args):
+        return
+    curves = {name: name for name in ("val_bleu4", "val_cider", "val_loss")}
+    for name in args.study:
+        rows = []
+        for setting, values in STUDIES[name].items():
+            for seed in range(args.seeds):
+                rows.append(study.row(name, setting, seed, out / folder_name(values, seed), **curves))
+        report(name, rows, out)
 
 
 if __name__ == "__main__":

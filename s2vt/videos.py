@@ -7,12 +7,13 @@ then played backwards, with the opposite word in the captions. Each object is vi
 frames of a clip without their order therefore say nothing about left or right, grows or shrinks, first or then.
 """
 
-import argparse
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from common import run
+from common.options import option
 
 import numpy as np
 
@@ -21,15 +22,29 @@ from extractors import write_video
 FRAMES, SIZE = 16, 32
 CAPTIONS = 5  # of each clip
 PARTS = {"train": 4000, "val": 200, "test": 400}
-COLOURS = {"red": (230, 40, 40), "green": (40, 200, 60), "blue": (60, 90, 250), "yellow": (240, 220, 40),
-           "white": (245, 245, 245)}  # fmt: skip
+COLOURS = {
+    "red": (230, 40, 40),
+    "green": (40, 200, 60),
+    "blue": (60, 90, 250),
+    "yellow": (240, 220, 40),
+    "white": (245, 245, 245),
+}
 SHAPES = ("circle", "ring", "cross", "bar")
 # kind of event: the word of an event that is played forwards, and the word of one that is played backwards
-KINDS = {"horizontal": ("right", "left"), "vertical": ("down", "up"), "size": ("grows", "shrinks"),
-         "angle": ("clockwise", "counterclockwise"), "distance": ("meet", "part")}  # fmt: skip
-WORDS = {word: (kind, i == 0) for kind, words in KINDS.items() for i, word in enumerate(words)}
-WORDS |= {"bigger": ("size", True), "smaller": ("size", False), "together": ("distance", True),
-          "apart": ("distance", False)}  # fmt: skip
+KINDS = {
+    "horizontal": ("right", "left"),
+    "vertical": ("down", "up"),
+    "size": ("grows", "shrinks"),
+    "angle": ("clockwise", "counterclockwise"),
+    "distance": ("meet", "part"),
+}
+WORDS = {word: (kind, i == 0) for kind, words in KINDS.items() for i, word in enumerate(words)}  # (kind, forwards)
+WORDS |= {
+    "bigger": ("size", True),
+    "smaller": ("size", False),
+    "together": ("distance", True),
+    "apart": ("distance", False),
+}
 
 
 class Event(NamedTuple):
@@ -127,7 +142,9 @@ def draw_event(rng: np.random.Generator, event: Event, frames: np.ndarray):
     length = len(frames)
     u = np.linspace(-0.5, 0.5, length) * (1 if event.forwards else -1)
     centre = rng.uniform(12, 20, 2)
-    travel, radius, angle = rng.uniform(13, 18), rng.uniform(4.5, 6.5), rng.choice([0, np.pi / 2]) + np.zeros(length)
+    travel = rng.uniform(13, 18)
+    radius = rng.uniform(4.5, 6.5)
+    angle = rng.choice([0, np.pi / 2]) + np.zeros(length)
     x, y, radius = (value + np.zeros(length) for value in (*centre, radius))
     if event.kind == "horizontal":
         x = x + travel * u
@@ -163,15 +180,14 @@ def draw(part: str, count: int, first: int = 0) -> list[Clip]:
     return [draw_clip((list(PARTS).index(part), i)) for i in range(first, min(first + count, PARTS[part]))]
 
 
-def parser():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    run.add_flags(p, out=dict(default="clips", help="folder for the videos"))
-    p.add_argument("--count", type=run.positive_int, default=6, metavar="N", help="videos (default: %(default)s)")
-    return p
+@dataclass(kw_only=True)
+class Options(run.ScriptOptions):
+    out: str = option("clips", "folder for the videos", type=run.path_arg, metavar="DIR")
+    count: int = option(6, "videos", above=0)
 
 
 def main(argv=None):
-    args = parser().parse_args(argv)
+    args = run.parse_options(__file__, Options, argv)
     folder = run.make_folder(args.out)
     for i, clip in enumerate(draw("test", args.count)):
         file = Path(folder) / f"clip{i}.mp4"

@@ -70,10 +70,7 @@ def pytest_runtest_setup(item):
 
 def flags_of(folder):
     """The names of the options of FOLDER/train.py."""
-    module = load(folder)
-    if not hasattr(module, "Options"):
-        return vars(module.parser().parse_args([]))
-    return {field.name: field for field in dataclasses.fields(module.Options)}
+    return {field.name: field for field in dataclasses.fields(load(folder).Options)}
 
 
 def offers(folder, flag):

@@ -20,7 +20,7 @@ import threading
 import types
 import warnings
 
-from common import fetch, image_files, images, shapes, study
+from common import fetch, image_files, images, records, shapes, study, terminal
 
 import numpy as np
 import pooch
@@ -136,6 +136,19 @@ def test_names_that_the_terminal_cannot_show_are_escaped(script):
     assert done == (1, "caf\\xe9 \\udcff\n", "error: \\udcff\n")
 
 
+@pytest.mark.parametrize(
+    "text, shown",
+    [
+        ("\x1b[2Jred\a", "\\x1b[2Jred\\x07"),  # clears the screen
+        ("a\nb\r\u2028c", "a\\nb\\r\\u2028c"),
+        ("a\u202eb", "a\\u202eb"),  # turns the direction of writing
+        ("caf\u00e9 \u0926\u093f\u0932 a\u200db", "caf\u00e9 \u0926\u093f\u0932 a\u200db"),
+    ],
+)
+def test_control_characters_of_a_name_are_escaped(text, shown):
+    assert terminal.printable(text) == terminal.error_line(run.UserError(text)) == shown
+
+
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 @pytest.mark.parametrize("folder, module", [("cifar", "numpy"), ("nanogpt", "torch")])
 def test_ctrl_c_during_the_imports_is_one_line(folder, module, tmp_path):
@@ -151,75 +164,6 @@ def test_ctrl_c_during_the_imports_is_one_line(folder, module, tmp_path):
 # ------------------------------------------------------------------------------------------------------- arguments
 
 
-def parser():
-    p = argparse.ArgumentParser()
-    run.add_flags(p, "set", "out", "resume", "epochs", "lr", "seed", "device", "precision", recipe=dict(default="a"))
-    p.add_argument("--switch", action=argparse.BooleanOptionalAction)
-    return p
-
-
-RECIPE = {
-    "epochs": 3,
-    "lr": 0.1,
-    "switch": False,
-    "momentum": 0.9,
-    "model": {"width": 8, "name": "x"},
-    "sizes": [1, None],
-}
-
-
-def parse(*argv, **options):
-    return run.parse(str(ROOT / "cifar" / "train.py"), parser(), list(argv), recipe=lambda args: RECIPE, **options)
-
-
-def test_a_flag_has_the_last_word_then_set_then_the_recipe():
-    args = parse(
-        "--lr", "0.5", "--set", "momentum=0.8", "--set", "model.width=4", "--set", "sizes=[2]", "--set", "lr=3"
-    )
-    assert (args.lr, args.momentum, args.model, args.sizes) == (0.5, 0.8, {"width": 4, "name": "x"}, [2])
-    assert args.epochs == 3 and RECIPE["model"]["width"] == 8 and parse("--set", "momentum=1").momentum == 1.0
-    assert parse("--switch").switch is True and parse("--no-switch").switch is False
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "momentum",
-        "momentum=",
-        "speed=1",
-        "model.depth=2",
-        "momentum=NaN",
-        "momentum=1e999",
-        "model.width=2.5",
-        "model=3",
-        "switch=1",
-        "=3",
-        "sizes=3",
-        "epochs=0",
-        "epochs=2.5",
-        "lr=-1",
-        "lr=nan",
-    ],
-)
-def test_a_wrong_setting_is_named(text, capsys):
-    assert failure(parse, "--set", text)[0] == 2
-    assert f"--set {text}" in capsys.readouterr().err.splitlines()[-1]
-
-
-def test_arguments_and_command_lines_are_the_same_thing():
-    args = parse("--switch", "--lr", "0.25", "--set", "model.name=y", "--set", "sizes=[3, null]")
-    again = parse(*run.to_argv(parser(), run.record_args(args)))
-    assert run.record_args(again) == run.record_args(args)
-
-
-def test_a_check_of_arguments_together_ends_in_argparses_way(capsys):
-    def check(args):
-        raise run.UserError("--lr and --epochs do not fit")
-
-    assert failure(lambda: parse(check=check))[0] == 2
-    assert capsys.readouterr().err.splitlines()[-1].endswith("error: --lr and --epochs do not fit")
-
-
 def test_old_arguments_get_todays_names():
     assert run.recorded_args({"l2": 0.1, "augment": True}) == {"weight_decay": 0.1, "augment": "crop+flip"}
     assert run.recorded_args({"augment": False}) == {"augment": "none"}
@@ -227,6 +171,12 @@ def test_old_arguments_get_todays_names():
     assert language == {"iters": 9, "bs": 480, "micro_batch": 12}
     assert run.recorded_args({"epochs": 9, "bs": 256, "accumulate": 4}) == {"epochs": 9, "bs": 256, "micro_batch": 64}
     assert run.recorded_args({"epochs": 9, "bs": 256, "accumulate": 1})["micro_batch"] is None
+
+
+def test_old_metrics_get_todays_names():
+    old = {"order": 0.9, "chance": 0.98, "shuffled_chance": 0.5, "chances": 3}
+    new = {"order": 0.9, "order_precision": 0.98, "shuffled_order_precision": 0.5, "chances": 3}
+    assert records.recorded_metrics(old) == new == records.recorded_metrics(new)
 
 
 # ------------------------------------------------------------------------------------------------------ the record
@@ -317,25 +267,29 @@ def test_a_checkpoint_that_lacks_a_key_names_it(tmp_path):
 
 @pytest.fixture
 def trainer(tmp_path):
-    """A module `train` whose runs end as --set end=... says."""
+    """A module `train` whose runs end as --end says."""
     file = tmp_path / "code" / "train.py"
     file.parent.mkdir()
     file.write_text(f"""
-import argparse, json, sys, time
-from pathlib import Path
+import sys, time
+from dataclasses import dataclass
 sys.path.insert(0, {str(ROOT)!r})
 from common import run
+from common.options import option
+
+@dataclass(kw_only=True)
+class Options(run.RunOptions):
+    end: str = option("done", "how the run ends", choices=["done", "diverged", "failed"])
+    wait: float = option(0.0, "seconds", at_least=0)
 
 def parse(argv=None):
-    p = argparse.ArgumentParser()
-    run.add_flags(p, "set", "out", "resume", "seed", "device", "precision")
-    return run.parse(__file__, p, argv, recipe=lambda args: dict(end="done", seconds=0.0))
+    return run.parse_options(__file__, Options, argv)
 
 def main(argv=None):
     args = parse(argv)
     with run.Run(args, __file__, "x") as r:
         r.log({{"epoch": 1, "val_loss": 0.5}})
-        time.sleep(args.seconds)
+        time.sleep(args.wait)
         if args.end == "diverged":
             raise run.Diverged(5)
         if args.end == "failed":
@@ -362,13 +316,13 @@ ONE_JOB = argparse.Namespace(jobs=1, list=False)
 
 def job(out, end, *more):
     """A run of the study in `out` that ends as `end` says."""
-    return study.Job(out / end, ["--set", f"end={end}", *more])
+    return study.Job(out / end, ["--end", end, *more])
 
 
 def run_here(trainer, out, end):
     """The same run in this process. Returns its run.json."""
     with contextlib.suppress(run.UserError):
-        trainer.main(["--set", f"end={end}", "--out", str(out / end)])
+        trainer.main(["--end", end, "--out", str(out / end)])
     return out / end / "run.json"
 
 
@@ -459,7 +413,7 @@ def test_an_interrupt_that_a_library_loses_still_ends_the_run(trainer, tmp_path,
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_a_study_told_to_stop_ends_its_runs_in_order(trainer, tmp_path):
-    jobs = [study.Job(tmp_path / f"run{i}", ["--seed", str(i), "--set", "seconds=600"]) for i in range(3)]
+    jobs = [study.Job(tmp_path / f"run{i}", ["--seed", str(i), "--wait", "600"]) for i in range(3)]
 
     def stop():
         rows = [tmp_path / f"run{i}" / "metrics.csv" for i in range(2)]

@@ -381,7 +381,7 @@ def test_weight_decay_spares_biases_and_batch_normalization():
         "conv3.weight",
         "fc.weight",
     }
-    assert run.nonnegative_float("0.5") == args.weight_decay
+    assert args.weight_decay == 0.5
 
 
 # ------------------------------------------------------------------------------------------------------------- anatomy

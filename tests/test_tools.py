@@ -737,8 +737,8 @@ def test_an_operator_edits_the_text_and_leaves_the_rest_as_it_is(operator, code,
 NO_FAULTS = '''
 LIMIT = 1 + 2
 
-def parser():
-    p.add_argument("--lr", type=float, default=1 + 2)
+class Options(TrainOptions):
+    lr: float = option(1 + 2, "learning rate", above=0 + 1)
 
 def check(x: Callable[min(1, 2)]) -> f(a=True):
     """1 + 2"""

@@ -13,8 +13,7 @@ from pathlib import Path
 # files that start runs, measure seconds, download, show or draw; all others are for models, data, training and scores
 SKIPPED = set("attention bench caption common compare drawing grids hub make_data_csv merge openwebtext plan".split())
 SKIPPED |= set("predict report sample show stages sweep writer".split())
-OPTIONS = ("parser", "add_flags")  # functions
-NOISE = set("add_argument add_flags figure note print set_description set_postfix tqdm warn UserError".split())  # calls
+NOISE = set("add_argument figure note print set_description set_postfix tqdm warn UserError".split())  # calls
 NOISE |= set("encoding flush leave memory_format newline non_blocking pin_memory strict".split())  # arguments
 PARTS = re.compile(r"(?<![a-zA-Z])(train|val|validation|test|held_out|best|last)(_set|_part)?(?![a-zA-Z])")
 SIGNS = {ast.Add: ("+", "-"), ast.Sub: ("-", "+"), ast.Mult: ("*", "/"), ast.Div: ("/", "*")}
@@ -236,9 +235,9 @@ def below(node, function=None):
 
 
 def is_noise(node, parent) -> bool:
-    """Docstrings, type hints, formats, messages, options, and functions that draw."""
+    """Docstrings, type hints, formats, messages, and functions that draw."""
     if isinstance(node, ast.FunctionDef):
-        return node.name in OPTIONS or any(called(inner) == "Figure" for inner in ast.walk(node))
+        return any(called(inner) == "Figure" for inner in ast.walk(node))
     expression = node.value if isinstance(node, ast.Expr) else node
     if called(expression) in NOISE or getattr(node, "arg", None) in NOISE:
         return True

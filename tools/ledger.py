@@ -30,7 +30,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from common.records import recorded_args  # noqa: E402
+from common.records import recorded_args, recorded_metrics  # noqa: E402
 
 TABLE = re.compile(r"<!-- ledger\n(.*?)-->\n(.*?)<!-- /ledger -->", re.DOTALL)
 MARKS = {
@@ -48,8 +48,17 @@ def read_records(folder, patterns):
         for file in files:
             record = json.loads(file.read_text(encoding="utf-8"))
             common = {k: v for k, v in record.items() if k != "rows"}
-            rows += [common | row for row in record.get("rows", [{}])]
-    return [row | {"args": recorded_args(row["args"])} if "args" in row else row for row in rows]
+            rows += [with_todays_names(common | row) for row in record.get("rows", [{}])]
+    return rows
+
+
+def with_todays_names(row):
+    """The row of a record with its arguments and metrics under today's names."""
+    row = recorded_metrics(row)
+    for key, renamed in (("args", recorded_args), ("final", recorded_metrics)):
+        if isinstance(row.get(key), dict):
+            row[key] = renamed(row[key])
+    return row
 
 
 def look_up(record, key):

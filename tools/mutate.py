@@ -4,13 +4,12 @@
     python tools/mutate.py --seed 1 --jobs 4        # run the tests with 60 others, four at a time
     python tools/mutate.py --folder gan --count 20
 
-An operator is drawn, then a place where it applies in the files for models, data, training and scores (faults.py). Then
-the folder's quick tests run: tests/test_FOLDER*.py, those of its packages, and its share of the contract. A fault is
-caught when a test fails, or when the tests hang. The code is that of HEAD, in worktrees that are removed in the end.
-The record in --out grows with each fault; the same command continues it.
+An operator (OPERATORS in faults.py) is drawn, then a place where it applies in the files for models, data, training and
+scores. Then the folder's quick tests run: tests/test_FOLDER*.py, those of its packages, and its share of the contract.
+A fault is caught when a test fails, or when the tests hang. The code is that of HEAD, in worktrees that are removed in
+the end. The record in --out grows with each fault; the same command continues it.
 """
 
-import argparse
 import contextlib
 import itertools
 import math
@@ -21,17 +20,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
+from common.arguments import ScriptOptions, parse_options, path_arg  # noqa: E402
 from common.files import make_folder, write_json  # noqa: E402
-from common.flags import nonnegative_int, positive_int  # noqa: E402
+from common.options import option, short  # noqa: E402
 from common.records import read_json  # noqa: E402
 from common.terminal import UserError, cli  # noqa: E402
 
-from faults import OPERATORS, Fault, draw  # noqa: E402
+from faults import Fault, draw  # noqa: E402
 
 MIN_LIMIT = 600  # seconds until tests count as hanging; or ten times what they take without a fault
 
@@ -93,7 +93,10 @@ class Trial:
         git("reset", "--hard", folder=tree)
         git("clean", "-fdx", folder=tree)
         (tree / fault.file).write_bytes(fault.mutant)
-        self.tree, self.fault, self.limit, self.began = tree, fault, limit, time.monotonic()
+        self.tree = tree
+        self.fault = fault
+        self.limit = limit
+        self.began = time.monotonic()
         self.log = Path(f"{tree}.log")
         variables = environment() | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}  # no bytecode of the last
         variables["DATA_DIR"] = os.path.abspath(os.environ.get("DATA_DIR") or ROOT / "data")
@@ -128,7 +131,9 @@ class Trial:
 
 def run_all(faults: list[Fault], trees: list[Path], limits: dict, report):
     """Run the tests with each fault, one in each worktree at a time, and call report(fault, caught by, seconds)."""
-    waiting, free, running = list(faults), list(trees), []
+    waiting = list(faults)
+    free = list(trees)
+    running = []
     try:
         while waiting or running:
             while waiting and free:
@@ -175,26 +180,32 @@ def summary(rows: list[dict]) -> list[str]:
     return [f"{name:12} {shares[name]}" for name in sorted(shares, key=lambda name: (name == "all", name))]
 
 
-def parser():
-    operators = "\n".join(f"  {operator.__name__:18} {operator.__doc__}" for operator in OPERATORS)
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                epilog=f"operators:\n{operators}")  # fmt: skip
-    folders = sorted(file.parent.name for file in ROOT.glob("*/train.py"))
-    p.add_argument("--folder", nargs="+", choices=folders, default=folders, help="(default: all)")
-    p.add_argument("--count", type=positive_int, default=60, metavar="N", help="faults in all (default: %(default)s)")
-    p.add_argument("--seed", type=nonnegative_int, default=0, metavar="N", help="of the draw (default: %(default)s)")
-    p.add_argument("--jobs", type=positive_int, default=1, metavar="N", help="faults at a time (default: %(default)s)")
-    p.add_argument("--list", action="store_true", help="print the faults, and run nothing")
-    p.add_argument("--out", type=Path, default=ROOT / "out" / "mutants", metavar="DIR", help="(default: out/mutants)")
-    return p
+def folders_with_code() -> list[str]:
+    return sorted(file.parent.name for file in ROOT.glob("*/train.py"))
+
+
+@dataclass(kw_only=True)
+class Options(ScriptOptions):
+    folder: tuple[str, ...] = option((), "whose code gets the faults (default: all)", nargs="+", metavar="FOLDER")
+    count: int = option(60, "faults in all", above=0)
+    seed: int = option(0, "of the draw", at_least=0)
+    jobs: int = option(1, "faults at a time", above=0)
+    list: bool = option(False, "print the faults, and run nothing")
+    out: str = option(str(ROOT / "out/mutants"), "folder of the record", type=path_arg, metavar="DIR")
+
+    def check(self):
+        for name in self.folder:
+            if name not in folders_with_code():
+                raise UserError(f"--folder {short(name)}: is not one of {', '.join(folders_with_code())}")
 
 
 def main(argv=None):
-    args = parser().parse_args(argv)
+    args = parse_options(__file__, Options, argv)
+    folders = args.folder or folders_with_code()
     commit = git("rev-parse", "HEAD")
     with worktrees(1 if args.list else args.jobs) as trees:
-        each = math.ceil(args.count / len(args.folder))
-        drawn = {folder: draw(trees[0], folder, each, args.seed) for folder in args.folder}
+        each = math.ceil(args.count / len(folders))
+        drawn = {folder: draw(trees[0], folder, each, args.seed) for folder in folders}
         turns = itertools.zip_longest(*drawn.values())
         faults = [fault for turn in turns for fault in turn if fault is not None][: args.count]
         if args.list:

@@ -5,6 +5,7 @@ python tools/overview.py
 
 import argparse
 import json
+import sys
 from io import BytesIO
 from pathlib import Path
 from statistics import median
@@ -13,6 +14,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from common.records import recorded_metrics  # noqa: E402
+
 BLUE = "#2a6fb0"
 ORANGE = "#e0722f"
 GREY = "#8a8a8a"
@@ -65,8 +69,13 @@ def simplenn(ax):
         for depth, values in losses.items():
             ax.plot([places[depth]] * len(values), values, "o", color=color, ms=4, alpha=0.5, mew=0)
         ax.plot(places.values(), [median(values) for values in losses.values()], color=color)
-        label(ax, "square wave" if function == "square" else function, (places[depths[-1]], median(losses[depths[-1]])),
-              color, (10, 0))  # fmt: skip
+        label(
+            ax,
+            "square wave" if function == "square" else function,
+            (places[depths[-1]], median(losses[depths[-1]])),
+            color,
+            (10, 0),
+        )
     ax.set(yscale="log", xlim=(-0.4, 2.75), xlabel="hidden layers, at equal parameters", ylabel="training loss (MSE)")
     ax.set_xticks(range(len(depths)), depths)
     return "Is deeper better? Ten seeds, and their median"
@@ -147,12 +156,18 @@ def lstm_imdb(ax):
 
 
 def s2vt(ax):
-    def mean(runs, key):
-        records = sorted((ROOT / "s2vt/results").glob(f"{runs}-s*.json"))
-        return sum(json.loads(record.read_text(encoding="utf-8"))["final"][key] for record in records) / len(records)
+    def precision(runs, frames=""):
+        """The mean over the seeds of `runs`."""
+        files = sorted((ROOT / "s2vt/results").glob(f"{runs}-s*.json"))
+        finals = [recorded_metrics(read(file)["final"]) for file in files]
+        return sum(final[f"{frames}order_precision"] for final in finals) / len(finals)
 
-    shares = {"frames\nin order": mean("s2vt", "chance"), "shuffled": mean("s2vt", "shuffled_chance"),
-              "reversed": mean("s2vt", "reversed_chance"), "only\ntheir mean": mean("pooled", "chance")}  # fmt: skip
+    shares = {
+        "frames\nin order": precision("s2vt"),
+        "shuffled": precision("s2vt", "shuffled_"),
+        "reversed": precision("s2vt", "reversed_"),
+        "only\ntheir mean": precision("pooled"),
+    }
     ax.barh(range(len(shares)), [100 * share for share in shares.values()], color=[BLUE, GREY, ORANGE, GREY], alpha=0.7)
     ax.axvline(50, color="k", lw=1, ls=":")
     label(ax, "guessing", (50, 2), GREY, (4, 0))

@@ -26,7 +26,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from common.records import read_json, recorded_args  # noqa: E402
+from common.records import read_json, recorded_args, recorded_metrics  # noqa: E402
 from common.study import last_line  # noqa: E402
 from common.terminal import UserError, cli  # noqa: E402
 
@@ -201,7 +201,7 @@ def judge_script(group: list[dict], every: list[dict], tree: Path, out: Path, da
 
 def scores(row: dict) -> dict:
     """The final metrics that are numbers, without seconds and rates."""
-    final = row.get("final") or {}
+    final = recorded_metrics(row.get("final") or {})
     return {k: v for k, v in final.items() if isinstance(v, int | float) and not SPEED.search(k)}
 
 
