@@ -175,14 +175,16 @@ def copies(folder: Path, ids: list[str]) -> list[list[str]]:
 
 
 def note_copies(parts: list[Clips | None], notes: Notes):
-    """Note the validation and test clips whose features are those of a training clip."""
-    train, *others = parts
+    """Note the validation and test clips whose features are those of another clip, which is in training."""
+    train, val, test = parts
     known = {array.tobytes() for array in train.features.numpy()}
-    for part, what in zip(others, ("validation", "test")):
-        if part is not None:
-            for name, array in zip(part.ids, part.features.numpy()):
-                if array.tobytes() in known:
-                    notes.add(f"{what} clips with the features of a training clip", name)
+    names = set(train.ids)  # some splits validate on training clips
+    for part, what in ((val, "validation"), (test, "test")):
+        if part is None:
+            continue
+        for name, array in zip(part.ids, part.features.numpy()):
+            if name not in names and array.tobytes() in known:
+                notes.add(f"{what} clips with the features of a training clip", name)
 
 
 # -------------------------------------------------------------------------------------------------------------- load
