@@ -116,8 +116,10 @@ class Trial:
         code = self.process.poll()
         if code is None:
             return "hang"
+        if code == 0:
+            return None
         failed = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", self.log.read_text(errors="replace"), re.MULTILINE)
-        return (failed[1] if failed else f"exit status {code}") if code else None
+        return failed[1] if failed else f"exit status {code}"
 
     def stop(self):
         """End the tests, and the processes that they started."""
