@@ -133,6 +133,7 @@ def test_without_shuffling_batches_are_the_stored_order(builtin):
     assert x.mean((0, 2, 3)).abs().max() < 1e-4 and (x.std((0, 2, 3)) - 1).abs().max() < 1e-3
 
 
+@pytest.mark.slow
 def test_works_under_a_dataloader(tmp_path):
     """In a process of its own, with workers started by spawn: they import the folder's modules anew."""
     script = tmp_path / "script.py"
@@ -220,7 +221,7 @@ def csv_rows(folder):
 
 @pytest.mark.draws
 def test_it_learns_and_leaves_what_it_should(tmp_path):
-    record = fit(tmp_path, "a", "--epochs", "4", "--lr", "0.01", "--bs", "16")
+    record = fit(tmp_path, "a", "--epochs", "3", "--lr", "0.01", "--bs", "16")
     assert record["final"]["test_accuracy"] > 0.5, "100 classes: chance is 0.01"
     assert {"best.pt", "last.pt", "predictions.png"} <= {f.name for f in (tmp_path / "a").iterdir()}
     assert Image.open(tmp_path / "a" / "predictions.png").size[0] > 800
@@ -230,7 +231,7 @@ def test_it_learns_and_leaves_what_it_should(tmp_path):
 
 
 def test_simplenn_with_its_options_learns(tmp_path):
-    record = fit(tmp_path, "a", "--model", "simplenn", "--recipe", "best", "--epochs", "4", "--bs", "32")
+    record = fit(tmp_path, "a", "--model", "simplenn", "--recipe", "best", "--epochs", "3", "--bs", "32")
     assert record["final"]["test_accuracy"] > 0.5 and record["args"]["bn"] and record["args"]["activation"] == "swish"
 
 

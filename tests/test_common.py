@@ -21,6 +21,7 @@ import types
 import warnings
 
 from common import fetch, image_files, images, records, shapes, study, terminal
+from common.cores import usable_cores
 
 import numpy as np
 import pooch
@@ -334,11 +335,12 @@ def test_a_study_reads_how_its_runs_ended_from_their_records(trainer, tmp_path):
     assert "val_loss 0.5000" in lines[1]
 
 
+@pytest.mark.slow
 def test_a_study_starts_its_runs_as_commands(trainer, tmp_path, monkeypatch):
     monkeypatch.setattr(study, "start", study.start.__wrapped__)  # tests fork them otherwise
     assert study.run_jobs(trainer, [job(tmp_path, "done")], argparse.Namespace(jobs=2, list=False))
     record = json.loads((tmp_path / "done" / "run.json").read_text())
-    assert record["state"] == "done" and record["device"]["threads"] == max(1, os.cpu_count() // 2)
+    assert record["state"] == "done" and record["device"]["threads"] == max(1, usable_cores() // 2)
 
 
 def test_the_row_of_a_run_has_its_arguments_and_curves(trainer, tmp_path):
@@ -822,6 +824,7 @@ def test_a_folder_without_classes_is_taken_where_that_is_wanted(tmp_path):
     assert image_files.find(make_images(tmp_path, {"": 4}), classless=True).classes == ["cats", "dogs"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="file names of any bytes are Linux's")
 def test_a_class_whose_name_is_not_utf8(tmp_path):
     make_images(tmp_path / "images", {"": 4}, classes=["cats", os.fsdecode(b"caf\xff")])
@@ -873,6 +876,7 @@ def test_idx_files_that_cannot_be_used(damage, tmp_path):
     assert code == 1 and one_line(message) and str(folder) in message
 
 
+@pytest.mark.slow
 def test_mnist_is_found_unpacked_and_in_other_folders(data_dir, tmp_path, monkeypatch):
     packed = data_dir("MNIST/raw") / "MNIST" / "raw"
     whole = images.load("mnist", data_dir("MNIST/raw"))

@@ -60,6 +60,7 @@ def test_gpt2s_token_ids(data_dir):
     assert ours.decode([15496, 995]) == "Hello world" and ours.decode([50256]) == "<|endoftext|>"
 
 
+@pytest.mark.slow
 def test_gpt2s_tokenizer_equals_that_of_transformers(data_dir):
     """On prose, on code, and on every character of the first plane between letters, between spaces and doubled."""
     transformers = pytest.importorskip("transformers")

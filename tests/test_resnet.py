@@ -361,6 +361,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_workers_change_nothing(tree, tmp_path):
     """In a process of its own: workers started by spawn must find the modules."""
     script = tmp_path / "workers.py"
@@ -557,6 +558,7 @@ def hostile(tmp_path):
     return root
 
 
+@pytest.mark.slow
 @pytest.mark.draws
 def test_a_hostile_folder_trains_and_is_predicted(hostile, tmp_path, capfd):
     words = ["--data", str(hostile), "--model", "resnet18", "--epochs", "1", "--bs", "8", "--precision", "fp32"]

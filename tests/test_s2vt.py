@@ -987,6 +987,7 @@ def test_an_extractor_of_other_columns_is_refused():
     assert load("s2vt", "caption").extractor_for(trained, "vgg16") == "vgg16"
 
 
+@pytest.mark.slow
 def test_from_video_files_to_sentences(clips, tmp_path, capsys):
     """Render, extract, train, describe: what the README's section on one's own videos says, with a broken file."""
     source = tmp_path / "videos"

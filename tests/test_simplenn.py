@@ -688,6 +688,7 @@ def test_mutated_images_and_weights_end_in_a_line(trained, tmp_path):
 # ---------------------------------------------------------------------------------------------------------- JAX, optax
 
 
+@pytest.mark.slow
 def test_optax_agrees_with_pytorch_in_float64():
     """A hundred steps from the same initialization on the same batches: to 1e-9."""
     pytest.importorskip("optax", reason="JAX and optax are not installed: pip install jax optax")

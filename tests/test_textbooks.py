@@ -896,6 +896,7 @@ def test_the_committed_model_solves_compositions_that_it_was_not_trained_on(tmp_
         assert answer in (tmp_path / "generated_nanogpt.txt").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.draws
 def test_the_pipeline_from_data_to_report(tmp_path, box, monkeypatch, capsys):
     """All five commands with --quick, without the real data: two seeds of two arms, and the report compares them."""
@@ -1147,6 +1148,7 @@ def test_the_preregistered_table_is_what_the_function_says():
         assert [float(value) for value in line.split("|")[2:6]] == [pytest.approx(value, abs=0.06) for value in wanted]
 
 
+@pytest.mark.slow
 def test_the_walkthrough_runs(monkeypatch, box):
     """Its code cells in order, in a new namespace. The first one is that of every notebook."""
     notebook = json.loads((ROOT / "nanogpt" / "textbooks" / "walkthrough.ipynb").read_text(encoding="utf-8"))

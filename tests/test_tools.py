@@ -170,11 +170,13 @@ def test_the_commands_and_links_of_an_export_work_there(folder, exported, capsys
         assert caught.value.code == 0 and "usage:" in text and f"{folder}/{script}" not in text
 
 
-# the first folder in a Python of its own, which knows nothing of this repository; the others in forks
-@pytest.mark.parametrize("folder", [FOLDERS[0], *(pytest.param(f, marks=pytest.mark.slow) for f in FOLDERS[1:])])
+# one folder in a Python of its own, which knows nothing of this repository; the others in forks
+@pytest.mark.parametrize(
+    "folder", [name if name == "lms" else pytest.param(name, marks=pytest.mark.slow) for name in FOLDERS]
+)
 def test_an_export_trains_where_the_repository_is_not(folder, exported, tmp_path):
     script, words = exported(folder) / "train.py", ["--recipe", "tiny", "--data", "builtin", "--out", "run"]
-    fresh = folder == FOLDERS[0]
+    fresh = folder == "lms"
     processes.assert_done(processes.start(script, *words, cwd=tmp_path, fresh=fresh, env={"PYTHONPATH": ""}))
     record = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
     assert record["state"] == "done" and record["experiment"] == folder and record["dataset"]["builtin"]
@@ -230,7 +232,8 @@ def test_there_is_an_example_of_each_addition():
     assert [name for name, *_ in EXAMPLES] == list(LEAVES)
 
 
-@pytest.mark.parametrize("name, diff, folder, command", EXAMPLES, ids=lambda value: value if "\n" not in value else "")
+@pytest.mark.slow
+@pytest.mark.parametrize("name, diff, folder, command", EXAMPLES, ids=[name for name, *_ in EXAMPLES])
 def test_an_addition_as_contributing_has_it(name, diff, folder, command, tmp_path):
     if shutil.which("git") is None:
         pytest.skip("needs git")
@@ -323,6 +326,7 @@ def test_the_first_cell_installs_what_is_missing_only(clone, installed, monkeypa
     assert installed == ["-q", "no-such-package>=1,<2"]
 
 
+@pytest.mark.slow
 @pytest.mark.draws
 def test_the_colab_notebook_trains_and_shows_the_curves(clone, monkeypatch, capsys):
     setup, choose, *rest = code_cells(ROOT / "colab.ipynb")
