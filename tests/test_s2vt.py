@@ -1354,13 +1354,13 @@ def loss_by_hand(p, batch, args):
     read = F.embedding(words, p["word_embed.weight"], padding_idx=PAD)  # (N, L, E)
     N, T, E = frames.shape
     L, H = words.shape[1], args.hidden
-    zero = torch.zeros(N, H)
+    zero, padding = frames.new_zeros(N, H), frames.new_zeros(N, E)
     states = [zero, zero] if args.cell == "gru" else [(zero, zero), (zero, zero)]
     seen, losses = [], []
     for t in range(T + L):
-        states[0] = cell_by_hand(p, "layer1", frames[:, t] if t < T else torch.zeros(N, E), states[0])
+        states[0] = cell_by_hand(p, "layer1", frames[:, t] if t < T else padding, states[0])
         lower = states[0] if args.cell == "gru" else states[0][0]
-        word = torch.zeros(N, E) if t < T else read[:, t - T]
+        word = padding if t < T else read[:, t - T]
         states[1] = cell_by_hand(p, "layer2", torch.cat([lower, word], 1), states[1])
         upper = states[1] if args.cell == "gru" else states[1][0]
         if t < T:
@@ -1390,31 +1390,97 @@ STEPS = {
 }
 
 
+def adamw(parameters, gradients, moments, step, lr, args):
+    """The numbers that AdamW (Loshchilov and Hutter 2019) makes of `parameters` in its step `step`, from 1 on, with
+    clipped gradients. moments: {name: (m, v)}, which are updated."""
+    norm = torch.cat([g.flatten() for g in gradients.values()]).norm().item()
+    moved = {}
+    for name, p in parameters.items():
+        g = gradients[name] * min(1.0, args.clip_norm / (norm + 1e-6))
+        m, v = moments.get(name, (0.0, 0.0))
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+        moments[name] = m, v
+        direction = m / (1 - 0.9**step) / ((v / (1 - 0.999**step)).sqrt() + 1e-8)
+        moved[name] = p - lr * args.weight_decay * p - lr * direction
+    return moved
+
+
 @pytest.mark.parametrize("name", STEPS)
-def test_a_step_is_the_formula(name):
-    """The loss, and the weights after the first step of AdamW with clipped gradients (Loshchilov and Hutter 2019)."""
-    args = quick_options(**STEPS[name])
+def test_two_steps_are_the_formula(name):
+    """The mean loss of both, and the weights after them, in float64."""
+    args = quick_options(bs=3, **STEPS[name])
     net, loaded = prepared(args)
-    (batch,) = loaded[0].batches(args.bs, (args.seed, 0), each=args.captions_each)
     columns = loaded[0].features.float().flatten(0, 1)
     assert torch.allclose(net.mean, columns.mean(0), atol=1e-4)
     assert torch.allclose(net.std, columns.std(0, correction=0).clamp(min=1e-3), atol=1e-4)
 
-    parameters = dict(net.named_parameters())
-    loss = loss_by_hand(parameters | {"mean": net.mean, "std": net.std}, batch, args)
-    gradients = torch.autograd.grad(loss, list(parameters.values()))
-    norm = torch.cat([g.flatten() for g in gradients]).norm().item()
-    lr = args.lr * (0.02 if args.decay == "cosine" else 1)  # the rate rises from a fiftieth of its peak
-    before = {name: p.detach().clone() for name, p in parameters.items()}
+    net = net.double()
+    buffers = {"mean": net.mean, "std": net.std}
+    parameters = {name: p.detach().clone().requires_grad_() for name, p in net.named_parameters()}
+    moments, losses, words = {}, [], []
+    batches = loaded[0].batches(args.bs, (args.seed, 0), each=args.captions_each)
+    for step, batch in enumerate(batches, 1):
+        factors = {1: 0.02, 2: 0.5} if args.decay == "cosine" else {1: 1, 2: 1}  # at the start, and half-way
+        lr = args.lr * factors[step]
+        loss = loss_by_hand(parameters | buffers, batch, args)
+        gradients = dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values()))))
+        moved = adamw(parameters, gradients, moments, step, lr, args)
+        parameters = {name: p.detach().requires_grad_() for name, p in moved.items()}
+        losses.append(loss.item())
+        words.append(int((batch.targets != PAD).sum()))
+    assert len(losses) == 2
 
     r = fit(args, net, loaded)
-    assert r.rows[0]["train_loss"] == pytest.approx(loss.item(), rel=1e-5)
     assert r.rows[0]["lr"] == pytest.approx(lr)
-    for (name, p), g in zip(parameters.items(), gradients):
-        g = g * min(1.0, args.clip_norm / (norm + 1e-6))
-        moved = before[name] - lr * args.weight_decay * before[name] - lr * g / (g.abs() + 1e-8)
-        large = (g.abs() > 1e-6) | (g == 0)  # each number moves by the rate, along the sign of its gradient
-        assert large.any() and (p.detach() - moved)[large].abs().max() < 0.02 * lr, name
+    assert r.rows[0]["train_loss"] == pytest.approx(np.average(losses, weights=words), rel=1e-6)
+    for name, p in net.named_parameters():
+        assert torch.allclose(p.detach(), parameters[name], rtol=0, atol=1e-4 * args.lr), name
+
+
+def test_the_rate_rises_for_a_twentieth_and_then_falls():
+    factors = {share: train.lr_factor("cosine", share) for share in (0, 0.024, 0.049, 0.25, 0.5, 0.999)}
+    expected = {0: 0.02, 0.024: 0.4993, 0.049: 0.9941, 0.25: 0.8536, 0.5: 0.5, 0.999: 0.0}
+    assert factors == pytest.approx(expected, abs=1e-4)
+    assert {train.lr_factor("none", share) for share in expected} == {1.0}
+
+
+def test_scheduled_sampling_rises_with_the_steps(monkeypatch):
+    args = quick_options(epochs=2, bs=3, scheduled_sampling=0.8)
+    net, loaded = prepared(args)
+    seen = []
+    loss = model.S2VT.loss
+
+    def noted(self, features, words, targets, clip, sampling=0.0):
+        if self.training:
+            seen.append(sampling)
+        return loss(self, features, words, targets, clip, sampling)
+
+    monkeypatch.setattr(train.model.S2VT, "loss", noted)
+    fit(args, net, loaded)
+    assert seen == pytest.approx([0, 0.2, 0.4, 0.6])
+
+
+def test_captions_are_made_in_evaluation_mode_and_without_gradients():
+    """By greedy search and by a beam, by a network that comes in training mode, with dropout."""
+    net = small(dropout=0.5)
+    features = torch.randn(3, 4, 5, dtype=torch.float64)
+    modes = []
+    net.layer2.register_forward_hook(lambda *_: modes.append((net.training, torch.is_grad_enabled())))
+    for width in (1, 3):
+        captions = []
+        for _ in range(2):
+            net.train()
+            captions.append([c.words for c in decode.caption_all(net, features, width, 6)])
+        assert captions[0] == captions[1]
+    net.train()
+    decode.greedy(net, features, 2)
+    decode.beam_search(net, features, 2, 2)
+    assert not any(grad for _, grad in modes) and {training for training, _ in modes[:-6]} == {False}
+
+
+def test_the_builtin_clips_stay_as_they_are():
+    """Records name their digest."""
+    assert data.load("builtin", limit=4)[-1]["digest"] == "cc412bae18e62460d0fbb0322d716c5d"
 
 
 def test_dropout_is_where_the_layers_and_the_output_read():
