@@ -118,6 +118,31 @@ def backward(net, blocks, count, args, r, eos, weight=1.0):
     return total
 
 
+@dataclass
+class Progress:
+    """What a checkpoint holds beside the weights and the optimizer."""
+
+    losses: torch.Tensor  # (steps of an epoch,): each step's sum over the blocks of this process
+    step: int = 0  # that are done
+    best: float = math.inf  # lowest validation loss
+    seconds: float = 0.0  # of training, without validation
+
+
+def begin(r, trainable, optimizer, steps: int) -> Progress:
+    """The progress of the run that is resumed, or of a new one."""
+    progress = Progress(torch.zeros(steps, device=r.device))
+    if state := r.load(model=trainable, optimizer=optimizer):
+        progress.step, progress.best, progress.seconds = state["step"], state["best"], state["seconds"]
+        if r.rank == 0:  # the losses of a checkpoint are those of all processes
+            progress.losses = state["losses"].to(r.device)
+    return progress
+
+
+def save(r, trainable, optimizer, progress: Progress):
+    losses = r.all_reduce(progress.losses.clone()).cpu()
+    r.save(model=trainable, optimizer=optimizer, **vars(progress) | {"losses": losses})
+
+
 def train(args, r, net, tokenizer, parts):
     """Train, and leave in the run folder metrics.csv, last.pt and best.pt (the lowest validation loss). Returns the
     seconds of a step."""
@@ -131,29 +156,20 @@ def train(args, r, net, tokenizer, parts):
     epochs = math.ceil(total / steps)
 
     torch.manual_seed(args.seed + r.rank)  # different dropout in every process
-    new = {"step": 0, "best": math.inf, "seconds": 0.0, "losses": torch.zeros(steps)}
-    state = r.load(model=trainable, optimizer=optimizer) or new
-    done, best = state["step"], state["best"]
-    seconds = state["seconds"]  # of training, without validation
-    losses = state["losses"] if r.rank == 0 else torch.zeros(steps)  # each step's sum over the blocks of this process
-    losses = losses.to(r.device)
+    progress = begin(r, trainable, optimizer, steps)
     ddp_model, _ = r.wrap(net)
 
-    def checkpoint():
-        summed = r.all_reduce(losses.clone()).cpu()
-        r.save(model=trainable, optimizer=optimizer, step=done, best=best, seconds=seconds, losses=summed)
-
-    for epoch in range(done // steps, epochs if done < total else 0):
-        first, last = done - epoch * steps, min(steps, total - epoch * steps)
+    for epoch in range(progress.step // steps, epochs if progress.step < total else 0):
+        net.train()
+        first, last = progress.step - epoch * steps, min(steps, total - epoch * steps)
         order = blocks.order(args.seed, epoch).split(args.bs)[first:last]
         hidden = True if r.rank else None  # None: only on a terminal
         bar = tqdm(order, f"epoch {epoch + 1}/{epochs}", last, initial=first, leave=False, disable=hidden)
         saved = time.monotonic()
-        net.train()
         for step, chosen in enumerate(bar, first):
             began = time.monotonic()
             for group in optimizer.param_groups:
-                group["lr"] = args.lr * lr_factor(args, done, total)
+                group["lr"] = args.lr * lr_factor(args, progress.step, total)
             own = chosen[r.rank :: r.world]  # the blocks of this process
             weight = 1.0
             if not len(own):  # too few for all processes, but each has to take part in the all-reduce
@@ -163,40 +179,40 @@ def train(args, r, net, tokenizer, parts):
             optimizer.step()
             optimizer.zero_grad()
 
-            losses[step] = loss * len(chosen)
-            done += 1
-            if done % 10 == 0 or step + 1 == last:
-                r.check_finite(r.all_reduce(losses[: step + 1].clone()), epoch * steps)
+            progress.losses[step] = loss * len(chosen)
+            progress.step += 1
+            if progress.step % 10 == 0 or step + 1 == last:
+                r.check_finite(r.all_reduce(progress.losses[: step + 1].clone()), epoch * steps)
                 bar.set_postfix(loss=f"{loss.item() * r.world:.3f}")
-            seconds += time.monotonic() - began
+            progress.seconds += time.monotonic() - began
             due = r.all_reduce(torch.tensor(int(time.monotonic() - saved > SAVE_EVERY)))
             stop = r.should_stop()
             if (stop or due) and step + 1 < last:  # after the last step, the row of the epoch comes first
-                checkpoint()
+                save(r, trainable, optimizer, progress)
                 saved = time.monotonic()
                 if stop:
                     r.stop()
 
-        train_loss = r.all_reduce(losses.sum()).item() / min(len(blocks), last * args.bs)
+        train_loss = r.all_reduce(progress.losses.sum()).item() / min(len(blocks), last * args.bs)
         val_loss = scoring.block_loss(net, parts["validation"], args, r, eos)
-        r.check_finite(torch.tensor([val_loss]), done)
+        r.check_finite(torch.tensor([val_loss]), progress.step)
         lr = optimizer.param_groups[0]["lr"]
         row = {"epoch": epoch + 1, "train_loss": train_loss, "val_loss": val_loss, "lr": lr}
-        r.log(row | {"seconds": round(seconds, 2)})
-        train_perplexity, val_perplexity = scoring.perplexity(train_loss), scoring.perplexity(val_loss)
+        r.log(row | {"seconds": round(progress.seconds, 2)})
+        tokens_per_second = progress.step * args.bs * args.block_size / progress.seconds
         r.print(
             f"epoch {epoch + 1:>2}/{epochs}   loss {train_loss:.4f} train {val_loss:.4f} val   perplexity "
-            f"{train_perplexity:,.2f} train {val_perplexity:,.2f} val   "
-            f"{done * args.bs * args.block_size / seconds:,.0f} tokens/s"
+            f"{scoring.perplexity(train_loss):,.2f} train {scoring.perplexity(val_loss):,.2f} val   "
+            f"{tokens_per_second:,.0f} tokens/s"
         )
         if args.tensorboard:
             r.text("sample", generate.sample(net, tokenizer, parts["validation"].ids[:8]), epoch + 1)
-        if val_loss < best:
-            best = val_loss
+        if val_loss < progress.best:
+            progress.best = val_loss
             r.save_best(model=trainable, epoch=epoch + 1, val_loss=val_loss)
-        losses.zero_()
-        checkpoint()
-    return seconds / max(1, done)
+        progress.losses.zero_()
+        save(r, trainable, optimizer, progress)
+    return progress.seconds / max(1, progress.step)
 
 
 # ---------------------------------------------------------------------------------------------------------------- main

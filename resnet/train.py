@@ -109,42 +109,57 @@ AUTO_THREADS = 1  # tools/seconds.py: a second one gains less than a fifth
 SAVE_EVERY = 1000  # steps between checkpoints within an epoch
 
 
+@dataclass
+class Progress:
+    """What a checkpoint holds beside the network, its average, and the optimizers."""
+
+    totals: torch.Tensor  # (steps of an epoch, 2): summed loss and correct predictions of each step, in this process
+    epoch: int = 0  # that is under way
+    step: int = 0  # in this epoch
+    best: float = -1.0  # highest validation accuracy
+
+
+def begin(r, parts: dict, steps: int) -> Progress:
+    """The progress of the run that is resumed, or of a new one. parts: what is loaded, by name."""
+    progress = Progress(torch.zeros(steps, 2, device=r.device))
+    if state := r.load(**parts):
+        progress.epoch, progress.step, progress.best = state["epoch"], state["step"], state["best"]
+        if r.rank == 0:  # the totals of a checkpoint are those of all processes
+            progress.totals = state["totals"].to(r.device)
+    return progress
+
+
+def save(r, parts: dict, progress: Progress):
+    totals = r.all_reduce(progress.totals.clone())
+    r.save(**parts, **vars(progress) | {"totals": totals})
+
+
 def train(args, r, net, train_set, val_set):
     """Train. Writes metrics.csv, last.pt and best.pt, the epoch of the highest validation accuracy."""
     optimizers = optim.build_optimizers(net, args)
-    n = data.examples_per_step(len(train_set), args.bs, r.world)
+    bs = data.examples_per_step(len(train_set), args.bs, r.world)
     steps = data.steps_per_epoch(len(train_set), args.bs)
     average = optim.build_average(net, args.ema, args.epochs * steps) if args.ema else None
     eval_model = average.module if average else net  # the network that is validated, and saved as best.pt
     parts = {"model": net, "optimizers": optimizers}
     if average:
         parts["average"] = average
-    first_epoch = step = 0
-    best = -1.0
-    totals = torch.zeros(steps, 2)
-    if state := r.load(**parts):
-        first_epoch, step, best = (state[k] for k in ("epoch", "step", "best"))
-        totals = totals if r.rank else state["totals"]  # which are summed over ranks
+    progress = begin(r, parts, steps)
     r.note(muon_precision=optimizers[-1].param_groups[0].get("precision"))  # of its products; a resumed run keeps it
-    totals = totals.to(r.device)  # summed loss and correct predictions of each step, in this process
+    ddp_model = distribute(args, r, net)
     micro_batch = ddp.micro_batch_size(args.bs, args.micro_batch)
-    ddp_model, _ = r.wrap(net)
-    if args.compile == r.device.type:
-        ddp_model = torch.compile(ddp_model, mode="reduce-overhead")
 
-    def checkpoint(epoch, step):
-        r.save(**parts, epoch=epoch, step=step, best=best, totals=r.all_reduce(totals.clone()))
-
-    for epoch in range(first_epoch, args.epochs):
+    for epoch in range(progress.epoch, args.epochs):
         net.train()
-        began, first_step = time.monotonic(), step
-        size = size_at(args, epoch)
-        batches = train_set.batches(args.bs, (args.seed, epoch), args.augment, step, size, shard=(r.rank, r.world))
+        began, first_step = time.monotonic(), progress.step
+        batches = train_set.batches(
+            args.bs, (args.seed, epoch), args.augment, first_step, size_at(args, epoch), shard=(r.rank, r.world)
+        )
         title = f"epoch {epoch + 1}/{args.epochs}"
-        bar = tqdm(batches, title, steps, initial=step, leave=False, disable=True if r.rank else None)
+        bar = tqdm(batches, title, steps, initial=first_step, leave=False, disable=True if r.rank else None)
         for images, labels in bar:
-            progress = (epoch + step / steps) / args.epochs
-            optim.set_lr(optimizers, lr_factor(args.decay, progress, args.warmup, args.epochs * steps))
+            done = (epoch + progress.step / steps) / args.epochs  # the fraction of the training
+            optim.set_lr(optimizers, lr_factor(args.decay, done, args.warmup, args.epochs * steps))
             for optimizer in optimizers:
                 optimizer.zero_grad()
             for x, y in ddp.micro_batches(ddp_model, micro_batch, images, labels):
@@ -152,56 +167,51 @@ def train(args, r, net, train_set, val_set):
                     logits = ddp_model(x)  # (B, C, H, W) -> (B, classes)
                     loss = F.cross_entropy(logits, y, label_smoothing=args.label_smoothing)
                 (loss * (len(y) / len(labels))).backward()
-                totals[step] += torch.stack([loss.detach() * len(y), (logits.argmax(1) == y).sum()])
+                correct = (logits.argmax(1) == y).sum()
+                progress.totals[progress.step] += torch.stack([loss.detach() * len(y), correct])
             for optimizer in optimizers:
                 optimizer.step()
             if average:
                 average.update_parameters(net)
 
-            step += 1
-            if step % 50 == 0:  # reading the loss at each step would stall a GPU
-                loss, accuracy = means(totals[:step], n, epoch * steps, r)
-                bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{accuracy:.1%}")
+            progress.step += 1
+            if progress.step % 50 == 0:  # reading the loss at each step would stall a GPU
+                mean_loss, mean_accuracy = means(progress.totals[: progress.step], bs, epoch * steps, r)
+                bar.set_postfix(loss=f"{mean_loss:.3f}", accuracy=f"{mean_accuracy:.1%}")
             stopping = r.should_stop()
-            if stopping or step % SAVE_EVERY == 0:
-                checkpoint(epoch, step)
+            if stopping or progress.step % SAVE_EVERY == 0:
+                save(r, parts, progress)
             if stopping:
                 r.stop()
 
-        train_loss, train_accuracy = means(totals, n, epoch * steps, r)
+        train_loss, train_accuracy = means(progress.totals, bs, epoch * steps, r)
         seconds = time.monotonic() - began
         r.broadcast_buffers(eval_model)
         val_loss, val_accuracy = evaluate(eval_model, val_set, r)
         r.check_finite(torch.tensor([val_loss]), (epoch + 1) * steps)
-        r.log(
-            {
-                "epoch": epoch + 1,
-                "train_loss": train_loss,
-                "val_loss": val_loss,
-                "train_accuracy": train_accuracy,
-                "val_accuracy": val_accuracy,
-                "lr": optimizers[0].param_groups[0]["lr"],
-                "seconds": round(seconds, 2),
-            }
-        )
+        row = {"epoch": epoch + 1, "train_loss": train_loss, "val_loss": val_loss}
+        row |= {"train_accuracy": train_accuracy, "val_accuracy": val_accuracy}
+        r.log(row | {"lr": optimizers[0].param_groups[0]["lr"], "seconds": round(seconds, 2)})
         r.print(
             f"epoch {epoch + 1:>3}/{args.epochs}   loss {train_loss:.3f} train {val_loss:.3f} val   accuracy "
-            f"{train_accuracy:.1%} train {val_accuracy:.2%} val   "
-            f"{(steps - first_step) * n / seconds:,.0f} images/s"
+            f"{train_accuracy:.1%} train {val_accuracy:.2%} val   {(steps - first_step) * bs / seconds:,.0f} images/s"
         )
-        if val_accuracy > best:
-            best = val_accuracy
-            r.save_best(
-                model=eval_model,
-                epoch=epoch + 1,
-                classes=list(train_set.classes),
-                mean=train_set.mean,
-                std=train_set.std,
-            )
-        step = 0
-        totals.zero_()
-        checkpoint(epoch + 1, step)
+        if val_accuracy > progress.best:
+            progress.best = val_accuracy
+            facts = {"classes": list(train_set.classes), "mean": train_set.mean, "std": train_set.std}
+            r.save_best(model=eval_model, epoch=epoch + 1, **facts)
+        progress.totals.zero_()
+        progress.epoch, progress.step = epoch + 1, 0
+        save(r, parts, progress)
     return eval_model
+
+
+def distribute(args, r, net):
+    """The network that computes gradients: averaged over all processes under torchrun, and compiled if asked for."""
+    ddp_model, _ = r.wrap(net)
+    if args.compile == r.device.type:
+        return torch.compile(ddp_model, mode="reduce-overhead")
+    return ddp_model
 
 
 def build_model(args, train_set):
