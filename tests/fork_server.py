@@ -9,7 +9,6 @@ sys.path, and none of its modules are imported yet. tests/processes.py is the ot
 """
 
 import atexit
-import base64
 import contextlib
 import functools
 import gc
@@ -27,16 +26,9 @@ import time
 import types
 from pathlib import Path
 
+import blank_figures
+
 STREAMS = {"stdin": 0, "stdout": 1, "stderr": 2}
-BLANK = base64.b64decode(  # a PNG of one pixel
-    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
-)
-
-
-def save_blank(figure, file, **options):
-    """In place of matplotlib's Figure.savefig, which takes most of the time of a small run."""
-    with contextlib.nullcontext(file) if hasattr(file, "write") else open(file, "wb") as stream:
-        stream.write(BLANK)
 
 
 def keep_drawn_images(shapes, folder):
@@ -210,12 +202,11 @@ def send(connection, message):
 def main():
     if sys.argv[1] == "--once":
         return run_script(json.loads(Path(sys.argv[2]).read_bytes()))
-    import matplotlib.figure
     import matplotlib.font_manager  # noqa: F401
     import torch.distributed.nn.functional  # noqa: F401
     import torch.utils.data  # noqa: F401
 
-    matplotlib.figure.Figure.savefig = save_blank
+    blank_figures.install(lambda: False)
     command = Server(sys.argv[1]).serve()
     if command:
         run_script(command)

@@ -12,8 +12,9 @@ import tempfile
 import zlib
 from pathlib import Path
 
+import blank_figures
 import processes
-from fork_server import keep_drawn_images, save_blank
+from fork_server import keep_drawn_images
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = sorted(file.parent.name for file in ROOT.glob("*/train.py"))
@@ -90,11 +91,10 @@ def prepare():
 
     with filelock.FileLock(Path(os.environ["MPLCONFIGDIR"]) / "lock"):  # fonts are listed once, not by each process
         import matplotlib.font_manager  # noqa: F401
-    import matplotlib.figure
 
     study.start = functools.wraps(study.start)(start_job)
     keep_drawn_images(shapes, processes.place())
-    matplotlib.figure.Figure.savefig = Drawing(matplotlib.figure.Figure.savefig)
+    blank_figures.install(lambda: Drawing.real)
 
 
 def start_job(script, job, threads):
@@ -106,17 +106,9 @@ def start_job(script, job, threads):
 
 
 class Drawing:
-    """Figure.savefig, which draws only while `real` is set: drawing takes most of the time of a small run."""
+    """Whether figures are drawn, or blank."""
 
     real = False
-
-    def __init__(self, savefig):
-        self.savefig = savefig
-
-    def __get__(self, figure, kind=None):
-        if figure is None:  # pyplot, when it is imported, copies the documentation
-            return self.savefig
-        return functools.partial(self.savefig if Drawing.real else save_blank, figure)
 
 
 @contextlib.contextmanager
