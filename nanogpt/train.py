@@ -111,7 +111,7 @@ class Options(run.TrainOptions):
 
 
 CPU = Options()  # nanoGPT's laptop run
-TINY = replace(CPU, iters=60, lr=1e-2, warmup=5, block_size=16, n_layer=1, n_head=2, n_embd=32)  # for tests
+TINY = replace(CPU, iters=60, evals=3, lr=1e-2, warmup=5, block_size=16, n_layer=1, n_head=2, n_embd=32)  # for tests
 GPU = replace(
     CPU, iters=5000, bs=64, evals=20, compile=True, block_size=256, n_layer=6, n_head=6, n_embd=384, dropout=0.2
 )
