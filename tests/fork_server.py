@@ -22,6 +22,7 @@ import selectors
 import signal
 import socket
 import sys
+import threading
 import time
 import types
 from pathlib import Path
@@ -72,6 +73,26 @@ def run_script(command):
     for event in command["events"]:
         act_at(**event)
     exec(compile(script.read_bytes(), script, "exec"), vars(main))
+
+
+def run_and_leave(command):
+    """Run the script, and end this process as Python would, but without taking down its modules, which takes longer
+    than most of the scripts. An exception is left to Python."""
+    status = None
+    try:
+        run_script(command)
+    except SystemExit as end:
+        status = end.code
+    if isinstance(status, str):
+        print(status, file=sys.stderr)
+    threading._shutdown()  # wait for threads
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (AttributeError, OSError, ValueError):  # closed, or full: Python has an exit status for that
+            sys.exit(status)
+    os._exit(status if isinstance(status, int) else int(status is not None))
 
 
 def act_at(function: str, call: int, before: bool, number: int | None, pause: str | None):
@@ -209,7 +230,7 @@ def main():
     blank_figures.install(lambda: False)
     command = Server(sys.argv[1]).serve()
     if command:
-        run_script(command)
+        run_and_leave(command)
 
 
 if __name__ == "__main__":
