@@ -176,8 +176,8 @@ class Notes:
         }
         for what, names in said.items():
             if names:
-                some = ", ".join(sorted(set(names))[:5]) + (", ..." if len(set(names)) > 5 else "")
-                say(self.folder, f"{len(names):,} {what} ({some})")
+                first = ", ".join(sorted(set(names))[:5]) + (", ..." if len(set(names)) > 5 else "")
+                say(self.folder, f"{len(names):,} {what} ({first})")
 
 
 def is_image_name(name: str) -> bool:

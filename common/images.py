@@ -165,9 +165,9 @@ def prepare(name: str, folder: Path, patient: bool = True) -> Path:
     batches = folder / spec["folder"]
     archive = folder / spec["archive"]
     packed = folder / f"{name}.npz"
-    for there in (batches, packed):
-        if there.exists():
-            return there
+    for place in (batches, packed):
+        if place.exists():
+            return place
     if archive.exists():
         fetch.download([], archive, spec["md5"])
         return fetch.extract(archive, batches)
@@ -182,8 +182,8 @@ def prepare(name: str, folder: Path, patient: bool = True) -> Path:
                 return path
         except fetch.Unreachable as error:
             reasons += error.reasons
-    wanted = f"{run.display_path(folder)} has no {spec['folder']}/, {spec['archive']} or {packed.name}"
-    raise fetch.Unreachable(name, [wanted, *reasons])
+    absent = f"{run.display_path(folder)} has no {spec['folder']}/, {spec['archive']} or {packed.name}"
+    raise fetch.Unreachable(name, [absent, *reasons])
 
 
 def prepare_mnist(folder):

@@ -21,7 +21,7 @@ def pick_device(name: str) -> torch.device:
     """The device that --device names. Raises UserError if it is not available."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        name = next(kind for kind, there in available.items() if there)
+        name = next(kind for kind, works in available.items() if works)
     if not available[name]:
         raise UserError(f"--device {name}: is not available here; use --device cpu")
     if name == "cpu":

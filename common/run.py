@@ -90,10 +90,11 @@ def is_finished(folder: Path, args) -> bool:
     file = Path(folder) / "run.json"
     if not file.exists():
         return False
-    record, wanted = read_record(file), record_args(args)
+    record = read_record(file)
+    arguments = record_args(args)
     recorded = defaults_of(args) | record["args"]
-    for name in sorted(wanted.keys() | record["args"].keys()):
-        if recorded.get(name) != wanted.get(name) and (name, wanted.get(name)) not in AUTO:
+    for name in sorted(arguments.keys() | record["args"].keys()):
+        if recorded.get(name) != arguments.get(name) and (name, arguments.get(name)) not in AUTO:
             raise UserError(f"{folder}: holds a run with another --{name.replace('_', '-')}; name another --out")
     return record["state"] in ("done", "diverged")
 
@@ -152,16 +153,16 @@ class Run:
 
     def _open_folder(self, name):
         """Create or find the run folder and lock it. Returns (folder, lock)."""
-        wanted = Path(self.args.resume or self.args.out or ROOT / "out" / self.script.parent.name)
-        make_folder(wanted)
+        place = Path(self.args.resume or self.args.out or ROOT / "out" / self.script.parent.name)
+        make_folder(place)
         if self.args.resume or self.args.out:
-            lock = lock_folder(wanted)
-            if not self.args.resume and (wanted / "run.json").exists():
+            lock = lock_folder(place)
+            if not self.args.resume and (place / "run.json").exists():
                 lock.release()
-                raise UserError(f"{wanted}: holds a run already; continue it with --resume, or name another folder")
-            return wanted, lock
+                raise UserError(f"{place}: holds a run already; continue it with --resume, or name another folder")
+            return place, lock
         for n in range(1, sys.maxsize):
-            folder = wanted / f"{name}-s{self.args.seed}-{n}"
+            folder = place / f"{name}-s{self.args.seed}-{n}"
             try:
                 folder.mkdir()
                 return folder, lock_folder(folder)

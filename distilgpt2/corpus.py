@@ -182,12 +182,13 @@ def take_fraction(documents: list[Document], fraction: float) -> list[Document]:
     order. The same documents for every copy of a corpus."""
     if fraction >= 1:
         return documents
-    wanted, chosen = fraction * sum(len(d.text) for d in documents), set()
+    missing = fraction * sum(len(document.text) for document in documents)  # characters
+    chosen = set()
     for i in sorted(range(len(documents)), key=lambda i: documents[i].key()):
-        if wanted <= 0:
+        if missing <= 0:
             break
         chosen.add(i)
-        wanted -= len(documents[i].text)
+        missing -= len(documents[i].text)
     return [d for i, d in enumerate(documents) if i in chosen]
 
 

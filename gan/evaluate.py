@@ -90,11 +90,11 @@ def evaluate(args, device):
     )
     tester = fid.Judge(seen_by, test_set, "test", cache, facts["digest"])
     labels, probe = None, None
-    images, wanted = fid.generate(trained.gan, args.samples, args.seed + 2, device, args.weights)
+    images, asked_for = fid.generate(trained.gan, args.samples, args.seed + 2, device, args.weights)
     if trained.args.model == "acgan":
         judge = fid.Judge(seen_by, held_out, "held out", cache, facts["digest"])
         probe = fid.linear_probe((judge.real, held_out.labels.cpu()), (tester.real, test_set.labels.cpu()))
-        labels = wanted
+        labels = asked_for
     values = tester.measure(images, labels, facts["classes"], probe)
     protocol = tester.protocol(args.samples)
     which = f"{args.checkpoint} weights (epoch {trained.epoch}), {args.weights}"

@@ -273,7 +273,7 @@ def gradient_cases(rng, layers):
         tensors = torch.from_numpy(x), torch.from_numpy(y)
 
         def by_hand(p):
-            return gradients(*(one.numpy() for one in p), x, y)
+            return gradients(*(tensor.numpy() for tensor in p), x, y)
 
         return step, random(*shapes), by_hand, lambda p: loss(*p, *tensors)
 

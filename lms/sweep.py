@@ -91,10 +91,10 @@ def rates(args, out):
 def by_rate(rows):
     """Yield (r, its rows, the misadjustments of its runs that did not diverge, the samples where the others did)."""
     for lr in dict.fromkeys(row["lr"] for row in rows):
-        same = [row for row in rows if row["lr"] == lr]
-        measured = [row["final"].get("misadjustment") for row in same]
-        diverged = [row["diverged_at_step"] for row in same if row["state"] == "diverged"]
-        yield lr, same, [value for value in measured if value is not None], diverged
+        runs = [row for row in rows if row["lr"] == lr]
+        measured = [row["final"].get("misadjustment") for row in runs]
+        diverged = [row["diverged_at_step"] for row in runs if row["state"] == "diverged"]
+        yield lr, runs, [value for value in measured if value is not None], diverged
 
 
 def print_rates(problem, bounds, wiener, rows):
@@ -104,13 +104,13 @@ def print_rates(problem, bounds, wiener, rows):
         f"{format_optional(bounds.mean_square, '.4g', 'unknown')}\n"
         "       r   misadjustment: textbook    exact    measured"
     )
-    for lr, same, measured, diverged in by_rate(rows):
+    for lr, runs, measured, diverged in by_rate(rows):
         text = f"{np.mean(measured):.3g}" if measured else ""
         if len(measured) > 1:
             text += f" +- {statistics.stdev(measured):.1g}"  # in NumPy the squares could overflow
         if diverged:
-            text += f" {len(diverged)} of {len(same)} diverged, at step {int(np.median(diverged))} (median)"
-        predicted = same[0]["predicted"]
+            text += f" {len(diverged)} of {len(runs)} diverged, at step {int(np.median(diverged))} (median)"
+        predicted = runs[0]["predicted"]
         print(f"{lr:8g} {predicted['textbook']:>25} {predicted['exact']:>8}    {text}")
 
 
@@ -185,8 +185,10 @@ def filters(args, out):
     figure = matplotlib.figure.Figure(figsize=(8.5, 4.2), layout="constrained")
     axes = figure.subplots()
     for name, values in misalignment.items():
-        same = [row["misalignment_db"] for row in rows if row["setting"] == name]
-        print(f"  {name:22}" + "".join(f" {np.mean([row[k] for row in same]):6.1f} dB" for k in ("before", "after")))
+        decibels = [row["misalignment_db"] for row in rows if row["setting"] == name]
+        before = np.mean([value["before"] for value in decibels])
+        after = np.mean([value["after"] for value in decibels])
+        print(f"  {name:22} {before:6.1f} dB {after:6.1f} dB")
         axes.plot(10 * np.log10(np.mean(values, 0)), lw=1, label=name)
     axes.axvline(half, color="k", ls=":", lw=1, label="the system changes")
     axes.set(xlabel="samples", ylabel="misalignment (dB)")

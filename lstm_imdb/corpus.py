@@ -181,16 +181,16 @@ def prepare(folder: Path, patient: bool = True) -> Path:
     """The place of IMDB in the folder of datasets, fetched if it is not there: the hub's Parquet files first; the
     original host, which is slow, only if `patient`. Raises fetch.Unreachable, UserError."""
     extracted, parquet = folder / "aclImdb", folder / "imdb" / "train.parquet"
-    for there in (extracted, folder / "imdb" / "aclImdb"):
-        if there.is_dir():
-            return there
+    for place in (extracted, folder / "imdb" / "aclImdb"):
+        if place.is_dir():
+            return place
     for archive in (folder / ARCHIVE, folder / "imdb" / ARCHIVE):
         if archive.exists():
             fetch.download([], archive, MD5)
             return fetch.extract(archive, archive.with_name("aclImdb"))
-    for there in (folder / "imdb" / "IMDB Dataset.csv", folder / "IMDB Dataset.csv"):
-        if there.exists():
-            return there
+    for place in (folder / "imdb" / "IMDB Dataset.csv", folder / "IMDB Dataset.csv"):
+        if place.exists():
+            return place
     if parquet.exists() and parquet.with_name("test.parquet").exists():
         return parquet
     reasons = [f"{run.display_path(folder)} has no aclImdb/, {ARCHIVE} or imdb/IMDB Dataset.csv"]

@@ -168,8 +168,8 @@ def blocks(
     """
     if tokens.dim() == 3:
         prepared.check_rows(tokens, block_size)
-        for some in prepared.spaced(tokens, limit).split(batch_size):
-            yield tuple(part.to(device) for part in prepared.trimmed(some))
+        for rows in prepared.spaced(tokens, limit).split(batch_size):
+            yield tuple(part.to(device) for part in prepared.trimmed(rows))
         return
     if limit is not None and limit < block_size:
         tokens = tokens[: limit + 1]
@@ -177,8 +177,8 @@ def blocks(
     whole = limit is None or limit >= len(tokens) - 1
     n_chosen = n_blocks if whole else limit // block_size
     chosen = torch.arange(n_chosen) * n_blocks // max(1, n_chosen)
-    for some in chosen.split(batch_size) if n_chosen else ():
-        window = tokens.unfold(0, block_size + 1, block_size)[some].long().to(device)  # (N,) -> (B, T + 1)
+    for rows in chosen.split(batch_size) if n_chosen else ():
+        window = tokens.unfold(0, block_size + 1, block_size)[rows].long().to(device)  # (N,) -> (B, T + 1)
         yield window[:, :-1], window[:, 1:]
     if whole and len(rest := tokens[n_blocks * block_size :].long().to(device)) > 1:
         yield rest[None, :-1], rest[None, 1:]

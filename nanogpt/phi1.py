@@ -170,12 +170,12 @@ def complete(args, name, problems, model, tokenizer, folder):
         if {line["task_id"] for line in lines} == {problem.task_id for problem in problems}:
             return lines
         raise run.UserError(f"{run.display_path(folder)}: not all shards of {name} are there; sample the others first")
-    wanted = problems[part - 1 :: count]
+    chosen = problems[part - 1 :: count]
     new = 24 if args.quick else NEW_TOKENS[name]
-    lines = list(completions(model, tokenizer, wanted, n, temperature, args.seed, new))
+    lines = list(completions(model, tokenizer, chosen, n, temperature, args.seed, new))
     file = folder / f"completions-{name}{'' if count == 1 else f'-{part}of{count}'}.jsonl"
     run.write(file, "".join(json.dumps(line) + "\n" for line in lines))
-    print(f"{len(lines):,} completions of {len(wanted)} problems; {run.display_path(file)}", flush=True)
+    print(f"{len(lines):,} completions of {len(chosen)} problems; {run.display_path(file)}", flush=True)
     return lines if count == 1 else None
 
 

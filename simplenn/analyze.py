@@ -169,18 +169,18 @@ def draw_histograms(values, title):
     axes = figure.subplots(2, len(names), squeeze=False)
     for column, name in enumerate(names):
         for row, kind in enumerate(("weight", "gradient")):
-            one, numbers = axes[row, column], values[name][row]
+            panel, numbers = axes[row, column], values[name][row]
             finite = np.isfinite(numbers)
             if not finite.all():
-                one.text(0.5, 0.5, f"{(~finite).sum():,} not finite", ha="center", transform=one.transAxes)
+                panel.text(0.5, 0.5, f"{(~finite).sum():,} not finite", ha="center", transform=panel.transAxes)
                 numbers = numbers[finite]
             if not numbers.any():
-                one.text(0.5, 0.7, "all zero", ha="center", transform=one.transAxes)
-            one.hist(numbers, bins=61, log=True)
-            one.tick_params(labelsize=7)
-            one.locator_params(axis="x", nbins=3)
+                panel.text(0.5, 0.7, "all zero", ha="center", transform=panel.transAxes)
+            panel.hist(numbers, bins=61, log=True)
+            panel.tick_params(labelsize=7)
+            panel.locator_params(axis="x", nbins=3)
             spread = f", std {numbers.std():.2g}" if numbers.size else ""
-            one.set_title(f"{run.plain_text(name)}\n{kind}{spread}", fontsize=8)
+            panel.set_title(f"{run.plain_text(name)}\n{kind}{spread}", fontsize=8)
     return figure
 
 

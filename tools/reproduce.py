@@ -313,8 +313,8 @@ def main(argv=None):
                 if "args" not in row or not (args.head or commit_of(row)):
                     print(f"{title(row)}: has no command on record")
                     continue
-                wanted = recorded_args(row["args"]) if args.head else row["args"]
-                words, differ = command(tree_of(row), folder, wanted)
+                arguments = recorded_args(row["args"]) if args.head else row["args"]
+                words, differ = command(tree_of(row), folder, arguments)
                 print(f"{title(row)}: python {folder}/train.py {shlex.join(words)}")
                 for name, (then, now) in differ.items():
                     print(f"  cannot be set: {name} was {then!r} and is {now!r}")

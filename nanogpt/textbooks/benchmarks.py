@@ -216,11 +216,12 @@ def scores(problems: list[Problem], scored: list[dict], ks: Iterable[int]) -> di
         counts[line["task_id"]][1] += line["passed"]
     table, answered = {}, [problem for problem in problems if counts[problem.task_id][0]]
     for level in ["all", *dict.fromkeys(problem.level for problem in answered)]:
-        some = [counts[p.task_id] for p in answered if level in ("all", p.level)]
-        table[level] = {"problems": len(some)}
+        of_level = [counts[p.task_id] for p in answered if level in ("all", p.level)]
+        table[level] = {"problems": len(of_level)}
         for k in ks:
-            if all(n >= k for n, _ in some):
-                table[level][f"pass@{k}"] = float(np.mean([pass_at_k(n, c, k) for n, c in some])) if some else 0.0
+            if all(n >= k for n, _ in of_level):
+                rates = [pass_at_k(n, c, k) for n, c in of_level]
+                table[level][f"pass@{k}"] = float(np.mean(rates)) if rates else 0.0
     return table
 
 

@@ -454,19 +454,19 @@ def generate(n: int, seed: int, held_out: bool = False, exclude: set[str] = froz
     seen = set(exclude)
     drawn = []
     for i, level in enumerate(LEVELS):
-        wanted = n // len(LEVELS) + (i < n % len(LEVELS))
+        missing = n // len(LEVELS) + (i < n % len(LEVELS))
         parts = [p for p in compositions(level) if is_held_out(level, "_".join(q.name for q in p)) == held_out]
-        for attempt in range(50 * wanted):
-            if not wanted:
+        for attempt in range(50 * missing):
+            if not missing:
                 break
             exercise = build(level, parts[attempt % len(parts)], rng)
             varied = len({repr(expected) for _, expected in exercise.calls}) > 1  # else a constant would pass
             if varied and exercise.prompt not in seen:
                 seen.add(exercise.prompt)
                 drawn.append(exercise)
-                wanted -= 1
-        if wanted:
-            raise UserError(f"there are {wanted} exercises too few of the level {level}; ask for fewer")
+                missing -= 1
+        if missing:
+            raise UserError(f"there are {missing} exercises too few of the level {level}; ask for fewer")
     good, reasons = admit(drawn)
     if reasons:
         raise UserError(f"{len(reasons)} solutions of the generator are wrong: {reasons[0]}")
@@ -489,7 +489,7 @@ def parse_calls(source: str, name: str) -> list:
             and not call.keywords
         ):
             try:
-                given = tuple(ast.literal_eval(one) for one in call.args)
+                given = tuple(ast.literal_eval(argument) for argument in call.args)
                 calls.append((given, ast.literal_eval(test.comparators[0])))
             except ValueError:
                 continue

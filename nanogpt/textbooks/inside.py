@@ -35,7 +35,7 @@ def encode(value, depth=0):
         return {"int": hex(value)}
     for kind in (list, tuple, set, frozenset):
         if isinstance(value, kind):
-            return {kind.__name__: [encode(one, depth + 1) for one in kind.__iter__(value)]}
+            return {kind.__name__: [encode(item, depth + 1) for item in kind.__iter__(value)]}
     if isinstance(value, dict):
         return {"dict": [[encode(k, depth + 1), encode(v, depth + 1)] for k, v in dict.items(value)]}
     if isinstance(value, complex):
@@ -57,12 +57,12 @@ def decode(value):
     if kind == "int":
         return int(content, 16)
     if kind == "type":
-        return {one.__name__: one for one in TYPES}[content]
+        return {plain.__name__: plain for plain in TYPES}[content]
     if kind == "complex":
         return complex(*content)
     if kind == "bytes":
         return bytes.fromhex(content)
-    return {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}[kind](decode(one) for one in content)
+    return {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}[kind](decode(item) for item in content)
 
 
 def answer(message, namespace):

@@ -79,8 +79,8 @@ def job(
 
 def jobs(work: Path, finetuned: bool, seeds: dict | None = None, quick: bool = False, more=()) -> list[study.Job]:
     """All runs of pretraining or of fine-tuning. more: further flags of train.py for all of them."""
-    wanted = [s for s in settings(seeds) if finetuned or s[0] != "scratch"]
-    return [job(work, *setting, finetuned, quick, more=more) for setting in wanted]
+    chosen = [s for s in settings(seeds) if finetuned or s[0] != "scratch"]
+    return [job(work, *setting, finetuned, quick, more=more) for setting in chosen]
 
 
 def evaluations(work: Path, benchmark: list[str], seeds: dict | None = None) -> list[Path]:

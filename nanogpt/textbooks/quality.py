@@ -41,7 +41,7 @@ def functions(source: str) -> list[str]:
     while queue:
         node = queue.pop(0)
         if isinstance(node, ast.FunctionDef):
-            first = min([node.lineno, *(one.lineno for one in node.decorator_list)])
+            first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
             found.append(textwrap.dedent("".join(lines[first - 1 : node.end_lineno])).rstrip() + "\n")
         elif isinstance(node, ast.ClassDef):
             queue += node.body

@@ -144,16 +144,17 @@ def rates(work: Path, arm: str, level: str) -> dict[int, np.ndarray]:
 def compare(work: Path, arm: str, against: str, level: str) -> dict | None:
     """The paired comparison of two arms over the seeds that both have, in all and by level; None for fewer than two."""
     found = {}
-    for one in (level, *exercises.LEVELS):
-        a, b = rates(work, arm, one), rates(work, against, one)
+    for difficulty in (level, *exercises.LEVELS):
+        a, b = rates(work, arm, difficulty), rates(work, against, difficulty)
         seeds = sorted(a.keys() & b.keys())
         if len(seeds) < 2:
             return None
         if len({len(a[s]) for s in seeds} | {len(b[s]) for s in seeds}) > 1:
             raise run.UserError(f"{arm} and {against} were evaluated on different problems; evaluate them again")
         if len(a[seeds[0]]):  # a quick look has no problem of some levels
-            ours, theirs = (np.stack([some[s] for s in seeds]) for some in (a, b))
-            found[one] = paired.interval(ours, theirs) | {"seeds": len(seeds)}
+            ours = np.stack([a[seed] for seed in seeds])
+            theirs = np.stack([b[seed] for seed in seeds])
+            found[difficulty] = paired.interval(ours, theirs) | {"seeds": len(seeds)}
     return {"arm": arm, "against": against} | found
 
 
@@ -175,11 +176,11 @@ def comparison_rows(comparisons: dict) -> list[dict]:
 def sentence(name: str, found: dict | None) -> str:
     if found is None:
         return "fewer than two seeds of both arms have been evaluated"
-    one = found["all"]
-    low, high = one["interval"]
+    total = found["all"]
+    low, high = total["interval"]
     arms = f"{LABELS[found['arm']]} minus {LABELS[found['against']]}"
-    points = f"{100 * one['difference']:+.1f} points, 95% interval [{100 * low:+.1f}, {100 * high:+.1f}]"
-    return f"{arms}: {points}, {one['seeds']} seeds; detectable: {100 * one['detectable']:.1f}"
+    points = f"{100 * total['difference']:+.1f} points, 95% interval [{100 * low:+.1f}, {100 * high:+.1f}]"
+    return f"{arms}: {points}, {total['seeds']} seeds; detectable: {100 * total['detectable']:.1f}"
 
 
 def draw(rows: list[dict], path: Path):

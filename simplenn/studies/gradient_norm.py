@@ -78,8 +78,8 @@ def draw(rows, every, title):
     figure, axes = tools.panels(1, 2)
     for row in rows:
         x = np.arange(len(row["loss"])) * every + 1
-        for one, name in zip(axes[0], ("loss", "norm")):
-            one.plot(x, row[name], lw=0.7, alpha=0.8, label=f"seed {row['seed']}")
+        for panel, name in zip(axes[0], ("loss", "norm")):
+            panel.plot(x, row[name], lw=0.7, alpha=0.8, label=f"seed {row['seed']}")
     axes[0, 0].set(xlabel="iteration", ylabel="training loss", yscale="log", title=title)
     axes[0, 1].set(xlabel="iteration", ylabel="norm of the gradient", yscale="log")
     tools.finish_axes(axes)

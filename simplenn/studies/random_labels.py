@@ -65,14 +65,15 @@ def mnist(ctx: tools.Context):
     ]
     rows = ctx.map(train_one, tasks)
     figure, axes = tools.panels(1, 3)
-    for i, same in enumerate(tools.groups(rows, "fraction").values()):
-        for row in same:
-            label = row["setting"] if row is same[0] else None
-            for one, name in zip(axes[0], ("train_loss", "test_loss", "test_accuracy")):
+    for i, runs in enumerate(tools.groups(rows, "fraction").values()):
+        for row in runs:
+            label = row["setting"] if row is runs[0] else None
+            for panel, name in zip(axes[0], ("train_loss", "test_loss", "test_accuracy")):
                 values = row["curves"][name]
-                one.plot(np.arange(1, len(values) + 1), values, color=f"C{i}", lw=1, label=label)
-    for one, name in zip(axes[0], ("training loss, on the labels given", "test loss, on true labels", "test accuracy")):
-        one.set(xscale="log", xlabel="epoch", ylabel=name, yscale="linear" if "accuracy" in name else "log")
+                panel.plot(np.arange(1, len(values) + 1), values, color=f"C{i}", lw=1, label=label)
+    labels = ("training loss, on the labels given", "test loss, on true labels", "test accuracy")
+    for panel, name in zip(axes[0], labels):
+        panel.set(xscale="log", xlabel="epoch", ylabel=name, yscale="linear" if "accuracy" in name else "log")
     tools.finish_axes(axes)
     ctx.save(rows, figure, target=target)
 

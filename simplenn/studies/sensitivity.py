@@ -83,17 +83,17 @@ def batch(ctx: tools.Context):
         "sensitivity_probabilities": "sensitivity of the probabilities",
         "sharpness": "largest eigenvalue of the Hessian",
     }
-    for i, (regime, same) in enumerate(tools.groups(rows, "setting").items()):
-        by_size = tools.groups([row for row in same if row["final"]], "bs")
-        for one, (name, label) in zip(axes.flat, quantities.items()):
+    for i, (regime, rows_of_regime) in enumerate(tools.groups(rows, "setting").items()):
+        by_size = tools.groups([row for row in rows_of_regime if row["final"]], "bs")
+        for panel, (name, label) in zip(axes.flat, quantities.items()):
             values = [[row["final"][name] for row in runs] for runs in by_size.values()]
             means = [sum(v) / len(v) for v in values]
-            one.plot(list(by_size), means, "-" if i % 2 == 0 else "--", color=f"C{i // 2}", label=regime)
+            panel.plot(list(by_size), means, "-" if i % 2 == 0 else "--", color=f"C{i // 2}", label=regime)
             for bs, v in zip(by_size, values):
-                one.plot([bs] * len(v), v, ".", color=f"C{i // 2}", ms=4)
-            one.set(xscale="log", xlabel="batch size", ylabel=label, yscale="linear" if "accuracy" in name else "log")
-    for one in axes.flat:
-        one.grid(alpha=0.3)
+                panel.plot([bs] * len(v), v, ".", color=f"C{i // 2}", ms=4)
+            panel.set(xscale="log", xlabel="batch size", ylabel=label, yscale="linear" if "accuracy" in name else "log")
+    for panel in axes.flat:
+        panel.grid(alpha=0.3)
     axes[0, 0].legend(fontsize=7)
     ctx.save(rows, figure)
 
@@ -145,11 +145,11 @@ def gradient(ctx: tools.Context):
         "norm_at_initial_weights": "batch gradient, at the initial weights",
     }
     by_size = tools.groups(rows, "bs")
-    for one, chosen in ((axes[0, 0], names), (axes[0, 1], {"train_loss": "after five epochs"})):
+    for panel, chosen in ((axes[0, 0], names), (axes[0, 1], {"train_loss": "after five epochs"})):
         for name, label in chosen.items():
-            curves = [[row["final"][name] for row in same] for same in by_size.values()]
-            tools.draw_band(one, list(by_size), list(zip(*curves)), label)
-        one.set(xscale="log", yscale="log", xlabel="batch size")
+            curves = [[row["final"][name] for row in runs] for runs in by_size.values()]
+            tools.draw_band(panel, list(by_size), list(zip(*curves)), label)
+        panel.set(xscale="log", yscale="log", xlabel="batch size")
     axes[0, 0].set_ylabel("norm of the gradient")
     axes[0, 1].set_ylabel("training loss")
     tools.finish_axes(axes)

@@ -132,7 +132,7 @@ def panels(rows: int, columns: int, width: float = 4.4, height: float = 3.3):
 
 def finish_axes(axes):
     """A grid, and a legend if something has a label."""
-    for one in np.ravel(axes):
-        one.grid(alpha=0.3)
-        if one.get_legend_handles_labels()[0]:
-            one.legend(fontsize=7.5)
+    for panel in np.ravel(axes):
+        panel.grid(alpha=0.3)
+        if panel.get_legend_handles_labels()[0]:
+            panel.legend(fontsize=7.5)
