@@ -48,12 +48,13 @@ def read_video(file: Path, count: int, size: int) -> np.ndarray:
                 raise run.UserError(f"{file}: holds no video, only sound or text")
             stream = container.streams.video[0]
             reel = Reel(8 * count, size, float(stream.average_rate or 25))
-            for frame in container.decode(stream):
-                reel.add(frame)
+            try:
+                for frame in container.decode(stream):
+                    reel.add(frame)
+            finally:  # what could be read before the damage
+                reel.close()
     except (av.error.FFmpegError, OSError, ValueError, MemoryError, IndexError, OverflowError) as caught:
         error = " ".join(str(getattr(caught, "strerror", None) or caught).split())[:80]
-    if reel is not None:
-        reel.close()
     if reel is None or not reel.frames:
         raise run.UserError(f"{file}: is not a readable video ({error})")
     return reel.evenly_spaced(count)
@@ -74,7 +75,8 @@ class Reel:
         self.frames = []  # uint8 (size, size, 3) each
         self.numbers = []  # theirs in the video, from 0 on
         self.starts = []  # from when they are shown
-        self.end = 0.0  # until when the last one is shown
+        self.first = 0.0  # when the video begins
+        self.end = 0.0  # until when the last frame is shown
         self.step = 0.0  # 0: all frames are kept
         self.offset = 0.0
         self.has_times = True  # does the file say when a frame is shown?
@@ -86,12 +88,13 @@ class Reel:
     def add(self, frame):
         """Take the next frame of the video, an av.VideoFrame."""
         number = self.waiting_number + 1
-        if number == 0:
-            self.matrix = display_matrix(frame)
         in_order = frame.time is not None and (number == 0 or frame.time > self.waiting_start)
         if self.has_times and not in_order:
             self.forget_times()
         start = frame.time if self.has_times else number / self.rate
+        if number == 0:
+            self.matrix = display_matrix(frame)
+            self.first = start
         self.keep_waiting(until=start)
         self.waiting = frame
         self.waiting_number = number
@@ -100,6 +103,7 @@ class Reel:
     def forget_times(self):
         """Let the rate say when a frame is shown. In AVI files, B-frames have the times at which they are decoded."""
         self.has_times = False
+        self.first = 0.0
         self.starts = [number / self.rate for number in self.numbers]
         self.waiting_start = self.waiting_number / self.rate
 
@@ -108,7 +112,7 @@ class Reel:
         if self.waiting is None:
             return
         seconds = 1 / self.rate
-        if self.has_times and self.waiting.duration > 0:
+        if self.has_times and self.waiting.duration and self.waiting.time_base:
             seconds = float(self.waiting.duration * self.waiting.time_base)
         self.keep_waiting(until=self.waiting_start + seconds)
         self.waiting = None
@@ -118,54 +122,55 @@ class Reel:
         if self.waiting is None:
             return
         self.end = until
-        if self.step:
-            zero = self.starts[0] + self.offset
-            next_time = zero + math.ceil((self.waiting_start - zero) / self.step) * self.step  # of the reel
-            if next_time >= until:
-                return
+        if self.step and not self.is_shown_in_time(self.waiting_start, until):
+            return
         square = self.waiting.reformat(self.size, self.size, "rgb24", interpolation="AREA").to_ndarray()
         self.frames.append(upright(square, self.matrix))
         self.numbers.append(self.waiting_number)
         self.starts.append(self.waiting_start)
-        if len(self.frames) == self.most:
+        while len(self.frames) >= self.most:
             self.thin_out()
 
     def thin_out(self):
         """Double the step, and keep only the frames that are shown at the times of the reel."""
         if not self.step:
-            self.step = (self.end - self.starts[0]) / len(self.starts)
+            self.step = (self.end - self.first) / len(self.starts)
             self.offset = self.step / 2
         self.step *= 2
-        times = np.arange(self.starts[0] + self.offset, self.end, self.step)
-        kept = np.unique(self.places(times))
+        ends = [*self.starts[1:], self.end]
+        kept = [i for i, start in enumerate(self.starts) if self.is_shown_in_time(start, ends[i])]
         self.frames = [self.frames[i] for i in kept]
         self.numbers = [self.numbers[i] for i in kept]
         self.starts = [self.starts[i] for i in kept]
 
-    def places(self, times: np.ndarray) -> np.ndarray:
-        """int64 (N,): which of the frames are shown at N times."""
-        return np.searchsorted(self.starts, times, side="right") - 1
+    def is_shown_in_time(self, start: float, end: float) -> bool:
+        """Is a frame shown, from `start` until `end`, at one of the times of the reel?"""
+        zero = self.first + self.offset
+        next_time = zero + math.ceil((start - zero) / self.step) * self.step
+        return next_time < end
 
     def evenly_spaced(self, count: int) -> np.ndarray:
         """uint8 (count, size, size, 3): the frames at `count` evenly spaced times. At a constant rate these are frames
         with evenly spaced numbers."""
+        seconds = self.end - self.first
         step, offset = self.step, self.offset
         if not step:
-            step = np.diff(self.starts, append=self.end).min()
+            shortest = np.diff(self.starts, append=self.end).min()
+            step = max(shortest, 1e-6 * seconds)  # times of a damaged file can be billions of seconds apart
             offset = step / 2
-        steps = math.ceil((self.end - self.starts[0] - offset) / step)
-        numbers = np.linspace(0, max(0, steps - 1), count).round()
-        return np.stack([self.frames[i] for i in self.places(self.starts[0] + offset + step * numbers)])
+        steps = math.ceil((seconds - offset) / step) if step else 1
+        times = self.first + offset + step * np.linspace(0, max(0, steps - 1), count).round()
+        places = np.searchsorted(self.starts, times, side="right") - 1
+        return np.stack([self.frames[max(0, i)] for i in places])
 
 
 def display_matrix(frame) -> tuple[int, int, int, int] | None:
     """(a, b, c, d) of an av.VideoFrame: what is stored at (column, row) is shown at (a * column + c * row, b * column +
     d * row). None if the file has no such matrix. Phones write one instead of turning the frames."""
     try:
-        matrix = np.frombuffer(bytes(frame.side_data["DISPLAYMATRIX"]), np.int32)
-    except (LookupError, ValueError):  # ValueError: side data that this version of PyAV does not know
+        a, b, _, c, d, *_ = np.frombuffer(bytes(frame.side_data["DISPLAYMATRIX"]), np.int32).tolist()
+    except (LookupError, ValueError):  # ValueError: side data that this version of PyAV does not know, or too short
         return None
-    a, b, _, c, d, *_ = matrix.tolist()
     return a, b, c, d
 
 

@@ -186,16 +186,23 @@ def train(args, r, net, train_set, val_set, state_of_model):
         row = {"epoch": epoch + 1, "train_loss": train_loss, "val_loss": val_loss, "val_bleu4": bleu4}
         row |= {"val_cider": cider, "lr": optimizer.param_groups[0]["lr"], "seconds": round(seconds, 2)}
         r.log(row)
-        losses = f"loss {train_loss:.3f} train {val_loss:.3f} val"
-        example = captions[epoch % min(3, len(captions))]
-        r.print(f"epoch {epoch + 1:>3}/{args.epochs}   {losses}   BLEU-4 {bleu4:.3f}   CIDEr {cider:.3f}   {example}")
-        r.text("captions", "\n".join(captions[:3]), epoch + 1)
+        print_epoch(args, r, row, captions)
         if is_kept(args.choose, epoch + 1, better=bleu4 + cider > progress.best):
             progress.best = bleu4 + cider
             r.save_best(model=net, epoch=epoch + 1, **state_of_model)
         progress.totals.zero_()
         progress.epoch, progress.step = epoch + 1, 0
         r.save(model=net, optimizer=optimizer, **vars(progress))
+
+
+def print_epoch(args, r, row: dict, captions: list[str]):
+    """Print the row of an epoch, with one of the first three captions in turn."""
+    epoch = row["epoch"]
+    example = captions[(epoch - 1) % min(3, len(captions))]
+    losses = f"loss {row['train_loss']:.3f} train {row['val_loss']:.3f} val"
+    measures = f"BLEU-4 {row['val_bleu4']:.3f}   CIDEr {row['val_cider']:.3f}"
+    r.print(f"epoch {epoch:>3}/{args.epochs}   {losses}   {measures}   {example}")
+    r.text("captions", "\n".join(captions[:3]), epoch)
 
 
 def lr_factor(decay: str, share: float) -> float:

@@ -857,8 +857,10 @@ def test_frames_are_evenly_spaced_in_time_as_ffmpeg_has_them(name, film, tmp_pat
 def test_a_frame_that_is_shown_for_most_of_the_video(tmp_path):
     file = write_film(tmp_path / "v.mp4", [("red", 30, 0.033), ("blue", 1, 9.0)])
     assert colours_of(extractors.read_video(file, 10, 32)).count("blue") == 9
-    file = write_film(tmp_path / "long.mp4", [("red", 300, 0.01), ("blue", 1, 27.0)])  # more frames than are kept
-    assert colours_of(extractors.read_video(file, 10, 32)).count("blue") == 9
+    for first in (20, 21, 300):  # more frames than are kept: the long one is of an even or odd number, or the last
+        last = 300 - first
+        file = write_film(tmp_path / f"{first}.mp4", [("red", first, 0.01), ("blue", 1, 27.0), ("green", last, 0.01)])
+        assert colours_of(extractors.read_video(file, 10, 32)).count("blue") == 9
 
 
 @pytest.mark.parametrize("count, frames", [(5, 5), (5, 12), (3, 24), (3, 25), (3, 47), (3, 200), (28, 300), (1, 40)])
@@ -907,6 +909,32 @@ def test_frames_without_valid_times_are_taken_by_number(times):
         reel.add(FakeFrame(number, time, 0))
     reel.close()
     assert reel.evenly_spaced(10)[:, 0, 0, 0].tolist() == list(range(10))
+
+
+ODD_TIMES = {
+    "far apart": [0, 1e12, 1e12 + 1, 1e12 + 2],
+    "all far": [1e15, 1e15 + 0.01, 1e15 + 0.02],  # which a float cannot tell apart
+    "one": [1e300],
+    "ever longer": [1.5**k for k in range(200)],
+    "ever shorter": [1 - 0.9**k for k in range(200)],
+    "backwards": [5, 4, 3, 2, 1],
+    "negative": [-3, -2, -1],
+    "alternating": [k // 2 + 0.01 * (k % 2) for k in range(200)],
+}
+
+
+@pytest.mark.parametrize("times", ODD_TIMES)
+def test_odd_times_take_no_more_memory(times):
+    """Of damaged files, or of screen recordings: the frames that are kept are few, and those that are shown are theirs."""
+    reel = extractors.Reel(24, 2, 25)
+    for number, time in enumerate(ODD_TIMES[times]):
+        reel.add(FakeFrame(number, time, 1))
+        assert len(reel.frames) < 24
+    reel.close()
+    found = reel.evenly_spaced(3)[:, 0, 0, 0].tolist()
+    assert len(found) == 3 and found == sorted(found)
+    if times == "ever longer":
+        assert abs(found[1] - 197.3) < 2, "half of the time is over when 197 frames are"
 
 
 QUARTERS = np.zeros((48, 64, 3), np.uint8)  # the corners of the picture as it is stored
