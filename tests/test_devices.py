@@ -71,7 +71,7 @@ def on_meta_device(monkeypatch):
 @pytest.mark.parametrize("folder", [name for name in FOLDERS if name != "lms"])  # which computes in NumPy
 def test_a_training_step_makes_its_tensors_on_the_device(folder, on_meta_device, tmp_path, monkeypatch):
     if folder == "nanogpt":  # its first loss is read, and judged
-        monkeypatch.setattr(load(folder, "diagnostics"), "check_start", lambda *args, **options: 1.0)
+        monkeypatch.setattr(load(folder), "check_start", lambda *args, **options: 1.0)
     if folder == "gan":  # which trains a classifier first, and measures the held-out images
         monkeypatch.setattr(load(folder, "features"), "load", mock.Mock())
         monkeypatch.setattr(load(folder, "fid"), "Judge", lambda *args: mock.Mock(protocol=lambda samples: {}))
