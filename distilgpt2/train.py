@@ -132,7 +132,9 @@ def begin(r, trainable, optimizer, steps: int) -> Progress:
     """The progress of the run that is resumed, or of a new one."""
     progress = Progress(torch.zeros(steps, device=r.device))
     if state := r.load(model=trainable, optimizer=optimizer):
-        progress.step, progress.best, progress.seconds = state["step"], state["best"], state["seconds"]
+        progress.step = state["step"]
+        progress.best = state["best"]
+        progress.seconds = state["seconds"]
         if r.rank == 0:  # the losses of a checkpoint are those of all processes
             progress.losses = state["losses"].to(r.device)
     return progress

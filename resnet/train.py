@@ -123,7 +123,9 @@ def begin(r, parts: dict, steps: int) -> Progress:
     """The progress of the run that is resumed, or of a new one. parts: what is loaded, by name."""
     progress = Progress(torch.zeros(steps, 2, device=r.device))
     if state := r.load(**parts):
-        progress.epoch, progress.step, progress.best = state["epoch"], state["step"], state["best"]
+        progress.epoch = state["epoch"]
+        progress.step = state["step"]
+        progress.best = state["best"]
         if r.rank == 0:  # the totals of a checkpoint are those of all processes
             progress.totals = state["totals"].to(r.device)
     return progress

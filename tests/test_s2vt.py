@@ -1445,7 +1445,9 @@ def test_two_steps_are_the_formula(name):
     net = net.double()
     buffers = {"mean": net.mean, "std": net.std}
     parameters = {name: p.detach().clone().requires_grad_() for name, p in net.named_parameters()}
-    moments, losses, words = {}, [], []
+    moments = {}
+    losses = []
+    words = []
     batches = loaded[0].batches(args.bs, (args.seed, 0), each=args.captions_each)
     for step, batch in enumerate(batches, 1):
         factors = {1: 0.02, 2: 0.5} if args.decay == "cosine" else {1: 1, 2: 1}  # at the start, and half-way
