@@ -53,7 +53,9 @@ class Method:
     """A method of a figure, which is another one unless `is_drawn()`."""
 
     def __init__(self, method, other, is_drawn):
-        self.method, self.other, self.is_drawn = method, other, is_drawn
+        self.method = method
+        self.other = other
+        self.is_drawn = is_drawn
 
     def __get__(self, figure, kind=None):
         if figure is None:  # pyplot, when it is imported, copies the documentation

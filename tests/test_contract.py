@@ -490,7 +490,7 @@ def test_models_are_imported_from_the_root(program):
 
 
 @each_folder
-def test_a_trained_model_is_used_from_python(folder, finished, program, capsys):
+def test_a_trained_model_is_used_from_python(folder, finished, program):
     """The program of the README, after that of another folder in the same process."""
     program("lms", finished("lms"))
     space = program(folder, finished(folder))
@@ -505,7 +505,6 @@ def test_a_trained_model_is_used_from_python(folder, finished, program, capsys):
     if folder == "distilgpt2":  # best.pt has the trained part alone
         assert trained.tokenizer.decode(space["tokens"][0]).startswith("The river")
         return
-    assert capsys.readouterr().out or folder == "gan"
     best, state = weights(finished(folder), "best.pt"), net.state_dict()
     assert state.keys() == best.keys() and all(torch.equal(state[name], best[name]) for name in best)
 
