@@ -64,8 +64,10 @@ class Cifar(torch.utils.data.Dataset):
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (images float32 (B, 3, 32, 32) normalized, labels int64 (B,)); the last batch may be smaller.
 
-        shuffle: None: the stored order. (seed, epoch): seeds of the order and the augmentation.
+        shuffle: None: the stored order, without augmentation. (seed, epoch): seeds of the order and the augmentation.
         """
+        if augment not in AUGMENT or (shuffle is None and augment != "none"):
+            raise ValueError(f"augment {augment!r}: one of {', '.join(AUGMENT)}; and it needs shuffle")
         n, device = len(self), self.images.device
         if shuffle is None:
             order = torch.arange(n)

@@ -5,11 +5,12 @@
     python cifar/sweep.py --study best-lenet5 --seeds 5
     python cifar/sweep.py --study lenet --list       # only print the commands, for another engine to run
 
-One process per core, with one thread each, which is faster than one process with all threads. Given again, the command
+One process per core, with one thread each, which is faster than one process with all threads. Run again, the command
 continues where it stopped. Under --out: a run folder for every setting and seed, results.txt with a line for each, and
 for every study its record STUDY.json and its figure STUDY.png.
 """
 
+import functools
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -117,6 +118,12 @@ def folder_name(setting, seed):
     return "-".join([*words, f"s{seed}"])
 
 
+@functools.cache
+def choose_dataset(usual, data_dir):
+    """The dataset `usual`, or the built-in one if it cannot be had: the same for all runs of the study."""
+    return images.choose("auto", run.data_dir(data_dir), usual)
+
+
 def jobs_of(args, out):
     """Every run that the studies need."""
 
@@ -124,7 +131,7 @@ def jobs_of(args, out):
         if args.data != "auto":
             return args.data
         usual = train.DATASET[setting["model"]]
-        return usual if args.list else images.choose("auto", run.data_dir(args.data_dir), usual)
+        return usual if args.list else choose_dataset(usual, args.data_dir)
 
     def cost(values):
         options = replace(train.RECIPES[values["recipe"]][values["model"]], **values)
@@ -141,30 +148,32 @@ def accuracies(rows, setting):
 
 
 def draw_learning_rates(axes, rows):
-    """The best epoch's validation accuracy against the learning rate; a cross at chance where seeds diverged."""
+    """The best epoch's validation accuracy against the learning rate; a cross at zero where seeds diverged."""
     for name, bn in (("without", False), ("with", True)):
         runs = [row for row in rows if bool(row["args"]["bn"]) == bn]
-        accuracies = {}
+        by_rate = {}
         for row in runs:
             if row["state"] == "done":
-                accuracies.setdefault(row["args"]["lr"], []).append(row["final"]["val_accuracy"])
-        if accuracies:
-            mean = np.array([np.mean(values) for values in accuracies.values()])
-            low = np.array([min(values) for values in accuracies.values()])
-            high = np.array([max(values) for values in accuracies.values()])
+                by_rate.setdefault(row["args"]["lr"], []).append(row["final"]["val_accuracy"])
+        if by_rate:
+            mean = np.array([np.mean(values) for values in by_rate.values()])
+            low = np.array([min(values) for values in by_rate.values()])
+            high = np.array([max(values) for values in by_rate.values()])
             bars = np.clip([mean - low, high - mean], 0, None)  # of equal values it may be -1e-17
-            axes.errorbar(list(accuracies), mean, bars, marker="o", capsize=3, label=f"{name} batch normalization")
-        diverged = [row["args"]["lr"] for row in runs if row["state"] == "diverged"]
-        axes.plot(diverged, [0.1] * len(diverged), "rx", label="diverged" if diverged else None)
+            axes.errorbar(list(by_rate), mean, bars, marker="o", capsize=3, label=f"{name} batch normalization")
+    diverged = [row["args"]["lr"] for row in rows if row["state"] == "diverged"]
+    if diverged:
+        axes.plot(diverged, [0] * len(diverged), "rx", label="diverged")
     axes.set(xscale="log", xlabel="learning rate", ylabel="validation accuracy of the best epoch")
 
 
 def draw_weights(axes, rows, out):
     """Histograms of all weights, side by side: L1 puts them at zero, L2 only near it."""
-    settings = list(dict.fromkeys(row["setting"] for row in rows))
+    done = {row["setting"]: row for row in reversed(rows) if row["state"] == "done"}  # the first seed of each
+    settings = [setting for setting in dict.fromkeys(row["setting"] for row in rows) if setting in done]
     axes.axis("off")
     for i, setting in enumerate(settings):
-        row = next(r for r in rows if r["setting"] == setting)
+        row = done[setting]
         weights = run.read_checkpoint(out / row["folder"] / "best.pt")["model"]
         values = torch.cat([w.flatten() for name, w in weights.items() if name.endswith("weight")])
         small = (values.abs() < 1e-3).float().mean().item()

@@ -43,10 +43,17 @@ class Options(run.TrainOptions):
     decay: str = option("none", "schedule of the learning rate", choices=["none", "step", "cosine", "onecycle"])
     momentum: float = option(0.9, "momentum of SGD", at_least=0, below=1)
     nesterov: bool = option(False, "Nesterov's momentum")
-    augment: str = option("none", "alone: crop+flip", choices=AUGMENT, nargs="?", const="crop+flip", off="none")
+    augment: str = option(
+        "none",
+        "augmentation of the training images; without a value: crop+flip",
+        choices=AUGMENT,
+        nargs="?",
+        const="crop+flip",
+        off="none",
+    )
     l1: float = option(0.0, "strength of the L1 penalty", at_least=0)
     weight_decay: float = option(0.0, "weight decay (L2 penalty)", at_least=0, names=["--l2"])
-    label_smoothing: float = option(0.0, "share of the target that all classes get equally", at_least=0, below=1)
+    label_smoothing: float = option(0.0, "share of the target spread evenly over all classes", at_least=0, below=1)
     bn: bool = option(False, "batch normalization", only="simplenn")
     activation: str = option("relu", "after each layer", choices=list(ACTIVATIONS), only="simplenn")
 
@@ -71,7 +78,7 @@ RECIPES = {
     "tiny": dict.fromkeys(DATASET, TINY),
 }
 AUTO_PRECISION = "fp32"  # bench.py: these networks are too small to gain from bfloat16
-AUTO_THREADS = 1  # tools/seconds.py: a second one gains a tenth on an idle machine, and loses all of it on a busy one
+AUTO_THREADS = 1  # tools/seconds.py: a second thread gains a tenth if the machine is idle, and loses more if not
 
 
 def build_model(args, num_classes):
@@ -164,11 +171,12 @@ def draw_predictions(dataset, logits, rows=3, columns=8):
     figure = matplotlib.figure.Figure(figsize=(1.15 * columns, 1.4 * rows), layout="constrained")
     predicted = logits.argmax(1).tolist()
     for i, axes in zip(range(len(dataset)), np.ravel(figure.subplots(rows, columns))):
+        true_class = int(dataset.labels[i])
         axes.imshow(dataset.images[i].permute(1, 2, 0).cpu().numpy(), interpolation="nearest")
-        names = (dataset.classes[k].replace("_", " ") for k in (dataset.labels[i], predicted[i]))
-        truth, guess = (run.plain_text(name) for name in names)
-        colour = "tab:green" if guess == truth else "tab:red"
-        axes.set_title(guess if guess == truth else f"{guess}\n(is {truth})", fontsize=7.5, color=colour)
+        truth, guess = (run.plain_text(dataset.classes[k].replace("_", " ")) for k in (true_class, predicted[i]))
+        right = predicted[i] == true_class
+        colour = "tab:green" if right else "tab:red"
+        axes.set_title(guess if right else f"{guess}\n(is {truth})", fontsize=7.5, color=colour)
     for axes in figure.axes:
         axes.axis("off")
     return figure
@@ -200,7 +208,7 @@ def main(argv=None):
             parameters=parameters,
         )
         train(args, r, model, train_set, val_set)
-        penalty = args.l1 * sum(p.abs().sum().item() for p in model.parameters())  # in the last training loss
+        penalty = args.l1 * sum(p.abs().sum().item() for p in model.parameters())  # of the last weights, not the best
         uniform_loss = math.log(len(train_set.classes)) + penalty
 
         best = r.load_best(model=model)

@@ -1,4 +1,4 @@
-"""A trained network, to call it on images."""
+"""Load a trained network from a run folder, and call it on images."""
 
 from pathlib import Path
 from typing import NamedTuple

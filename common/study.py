@@ -1,6 +1,6 @@
 """Studies: many runs of a train.py, each a plain command in a process of its own, several at a time.
 
-A sweep.py names its runs (`Job`) and calls `run_jobs`. Given again, the same command continues where it stopped. With
+A sweep.py names its runs (`Job`) and calls `run_jobs`. Run again, the same command continues where it stopped. With
 --list it prints the commands, one per line, for any other engine to run; the sweep then only collects the results.
 """
 

@@ -5,7 +5,7 @@
     python distilgpt2/compare.py --study ranks epochs --seeds 1    # LoRA's rank; three epochs, where overfitting begins
     python distilgpt2/compare.py --study methods --list            # only print the commands, for another engine
 
-Given again, the command continues where it stopped. Under --out: a run folder for every setting and seed, results.txt,
+Run again, the command continues where it stopped. Under --out: a run folder for every setting and seed, results.txt,
 and for every study its record STUDY.json and its figure STUDY.png; for `methods` also compare.txt, what the model
 writes before and after.
 """

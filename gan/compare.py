@@ -5,7 +5,7 @@
     python gan/compare.py --study losses --list        # only print the commands, for another engine to run
     python gan/compare.py --data mnist --epochs 2      # a quick look
 
-One process per core, with one thread each. Given again, the command continues where it stopped. Under --out: a run
+One process per core, with one thread each. Run again, the command continues where it stopped. Under --out: a run
 folder for every setting and seed, results.txt with a line for each, and for every study its record STUDY.json, its
 curves STUDY.png and the samples of seed 0, STUDY-samples.png.
 """

@@ -3,7 +3,8 @@
     python gan/data.py --data cifar10        # prepare it, print the counts
 
 A dataset is one uint8 tensor. Fetching, verifying and splitting it is in common/images.py. A fifth of the training
-images is held out: 40,000 images of CIFAR-10 train, 10,000 are the reference during training, and 10,000 test.
+images is held out. Of CIFAR-10, 40,000 images are for training, 10,000 are the reference during training, and 10,000
+are for the test.
 """
 
 from collections.abc import Iterator
@@ -45,7 +46,7 @@ class Images:
 
     def batches(self, bs: int, place: tuple[int, int], start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (float32 (bs, C, 32, 32) in [-1, 1], int64 (bs,)) in an order that is a function of `place`, (seed,
-        epoch), from batch number `start` on. The N mod bs images that fill no batch are others in every epoch."""
+        epoch), from batch number `start` on. The N mod bs images that fill no batch differ from epoch to epoch."""
         bs = min(bs, len(self))
         generator = torch.Generator().manual_seed(run.seed_at(*place))
         order = torch.randperm(len(self), generator=generator).to(self.rows.device)

@@ -74,15 +74,15 @@ def g_loss(args, discriminator: nn.Module, fake: Tensor, fake_labels: Tensor) ->
 
 
 def gradient_penalty(discriminator: nn.Module, real: Tensor, fake: Tensor, t: Tensor | None = None) -> Tensor:
-    """WGAN-GP: the mean of (|gradient of the score| - 1)^2 between real and generated images (N, C, H, W)
-    (Gulrajani et al. 2017, equation 3). The norm is over all pixels and channels of an image.
+    """WGAN-GP: E[(|grad D(x_hat)| - 1)^2] for x_hat = t x + (1 - t) G(z) (Gulrajani et al. 2017, equation 3, without
+    lambda). The norm is over all pixels and channels of an image; real, fake: (N, C, H, W).
 
     t: (N, 1, 1, 1), the interpolation weight, one per image; uniformly random if None.
     """
     t = torch.rand(len(real), 1, 1, 1, device=real.device) if t is None else t
-    between = (t * real + (1 - t) * fake).detach().requires_grad_(True)
-    scores, _ = discriminator(between)
-    (gradient,) = torch.autograd.grad(scores.sum(), between, create_graph=True)  # (N, C, H, W)
+    x_hat = (t * real + (1 - t) * fake).detach().requires_grad_(True)
+    scores, _ = discriminator(x_hat)
+    (gradient,) = torch.autograd.grad(scores.sum(), x_hat, create_graph=True)  # (N, C, H, W)
     return ((gradient.flatten(1).norm(dim=1) - 1) ** 2).mean()  # (N, C * H * W) -> (N,) -> ()
 
 
@@ -158,7 +158,9 @@ def dcgan_discriminator(channels: int, width: int, classes: int, bn: bool) -> Di
 class ResidualBlock(nn.Module):
     """Pre-activation block of Gulrajani et al. 2017, appendix: x + conv(relu(norm(conv(relu(norm(x)))))).
 
-    resize: "up" doubles the side (nearest neighbour), "down" halves it (mean), None keeps it. bn: for the generator.
+    resize: "up" doubles the side (nearest neighbour), "down" halves it (mean), None keeps it. bn: batch normalization,
+    for the generator. first: the input is an image, so no ReLU comes before it. The shortcut is the identity where the
+    number of channels stays; the authors' code has a convolution there if the block resizes.
     """
 
     def __init__(self, c_in: int, c_out: int, resize: str | None = None, bn: bool = False, first: bool = False):
@@ -167,7 +169,7 @@ class ResidualBlock(nn.Module):
         self.norm2 = nn.BatchNorm2d(c_out) if bn else nn.Identity()
         self.conv1, self.conv2 = nn.Conv2d(c_in, c_out, 3, padding=1), nn.Conv2d(c_out, c_out, 3, padding=1)
         self.shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
-        self.resize, self.first = resize, first  # first: the input is an image, so no ReLU comes before it
+        self.resize, self.first = resize, first
 
     def forward(self, x: Tensor) -> Tensor:
         up = self.resize == "up"
@@ -244,15 +246,11 @@ class GAN(nn.Module):
         """Move the average towards the generator after its step number `step`. Early on the average is shorter, or it
         would still contain the initial weights."""
         weight = 1 - min(decay, (1 + step) / (10 + step))
-        pairs = zip(self.ema.state_dict().values(), self.generator.state_dict().values())
-        old, new = zip(*((a, b) for a, b in pairs if a.is_floating_point()))  # weights, and means and variances
-        torch._foreach_lerp_(old, new, weight)
-
-    def sample(self, noise: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Images (N, channels, 32, 32) in [-1, 1] of the averaged generator."""
-        self.ema.eval()
-        with torch.no_grad():
-            return self.ema(noise, labels).float()
+        averages, new = (  # weights, and the means and variances of batch normalization
+            [tensor for tensor in net.state_dict().values() if tensor.is_floating_point()]
+            for net in (self.ema, self.generator)
+        )
+        torch._foreach_lerp_(averages, new, weight)
 
 
 def build(
@@ -284,7 +282,8 @@ def build(
 @torch.no_grad()
 def initialize(net: nn.Module):
     """Weights as in DCGAN's paper if the network has batch normalization: a standard deviation of 0.02. Without it
-    the signal would shrink from layer to layer, so the standard deviation is the one of He et al. 2015."""
+    the signal would shrink from layer to layer, so the standard deviation of convolutions is that of He et al. 2015,
+    and 1 / sqrt(fan in) in linear layers."""
     normalized = any(isinstance(module, nn.BatchNorm2d) for module in net.modules())
     for module in net.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):

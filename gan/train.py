@@ -1,6 +1,6 @@
 """Train DCGAN, WGAN, WGAN-GP or ACGAN on CIFAR-10, MNIST or images of your own.
 
-    python gan/train.py --data mnist                       # digits, 47% of them clear to a classifier, in minutes
+    python gan/train.py --data mnist                       # digits; a classifier is sure of 47% of them; minutes
     python gan/train.py --model wgan-gp --width 16 --epochs 10      # CIFAR-10, a small network
     python gan/train.py --model acgan --recipe paper       # the network of ACGAN's paper
     python gan/train.py --data builtin                     # shapes, without any download
@@ -118,9 +118,9 @@ class Progress:
 
     def means(self, generator_steps: int) -> dict[str, float]:
         """{column: mean over the steps of the epoch}, of those of the generator for its two columns."""
-        steps = len(self.totals)
-        counts = torch.tensor([steps, steps, steps, max(1, generator_steps), max(1, generator_steps)])
-        return dict(zip(COLUMNS, (self.totals.sum(0).cpu() / counts).tolist()))
+        of_generator = ("train_g_loss", "g_gradient")
+        counts = [max(1, generator_steps) if name in of_generator else len(self.totals) for name in COLUMNS]
+        return dict(zip(COLUMNS, (self.totals.sum(0).cpu() / torch.tensor(counts)).tolist()))
 
 
 def begin(args, r, gan, optimizers, steps: int) -> Progress:
@@ -252,6 +252,9 @@ def main(argv=None):
     *parts, facts = data.load(args.data, args.data_dir, args.limit)
     args.data = facts["name"] if args.data == "auto" else args.data
     fid.check_counts(facts["name"], *parts[1:])
+    steps = args.epochs * (len(parts[0]) // min(args.bs, len(parts[0])))
+    if steps < args.critic_steps:
+        raise run.UserError(f"--critic-steps {args.critic_steps}: the generator would have no step in {steps} steps")
     if args.model == "acgan" and facts["classes"] < 2:
         raise run.UserError(f"{args.data}: ACGAN needs classes, a folder of images each; choose another --model")
     name = f"{facts['name']}-{args.model}"

@@ -1,4 +1,4 @@
-"""The weights of a run, to call them on rows."""
+"""Load the weights of a run, and call them on rows."""
 
 from pathlib import Path
 from typing import NamedTuple

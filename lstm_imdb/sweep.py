@@ -4,7 +4,7 @@
     python lstm_imdb/sweep.py --study stop-words --jobs 2  # does it help to leave out stop words?
     python lstm_imdb/sweep.py --study pooling --list       # only print the commands
 
-One process per core. Given again, the command continues where it stopped. Under --out: a run folder for every setting
+One process per core. Run again, the command continues where it stopped. Under --out: a run folder for every setting
 and seed, results.txt, and for every study its record STUDY.json and its figure STUDY.png.
 """
 

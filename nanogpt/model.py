@@ -95,7 +95,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class SquaredReLU(torch.autograd.Function):
-    """max(0, h)^2 (So et al. 2021). Passes over memory: two forward, two backward; autograd needs seven."""
+    """max(0, h)^2 (So et al. 2021). It takes two passes over memory in each direction; autograd would take seven."""
 
     @staticmethod
     def forward(ctx, h):
@@ -162,12 +162,14 @@ class MLP(nn.Module):
     def __init__(self, c: GPTConfig):
         super().__init__()
         self.dropout, self.activation = c.dropout, c.mlp
-        hidden = 4 * c.n_embd if c.mlp != "swiglu" else round(8 / 3 * c.n_embd / 8) * 8
+        hidden = 4 * c.n_embd
+        if c.mlp == "swiglu":
+            hidden = max(8, round(8 / 3 * c.n_embd / 8) * 8)  # a multiple of 8
         self.up = nn.Linear(c.n_embd, hidden * (2 if c.mlp == "swiglu" else 1), c.bias)
         self.down = nn.Linear(hidden, c.n_embd, c.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.up(x)  # (B, T, C) -> (B, T, 4 C)
+        h = self.up(x)  # (B, T, C) -> (B, T, 4 C); SwiGLU: 2 * 8/3 C
         if self.activation == "gelu":
             h = F.gelu(h, approximate="tanh")  # GPT-2's form; the exact one differs in the fourth digit
         elif self.activation == "relu2":

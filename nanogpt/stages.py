@@ -5,7 +5,7 @@
     python nanogpt/stages.py --data builtin --iters 100 --seeds 1           # a quick look without any download
     python nanogpt/stages.py --list                             # only print the commands, for another engine to run
 
-Given again, the same command continues where it stopped. Under --out: a run folder for every stage and seed, and for
+Run again, the same command continues where it stopped. Under --out: a run folder for every stage and seed, and for
 every study STUDY.json, STUDY.png, and STUDY-samples.txt with the texts that the models of seed 0 generate.
 """
 

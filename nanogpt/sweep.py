@@ -6,7 +6,7 @@
     python nanogpt/sweep.py --study words --jobs 1              # bigram, MLP and GPT of equal size, in equal time
     python nanogpt/sweep.py --study options --list              # only print the commands, for another engine to run
 
-Given again, the same command continues where it stopped. --jobs 1 gives each run all cores, for studies of seconds.
+Run again, the same command continues where it stopped. --jobs 1 gives each run all cores, for studies of seconds.
 Under --out: a run folder for every setting and seed, results.txt, and for every study STUDY.json and STUDY.png.
 """
 

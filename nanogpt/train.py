@@ -219,7 +219,7 @@ def train(args, r, text, init=None):
     validation loss). Returns (model, seconds)."""
     model = build(model_config(args, text.tokenizer.vocab_size)).to(r.device)
     optimizers = make_optimizers(model, args, r.device)
-    eval_every = max(1, args.iters // args.evals)
+    eval_every = math.ceil(args.iters / args.evals)
     n_eval = eval_tokens(args, text, model.block_size)
     share = args.bs // r.world
     micro_batch = ddp.micro_batch_size(args.bs, args.micro_batch)
@@ -228,7 +228,9 @@ def train(args, r, text, init=None):
     step = state["step"]
     best = state["best"]
     seconds = state["seconds"]
-    losses = torch.zeros_like(state["losses"]) if r.rank else state["losses"]  # of all processes, in the first one
+    losses = (
+        state["losses"] if r.rank == 0 else torch.zeros_like(state["losses"])
+    )  # a checkpoint has sums over processes
     losses = list(losses.to(r.device))  # since the last evaluation
     r.note(muon_precision=optimizers[-1].param_groups[0].get("precision"))  # of its products; a resumed run keeps it
     ddp_model, _ = r.wrap(model)
@@ -242,7 +244,7 @@ def train(args, r, text, init=None):
         model.train()
         x, y = data.batch(text.train, model.block_size, args.bs, args.seed, 0 if args.overfit else step)  # (bs, T) each
         targets = (y >= 0).sum() / r.world
-        x, y = (tokens.split(share)[r.rank].to(r.device, non_blocking=True) for tokens in (x, y))
+        x, y = (to_device(tokens.split(share)[r.rank], r.device) for tokens in (x, y))
         losses.append(backward(ddp_model, x, y, micro_batch, r, targets))
         evaluating = (step + 1) % eval_every == 0 or step + 1 == args.iters
         if evaluating:  # norms before clipping, which would hide large gradients
@@ -287,6 +289,13 @@ def train(args, r, text, init=None):
     bar.close()
     r.figure("layers.png", draw_layers(r.rows))
     return model, seconds
+
+
+def to_device(tokens, device):
+    """The tokens on the device; from pinned memory, if it is a GPU, so that the copy does not stop the program."""
+    if device.type == "cuda":
+        return tokens.pin_memory().to(device, non_blocking=True)
+    return tokens.to(device)
 
 
 def sample(model, text, seed, step, r) -> str:

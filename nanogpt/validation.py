@@ -25,7 +25,8 @@ def loss_of(model: nn.Module, x: Tensor, y: Tensor, r) -> Tensor:
 def eval_tokens(args, text, block_size: int) -> int:
     """How many targets of the validation part one evaluation during the run predicts, so that all of them cost at most
     EVAL_COST of the training. The forward pass costs about a third of a training step."""
-    everything, evals = data.n_targets(text.val), math.ceil(args.iters / max(1, args.iters // args.evals))
+    everything = data.n_targets(text.val)
+    evals = math.ceil(args.iters / math.ceil(args.iters / args.evals))
     trained = args.iters * args.bs * block_size / evals  # tokens, between two evaluations
     if text.level == "char" and everything <= min(SMALL, 3 * SMALL_COST * trained):
         return everything

@@ -6,7 +6,7 @@
     python resnet/sweep.py --study fast --seeds 3 --jobs 1           # the fast recipe over seeds
     python resnet/sweep.py --study lr --list                         # only print the commands, for another engine
 
-One process per core, with one thread each; use --jobs 1 if the seconds matter. Given again, the command continues
+One process per core, with one thread each; use --jobs 1 if the seconds matter. Run again, the command continues
 where it stopped. Under --out: a run folder for every setting and seed, results.txt with a line for each, and for every
 study its record STUDY.json and its figure STUDY.png.
 """

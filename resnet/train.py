@@ -70,7 +70,7 @@ class Options(run.TrainOptions):
     first_size: int | None = option(
         None, "the same in the first half of the run; none: as in the second", at_least=8, below=2000
     )
-    label_smoothing: float = option(0.0, "share of the target that all classes get equally", at_least=0, below=1)
+    label_smoothing: float = option(0.0, "share of the target spread evenly over all classes", at_least=0, below=1)
     ema: float = option(0.0, "decay of the average of weights; 0: no average", at_least=0, below=1)
     compile: str | None = option(
         None, "the type of device on which the network is compiled", choices=["cpu", "cuda", "mps"]

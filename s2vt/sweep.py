@@ -6,7 +6,7 @@
     python s2vt/sweep.py --study parts --seeds 3     # one change at a time
     python s2vt/sweep.py --study parts --list        # only print the commands, for another engine to run
 
-One process per core, with one thread each. Given again, the command continues where it stopped. Under --out: a run
+One process per core, with one thread each. Run again, the command continues where it stopped. Under --out: a run
 folder for every setting and seed, results.txt with a line for each, and for every study its record STUDY.json and
 STUDY.png.
 """

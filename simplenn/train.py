@@ -45,7 +45,7 @@ class Options(run.TrainOptions):
     weight_decay: float = option(0.0, "weight decay; on weights, not on biases", at_least=0)
     dropout: float = option(0.0, "probability of dropping a hidden unit", at_least=0, below=1)
     augment: str = option("none", "affine: random rotation, scale and shift of digits", choices=AUGMENT)
-    label_smoothing: float = option(0.0, "share of the target that all classes get equally", at_least=0, below=1)
+    label_smoothing: float = option(0.0, "share of the target spread evenly over all classes", at_least=0, below=1)
     test_curve: bool = option(True, "measure the test loss after each epoch too, for losses.png")
     hidden: tuple[int, ...] = option(
         (256,), "hidden units of each layer", above=0, at_most=WIDEST, only="mlp", nargs="+"

@@ -583,7 +583,7 @@ def test_evaluations_cost_a_tenth_of_a_run_at_most(recipe):
                 for bs in (4, 16, 480):
                     changes = dict(iters=iters, bs=bs, evals=min(10, train.RECIPES[recipe].evals))
                     each = eval_tokens(recipe, shakespeare(level, n), **changes)
-                    every = iters // changes["evals"]
+                    every = math.ceil(iters / changes["evals"])
                     evals = len({step for step in range(1, iters + 1) if step % every == 0 or step == iters})
                     cost = evals * each / 3 / (iters * bs * train.RECIPES[recipe].block_size)
                     assert 1 <= each < n and (cost <= 0.1 or level == "char" and each == n - 1 < 2**17 and cost <= 0.4)
