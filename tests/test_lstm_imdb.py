@@ -84,7 +84,7 @@ OLD_TOKEN = re.compile(r"[^\W_]+?(?=n't\b)|n't\b|'(?:s|re|ve|ll|d|m)\b|[^\W_]+|[
 
 @pytest.mark.slow
 def test_the_words_of_imdb_are_those_of_the_records(data_dir):
-    for text in corpus.read("imdb", data_dir("imdb")).texts:
+    for text in corpus.read("imdb", data_dir("imdb")).texts[::5]:
         assert data.tokenize(text) == OLD_TOKEN.findall(text.lower().replace("<br />", " ").replace("’", "'"))
 
 

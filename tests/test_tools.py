@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import processes
-from conftest import FOLDERS, ROOT, load
+from conftest import FOLDERS, ROOT, load, quick
 
 
 def load_tool(name):
@@ -175,7 +175,7 @@ def test_the_commands_and_links_of_an_export_work_there(folder, exported, capsys
     "folder", [name if name == "lms" else pytest.param(name, marks=pytest.mark.slow) for name in FOLDERS]
 )
 def test_an_export_trains_where_the_repository_is_not(folder, exported, tmp_path):
-    script, words = exported(folder) / "train.py", ["--recipe", "tiny", "--data", "builtin", "--out", "run"]
+    script, words = exported(folder) / "train.py", [*quick(folder), "--out", "run"]
     fresh = folder == "lms"
     processes.assert_done(processes.start(script, *words, cwd=tmp_path, fresh=fresh, env={"PYTHONPATH": ""}))
     record = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
