@@ -25,7 +25,7 @@ import scoring
 import train
 from data import DATA_HELP, dataset_arg
 
-AUTO_THREADS = None  # all cores: its matrices are large; not measured yet
+AUTO_THREADS = 1  # as train.py
 
 
 @dataclass(kw_only=True)
