@@ -219,13 +219,15 @@ def load_gpt2(source) -> GPT:
             from transformers import GPT2LMHeadModel
 
             offline = remote and not hub_is_reachable()
-            source = GPT2LMHeadModel.from_pretrained(source, local_files_only=offline)
+            name = str(source)
+            source, loaded = GPT2LMHeadModel.from_pretrained(name, local_files_only=offline, output_loading_info=True)
         except (ImportError, OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             if offline:
                 reason = f"it is not in the cache, and {HUB} cannot be reached; connect to a network, or name a run or "
                 reason += "a committed model, such as cpu"
             raise run.UserError(f"{source}: no GPT-2 could be loaded ({reason})") from error
+        hub.check_whole(name, source, loaded)
     theirs, c = source.state_dict(), source.config
     for name, value in GPT2_FORM.items():
         if getattr(c, name) != value:

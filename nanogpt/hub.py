@@ -80,9 +80,22 @@ class Hub(nn.Module):
         return []
 
 
+def check_whole(init: str, theirs: nn.Module, loaded: dict):
+    """Raise UserError if weights of the pretrained model `init` were missing in its file, and so are random, or have no
+    place in it, or are not finite. loaded: the loading info of `from_pretrained`."""
+    problems = {"missing_keys": "lacks weights that its config describes", "unexpected_keys": "has unknown weights"}
+    for kind, problem in problems.items():
+        names = sorted(loaded[kind])
+        if names:
+            raise run.UserError(f"{init}: {problem}: {', '.join(names[:3])} ({len(names):,} in all)")
+    run.check_weights(theirs, init)
+
+
 def load(init: str) -> Hub:
     """The model with its pretrained weights, in float32. Raises UserError."""
-    theirs = call(auto("AutoModelForCausalLM").from_pretrained, init, dtype=torch.float32, trust_remote_code=False)
+    options = {"dtype": torch.float32, "trust_remote_code": False, "output_loading_info": True}
+    theirs, loaded = call(auto("AutoModelForCausalLM").from_pretrained, init, **options)
+    check_whole(init, theirs, loaded)
     model = Hub.__new__(Hub)
     nn.Module.__init__(model)
     model.config = HubConfig(HubTokenizer(init).vocab_size, **{k: v for k, v in config_of(init).items() if k != "kind"})

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import math
 import os
 import random
 import shlex
@@ -271,6 +272,28 @@ def test_a_model_of_the_hub_is_finetuned(starcoder, folders, tmp_path):
     cache = theirs.eval().new_cache()
     parts = [theirs(ids[:, :5], cache), theirs(ids[:, 5:], cache)]
     assert torch.allclose(torch.cat(parts, 1), theirs(ids), atol=1e-5), "the cache changes nothing"
+
+
+WEIGHTS = {  # what is done to the weights of a model of the hub: words of the message
+    "none": (lambda weights: {}, "lacks weights that its config describes"),
+    "one too few": (lambda weights: {k: v for k, v in weights.items() if "c_fc.weight" not in k}, "mlp.c_fc.weight"),
+    "one too many": (lambda weights: weights | {"score": torch.ones(2)}, "has unknown weights: score"),
+    "NaN": (lambda weights: {k: v * math.nan for k, v in weights.items()}, "not finite"),
+}
+
+
+@pytest.mark.parametrize("kind", WEIGHTS)
+def test_a_model_of_the_hub_that_is_not_whole_is_refused(kind, starcoder, tmp_path):
+    """As the start of a run, and as the writer of exercises: what is missing would be random."""
+    from safetensors.torch import load_file, save_file
+
+    change, words = WEIGHTS[kind]
+    folder = shutil.copytree(starcoder, tmp_path / "model")
+    file = folder / "model.safetensors"
+    save_file(change(load_file(file)), file, metadata={"format": "pt"})
+    for call in (lambda: checkpoint.hub.load(str(folder)), lambda: textbooks.writer.writer(str(folder))):
+        code, message = failure(call)
+        assert code == 1 and one_line(message) and str(folder) in message and words in message
 
 
 def test_text_is_text_for_a_tokenizer_of_the_hub(starcoder):

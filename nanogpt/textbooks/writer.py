@@ -15,6 +15,7 @@ from common.run import UserError
 
 import requests
 
+import hub
 from textbooks import exercises
 from textbooks.sandbox import Sandbox
 
@@ -45,9 +46,12 @@ def writer(name: str, seed: int = 0):
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=False).eval()
+        options = {"trust_remote_code": False, "output_loading_info": True}
+        model, loaded = AutoModelForCausalLM.from_pretrained(name, **options)
     except (ImportError, OSError, ValueError) as error:
         raise UserError(f"--writer {name}: cannot be loaded ({str(error).splitlines()[0]:.150})") from error
+    hub.check_whole(f"--writer {name}", model, loaded)
+    model.eval()
     torch.manual_seed(seed)
 
     def ask(prompt):
