@@ -30,7 +30,8 @@ class Diverged(UserError):
 
 
 def cli(main):
-    """Run a script's main() as a command: Ctrl-C and a UserError are one line each. DEBUG=1 shows the traceback."""
+    """Run a script's main() as a command: Ctrl-C, a UserError and a lack of memory are one line each. DEBUG=1 shows the
+    traceback."""
     if is_main_script():
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -41,10 +42,22 @@ def cli(main):
         if os.environ.get("DEBUG"):
             raise
         code, message = 1, f"error: {error_line(error)}"
+    except Exception as error:
+        if os.environ.get("DEBUG") or not is_out_of_memory(error):
+            raise
+        reason = " ".join(str(error).split())[:150] or type(error).__name__
+        code, message = 1, f"error: not enough memory ({reason}); choose a smaller model, batch or input"
     print(message, file=sys.stderr)
     if is_main_script() and hasattr(signal, "SIGCHLD"):  # PyTorch's handler reports workers that Python ends at exit
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     raise SystemExit(code)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Is it an allocation that failed, in Python or NumPy, or in PyTorch, which need not be imported?"""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def error_line(error: Exception) -> str:

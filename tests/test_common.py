@@ -104,6 +104,15 @@ def test_other_exceptions_keep_their_traceback(script):
     assert code == 1 and "Traceback" in errors and "ZeroDivisionError" in errors
 
 
+@pytest.mark.parametrize("allocate", [bytearray, np.empty, torch.empty])
+def test_an_allocation_that_fails_is_one_line(allocate, capsys):
+    """As of a network whose sizes are each allowed, but which no machine holds."""
+    with pytest.raises(SystemExit) as caught:
+        terminal.cli(lambda: allocate(2**58))
+    lines = capsys.readouterr().err.splitlines()
+    assert caught.value.code == 1 and len(lines) == 1 and lines[0].startswith("error: not enough memory (")
+
+
 def test_a_user_error_in_a_dataloader_worker_is_one_line(script):
     """Also where another worker has not started yet: Python kills it at exit, which PyTorch would report."""
     done = script("list(torch.utils.data.DataLoader(Broken(), num_workers=2, multiprocessing_context='spawn'))")
