@@ -375,9 +375,11 @@ class Run:
         """Record the final metrics, draw the curves, and print `text` with the seconds and the folder.
 
         uniform_loss: the training loss of a uniform prediction, such as the logarithm of the number of classes. A run
-        that ends with no lower one says so.
+        that ends with no lower one says so. The training loss is that of the last row of the metrics, or else in
+        `final`; it may be a mean squared error, train_mse.
         """
-        train_loss = self.rows[-1].get("train_loss") if self.rows else None
+        last = final | (self.rows[-1] if self.rows else {})
+        train_loss = last.get("train_loss", last.get("train_mse"))
         if uniform_loss is not None and train_loss is not None and not train_loss < 0.99 * uniform_loss:
             self.record["warning"] = (
                 f"the training loss ends at {train_loss:.4g}, where a uniform prediction has {uniform_loss:.4g}: "

@@ -211,6 +211,7 @@ def main(argv=None):
             f"MSE {train_mse:.5g}, Wiener {wiener.mse:.5g}; misadjustment over the second half "
             f"{format_optional(measured, '.3g')} (predicted: textbook {format_optional(textbook, '.3g')}, "
             f"exact {format_optional(exact, '.3g')})",
+            uniform_loss=float(np.mean(d**2)),  # of weights of zero, with which LMS begins
             train_mse=train_mse,
             val_mse=val_mse,
             wiener_mse=wiener.mse,

@@ -28,6 +28,8 @@ def load(folder: str | Path) -> Trained:
     last = run.read_checkpoint(folder / "last.pt")
     columns = record.get("columns")
     weights = last["model"]["w"].numpy()
+    if not np.isfinite(weights).all():
+        raise run.UserError(f"{last.path}: is damaged: it has weights that are not finite")
     if not isinstance(columns, list) or len(columns) != len(weights):
         raise run.UserError(f"{folder}: has no names of its inputs, as in a run of an earlier version; train again")
     return Trained(columns, weights)

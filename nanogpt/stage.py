@@ -319,13 +319,14 @@ def main(argv=None):
             fit(net, text, args.iters, args.seed, args.lr, args.bs, at_step)
         bar.close()
         final = {"last_position_loss": last_position_loss(net, text.val), "leak": leak(net)}
+        final["train_loss"] = evaluate(net, text.train[:FINAL_TOKENS])
         for part, tokens in {"val": text.val, "test": text.test}.items():
             if tokens is not None:
                 loss = final[f"{part}_loss"] = evaluate(net, tokens[:FINAL_TOKENS])
                 if text.characters_per_token:
                     final[f"{part}_bits_per_character"] = loss / math.log(2) / text.characters_per_token[part]
         r.note(sample=sample(net, text.tokenizer))
-        r.finish(f"validation loss {final['val_loss']:.4f}", **final)
+        r.finish(f"validation loss {final['val_loss']:.4f}", uniform_loss=math.log(V), **final)
     return r.record
 
 

@@ -5,8 +5,10 @@ What all folders owe is in test_contract.py.
 
 import dataclasses
 import json
+import math
 import random
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -248,6 +250,15 @@ def test_a_run_of_more_epochs_continues_a_finished_one(trained, tmp_path):
     assert (tmp_path / "learning.png").read_bytes() == (out / "learning.png").read_bytes()
 
 
+def test_weights_that_are_not_numbers_predict_nothing(trained, tmp_path):
+    folder = shutil.copytree(trained[0], tmp_path / "run")
+    state = torch.load(folder / "last.pt", weights_only=True)
+    state["model"]["w"][0] = math.nan
+    torch.save(state, folder / "last.pt")
+    code, message = failure(load("lms", "trained").load, folder)
+    assert code == 1 and one_line(message) and "last.pt: is damaged" in message
+
+
 def test_learning_png_has_the_distances_before_every_plotted_sample(trained):
     """The first one is the length of the Wiener solution, since LMS begins at zero."""
     out, record = trained
@@ -260,6 +271,12 @@ def test_learning_png_has_the_distances_before_every_plotted_sample(trained):
         sample = train.PLOTTED[i]  # counted from 1
         assert distances[i] == pytest.approx(np.linalg.norm(weights[sample - 1] - wiener), rel=1e-12)
     assert train.PLOTTED[len(distances) - 1] <= 20_000 < train.PLOTTED[len(distances)]
+
+
+def test_a_training_that_learns_nothing_says_so(trained, tmp_path, capsys):
+    record = train.main(["--epochs", "1", "--lr", "1e-9", "--out", str(tmp_path)])
+    assert "nothing was learned" in record["warning"] and record["warning"] in capsys.readouterr().out
+    assert "warning" not in trained[1]
 
 
 def test_a_diverged_run_says_where(tmp_path):

@@ -295,6 +295,12 @@ def test_a_run_learns_and_leaves_its_files(tmp_path):
     assert len(samples) == 3 and all(text.startswith("    ") for text in samples)
 
 
+@pytest.mark.parametrize("kind", ["gpt", "wordmlp"])
+def test_a_training_that_learns_nothing_says_so(kind, tmp_path, capsys):
+    record = fit(tmp_path, "--kind", kind, "--lr", "1e-12", "--iters", "4")
+    assert "nothing was learned" in record["warning"] and record["warning"] in capsys.readouterr().out
+
+
 # ------------------------------------------------------------------------------------------- one step, and the options
 
 

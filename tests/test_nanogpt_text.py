@@ -898,6 +898,8 @@ def test_a_stage_is_trained_and_measured(tmp_path):
     assert counted["val_loss"] == pytest.approx(expected)
     code, message = failure(stage.main, ["--recipe", "one head", *flags, "--lr", "1e30", "--out", str(tmp_path / "c")])
     assert code == 1 and "diverged" in message
+    idle = stage.main(["--recipe", "one head", *flags, "--lr", "1e-12", "--out", str(tmp_path / "d")])
+    assert "nothing was learned" in idle["warning"] and "warning" not in record
 
 
 @pytest.mark.parametrize(
