@@ -243,8 +243,9 @@ def read_texts(paths: list[Path]) -> Corpus:
         pieces = [piece.strip() for piece in re.split(r"\n\s*\n", found[0].text)]
         found = [Document(piece, len(piece.split())) for piece in pieces if piece]
     where = ", ".join(map(str, paths))
-    if len(found) < 2:
-        raise UserError(f"{where}: holds {len(found)} texts; two or more are needed (files, or paragraphs)")
+    different = len({document.normalized() for document in found})
+    if different < 2:
+        raise UserError(f"{where}: holds {different} different texts; two or more are needed (files, or paragraphs)")
     empty = sum(not text.strip() for text in texts)
     dropped = {"files without text": empty} if empty else {}
     return Corpus(paths[0].stem, "own", split_by_digest(found), dropped)

@@ -279,12 +279,20 @@ def read_path(path: Path) -> str:
     files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
     if not files:
         raise UserError(f"{display_name(str(path))}: holds no text files ({', '.join(sorted(SUFFIXES))})")
-    return in_random_order(read_file(file) for file in files)
+    articles = [read_file(file).strip("\n") for file in files]
+    different = list(dict.fromkeys(articles))
+    if len(different) < len(articles):  # else a copy might be in the training part and in another
+        copies = len(articles) - len(different)
+        where = display_name(str(path))
+        print(f"{where}: {copies:,} files repeat the text of another; each is read once", file=sys.stderr)
+    return in_random_order(different)
 
 
 def read_file(path: Path) -> str:
     """The text of a UTF-8 file. Raises UserError."""
     try:
+        if path.exists() and not path.is_file():  # a FIFO would wait for ever
+            raise OSError(0, "not a regular file")
         content = path.read_bytes()
         if b"\0" in content:
             raise ValueError("it has zero bytes")

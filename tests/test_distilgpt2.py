@@ -188,6 +188,14 @@ def test_copies_stay_together_or_are_counted(tmp_path, capsys):
     assert "2 validation or test documents are in the training part" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("texts", [{"a.txt": "one text"}, {"a.txt": "the text", "b.md": " the  text"}, {}])
+def test_a_folder_without_two_different_texts_is_refused(texts, tmp_path):
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    code, message = failure(corpus.load, str(tmp_path))
+    assert code == 1 and one_line(message) and f"holds {min(1, len(texts))} different texts" in message
+
+
 def test_make_data_csv_and_back(tmp_path, monkeypatch, capsys):
     make_data_csv = load("distilgpt2", "make_data_csv")
     monkeypatch.chdir(tmp_path)

@@ -269,6 +269,19 @@ def test_a_folder_of_articles(tmp_path):
     assert digits != sorted(digits), "a random order"
 
 
+def test_copies_of_an_article_are_read_once(tmp_path, capsys):
+    """They would follow each other, and one might be trained on and another validated on."""
+    for i in range(12):
+        (tmp_path / f"{i}.txt").write_text(f"Article {i}. It has its own words. " * 3)
+    plain = data.load(str(tmp_path))
+    assert not capsys.readouterr().err
+    for i in range(12):
+        (tmp_path / f"copy of {i}.md").write_bytes(b"\r\n" + (tmp_path / f"{i}.txt").read_bytes())
+    found = data.load(str(tmp_path))
+    assert found.digest == plain.digest and torch.equal(found.val, plain.val)
+    assert "12 files repeat the text of another" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "content, word",
     [
