@@ -191,6 +191,8 @@ def load_inception(weights: str | None, data_dir: str | None) -> nn.Module:
     try:
         if not weights:
             fetch.download([INCEPTION_URL], file)
+        if file.exists() and not file.is_file():  # a FIFO would wait for ever
+            raise OSError(0, "not a regular file")
         content = file.read_bytes()
     except fetch.Unreachable as error:
         remedy = "put a copy of it there, or choose other --features"

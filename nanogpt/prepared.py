@@ -52,6 +52,8 @@ def load(folder: str | Path, limit: int | None = None, tokenizer=None) -> tuple:
         if len(files) != 1:
             raise UserError(f"{run.display_path(folder)}: needs either {name}.bin or {name}.jsonl")
         try:
+            if not files[0].is_file():  # a FIFO would wait for ever
+                raise OSError(0, "not a regular file")
             content = files[0].read_bytes()
         except OSError as error:
             raise UserError(f"{run.display_path(files[0])}: cannot be read ({error.strerror})") from error

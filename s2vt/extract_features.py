@@ -57,7 +57,9 @@ def only_named(files: list[Path], only: Path) -> list[Path]:
     """Those of the videos `files` whose name is the last word of a line of the text file `only`. Raises UserError where
     one that it names is not among them."""
     try:
-        lines = only.read_text(encoding="utf-8").splitlines()
+        if not only.is_file():  # a FIFO would wait for ever
+            raise OSError(0, "not a regular file" if only.exists() else "no such file")
+        lines = only.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8"
         raise run.UserError(f"--only {only}: cannot be read ({reason})") from error

@@ -3,6 +3,7 @@ libraries, the training against what it must do. What all folders owe is in test
 
 import json
 import math
+import os
 import random
 from dataclasses import replace
 
@@ -1183,3 +1184,11 @@ def test_inception_features_by_path(builtin, tmp_path, monkeypatch):
     (tmp_path / "weights.pth").write_bytes(b"damaged")
     code, message = failure(features.load_inception, str(tmp_path / "weights.pth"), None)
     assert code == 1 and one_line(message) and "weights.pth" in message
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="FIFOs are POSIX's")
+def test_a_fifo_of_weights_is_not_waited_for(tmp_path):
+    pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3", reason="pip install torch-fidelity")
+    os.mkfifo(tmp_path / "weights.pth")
+    code, message = failure(features.load_inception, str(tmp_path / "weights.pth"), None)
+    assert code == 1 and one_line(message) and "weights.pth: cannot be read (not a regular file)" in message

@@ -777,6 +777,13 @@ def test_fuzzed_texts(tokens, tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX: FIFOs, symbolic links, names of bytes")
+def test_a_fifo_as_a_prompt_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "prompt.txt")
+    code, message = failure(sample.main, ["cpu", "--prompt-file", str(tmp_path / "prompt.txt")])
+    assert code == 1 and one_line(message) and "prompt.txt: cannot be read (not a regular file)" in message
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX: FIFOs, symbolic links, names of bytes")
 def test_a_folder_with_odd_members(tmp_path):
     for i in range(3):
         (tmp_path / f"{i}.txt").write_text(PROSE + str(i))

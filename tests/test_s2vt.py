@@ -1151,6 +1151,21 @@ def test_only_the_videos_that_a_file_names(clips, tmp_path, capsys):
     assert code == 1 and one_line(message) and "none.txt" in message
 
 
+def test_a_list_of_videos_with_a_byte_order_mark_and_other_line_ends(tmp_path):
+    only_named = load("s2vt", "extract_features").only_named
+    files = [tmp_path / name for name in ("a.mp4", "b.mp4", "c.mp4")]
+    only = tmp_path / "only.txt"
+    only.write_bytes("\ufefftrain a.mp4\r\nof\u2028two b.mp4\r\n".encode())
+    assert only_named(files, only) == files[:2]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="FIFOs are POSIX's")
+def test_a_fifo_as_a_list_of_videos_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "only.txt")
+    code, message = failure(load("s2vt", "extract_features").only_named, [], tmp_path / "only.txt")
+    assert code == 1 and one_line(message) and "not a regular file" in message
+
+
 # ----------------------------------------------------------------------------------------------------------- msvd-clips
 
 

@@ -1123,6 +1123,13 @@ def test_what_would_wait_for_ever_is_refused(ladder, tmp_path):
     assert code == 1 and one_line(message) and "no Python source" in message
     (tmp_path / "module.py").write_text("x = 1\n" * 50)
     assert textbooks.texts.standard_library(tmp_path) == ["x = 1\n" * 50]
+    (tmp_path / "code").mkdir()
+    os.mkfifo(tmp_path / "code" / "mbpp.jsonl")
+    (tmp_path / "tokenizer.json").write_text(json.dumps(pairs().state()))
+    os.mkfifo(tmp_path / "train.bin")
+    for read, name in ((benchmarks.mbpp, "mbpp.jsonl"), (prepared.load, "train.bin")):
+        code, message = failure(read, tmp_path)
+        assert code == 1 and one_line(message) and f"{name}: cannot be read (not a regular file)" in message
 
 
 @pytest.mark.slow

@@ -92,6 +92,8 @@ def read(name: str, data_dir: Path) -> list[dict]:
     """The lines of a published evaluation set, verified. Raises UserError."""
     file, digest = data_dir / "code" / FILES[name][0], FILES[name][1]
     try:
+        if file.exists() and not file.is_file():  # a FIFO would wait for ever
+            raise OSError(0, "not a regular file")
         content = file.read_bytes()
     except OSError as error:
         what = f"download it from {SOURCES[name]}"
