@@ -378,7 +378,8 @@ class Run:
         that ends with no lower one says so. The training loss is that of the last row of the metrics, or else in
         `final`; it may be a mean squared error, train_mse.
         """
-        last = final | (self.rows[-1] if self.rows else {})
+        last_row = self.rows[-1] if self.rows else {}
+        last = final | last_row
         train_loss = last.get("train_loss", last.get("train_mse"))
         if uniform_loss is not None and train_loss is not None and not train_loss < 0.99 * uniform_loss:
             self.record["warning"] = (
