@@ -30,6 +30,7 @@ class Options(ReviewOptions):
     out: str | None = option(None, "run folder (default: out/lstm_imdb/lm/RECIPE)", type=run.path_arg, metavar="DIR")
 
     def check(self):
+        super().check()
         if self.layers > 1 and self.bidirectional:
             raise run.UserError("--layers: in both directions the second layer would see the words that it predicts")
 

@@ -32,6 +32,7 @@ RECIPE_NAMES = ["plain", "best", "tiny"]
 DECAYS = ["none", "onecycle"]
 KEEP = ["start", "end"]
 FILE_HELP = "a file, relative to the folder of the datasets"
+MOST_WEIGHTS = 10**9  # 4 GB, and three times as much with gradients and moments
 
 
 @dataclass(kw_only=True)
@@ -59,6 +60,13 @@ class ReviewOptions(run.TrainOptions):
     decay: str = option("onecycle", "schedule of the learning rate", choices=DECAYS)
     weight_decay: float = option(0.0, "decoupled weight decay of AdamW", at_least=0)
     clip: float = option(1.0, "largest norm of the gradient", above=0)
+
+    def check(self):
+        directions = 2 if self.bidirectional else 1
+        inputs = self.embed + (self.layers - 1) * directions * self.hidden  # of all layers
+        weights = directions * 4 * self.hidden * (inputs + self.layers * self.hidden)
+        if weights > MOST_WEIGHTS:
+            raise run.UserError(f"--hidden, --layers: {weights:,} weights of the LSTM; {MOST_WEIGHTS:,} at most")
 
 
 @dataclass(kw_only=True)
