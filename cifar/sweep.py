@@ -10,7 +10,6 @@ continues where it stopped. Under --out: a run folder for every setting and seed
 for every study its record STUDY.json and its figure STUDY.png.
 """
 
-import functools
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -118,12 +117,6 @@ def folder_name(setting, seed):
     return "-".join([*words, f"s{seed}"])
 
 
-@functools.cache
-def choose_dataset(usual, data_dir):
-    """The dataset `usual`, or the built-in one if it cannot be had: the same for all runs of the study."""
-    return images.choose("auto", run.data_dir(data_dir), usual)
-
-
 def jobs_of(args, out):
     """Every run that the studies need."""
 
@@ -131,7 +124,7 @@ def jobs_of(args, out):
         if args.data != "auto":
             return args.data
         usual = train.DATASET[setting["model"]]
-        return usual if args.list else choose_dataset(usual, args.data_dir)
+        return usual if args.list else images.choose_once("auto", run.data_dir(args.data_dir), usual)
 
     def cost(values):
         options = replace(train.RECIPES[values["recipe"]][values["model"]], **values)

@@ -5,6 +5,7 @@ row order, gives the same split and the same runs.
 """
 
 import codecs
+import functools
 import io
 import json
 import pickle
@@ -152,6 +153,12 @@ def choose(name: str, folder: Path, auto: str) -> str:
             file=sys.stderr,
         )
         return "builtin"
+
+
+@functools.cache
+def choose_once(name: str, folder: Path, auto: str) -> str:
+    """The same, asked once: one dataset for all runs of a study, and one warning."""
+    return choose(name, folder, auto)
 
 
 def prepare(name: str, folder: Path, patient: bool = True) -> Path:

@@ -82,7 +82,7 @@ def jobs_of(args, out):
     def dataset(name, setting):
         if args.data != "auto":
             return args.data
-        return "cifar10" if args.list else images.choose("auto", run.data_dir(args.data_dir), "cifar10")
+        return "cifar10" if args.list else images.choose_once("auto", run.data_dir(args.data_dir), "cifar10")
 
     def cost(values):
         if values["recipe"] == "plain":

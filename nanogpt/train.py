@@ -44,7 +44,7 @@ from diagnostics import check_start, draw_layers, gradient_norms, update_ratios
 from model import MLPS, NORMS
 from optim import lr_factor, make_optimizers
 from sampling import generate
-from validation import estimate, eval_tokens, evaluate, loss_of, perplexity
+from validation import estimate, eval_tokens, evaluate, loss_of, perplexity, steps_between_evaluations
 
 RECIPE_NAMES = ["tiny", "cpu", "fast", "muon", "best", "gpu", "gpt2", "phi1", "phi1-finetune", "phi1-large", "phi1-gpu"]
 RECIPE_NAMES += ["phi1-gpu-finetune", "word-bigram", "word-mlp", "word-gpt"]
@@ -219,7 +219,7 @@ def train(args, r, text, init=None):
     validation loss). Returns (model, seconds)."""
     model = build(model_config(args, text.tokenizer.vocab_size)).to(r.device)
     optimizers = make_optimizers(model, args, r.device)
-    eval_every = math.ceil(args.iters / args.evals)
+    eval_every = steps_between_evaluations(args)
     n_eval = eval_tokens(args, text, model.block_size)
     share = args.bs // r.world
     micro_batch = ddp.micro_batch_size(args.bs, args.micro_batch)

@@ -22,11 +22,16 @@ def loss_of(model: nn.Module, x: Tensor, y: Tensor, r) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1), y.flatten(), ignore_index=-1)
 
 
+def steps_between_evaluations(args) -> int:
+    """How many training steps lie between two evaluations, of which there are args.evals at most."""
+    return math.ceil(args.iters / args.evals)
+
+
 def eval_tokens(args, text, block_size: int) -> int:
     """How many targets of the validation part one evaluation during the run predicts, so that all of them cost at most
     EVAL_COST of the training. The forward pass costs about a third of a training step."""
     everything = data.n_targets(text.val)
-    evals = math.ceil(args.iters / math.ceil(args.iters / args.evals))
+    evals = math.ceil(args.iters / steps_between_evaluations(args))
     trained = args.iters * args.bs * block_size / evals  # tokens, between two evaluations
     if text.level == "char" and everything <= min(SMALL, 3 * SMALL_COST * trained):
         return everything

@@ -87,7 +87,7 @@ def dataset_of(args, name):
     if args.data != "auto":
         return args.data
     dataset = "mnist" if name == "mnist" else "cifar10"
-    return dataset if args.list else image_data.choose("auto", run.data_dir(args.data_dir), dataset)
+    return dataset if args.list else image_data.choose_once("auto", run.data_dir(args.data_dir), dataset)
 
 
 def row_of(name, setting, seed, folder):
