@@ -119,6 +119,39 @@ def drawn():
     Drawing.real = before
 
 
+class Silent:
+    """What a training loop takes of a run, without a folder; keeps the rows of metrics.csv."""
+
+    def __init__(self):
+        import torch
+
+        self.device = torch.device("cpu")
+        self.rows = []
+
+    def autocast(self):
+        return contextlib.nullcontext()
+
+    def load(self, **parts):
+        return None
+
+    def should_stop(self):
+        return False
+
+    def save_due(self, seconds):
+        return False
+
+    def log(self, row):
+        self.rows.append(row)
+
+    def check_finite(self, losses, first_step):
+        assert losses.isfinite().all()
+
+    def nothing(self, *args, **state):
+        pass
+
+    save = save_best = print = nothing
+
+
 # ------------------------------------------------------------------------------------------------------- runs compared
 
 

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from conftest import failure, lazy, load, one_line, run
-from helpers import names
+from helpers import Silent, names
 
 train = lazy("lstm_imdb")
 data = lazy("lstm_imdb", "data")
@@ -269,35 +269,6 @@ def test_adversarial_training_by_hand():
 
 
 # ------------------------------------------------------------------------------------------------- steps and options
-
-
-class Silent:
-    """What a training loop takes of a run, without a folder; keeps the rows of metrics.csv."""
-
-    device = torch.device("cpu")
-
-    def __init__(self):
-        self.rows = []
-
-    def autocast(self):
-        return contextlib.nullcontext()
-
-    def load(self, **parts):
-        return None
-
-    def should_stop(self):
-        return False
-
-    def log(self, row):
-        self.rows.append(row)
-
-    def check_finite(self, losses, first_step):
-        assert torch.isfinite(losses).all()
-
-    def nothing(self, *args, **state):
-        pass
-
-    save = save_best = print = nothing
 
 
 def small(**settings):

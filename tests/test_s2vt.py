@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 
 from conftest import failure, lazy, load, one_line, run
-from helpers import names
+from helpers import Silent, names
 
 train, data, model = (lazy("s2vt", name) for name in ("train", "data", "model"))
 checkpoint, decode, extractors, scores, videos = (
@@ -1308,45 +1308,23 @@ def test_an_interval_of_a_difference_holds_it_and_excludes_zero_where_one_is_alw
 # ----------------------------------------------------------------------------------------------- steps and options
 
 
-class Silent:
-    """What a training loop takes of a run, without a folder; keeps what it is told."""
-
-    device = torch.device("cpu")
+class Watched(Silent):
+    """A run that keeps its captions, and the epochs whose weights are the best, too."""
 
     def __init__(self, vocabulary):
+        super().__init__()
         self.vocabulary = vocabulary
-        self.rows = []  # of metrics.csv
         self.texts = []  # captions
         self.kept = []  # the epochs whose weights got into best.pt
 
-    def autocast(self):
-        return contextlib.nullcontext()
-
-    def load(self, **parts):
-        return None
-
-    def should_stop(self):
-        return False
-
-    def save_due(self, seconds):
-        return False
-
     def log(self, row):
-        self.rows.append({name: value for name, value in row.items() if name != "seconds"})
+        super().log({name: value for name, value in row.items() if name != "seconds"})
 
     def text(self, tag, text, step):
         self.texts.append(text)
 
     def save_best(self, epoch, **state):
         self.kept.append(epoch)
-
-    def check_finite(self, losses, first_step):
-        assert torch.isfinite(losses).all()
-
-    def nothing(self, *args, **state):
-        pass
-
-    save = print = nothing
 
 
 def quick_options(**settings):
@@ -1368,7 +1346,7 @@ def prepared(args):
 
 def fit(args, net, loaded):
     train_set, val_set, _, vocabulary, _ = loaded
-    r = Silent(vocabulary)
+    r = Watched(vocabulary)
     train.train(args, r, net, train_set, val_set, {})
     return r
 
@@ -1657,7 +1635,7 @@ def test_validation_is_in_evaluation_mode():
     net, (_, val_set, _, vocabulary, _) = prepared(args)
     net.train()
     generator = torch.get_rng_state()
-    loss, captions = train.validate(net, val_set, args, Silent(vocabulary))
+    loss, captions = train.validate(net, val_set, args, Watched(vocabulary))
     assert torch.equal(torch.get_rng_state(), generator) and not net.training
     (batch,) = val_set.batches(6, (0, 0))
     parameters = dict(net.named_parameters()) | {"mean": net.mean, "std": net.std}

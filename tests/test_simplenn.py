@@ -3,7 +3,6 @@
 What all folders owe is in test_contract.py.
 """
 
-import contextlib
 import copy
 import dataclasses
 import json
@@ -24,7 +23,7 @@ from safetensors.torch import load_file, save_file
 
 import processes
 from conftest import ROOT, failure, lazy, one_line, run
-from helpers import names, write_idx
+from helpers import Silent, names, write_idx
 
 train = lazy("simplenn")
 data = lazy("simplenn", "data")
@@ -216,32 +215,6 @@ def test_every_model_trains(argv, tmp_path):
     words = ["--recipe", "tiny", "--data", "builtin", "--limit", "200", *argv, "--out", str(tmp_path / "run")]
     record = train.main(words)
     assert record["state"] == "done" and (tmp_path / "run" / "losses.png").exists()
-
-
-class Silent:
-    """What a training loop takes of a run, without a folder; keeps the rows of metrics.csv."""
-
-    device = torch.device("cpu")
-
-    def __init__(self):
-        self.rows = []
-
-    def autocast(self):
-        return contextlib.nullcontext()
-
-    def load(self, **parts):
-        return None
-
-    def log(self, row):
-        self.rows.append(row)
-
-    def check_finite(self, losses, first_step):
-        assert torch.isfinite(losses).all()
-
-    def nothing(self, *args, **state):
-        pass
-
-    save = save_best = print = nothing
 
 
 def small(**settings):
