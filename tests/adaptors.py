@@ -11,7 +11,7 @@ from helpers import load
 # ------------------------------------------------------------------------------------------------ the parts of the data
 
 # where `tiny` learns too little for its epochs to differ on a test set
-LEARNS = {"resnet": dict(epochs=6, lr=0.2), "s2vt": dict(epochs=6, bs=20, lr=0.02)}
+LEARNS = {"resnet": dict(epochs=6, lr=0.2, limit=100), "s2vt": dict(epochs=4, bs=20, lr=0.02, limit=60)}
 NO_TEST_PART = {"lms": "its last rows validate, and choose nothing: there is one epoch to report, the last"}
 PLACES = {"train": 0, "val": 1, "test": 2}
 

@@ -32,21 +32,25 @@ import blank_figures
 STREAMS = {"stdin": 0, "stdout": 1, "stderr": 2}
 
 
-def keep_drawn_images(shapes, folder):
-    """Let common/shapes.py draw its images once for all processes that name the same `folder`: it takes a second."""
-    draw = shapes.draw_builtin
+# {folder: function}: what makes the built-in data of a folder and takes seconds, or imports what does
+BUILTIN_DATA = {"simplenn": "read_sklearn_digits", "s2vt": "builtin_part"}
+
+
+def keep_results(module, function, folder):
+    """Let a function of `module`, which makes built-in data, run once for all processes that name the same `folder`."""
+    make = getattr(module, function)
 
     @functools.cache
-    def draw_builtin(*args, **kwargs):
+    def kept(*args, **kwargs):
         name = re.sub(r"[^\w]+", "-", f"{args}{kwargs}")
-        file = Path(folder) / f"images{name}.pickle"
+        file = Path(folder) / f"{function}{name}.pickle"
         if not file.exists():
             temporary = file.with_suffix(f".{os.getpid()}")
-            temporary.write_bytes(pickle.dumps(draw(*args, **kwargs)))
+            temporary.write_bytes(pickle.dumps(make(*args, **kwargs)))
             temporary.replace(file)
         return pickle.loads(file.read_bytes())
 
-    shapes.draw_builtin = draw_builtin
+    setattr(module, function, kept)
 
 
 # ------------------------------------------------------------------------------------------------------- the child
@@ -69,7 +73,9 @@ def run_script(command):
     main.__file__ = str(script)
     sys.modules["__main__"] = main
     if (script.parent / "common.py").exists():
-        keep_drawn_images(importlib.import_module("common.shapes"), command["cache"])
+        keep_results(importlib.import_module("common.shapes"), "draw_builtin", command["cache"])
+        if function := BUILTIN_DATA.get(script.parent.name):
+            keep_results(importlib.import_module("data"), function, command["cache"])
     for event in command["events"]:
         act_at(**event)
     exec(compile(script.read_bytes(), script, "exec"), vars(main))
@@ -224,6 +230,7 @@ def main():
     if sys.argv[1] == "--once":
         return run_script(json.loads(Path(sys.argv[2]).read_bytes()))
     import matplotlib.font_manager  # noqa: F401
+    import torch._dynamo  # noqa: F401, the first optimizer imports it, which takes two seconds
     import torch.distributed.nn.functional  # noqa: F401
     import torch.utils.data  # noqa: F401
 

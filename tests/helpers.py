@@ -12,9 +12,11 @@ import tempfile
 import zlib
 from pathlib import Path
 
+import pytest
+
 import blank_figures
 import processes
-from fork_server import keep_drawn_images
+from fork_server import keep_results
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = sorted(file.parent.name for file in ROOT.glob("*/train.py"))
@@ -93,7 +95,7 @@ def prepare():
         import matplotlib.font_manager  # noqa: F401
 
     study.start = functools.wraps(study.start)(start_job)
-    keep_drawn_images(shapes, processes.place())
+    keep_results(shapes, "draw_builtin", processes.place())
     blank_figures.install(lambda: Drawing.real)
 
 
@@ -117,6 +119,12 @@ def drawn():
     before, Drawing.real = Drawing.real, True
     yield
     Drawing.real = before
+
+
+# a test of a script that draws: with blank figures, and in the slow tests with real ones, which take most of its time
+drawn_too = pytest.mark.parametrize(
+    "figures", ["blank", pytest.param("real", marks=[pytest.mark.draws, pytest.mark.slow])]
+)
 
 
 class Silent:

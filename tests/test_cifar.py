@@ -230,6 +230,7 @@ def test_it_learns_and_leaves_what_it_should(tmp_path):
     assert record["final"]["val_accuracy"] == float(best["val_accuracy"])
 
 
+@pytest.mark.slow
 def test_simplenn_with_its_options_learns(tmp_path):
     record = fit(tmp_path, "a", "--model", "simplenn", "--recipe", "best", "--epochs", "3", "--bs", "32")
     assert record["final"]["test_accuracy"] > 0.5 and record["args"]["bn"] and record["args"]["activation"] == "swish"
@@ -499,6 +500,7 @@ def test_the_studies_are_those_of_the_committed_records():
             assert not differ, f"{name}, {row['setting']}: {differ}"
 
 
+@pytest.mark.slow
 def test_the_bench_measures_all_ways(tmp_path):
     rows = load("cifar", "bench").main(["--data", "builtin", "--limit", "200", "--rounds", "1", "--out", str(tmp_path)])
     kinds = 6 if run.native_bf16(torch.device("cpu")) else 5

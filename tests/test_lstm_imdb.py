@@ -436,6 +436,7 @@ def test_each_recipe_makes_a_step(name):
 # ------------------------------------------------------------------------------------------------------------- sources
 
 
+@pytest.mark.slow
 def test_imdb_counts_split_and_labels(data_dir):
     """50,000 rows; 406 texts occur more than once, 418 surplus rows are dropped; 7:1:2 of what remains."""
     folder = data_dir("imdb")
@@ -1143,6 +1144,7 @@ def test_a_language_model_never_sees_what_it_predicts(monkeypatch):
 
 
 @pytest.mark.draws
+@pytest.mark.slow
 def test_the_benchmark_and_the_analysis(finished, tmp_path, capsys):
     argv = ["--data", "builtin", "--limit", "200", "--steps", "2", "--rounds", "1", "--device", "cpu"]
     rows = load("lstm_imdb", "bench").main([*argv, "--max-len", "60", "--out", str(tmp_path)])

@@ -198,6 +198,7 @@ def test_a_tokenizer_is_restored_from_its_state(kind, trained):
 # --------------------------------------------------------------------------------------------------------------- texts
 
 
+@pytest.mark.slow
 def test_tinyshakespeare_has_nanogpts_split(data_dir):
     text = data.load("shakespeare", data_dir("shakespeare"))
     assert (len(text.train), len(text.val), text.test, text.tokenizer.vocab_size) == (1_003_854, 111_540, None, 65)
@@ -211,6 +212,7 @@ def test_tinyshakespeare_has_nanogpts_split(data_dir):
     assert own.tokenizer.decode(own.train.tolist() + own.val.tolist()) == whole
 
 
+@pytest.mark.slow
 def test_wikitext2_has_the_published_counts(data_dir):
     text = data.load("wikitext2", data_dir("wikitext-2"), tokens="word")
     assert (len(text.train), len(text.val), len(text.test)) == (2_088_628, 217_646, 245_569)

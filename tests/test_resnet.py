@@ -178,6 +178,7 @@ def test_whitened_patches_have_unit_covariance(builtin):
 # ----------------------------------------------------------------------------------------------------- images in memory
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, counts", [("cifar10", (45_000, 5_000, 10_000)), ("mnist", (54_001, 5_999, 10_000))])
 def test_real_datasets_are_those_of_the_records(name, counts, data_dir, tmp_path):
     """Digest and counts of every committed record; test images and labels in the order of torchvision's, sorted."""
@@ -912,6 +913,7 @@ def test_the_average_of_a_short_run_does_not_contain_its_initial_weights():
     assert 0.99 < average.module.weight.item() < 1
 
 
+@pytest.mark.slow
 def test_every_variant_of_the_fast_recipe_is_another_training(tmp_path, monkeypatch):
     long_average(monkeypatch)
     ends = {}
@@ -1280,6 +1282,7 @@ def test_every_committed_study_is_drawn(name, tmp_path, capsys):
 
 
 @pytest.mark.draws
+@pytest.mark.slow
 def test_the_study_of_gradients(tmp_path):
     sweep = load("resnet", "sweep")
     words = ["--data", "builtin", "--limit", "32", "--out", str(tmp_path), "--study", "gradients"]
@@ -1380,6 +1383,7 @@ def test_the_bench_refuses_less_than_a_batch(tmp_path):
     assert code == 1 and one_line(message) and "--bs 128" in message and not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_walkthrough_runs(tmp_path, monkeypatch):
     """Its code cells in order, on built-in data with few images, in the folder where Jupyter would start them."""
     notebook = json.loads((ROOT / "resnet" / "walkthrough.ipynb").read_text(encoding="utf-8"))

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 
 import processes
 from conftest import ROOT, failure, lazy, one_line, run
-from helpers import Silent, names, write_idx
+from helpers import Silent, drawn_too, names, write_idx
 
 train = lazy("simplenn")
 data = lazy("simplenn", "data")
@@ -210,8 +210,8 @@ def test_arguments_that_do_not_fit(argv, words, capsys):
         ["--model", "mlp", "--data", "square"],
     ],
 )
-@pytest.mark.draws
-def test_every_model_trains(argv, tmp_path):
+@drawn_too
+def test_every_model_trains(argv, figures, tmp_path):
     words = ["--recipe", "tiny", "--data", "builtin", "--limit", "200", *argv, "--out", str(tmp_path / "run")]
     record = train.main(words)
     assert record["state"] == "done" and (tmp_path / "run" / "losses.png").exists()
@@ -927,9 +927,9 @@ def test_every_study_is_offered():
     assert sorted(sweep.STUDIES) == STUDIES
 
 
+@drawn_too
 @pytest.mark.parametrize("study", STUDIES)
-@pytest.mark.draws
-def test_every_study_in_seconds(study, tmp_path):
+def test_every_study_in_seconds(study, figures, tmp_path):
     sweep.main(["--study", study, "--quick", "--jobs", "1", "--out", str(tmp_path)])
     for part in sweep.STUDIES[study].PARTS:
         record = json.loads((tmp_path / f"{study}-{part}.json").read_text())

@@ -733,11 +733,11 @@ def test_data_that_is_missing_is_named_with_its_source(name, tmp_path):
 MBPP_EXCEPTIONS = {"MBPP/367", "MBPP/601", "MBPP/927"}
 
 
-@pytest.mark.parametrize("every", [120, pytest.param(1, marks=pytest.mark.slow)])
-def test_mbpps_solutions_pass_and_empty_bodies_do_not(every, box, data_dir):
-    some = benchmarks.mbpp(data_dir("code"), range(1, 975))[2 if every > 1 else 0 :: every]
+@pytest.mark.slow
+def test_mbpps_solutions_pass_and_empty_bodies_do_not(box, data_dir):
+    some = benchmarks.mbpp(data_dir("code"), range(1, 975))
     passed = set(outcome(some, lambda p: p.canonical, box))
-    assert {p.task_id for p in some} - passed <= MBPP_EXCEPTIONS and len(some) in (974, 9)
+    assert {p.task_id for p in some} - passed <= MBPP_EXCEPTIONS and len(some) == 974
     assert outcome(some, lambda p: "def f():\n    pass\n", box) == []
 
 
@@ -1170,6 +1170,7 @@ def test_fuzzed_files(name, folders, ladder, tmp_path):
             assert one_line(f"error: {error}")
 
 
+@pytest.mark.slow
 def test_the_preregistered_table_is_what_the_function_says():
     text = (ROOT / "nanogpt" / "textbooks" / "PREREGISTRATION.md").read_text(encoding="utf-8")
     for seeds in (5, 3):

@@ -171,9 +171,8 @@ def test_the_commands_and_links_of_an_export_work_there(folder, exported, capsys
 
 
 # one folder in a Python of its own, which knows nothing of this repository; the others in forks
-@pytest.mark.parametrize(
-    "folder", [name if name == "lms" else pytest.param(name, marks=pytest.mark.slow) for name in FOLDERS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", FOLDERS)
 def test_an_export_trains_where_the_repository_is_not(folder, exported, tmp_path):
     script, words = exported(folder) / "train.py", [*quick(folder), "--out", "run"]
     fresh = folder == "lms"
@@ -304,6 +303,7 @@ def test_the_first_cell_uses_the_clone_that_it_is_in(place, clone, installed, mo
     assert capsys.readouterr().out == f"using {clone}, a clone of example.org/experiments.git\n"
 
 
+@pytest.mark.slow
 def test_the_first_cell_clones_the_repository(clone, installed, tmp_path, monkeypatch):
     git("add", "-A", cwd=clone)
     git("commit", "-q", "-m", "all", cwd=clone)
@@ -349,6 +349,7 @@ def test_the_colab_notebook_trains_and_shows_the_curves(clone, monkeypatch, caps
 
 
 @pytest.mark.draws
+@pytest.mark.slow
 def test_the_overview_is_drawn_from_the_records(tmp_path, monkeypatch):
     committed = ROOT / "figures" / "overview.png"
     assert committed.stat().st_size < 150_000
