@@ -45,6 +45,7 @@ def group_of(item):
     return folder or re.sub(r"^test_|(_text)?\.py$", "", item.path.name)
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for the marks
 def pytest_collection_modifyitems(items):
     groups = {item: group_of(item) for item in items}
     for item, group in groups.items():
