@@ -40,18 +40,32 @@ run = Lazy(import_run)
 SLOWEST = ["resnet", "distilgpt2", "nanogpt", "simplenn", "textbooks", "cifar", "s2vt", "gan", "lstm_imdb"]
 
 
-def group_of(item):
-    folder = getattr(item, "callspec", None) and item.callspec.params.get("folder")
-    return folder or re.sub(r"^test_|(_text)?\.py$", "", item.path.name)
+def group_of(nodeid: str) -> str:
+    """The folder of a test: that of its file, or the one that is named in its parameters; else the file's name."""
+    file, _, test = nodeid.partition("::")
+    subject = re.sub(r"^test_|(_text)?\.py$", "", Path(file).name)
+    if subject in (*FOLDERS, "textbooks"):
+        return subject
+    named = [word for word in re.findall(r"\w+", test.partition("[")[2]) if word in FOLDERS]
+    return named[0] if named else subject
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for the marks
 def pytest_collection_modifyitems(items):
-    groups = {item: group_of(item) for item in items}
-    for item, group in groups.items():
-        item.add_marker(pytest.mark.xdist_group(group))
     order = {group: i for i, group in enumerate(SLOWEST)}
-    items.sort(key=lambda item: order.get(groups[item], len(order)))
+    items.sort(key=lambda item: order.get(group_of(item.nodeid), len(order)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Tests of one group go to one process. `--dist loadgroup` would do the same by changing the names of tests, but
+    since pytest 9.2 they cannot be changed, and every test went to any process."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFolder(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return group_of(nodeid)
+
+    return ByFolder(config, log)
 
 
 def pytest_configure(config):

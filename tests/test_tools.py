@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import conftest
 import processes
 from conftest import FOLDERS, ROOT, load, quick
 
@@ -854,3 +855,28 @@ def test_tests_that_hang_are_ended_and_count_as_a_fault_caught(fake):
     assert trial.caught_by() == "hang"
     trial.stop()
     assert trial.process.returncode
+
+
+# ------------------------------------------------------------------------------------------------------- the tests
+
+
+@pytest.mark.parametrize(
+    "nodeid, group",
+    [
+        ("tests/test_gan.py::test_a", "gan"),
+        ("tests/test_nanogpt_text.py::test_a[gan-1]", "nanogpt"),
+        ("tests/test_cifar.py::test_a[simplenn]", "cifar"),
+        ("tests/test_contract.py::test_a[SIGTERM-s2vt]", "s2vt"),
+        ("tests/test_common.py::test_a[one-two]", "common"),
+    ],
+)
+def test_the_group_of_a_test(nodeid, group):
+    assert conftest.group_of(nodeid) == group
+
+
+@pytest.mark.slow
+def test_the_tests_of_a_folder_run_in_one_process():
+    words = ["-n", "2", "-v", "tests/test_contract.py", "-k", "no_script or common_py"]
+    run = subprocess.run([sys.executable, "-m", "pytest", *words], cwd=ROOT, capture_output=True, text=True)
+    places = set(re.findall(r"\[(gw\d)\].*PASSED .*\[(\w+)\]", run.stdout))
+    assert sorted(folder for _, folder in places) == sorted(FOLDERS), run.stdout
