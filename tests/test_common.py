@@ -113,6 +113,7 @@ def test_an_allocation_that_fails_is_one_line(allocate, capsys):
     assert caught.value.code == 1 and len(lines) == 1 and lines[0].startswith("error: not enough memory (")
 
 
+@pytest.mark.slow
 def test_a_user_error_in_a_dataloader_worker_is_one_line(script):
     """Also where another worker has not started yet: Python kills it at exit, which PyTorch would report."""
     done = script("list(torch.utils.data.DataLoader(Broken(), num_workers=2, multiprocessing_context='spawn'))")

@@ -656,9 +656,9 @@ def test_resnet20_learns(recipe, lr, tmp_path):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """The run folder of the MNIST network after three epochs on the built-in data."""
+    """The run folder of the MNIST network after two epochs on the built-in data."""
     folder = tmp_path_factory.mktemp("trained")
-    words = ["--model", "mnist", "--limit", "800", "--epochs", "3", "--bs", "20", "--lr", "0.05"]
+    words = ["--model", "mnist", "--limit", "600", "--epochs", "2", "--bs", "20", "--lr", "0.05"]
     fit(folder, "run", *words, "--precision", "fp32")
     return folder / "run"
 
@@ -1161,7 +1161,7 @@ def test_predictions_of_the_test_set(trained, tmp_path):
     assert accuracy == pytest.approx(record["final"]["test_accuracy"], abs=0.003)
     with open(tmp_path / "predictions.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    test_set = data.load("builtin", limit=800, family="mnist")[2]
+    test_set = data.load("builtin", limit=600, family="mnist")[2]
     assert [row["id"] for row in rows] == [str(i) for i in range(len(test_set))]
     assert all(row["name"] == test_set.classes[int(row["label"])] for row in rows)
     assert all(0.1 <= float(row["probability"]) <= 1 for row in rows), "the largest of ten is at least 0.1"

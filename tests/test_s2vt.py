@@ -854,6 +854,7 @@ def test_frames_are_evenly_spaced_in_time_as_ffmpeg_has_them(name, film, tmp_pat
         assert share == pytest.approx(own / sum(seconds), abs=0.08)
 
 
+@pytest.mark.slow
 def test_a_frame_that_is_shown_for_most_of_the_video(tmp_path):
     file = write_film(tmp_path / "v.mp4", [("red", 30, 0.033), ("blue", 1, 9.0)])
     assert colours_of(extractors.read_video(file, 10, 32)).count("blue") == 9

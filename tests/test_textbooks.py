@@ -604,7 +604,9 @@ def f():
 """
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in ("sleep", "fork bomb") else name for name in ATTACKS]
+)
 def test_no_attack_passes_or_harms(name, box, monkeypatch):
     """Expected is 424242. Afterwards the same sandbox still runs a right program, and nothing is left in it."""
     problem = exercises.Exercise("list", "c", "f", "", "", [((3,), 424242)])

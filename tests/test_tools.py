@@ -513,6 +513,7 @@ def lms_record(tmp_path_factory):
     return folder / "new.json"
 
 
+@pytest.mark.slow
 def test_the_command_of_a_record_is_the_shortest_that_gives_its_arguments(lms_record, capsys):
     reproduce.main([str(lms_record), "--head"])
     assert capsys.readouterr().out == "the run: python lms/train.py --data fir --epochs 3 --lr 0.01\n"
