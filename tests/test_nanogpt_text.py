@@ -862,10 +862,10 @@ def test_fuzzed_openwebtext(prepare, tmp_path, data_dir, monkeypatch):
     monkeypatch.setattr(openwebtext, "open_stream", lambda: Documents(40))
     rng, read = random.Random(0), 0
     progress = json.loads((tmp_path / "good" / "progress.json").read_text())
-    texts = [json.dumps(changed(progress, rng)).encode() for _ in range(60)]
-    texts += mutations(json.dumps(progress).encode(), rng, 60)
+    texts = [json.dumps(changed(progress, rng)).encode() for _ in range(30)]
+    texts += mutations(json.dumps(progress).encode(), rng, 30)
     cases = [("progress.json", text) for text in texts]
-    cases += [("val.bin", x) for x in mutations((tmp_path / "good" / "val.bin").read_bytes(), rng, 60)]
+    cases += [("val.bin", x) for x in mutations((tmp_path / "good" / "val.bin").read_bytes(), rng, 30)]
     for name, content in cases:
         shutil.rmtree(tmp_path / "openwebtext", ignore_errors=True)
         shutil.copytree(tmp_path / "good", tmp_path / "openwebtext")

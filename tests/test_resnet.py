@@ -1359,8 +1359,7 @@ def test_the_operations_of_a_step(builtin):
 @slow
 def test_the_bench_measures_all_ways(tmp_path):
     words = shlex.split("--data builtin --device cpu --limit 32 --bs 16 --rounds 1")
-    script = str(ROOT / "resnet" / "bench.py")
-    subprocess.run([sys.executable, script, *words, "--out", str(tmp_path)], check=True, capture_output=True)
+    processes.assert_done(processes.start(ROOT / "resnet" / "bench.py", *words, "--out", tmp_path))
     record = json.loads((tmp_path / "bench.json").read_text())
     native = run.native_bf16(torch.device("cpu"))
     assert {row["precision"] for row in record["rows"]} == {"float32", *["bfloat16"] * native}, "nothing is emulated"
