@@ -13,9 +13,9 @@ from common import run
 import requests
 from torch import nn
 
-import hub
-from baselines import Bigram, BigramConfig, WordMLP, WordMLPConfig
 from model import GPT, GPTConfig
+from networks import hub
+from networks.baselines import Bigram, BigramConfig, WordMLP, WordMLPConfig
 from tokenizer import tokenizer_from
 
 KINDS = {"gpt": (GPT, GPTConfig), "bigram": (Bigram, BigramConfig), "wordmlp": (WordMLP, WordMLPConfig)}

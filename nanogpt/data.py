@@ -6,7 +6,8 @@
     python nanogpt/data.py --data openwebtext --tokens gpt2        # 9 billion tokens: hours; the same command continues
 
 Each part (train, val, test) is one long 1-D uint16 tensor. `batch` takes blocks from random positions, `blocks` covers
-the part once. A folder that `phi1.py prepare` wrote may hold exercises instead: rows with targets, see prepared.py.
+the part once. A folder that `phi1.py prepare` wrote may hold exercises instead: rows with targets, see
+corpora/prepared.py.
 """
 
 import hashlib
@@ -24,8 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import openwebtext
-import prepared
+from corpora import openwebtext, prepared
 from tokenizer import BytePairs, Characters, Words
 
 TOKENS = ("char", "word", "gpt2", "bpe")
@@ -78,10 +78,10 @@ PUBLISHED = {  # {corpus: {file in data_dir: (checksum, mirrors)}}; WikiText-2: 
 class Text:
     """A text as tokens, in parts.
 
-    train, val, test: uint16 (N,) each, or rows, int32 (N, 2, T), of prepared.py. test is None if there is no third
-    part; the validation loss is then slightly optimistic, since it chooses the checkpoint. characters_per_token: {part:
-    ratio} or None. The ratio converts a loss in nats per token to bits per character, loss / ln 2 / ratio, which is
-    comparable between tokenizers.
+    train, val, test: uint16 (N,) each, or rows, int32 (N, 2, T), of corpora/prepared.py. test is None if there is no
+    third part; the validation loss is then slightly optimistic, since it chooses the checkpoint. characters_per_token:
+    {part: ratio} or None. The ratio converts a loss in nats per token to bits per character, loss / ln 2 / ratio, which
+    is comparable between tokenizers.
     """
 
     name: str

@@ -29,8 +29,8 @@ from common.options import add_options, flag, make_parser, option, short, to_arg
 import torch
 
 import checkpoint
-import hub
 import train
+from networks import hub
 from textbooks import benchmarks, plan
 from textbooks.complete import completions
 from textbooks.prepare import ARMS, MIN_EXERCISES, prepare, read_held_out

@@ -20,8 +20,8 @@ from torch import nn
 from tqdm import tqdm
 
 import data
-from baselines import Bigram, BigramConfig
 from data import DATA_HELP, TOKENS, dataset_arg
+from networks.baselines import Bigram, BigramConfig
 from sampling import generate
 
 CURVE_TOKENS, FINAL_TOKENS = 10_000, 100_000  # tokens of a part for a point of the curve, and for the final loss

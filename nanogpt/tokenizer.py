@@ -18,7 +18,7 @@ from common.run import UserError
 
 import regex
 
-import hub
+from networks import hub
 
 MAX_VOCABULARY = 2**16  # tokens are stored as uint16
 UNKNOWN = "<unk>"

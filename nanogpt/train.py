@@ -40,11 +40,11 @@ from checkpoint import (
     save_weights,
 )
 from data import DATA_HELP, TOKENS, dataset_arg
-from diagnostics import check_start, draw_layers, gradient_norms, update_ratios
 from model import MLPS, NORMS
 from optim import lr_factor, make_optimizers
 from sampling import generate
-from validation import estimate, eval_tokens, evaluate, loss_of, perplexity, steps_between_evaluations
+from training.diagnostics import check_start, draw_layers, gradient_norms, update_ratios
+from training.validation import estimate, eval_tokens, evaluate, loss_of, perplexity, steps_between_evaluations
 
 RECIPE_NAMES = ["tiny", "cpu", "fast", "muon", "best", "gpu", "gpt2", "phi1", "phi1-finetune", "phi1-large", "phi1-gpu"]
 RECIPE_NAMES += ["phi1-gpu-finetune", "word-bigram", "word-mlp", "word-gpt"]

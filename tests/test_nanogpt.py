@@ -25,9 +25,10 @@ from helpers import names
 train = lazy("nanogpt")
 data = lazy("nanogpt", "data")
 model = lazy("nanogpt", "model")
-baselines, checkpoint, diagnostics, optim = (
-    lazy("nanogpt", name) for name in ("baselines", "checkpoint", "diagnostics", "optim")
-)
+baselines = lazy("nanogpt", "networks.baselines")
+checkpoint = lazy("nanogpt", "checkpoint")
+diagnostics = lazy("nanogpt", "training.diagnostics")
+optim = lazy("nanogpt", "optim")
 MODERN = dict(rotary=True, norm="rms", mlp="relu2", qk_norm=True)
 
 

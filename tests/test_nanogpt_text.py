@@ -26,9 +26,10 @@ from helpers import mutations
 sample = lazy("nanogpt", "sample")
 data = lazy("nanogpt", "data")
 model = lazy("nanogpt", "model")
-attention, baselines, checkpoint, sampling, openwebtext, stage, stages, tokenizer = (
-    lazy("nanogpt", name)
-    for name in ("attention", "baselines", "checkpoint", "sampling", "openwebtext", "stage", "stages", "tokenizer")
+baselines = lazy("nanogpt", "networks.baselines")
+openwebtext = lazy("nanogpt", "corpora.openwebtext")
+attention, checkpoint, sampling, stage, stages, tokenizer = (
+    lazy("nanogpt", name) for name in ("attention", "checkpoint", "sampling", "stage", "stages", "tokenizer")
 )
 MODERN = dict(rotary=True, norm="rms", mlp="relu2", qk_norm=True)
 

@@ -23,7 +23,9 @@ from helpers import mutations
 train = lazy("nanogpt")
 data = lazy("nanogpt", "data")
 phi1 = lazy("nanogpt", "phi1")
-checkpoint, prepared, tokenizer = (lazy("nanogpt", name) for name in ("checkpoint", "prepared", "tokenizer"))
+checkpoint = lazy("nanogpt", "checkpoint")
+prepared = lazy("nanogpt", "corpora.prepared")
+tokenizer = lazy("nanogpt", "tokenizer")
 ADD = {"prompt": 'def add(a, b):\n    """Add two numbers."""\n', "completion": "    return a + b\n"}
 SQUARE = {"prompt": 'def square(x):\n    """Square x."""\n', "completion": "    y = x * x\n    return y\n"}
 TINY = ["--recipe", "tiny", "--tokens", "bpe", "--device", "cpu", "--precision", "fp32", "--block-size", "64"]

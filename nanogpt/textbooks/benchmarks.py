@@ -23,7 +23,7 @@ from common.run import UserError
 
 import numpy as np
 
-from prepared import read_json_lines
+from corpora.prepared import read_json_lines
 from textbooks import exercises
 from textbooks.sandbox import Failure, Sandbox
 

@@ -6,7 +6,7 @@ from common import run
 
 import torch
 
-from prepared import end_token
+from corpora.prepared import end_token
 from sampling import tempered
 from textbooks.benchmarks import Problem, truncate
 

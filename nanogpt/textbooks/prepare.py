@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 import data
-from prepared import read_json_lines
+from corpora.prepared import read_json_lines
 from textbooks import benchmarks, clean, exercises, inside, quality, texts, writer
 from tokenizer import END_OF_TEXT, BytePairs
 

@@ -23,7 +23,7 @@ from common.run import UserError
 
 import numpy as np
 
-from prepared import read_json_lines
+from corpora.prepared import read_json_lines
 
 LABELS = Path(__file__).with_name("labels.jsonl")
 TOKEN = r"[A-Za-z_]+|[^\w\s]"

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from prepared import read_exercises, read_json_lines
+from corpora.prepared import read_exercises, read_json_lines
 from textbooks import benchmarks, exercises, paired, plan, sandbox
 from textbooks.prepare import read_held_out
 

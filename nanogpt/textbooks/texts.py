@@ -8,7 +8,7 @@ from pathlib import Path
 from common import run
 from common.run import UserError
 
-from prepared import read_json_lines
+from corpora.prepared import read_json_lines
 from textbooks import sandbox
 
 DOCUMENTATION = ("tutorial_howto_faq", "library")

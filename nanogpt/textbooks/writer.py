@@ -15,7 +15,7 @@ from common.run import UserError
 
 import requests
 
-import hub
+from networks import hub
 from textbooks import exercises
 from textbooks.sandbox import Sandbox
 

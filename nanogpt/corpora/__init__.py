@@ -1,0 +1,1 @@
+"""Texts that lie on the disk as tokens: OpenWebText, and what `phi1.py prepare` writes."""
