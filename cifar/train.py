@@ -143,7 +143,7 @@ def train(args, r, model, train_set, val_set):
                 "train_accuracy": train_accuracy,
                 "val_accuracy": val_accuracy,
                 "lr": optimizer.param_groups[0]["lr"],
-                "seconds": round(seconds, 2),
+                "epoch_seconds": round(seconds, 2),
             }
         )
         r.print(

@@ -2,8 +2,8 @@
 
     torchrun --nproc-per-node=2 FOLDER/train.py ...
 
-Every process has a Run; only rank 0 writes and prints. Call `should_stop`, `save` and the collectives on all ranks.
-Reduce values over ranks before `log` and `check_finite`.
+Every process has a Run; only rank 0 writes and prints. Call `should_stop`, `save_due`, `save` and the collectives on
+all ranks. Reduce values over ranks before `log` and `check_finite`.
 """
 
 import contextlib
@@ -95,6 +95,13 @@ class Run(run.Run):
     def should_stop(self) -> bool:
         """Has any process been told to stop? A collective."""
         return bool(self.all_reduce(torch.tensor(int(super().should_stop())), dist.ReduceOp.MAX))
+
+    def save_due(self, seconds: float) -> bool:
+        """Is the last checkpoint, or the start of process 0, longer ago than `seconds` by its clock? A collective."""
+        due = torch.tensor(int(super().save_due(seconds)))
+        if self.world > 1:
+            dist.broadcast(due, 0)
+        return bool(due)
 
     def _random_states(self):
         return [state for states in self.gather(super()._random_states()) for state in states]

@@ -49,6 +49,18 @@ def read_record(path: Path) -> dict:
     return record
 
 
+SECONDS = (  # a metrics.csv has one of these columns
+    "epoch_seconds",  # of the training in this epoch
+    "training_seconds",  # of the training so far, without evaluations
+    "elapsed_seconds",  # of the training so far, with evaluations
+)
+
+
+def seconds_of(row: dict) -> float:
+    """The seconds in a row of metrics.csv. Older code called each of the columns SECONDS `seconds`."""
+    return float(next(row[name] for name in (*SECONDS, "seconds") if name in row))
+
+
 OLD_METRICS = {"chance": "order_precision"}  # with any prefix: shuffled_chance is shuffled_order_precision
 
 

@@ -10,8 +10,9 @@ def lr_factor(decay: str, progress: float, warmup: float = 0.0, steps: int | Non
 
     decay: "none"; "step", a tenth from the half on and a hundredth from three quarters on; "cosine"; or "onecycle",
     which goes up from 0 for the fraction `rise` of the run, then down to 0 (Smith and Topin 2017). warmup: the fraction
-    in which the others rise from 0. steps: of the whole run; no rise is steeper than SHORTEST_RISE steps to the peak,
-    which a short run therefore does not reach.
+    in which the others rise from 0. A rise has a rate of exactly 0 in its first step, which changes no weight, only the
+    state of the optimizer and of batch normalization. steps: of the whole run; no rise is steeper than SHORTEST_RISE
+    steps to the peak, which a short run therefore does not reach.
     """
     shortest = SHORTEST_RISE / steps if steps else 0.0
     if decay == "onecycle":

@@ -20,7 +20,7 @@ from common import run
 from common.cores import usable_cores
 from common.files import display_path, lock_folder, make_folder, write
 from common.options import option, to_argv
-from common.records import read_record
+from common.records import SECONDS, read_record, seconds_of
 from common.terminal import UserError
 
 from tqdm import tqdm
@@ -183,5 +183,7 @@ def row(study: str, setting: str, seed: int, folder: Path, **curves: str) -> dic
     if (folder / "metrics.csv").exists():  # there is none if the run diverged before its first evaluation
         with open(folder / "metrics.csv", newline="", encoding="utf-8") as file:
             lines = list(csv.DictReader(file))
-        kept |= {name: [round(float(line[column]), 4) for line in lines] for name, column in curves.items()}
+        for name, column in curves.items():
+            values = [seconds_of(line) if column in SECONDS else float(line[column]) for line in lines]
+            kept[name] = [round(value, 4) for value in values]
     return kept

@@ -87,7 +87,7 @@ RECIPES = {
 }
 AUTO_PRECISION = "bf16"  # bench.py: faster than fp32 if a CPU multiplies it natively
 AUTO_THREADS = 1  # two threads make a step 1.2 times as fast on two idle cores
-SAVE_EVERY = 240  # seconds between checkpoints within an epoch
+SAVE_SECONDS = 240  # between checkpoints within an epoch
 
 
 def lr_factor(args, step: int, steps: int) -> float:
@@ -167,7 +167,6 @@ def train(args, r, net, tokenizer, parts):
         order = blocks.order(args.seed, epoch).split(args.bs)[first:last]
         hidden = True if r.rank else None  # None: only on a terminal
         bar = tqdm(order, f"epoch {epoch + 1}/{epochs}", last, initial=first, leave=False, disable=hidden)
-        saved = time.monotonic()
         for step, chosen in enumerate(bar, first):
             began = time.monotonic()
             for group in optimizer.param_groups:
@@ -187,11 +186,10 @@ def train(args, r, net, tokenizer, parts):
                 r.check_finite(r.all_reduce(progress.losses[: step + 1].clone()), epoch * steps)
                 bar.set_postfix(loss=f"{loss.item() * r.world:.3f}")
             progress.seconds += time.monotonic() - began
-            due = r.all_reduce(torch.tensor(int(time.monotonic() - saved > SAVE_EVERY)))
+            due = r.save_due(SAVE_SECONDS)
             stop = r.should_stop()
             if (stop or due) and step + 1 < last:  # after the last step, the row of the epoch comes first
                 save(r, trainable, optimizer, progress)
-                saved = time.monotonic()
                 if stop:
                     r.stop()
 
@@ -200,7 +198,7 @@ def train(args, r, net, tokenizer, parts):
         r.check_finite(torch.tensor([val_loss]), progress.step)
         lr = optimizer.param_groups[0]["lr"]
         row = {"epoch": epoch + 1, "train_loss": train_loss, "val_loss": val_loss, "lr": lr}
-        r.log(row | {"seconds": round(progress.seconds, 2)})
+        r.log(row | {"training_seconds": round(progress.seconds, 2)})
         tokens_per_second = progress.step * args.bs * args.block_size / progress.seconds
         r.print(
             f"epoch {epoch + 1:>2}/{epochs}   loss {train_loss:.4f} train {val_loss:.4f} val   perplexity "

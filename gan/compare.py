@@ -57,7 +57,7 @@ STUDIES = {  # study: {setting: arguments of train.py}
 
 CURVES = {  # name in the record: column of metrics.csv
     "epoch": "epoch",
-    "seconds": "seconds",
+    "seconds": "training_seconds",
     "val_fid": "val_fid",
     "generator_steps": "generator_steps",
     "estimate": "train_estimate",

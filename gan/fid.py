@@ -67,14 +67,15 @@ class Judge:
             values["confident"] = (sure > 0.9).float().mean().item()
             values["rarest_class"] = named.bincount(minlength=classes).min().item() / len(named)
         if labels is not None and probe:
-            values["asked_class"] = (probe["model"](fake) == labels).float().mean().item()
+            values["asked_class"] = (probe["classify"](fake) == labels).float().mean().item()
             values["probe_accuracy"] = probe["accuracy"]
         return values
 
 
 def linear_probe(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> dict:
-    """Logistic regression from features (N, D) to labels (N,) of real images: {"model": features to labels,
-    "accuracy": on real test images}. It says of what class a generated image is, by the same features as the FID."""
+    """Logistic regression from features (N, D) to labels (N,) of real images: {"classify": a function from features to
+    labels, "accuracy": on real test images}. It says of what class a generated image is, by the same features as the
+    FID."""
     mean, std = train[0].mean(0), train[0].std(0) + 1e-6
     x, count = (train[0] - mean) / std, int(train[1].max()) + 1
     weights = torch.zeros(x.shape[1] + 1, count, requires_grad=True)
@@ -90,10 +91,10 @@ def linear_probe(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> d
     optimizer.step(loss_of)
     weights = weights.detach()
 
-    def model(features):
+    def classify(features):
         return ((features - mean) / std @ weights[:-1] + weights[-1]).argmax(1)
 
-    return {"model": model, "accuracy": (model(test[0]) == test[1]).float().mean().item()}
+    return {"classify": classify, "accuracy": (classify(test[0]) == test[1]).float().mean().item()}
 
 
 def check_counts(name: str, held_out: Images, test_set: Images):
@@ -111,14 +112,14 @@ def cache_folder(features: str, data_dir: str | None, facts: dict) -> Path | Non
     return folder / "gan-features"
 
 
-def problems_of(model: str, row: dict, early: float) -> Iterator[str]:
-    """The problems in the epochs before the evaluation `row` of the metrics, one line for each.
+def problems_of(name: str, row: dict, early: float) -> Iterator[str]:
+    """The problems of the model `name` in the epochs before the evaluation `row` of the metrics, one line for each.
 
     early: the epoch until which it is usual that all images look alike.
     """
     if row["diversity"] < 0.1 and row["epoch"] > early:
         yield f"epoch {row['epoch']:.0f}: collapsed, the generated images hardly differ from one another"
-    if model in ("dcgan", "acgan") and row["train_g_loss"] > 20:
+    if name in ("dcgan", "acgan") and row["train_g_loss"] > 20:
         yield f"epoch {row['epoch']:.0f}: saturated, the discriminator is always right and the generator cannot learn"
 
 

@@ -254,18 +254,18 @@ class GAN(nn.Module):
 
 
 def build(
-    model: str, network: str, channels: int, classes: int, width: int, noise: int = 100, spectral: bool = False
+    name: str, network: str, channels: int, classes: int, width: int, noise: int = 100, spectral: bool = False
 ) -> GAN:
-    """The networks of `model`, one of MODELS, with weights from torch's generator.
+    """The networks of the model `name`, one of MODELS, with weights from torch's generator.
 
     network: "plain", the same for all four, without normalization in the discriminator; or "paper", the network of the
     model's own paper. classes: of the data; only ACGAN uses them. spectral: spectral normalization (Miyato et al. 2018)
     in the discriminator.
     """
-    classes = classes if model == "acgan" else 0
-    if network == "paper" and model == "wgan-gp":
+    classes = classes if name == "acgan" else 0
+    if network == "paper" and name == "wgan-gp":
         parts = resnet_generator(channels, width, noise, 0), resnet_discriminator(channels, width, 0)
-    elif network == "paper" and model == "acgan":
+    elif network == "paper" and name == "acgan":
         parts = acgan_generator(channels, width, noise, classes), acgan_discriminator(channels, width, classes)
     else:
         bn = network == "paper"

@@ -96,7 +96,7 @@ TINY = change_all(TINY, eval_every=1, eval_samples=40, samples=60, classifier_im
 RECIPES = {"plain": PLAIN, "paper": PAPER, "digits": DIGITS, "shapes": SHAPES, "tiny": TINY}
 AUTO_PRECISION = "bf16"  # bench.py: faster than fp32 if the hardware multiplies it
 AUTO_THREADS = 1  # tools/seconds.py: a second one gains nothing, and beside other work it loses much
-SAVE_EVERY = 200  # seconds between checkpoints within an epoch
+SAVE_SECONDS = 200  # between checkpoints within an epoch
 COLUMNS = ("train_d_loss", "train_estimate", "d_gradient", "train_g_loss", "g_gradient")
 
 
@@ -181,7 +181,7 @@ def train(args, r, gan, train_set, judge):
                 recent = progress.totals[progress.step - 50 : progress.step, 0]
                 bar.set_postfix(d_loss=f"{recent.mean().item():.3f}")
             stopping = r.should_stop()
-            if stopping or r.save_due(SAVE_EVERY):
+            if stopping or r.save_due(SAVE_SECONDS):
                 progress.seconds = time.monotonic() - began
                 r.save(model=gan, optimizers=optimizers, **vars(progress))
             if stopping:
@@ -205,7 +205,7 @@ def evaluate(args, r, gan, judge, progress: Progress, epoch: int):
     generator_steps = epoch * steps // args.critic_steps
     means = progress.means(generator_steps - (epoch - 1) * steps // args.critic_steps)
     row = {"epoch": epoch, "generator_steps": generator_steps, **means}
-    row |= {"val_fid": distance, "diversity": diversity, "seconds": round(progress.seconds, 2)}
+    row |= {"val_fid": distance, "diversity": diversity, "training_seconds": round(progress.seconds, 2)}
     r.log(row)
     losses = f"loss {means['train_d_loss']:.3f} D {means['train_g_loss']:.3f} G"
     scores = f"estimate {means['train_estimate']:.3f}   FID {distance:.2f}   diversity {diversity:.0%}"

@@ -47,7 +47,7 @@ RECIPES = {
     "best": from_recipe("best", **CHANGES),
     "tiny": from_recipe("tiny"),
 }
-SAVE_EVERY = 120  # seconds between checkpoints within an epoch
+SAVE_SECONDS = 120  # between checkpoints within an epoch
 
 
 class LanguageModel(nn.Module):
@@ -97,7 +97,7 @@ def pretrain(args, r, lm, loaded):
 
     for epoch in range(first_epoch, args.epochs):
         lm.train()
-        began = saved = time.monotonic()
+        began = time.monotonic()
         batches = loaded.train.batches(args.bs, (args.seed, epoch), start=step, device=r.device, bucket=args.bucket)
         bar = tqdm(batches, f"epoch {epoch + 1}/{args.epochs}", steps, initial=step, leave=False, disable=None)
         for tokens, lengths, _, _ in bar:
@@ -116,16 +116,15 @@ def pretrain(args, r, lm, loaded):
                 r.check_finite(totals[:step, 0], epoch * steps)
                 bar.set_postfix(loss=f"{totals[:step, 0].sum() / totals[:step, 1].sum():.3f}")
             stopping = r.should_stop()
-            if stopping or time.monotonic() - saved > SAVE_EVERY:
+            if stopping or r.save_due(SAVE_SECONDS):
                 checkpoint(epoch, step)
-                saved = time.monotonic()
             if stopping:
                 r.stop()
 
         seconds, train_loss = time.monotonic() - began, (totals[:, 0].sum() / totals[:, 1].sum()).item()
         val_loss = evaluate(lm, loaded.val, r)
         r.check_finite(torch.tensor([train_loss, val_loss]), (epoch + 1) * steps - 1)
-        r.log({"epoch": epoch + 1, "train_loss": train_loss, "val_loss": val_loss, "seconds": round(seconds, 2)})
+        r.log({"epoch": epoch + 1, "train_loss": train_loss, "val_loss": val_loss, "epoch_seconds": round(seconds, 2)})
         r.print(
             f"epoch {epoch + 1:>2}/{args.epochs}   loss {train_loss:.3f} train {val_loss:.3f} val   perplexity "
             f"{math.exp(min(val_loss, 50)):.1f} val   {seconds:.0f} s"

@@ -98,7 +98,7 @@ RECIPES = {
 }
 AUTO_PRECISION = "bf16"  # bench.py: 1.35 times as fast as fp32 if the hardware multiplies bfloat16
 AUTO_THREADS = 1  # tools/seconds.py: a second one gains nothing
-SAVE_EVERY = 120  # seconds between checkpoints within an epoch
+SAVE_SECONDS = 120  # between checkpoints within an epoch
 
 
 def lr_factor(decay: str, progress: float, steps: int) -> float:
@@ -154,7 +154,7 @@ def train(args, r, net, loaded):
 
     for epoch in range(first_epoch, args.epochs):
         net.train()
-        began = saved = time.monotonic()
+        began = time.monotonic()
         batches = loaded.train.batches(args.bs, (args.seed, epoch), start=step, device=r.device, bucket=args.bucket)
         bar = tqdm(batches, f"epoch {epoch + 1}/{args.epochs}", steps, initial=step, leave=False, disable=None)
         first_step, seen = step, 0
@@ -174,9 +174,8 @@ def train(args, r, net, loaded):
                 loss, accuracy = (totals[first_step:step].sum(0) / seen).tolist()
                 bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{accuracy:.1%}")
             stopping = r.should_stop()
-            if stopping or time.monotonic() - saved > SAVE_EVERY:
+            if stopping or r.save_due(SAVE_SECONDS):
                 checkpoint(epoch, step)
-                saved = time.monotonic()
             if stopping:
                 r.stop()
 
@@ -191,7 +190,7 @@ def train(args, r, net, loaded):
                 "train_accuracy": train_accuracy,
                 "val_accuracy": val_accuracy,
                 "lr": optimizer.param_groups[0]["lr"],
-                "seconds": round(seconds, 2),
+                "epoch_seconds": round(seconds, 2),
             }
         )
         r.print(

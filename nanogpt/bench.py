@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from common import run, timing
 from common.options import option, to_argv
+from common.records import seconds_of
 
 import torch
 import torch.nn.functional as F
@@ -194,7 +195,7 @@ def whole_runs(text, device, args, out):
         }
         record = train.main(to_argv(train.Options, flags))
         with open(folder / "metrics.csv", newline="", encoding="utf-8") as file:
-            reached = [float(row["seconds"]) for row in csv.DictReader(file) if float(row["val_loss"]) <= NANOGPT]
+            reached = [seconds_of(row) for row in csv.DictReader(file) if float(row["val_loss"]) <= NANOGPT]
         final = record["final"]
         rows.append(
             {

@@ -62,7 +62,7 @@ def jobs_of(args, out):
 
 def row_of(name, setting, seed, out):
     """The row of the record: the values of study.row, and the curve [[iteration, seconds, validation loss], ...]."""
-    curves = dict(iter="iter", seconds="seconds", val_loss="val_loss")
+    curves = dict(iter="iter", seconds="elapsed_seconds", val_loss="val_loss")
     row = study.row(name, setting, seed, folder_of(out, name, setting, seed), **curves)
     return row | {"curve": list(zip(*(row.pop(column, []) for column in curves)))}
 

@@ -154,7 +154,7 @@ RECIPES = {
     "word-mlp": replace(WORDS, kind="wordmlp", context=4, n_embd=64, hidden=64),
     "word-gpt": replace(WORDS, iters=950, lr=2e-3, n_layer=2, n_embd=96),
 }
-SAVE_EVERY = 240  # seconds between checkpoints if no evaluation is due
+SAVE_SECONDS = 240  # between checkpoints if no evaluation is due
 AUTO_PRECISION = "bf16"  # bench.py: 1.4 times as fast if a CPU multiplies it natively
 AUTO_THREADS = None  # all cores; tools/seconds.py: two are 1.4 times as fast as one
 SAMPLE_TOKENS = 120
@@ -236,8 +236,7 @@ def train(args, r, text, init=None):
     ddp_model, _ = r.wrap(model)
     ddp_model = torch.compile(ddp_model) if args.compile else ddp_model
     constants = {"config": config_of(model), "tokenizer": text.tokenizer.state()}
-    saved = time.monotonic()
-    began = saved - seconds  # before an interruption
+    began = time.monotonic() - seconds  # before an interruption
     bar = tqdm(total=args.iters, initial=step, leave=False, disable=True if r.rank else None)
 
     while step < args.iters:
@@ -264,7 +263,7 @@ def train(args, r, text, init=None):
             r.check_finite(torch.tensor([val_loss]), step)
             seconds = round(time.monotonic() - began, 2)
             lr = optimizers[0].param_groups[0]["lr"]
-            row = {"iter": step, "train_loss": train_loss, "val_loss": val_loss, "lr": lr, "seconds": seconds}
+            row = {"iter": step, "train_loss": train_loss, "val_loss": val_loss, "lr": lr, "elapsed_seconds": seconds}
             r.log(row | gradients | update_ratios(model, before))
             generated = sample(model, text, args.seed, step, r)
             r.print(
@@ -278,12 +277,11 @@ def train(args, r, text, init=None):
                 r.save_best(model=model, step=step, train_loss=train_loss, val_loss=best, **constants)
 
         stopping = r.should_stop()
-        due = r.all_reduce(torch.tensor(int(time.monotonic() - saved > SAVE_EVERY)))
+        due = r.save_due(SAVE_SECONDS)
         if evaluating or stopping or due:
             summed = r.all_reduce(torch.stack(losses)) if losses else torch.zeros(0)  # over processes
             state = {"step": step, "losses": summed, "best": best, "seconds": time.monotonic() - began}
             r.save(model=model, optimizer=optimizers, **state, **constants)
-            saved = time.monotonic()
         if stopping:
             r.stop()
     bar.close()

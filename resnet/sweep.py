@@ -92,7 +92,7 @@ def dataset_of(args, name):
 
 def row_of(name, setting, seed, folder):
     """The row of one run in the record of a study."""
-    columns = dict(train_accuracy="train_accuracy", val_accuracy="val_accuracy", seconds="seconds")
+    columns = dict(train_accuracy="train_accuracy", val_accuracy="val_accuracy", seconds="epoch_seconds")
     row = study.row(name, setting, seed, folder, **columns)
     if "seconds" in row:
         row["train_accuracy"] = row["train_accuracy"][-1]  # of the last epoch, while the weights changed

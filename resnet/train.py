@@ -106,7 +106,7 @@ for name, change in VARIANTS.items():
 DEFAULTS = {"cifar": ("resnet20", "fast"), "mnist": ("mnist", "mnist"), "imagenet": ("resnet50", "imagenet")}
 AUTO_PRECISION = "bf16"  # bench.py: 1.4 times as fast as fp32 if the hardware multiplies bfloat16
 AUTO_THREADS = 1  # tools/seconds.py: a second one gains less than a fifth
-SAVE_EVERY = 1000  # steps between checkpoints within an epoch
+SAVE_SECONDS = 240  # between checkpoints within an epoch
 
 
 @dataclass
@@ -181,7 +181,7 @@ def train(args, r, net, train_set, val_set):
                 mean_loss, mean_accuracy = means(progress.totals[: progress.step], bs, epoch * steps, r)
                 bar.set_postfix(loss=f"{mean_loss:.3f}", accuracy=f"{mean_accuracy:.1%}")
             stopping = r.should_stop()
-            if stopping or progress.step % SAVE_EVERY == 0:
+            if stopping or r.save_due(SAVE_SECONDS):
                 save(r, parts, progress)
             if stopping:
                 r.stop()
@@ -193,7 +193,7 @@ def train(args, r, net, train_set, val_set):
         r.check_finite(torch.tensor([val_loss]), (epoch + 1) * steps)
         row = {"epoch": epoch + 1, "train_loss": train_loss, "val_loss": val_loss}
         row |= {"train_accuracy": train_accuracy, "val_accuracy": val_accuracy}
-        r.log(row | {"lr": optimizers[0].param_groups[0]["lr"], "seconds": round(seconds, 2)})
+        r.log(row | {"lr": optimizers[0].param_groups[0]["lr"], "epoch_seconds": round(seconds, 2)})
         r.print(
             f"epoch {epoch + 1:>3}/{args.epochs}   loss {train_loss:.3f} train {val_loss:.3f} val   accuracy "
             f"{train_accuracy:.1%} train {val_accuracy:.2%} val   {(steps - first_step) * bs / seconds:,.0f} images/s"

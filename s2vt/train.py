@@ -184,7 +184,7 @@ def train(args, r, net, train_set, val_set, state_of_model):
         bleu4 = scores.bleu(captions, references)[3]
         cider = scores.cider(captions, references)
         row = {"epoch": epoch + 1, "train_loss": train_loss, "val_loss": val_loss, "val_bleu4": bleu4}
-        row |= {"val_cider": cider, "lr": optimizer.param_groups[0]["lr"], "seconds": round(seconds, 2)}
+        row |= {"val_cider": cider, "lr": optimizer.param_groups[0]["lr"], "epoch_seconds": round(seconds, 2)}
         r.log(row)
         print_epoch(args, r, row, captions)
         if is_kept(args.choose, epoch + 1, better=bleu4 + cider > progress.best):

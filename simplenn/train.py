@@ -167,7 +167,7 @@ def train(args, r, model, train_set, val_set, test_set):
         row |= {"train_accuracy": correct.item() / n, "val_accuracy": val_accuracy}
         if args.test_curve:
             row["test_loss"], row["test_accuracy"], _ = evaluate(model, test_set, r)
-        r.log(row | {"lr": optimizer.param_groups[0]["lr"], "seconds": round(seconds, 2)})
+        r.log(row | {"lr": optimizer.param_groups[0]["lr"], "epoch_seconds": round(seconds, 2)})
         if args.epochs <= 100 or (epoch + 1) % 100 == 0:
             r.print(
                 f"epoch {epoch + 1:>4}/{args.epochs}   loss {row['train_loss']:.4g} train {row['val_loss']:.4g} val"

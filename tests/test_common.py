@@ -185,6 +185,10 @@ def test_old_arguments_get_todays_names():
     assert run.recorded_args({"epochs": 9, "bs": 256, "accumulate": 1})["micro_batch"] is None
 
 
+def test_seconds_are_found_in_old_and_new_metrics():
+    assert [records.seconds_of({"epoch": "1", name: "2.5"}) for name in (*records.SECONDS, "seconds")] == [2.5] * 4
+
+
 def test_old_metrics_get_todays_names():
     old = {"order": 0.9, "chance": 0.98, "shuffled_chance": 0.5, "chances": 3}
     new = {"order": 0.9, "order_precision": 0.98, "shuffled_order_precision": 0.5, "chances": 3}

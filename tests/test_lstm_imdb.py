@@ -704,7 +704,7 @@ def test_a_checkpoint_within_the_epoch_is_written_in_time(tmp_path, monkeypatch)
         saved.append((file, state.get("step")))
         save(self, file, **state)
 
-    monkeypatch.setattr(train, "SAVE_EVERY", 0)
+    monkeypatch.setattr(train, "SAVE_SECONDS", 0)
     monkeypatch.setattr(run.Run, "save", record_save)
     train.main([*TINY, "--epochs", "1", "--out", str(tmp_path / "run")])
     assert saved == [*(("last.pt", step) for step in range(1, 11)), ("best.pt", None), ("last.pt", 0)]

@@ -427,7 +427,7 @@ def short_run(folder, *flags):
     base = "--recipe tiny --data builtin --limit 400 --iters 4 --bs 2 --warmup 0 --evals 1 --device cpu"
     train.main([*base.split(), "--precision", "fp32", *flags, "--out", str(folder)])
     weights = torch.load(folder / "last.pt", weights_only=True)["model"]
-    rows = [{name: value for name, value in row.items() if name != "seconds"} for row in metrics(folder)]
+    rows = [{name: value for name, value in row.items() if "seconds" not in name} for row in metrics(folder)]
     return rows, {name: p.tolist() for name, p in weights.items()}
 
 
@@ -704,7 +704,7 @@ def test_the_shape_of_the_model_is_set_by_flags(tmp_path):
 def test_a_run_that_is_stopped_between_evaluations_ends_the_same(tmp_path, monkeypatch):
     """Stopped after 27 and after 50 of 60 steps, with dropout: the same weights and metrics, bit for bit. Where it is
     time, a checkpoint is saved between evaluations too."""
-    monkeypatch.setattr(train, "SAVE_EVERY", 0)
+    monkeypatch.setattr(train, "SAVE_SECONDS", 0)
     save, saved = train.ddp.Run.save, set()
 
     def recorded_save(r, *name, **state):
@@ -723,7 +723,7 @@ def test_a_run_that_is_stopped_between_evaluations_ends_the_same(tmp_path, monke
             assert failure(fit, tmp_path / "parts", *command)[0] == code
         else:
             fit(tmp_path / "parts", *command)
-    rows = [[row | {"seconds": 0} for row in metrics(tmp_path / name)] for name in ("whole", "parts")]
+    rows = [[row | {"elapsed_seconds": 0} for row in metrics(tmp_path / name)] for name in ("whole", "parts")]
     assert rows[0] == rows[1] and len(rows[0]) == 3
     whole, parts = (torch.load(tmp_path / name / "last.pt", weights_only=True)["model"] for name in ("whole", "parts"))
     assert all(torch.equal(whole[name], parts[name]) for name in whole)

@@ -62,7 +62,7 @@ def same_weights(a, b):
 def metrics(folder):
     """metrics.csv without its column of seconds."""
     with open(folder / "metrics.csv", newline="") as file:
-        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+        return [{k: v for k, v in row.items() if "seconds" not in k} for row in csv.DictReader(file)]
 
 
 # ------------------------------------------------------------------------------------------------------------- networks
@@ -821,6 +821,24 @@ print(during > 0, sum("gloo" in name for name in names()))
     assert done.stdout.split("\n")[:2] == ["(0, 1)", "True 0"], done.stderr
 
 
+@pytest.mark.parametrize("due", [False, True])
+def test_process_0_says_when_a_checkpoint_is_due(due, monkeypatch):
+    """The clocks of the processes differ, but all of them save in the same step, or none."""
+    r = object.__new__(train.ddp.Run)
+    r.world = 2
+
+    def broadcast(tensor, source):
+        assert source == 0
+        tensor.fill_(due)
+
+    monkeypatch.setattr(train.ddp.dist, "broadcast", broadcast)
+    for saved in (-1e9, 1e9):
+        r._saved = saved
+        assert r.save_due(240) is due
+    r.world = 1
+    assert not r.save_due(240)
+
+
 SHORT = ["--model", "mnist", "--limit", "200", "--bs", "8", "--lr", "0.01", "--precision", "fp32"]
 
 
@@ -841,7 +859,7 @@ def test_resumed_within_an_epoch_it_is_as_if_nothing_happened(end, tmp_path, mon
 
     with monkeypatch.context() as m:
         m.setattr(train.ddp.Run, "should_stop", should_stop)
-        m.setattr(train, "SAVE_EVERY", 3)
+        m.setattr(train.ddp.Run, "save_due", lambda self, seconds: len(calls) == 13)  # its third step
         with pytest.raises(SystemExit if end == "stopped" else MemoryError):
             fit(tmp_path, "broken", *words)
     state = torch.load(tmp_path / "broken" / "last.pt", weights_only=True)
@@ -1324,10 +1342,11 @@ def test_gradient_norms_by_hand(builtin):
     assert load("resnet", "sweep").gradient_norms("resnet20", "B", images, labels) == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_row_of_a_study_by_hand(trained, tmp_path):
+@pytest.mark.parametrize("column", ["epoch_seconds", "seconds"])  # the second in runs of older code
+def test_a_row_of_a_study_by_hand(column, trained, tmp_path):
     """Seconds are summed over epochs; the first epoch of a validation accuracy of 90% or more is named."""
     copy = shutil.copytree(trained, tmp_path / "copy")
-    header = "epoch,train_accuracy,val_accuracy,seconds"
+    header = f"epoch,train_accuracy,val_accuracy,{column}"
     table = "1,0.5,0.6,10.04,2,0.7,0.9,10.04,3,0.8,0.95,5.04".split(",")
     lines = [header, *(",".join(table[i : i + 4]) for i in (0, 4, 8))]
     (copy / "metrics.csv").write_text("\n".join(lines))

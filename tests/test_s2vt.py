@@ -1319,7 +1319,7 @@ class Watched(Silent):
         self.kept = []  # the epochs whose weights got into best.pt
 
     def log(self, row):
-        super().log({name: value for name, value in row.items() if name != "seconds"})
+        super().log({name: value for name, value in row.items() if "seconds" not in name})
 
     def text(self, tag, text, step):
         self.texts.append(text)

@@ -635,7 +635,7 @@ def test_seconds_runs_every_command_with_and_without_limits(tmp_path, monkeypatc
         "folder = pathlib.Path(sys.argv[6])\n"
         "folder.mkdir()\n"
         "value = 4 if os.environ.get('ONEDNN_MAX_CPU_ISA') == 'AVX2' else 2\n"
-        "(folder / 'metrics.csv').write_text(f'epoch,seconds\\n1,{value}\\n')\n"
+        "(folder / 'metrics.csv').write_text(f'epoch,epoch_seconds\\n1,{value}\\n')\n"
     )
     seconds.main(["--out", str(tmp_path / "out")])
     (row,) = json.loads((tmp_path / "out" / "seconds.json").read_text())["rows"]

@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from common import run, study  # noqa: E402
 from common.cores import usable_cores  # noqa: E402
+from common.records import seconds_of  # noqa: E402
 
 import torch  # noqa: E402
 
@@ -95,7 +96,7 @@ def training_seconds(command: str, part: str, parts: float, limits: dict) -> flo
         run_command(command, part, out, limits)
         with open(out / "metrics.csv", newline="", encoding="utf-8") as file:
             last_row = list(csv.DictReader(file))[-1]
-    return parts * float(last_row["seconds"])
+    return parts * seconds_of(last_row)
 
 
 def process_seconds(command: str, part: str) -> float:
