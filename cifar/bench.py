@@ -6,7 +6,7 @@
 (a) usual: PIL images, torchvision's crop, flip, to-tensor and normalize, one by one, DataLoader with 0 or 2 workers;
 (b) ours: Cifar.batches, whole batches of tensors;
 (c) step alone: forward pass, backward pass and update on batches prepared beforehand, the ceiling;
-(d) the same in bfloat16, where the hardware multiplies it: what --precision auto could gain;
+(d) the same in bfloat16, if the hardware multiplies it: what --precision auto could gain;
 (e) the same with the usual memory layout, contiguous, which (a) has too. The other ways have channels_last.
 Everything else is the same. They take turns, so that a machine that slows down slows all of them. Reported are medians
 of the images per second of whole epochs. Writes bench.json into --out.

@@ -36,6 +36,7 @@ LADDER = {
     "+ Swish": dict(activation="swish"),
     "+ L2 0.0005": dict(weight_decay=5e-4),
 }
+BEST = dict(model="lenet5", recipe="best")
 SEARCH = {  # changes to the recipe best, in runs of 30 epochs
     "recipe best, 30 epochs": {},
     "learning rate 0.01": dict(lr=0.01),
@@ -56,7 +57,7 @@ def cumulative(steps: dict[str, dict]) -> dict[str, dict]:
     arguments = {}
     settings = {}
     for name, changes in steps.items():
-        arguments = arguments | changes
+        arguments = dict(arguments, **changes)
         settings[name] = arguments
     return settings
 
@@ -64,32 +65,32 @@ def cumulative(steps: dict[str, dict]) -> dict[str, dict]:
 STUDIES = {  # study: {setting: arguments of train.py}
     "lenet": {
         "defaults": LENET,
-        "batch size 16": LENET | dict(bs=16),
-        "batch size 8": LENET | dict(bs=8),
-        "learning rate 0.01": LENET | dict(lr=0.01),
-        "learning rate 0.05": LENET | dict(lr=0.05),
-        "5 epochs": LENET | dict(epochs=5),
-        "20 epochs": LENET | dict(epochs=20),
+        "batch size 16": dict(LENET, bs=16),
+        "batch size 8": dict(LENET, bs=8),
+        "learning rate 0.01": dict(LENET, lr=0.01),
+        "learning rate 0.05": dict(LENET, lr=0.05),
+        "5 epochs": dict(LENET, epochs=5),
+        "20 epochs": dict(LENET, epochs=20),
     },
     "augment": {
-        "without": SIMPLE | dict(epochs=20, augment="none"),
-        "with": SIMPLE | dict(epochs=20, augment="crop+flip"),
+        "without": dict(SIMPLE, epochs=20, augment="none"),
+        "with": dict(SIMPLE, epochs=20, augment="crop+flip"),
     },
-    "lr": {f"{lr:g}": SIMPLE | dict(lr=lr) for lr in LEARNING_RATES},
+    "lr": {f"{lr:g}": dict(SIMPLE, lr=lr) for lr in LEARNING_RATES},
     "bn": {
-        f"{name}, {lr:g}": SIMPLE | dict(lr=lr, bn=name == "with")
+        f"{name}, {lr:g}": dict(SIMPLE, lr=lr, bn=name == "with")
         for name in ("without", "with")
         for lr in LEARNING_RATES
     },
-    "activation": {name: SIMPLE | dict(activation=name) for name in ("relu", "swish")},
-    "l2": {f"{x:g}": SIMPLE | dict(weight_decay=x) for x in (0.0, 1e-4, 1e-3, 1e-2)},
-    "l1-vs-l2": {"neither": SIMPLE, "L2 0.001": SIMPLE | dict(weight_decay=1e-3), "L1 0.0001": SIMPLE | dict(l1=1e-4)},
-    "lr-decay": {decay: SIMPLE | dict(decay=decay) for decay in ("none", "step", "cosine", "onecycle")},
+    "activation": {name: dict(SIMPLE, activation=name) for name in ("relu", "swish")},
+    "l2": {f"{x:g}": dict(SIMPLE, weight_decay=x) for x in (0.0, 1e-4, 1e-3, 1e-2)},
+    "l1-vs-l2": {"neither": SIMPLE, "L2 0.001": dict(SIMPLE, weight_decay=1e-3), "L1 0.0001": dict(SIMPLE, l1=1e-4)},
+    "lr-decay": {decay: dict(SIMPLE, decay=decay) for decay in ("none", "step", "cosine", "onecycle")},
     "ladder": cumulative(LADDER),
-    "search-lenet5": {name: dict(model="lenet5", recipe="best", epochs=30) | change for name, change in SEARCH.items()},
-    "long-lenet5": {name: dict(model="lenet5", recipe="best", epochs=200) | SEARCH[name] for name in LONG},
-    "longest-lenet5": {LONG[1]: dict(model="lenet5", recipe="best", epochs=300) | SEARCH[LONG[1]]},
-    "best-lenet5": {"LeNet-5": dict(model="lenet5", recipe="best")},
+    "search-lenet5": {name: dict(BEST, epochs=30, **change) for name, change in SEARCH.items()},
+    "long-lenet5": {name: dict(BEST, epochs=200, **SEARCH[name]) for name in LONG},
+    "longest-lenet5": {LONG[1]: dict(BEST, epochs=300, **SEARCH[LONG[1]])},
+    "best-lenet5": {"LeNet-5": BEST},
     "best-simplenn": {"SimpleNN": dict(model="simplenn", recipe="best")},
 }
 OFF = {
@@ -201,8 +202,7 @@ def report(name, rows, out):
         values = accuracies(rows, setting)
         result = ""
         if values:
-            deviation = np.std(values, ddof=1) if len(values) > 1 else 0
-            result = f"{np.mean(values):.2%} +- {deviation:.2%}"
+            result = study.mean_and_deviation(values)
         if "diverged" in states:
             result += f" ({states.count('diverged')} of {len(states)} diverged)"
         print(f"  {setting:40} validation {result}")
@@ -217,7 +217,7 @@ class Options(study.StudyOptions):
     data: str = option("auto", data.DATA_HELP, type=data.dataset_arg, metavar="NAME|PATH")
     data_dir: str | None = run.data_dir_option()
     out: str = option(str(run.ROOT / "out/cifar/sweep"), "folder of the study", type=run.path_arg, metavar="DIR")
-    epochs: int | None = option(None, "instead of each setting's own, for a quick look", above=0)
+    epochs: int | None = option(None, "epochs instead of each setting's own, for a quick look", above=0)
     limit: int | None = option(None, "only the first N examples of each part", above=0)
 
 

@@ -62,7 +62,7 @@ def threads_option():
 
 
 def precision_option():
-    return option("auto", "auto: bf16 where it is known to gain", choices=["auto", "fp32", "bf16"])
+    return option("auto", "auto: bf16 if it is known to be faster", choices=["auto", "fp32", "bf16"])
 
 
 @dataclass(kw_only=True)
@@ -128,7 +128,7 @@ def parse_options(script, cls, argv=None, recipe=None, extendable=lambda options
             if "out" not in given:
                 raise UserError("--resume auto: name the run folder with --out DIR")
             given["resume"] = given["out"] if (Path(given["out"]) / "run.json").exists() else None
-            if given["resume"]:  # the same command again: each of its options must be that of the run
+            if given["resume"]:  # the same command again: each of its options must equal the run's
                 given = as_dict(complete(recipe(given), given))
         if not given.get("resume"):
             return complete(recipe(given), given)
@@ -202,7 +202,7 @@ def where_data_lie(folder: Path, record: dict, given: dict) -> dict:
 
 
 def recorded_options(cls, record: dict, path: Path, data: str | None = None):
-    """The options in the record of a run, checked as those of the command line are: an instance of `cls`.
+    """The options in the record of a run, checked as on the command line: an instance of `cls`.
 
     An option that is newer than the record has its default, which is said on standard error. path: the record's, for
     messages. data: the path that takes the place of the recorded one, which is relative to the repository; None: the

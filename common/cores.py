@@ -22,7 +22,7 @@ def usable_cores() -> int:
 
 
 def affinity_cores() -> int:
-    """The number of cores in the CPU affinity of this process (`taskset`, SLURM); where there is none, all cores."""
+    """The number of cores in the CPU affinity of this process (`taskset`, SLURM); if there is none, all cores."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

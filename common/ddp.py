@@ -75,7 +75,7 @@ class Run(run.Run):
         return device
 
     def _open_folder(self, name):
-        """Rank 0 opens the folder and broadcasts it. Where it cannot, it says why and all processes end."""
+        """Rank 0 opens the folder and broadcasts it. If it cannot, it says why and all processes end."""
         opened, error = (None, None), None
         if self.rank == 0:
             try:

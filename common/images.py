@@ -101,7 +101,7 @@ def load(
     name: cifar10, cifar100, mnist, builtin, the path of a folder (see image_files.py), or "auto": the dataset `auto` if
     its files are there or a mirror delivers them, else the built-in one, with a warning on standard error. shape:
     (channels, size) of built-in images and of a folder's. by_colour: the built-in classes are shapes in ten colours.
-    fraction: how much of each class of the training images validates, where there is no validation part. limit: only
+    fraction: how much of each class of the training images validates, if there is no validation part. limit: only
     the first `limit` images of each part. Raises UserError.
     """
     folder = run.data_dir(data_dir)

@@ -42,7 +42,7 @@ def keep_freed_memory():
 
 
 def set_threads(threads: int | str = "auto", auto_threads: int | None = None):
-    """Let torch compute with so many threads.
+    """Let torch compute with this number of threads.
 
     threads: --threads, a number or "auto". auto_threads: what "auto" means, the script's AUTO_THREADS. None stands for
     all cores that this process may use. "auto" never exceeds those, nor $OMP_NUM_THREADS.

@@ -128,7 +128,7 @@ class Option:
         return value
 
     def check(self, value):
-        """The value that a record has, checked as that of the flag. Raises ValueError or ArgumentTypeError."""
+        """The value in a record, checked as the flag's value is. Raises ValueError or ArgumentTypeError."""
         if value is None and self.optional:
             return None
         if self.count is not None:

@@ -180,7 +180,11 @@ class Run:
             pass
         place = data_dir(getattr(self.args, "data_dir", None)).absolute()
         path = getattr(self.args, "data", None)
-        local = {"data_dir": str(place) if place.is_dir() else None, "data": path if os.path.isabs(str(path)) else None}
+        local = {"data_dir": None, "data": None}
+        if place.is_dir():
+            local["data_dir"] = str(place)
+        if os.path.isabs(str(path)):
+            local["data"] = path
         if self.rank == 0:  # the path of the data, for --resume; never copied to results/
             write_json(self.folder / "local.json", local)
         self._write_record()
@@ -375,15 +379,15 @@ class Run:
         """Record the final metrics, draw the curves, and print `text` with the seconds and the folder.
 
         uniform_loss: the training loss of a uniform prediction, such as the logarithm of the number of classes. A run
-        that ends with no lower one says so. The training loss is that of the last row of the metrics, or else in
-        `final`; it may be a mean squared error, train_mse.
+        that ends with no lower one says so. The training loss is taken from the last row of the metrics, or
+        else from `final`; it may be a mean squared error, train_mse.
         """
         last_row = self.rows[-1] if self.rows else {}
         last = final | last_row
         train_loss = last.get("train_loss", last.get("train_mse"))
         if uniform_loss is not None and train_loss is not None and not train_loss < 0.99 * uniform_loss:
             self.record["warning"] = (
-                f"the training loss ends at {train_loss:.4g}, where a uniform prediction has {uniform_loss:.4g}: "
+                f"the training loss ends at {train_loss:.4g}, and a uniform prediction has {uniform_loss:.4g}: "
                 "nothing was learned; another --lr or more steps may help"
             )
             self.print(f"warning: {self.record['warning']}")

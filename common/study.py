@@ -8,6 +8,7 @@ import csv
 import os
 import shlex
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -174,6 +175,12 @@ def list_results(out: Path, running=()):
         values = [f"{k} {v:.4f}" for k, v in final.items() if k.startswith("val_") and isinstance(v, float)]
         lines.append(f"{file.parent.name:50} {state:12} {'  '.join(values)}".rstrip())
     write(out / "results.txt", "\n".join(lines) + "\n")
+
+
+def mean_and_deviation(values: list[float]) -> str:
+    """The mean of scores over seeds and their standard deviation, in percent, for a table on the screen."""
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):.2%} +- {deviation:.2%}"
 
 
 def row(study: str, setting: str, seed: int, folder: Path, **curves: str) -> dict:

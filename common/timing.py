@@ -31,7 +31,7 @@ def turns(ways: dict, rounds: int, warmup: int = 1) -> dict:
 
 
 def loader_workers() -> tuple[int, int]:
-    """The numbers of DataLoader workers that the usual way is timed with: none, and two where there are two cores."""
+    """The numbers of DataLoader workers that the usual way is timed with: none, and two if there are two cores."""
     return 0, min(2, usable_cores())
 
 

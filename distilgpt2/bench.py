@@ -6,7 +6,7 @@
 (a) packed: this folder's blocks, an end-of-text token between paragraphs, no padding;
 (b) padded: the usual way, a tokenizer with padding and transformers' DataCollator, paragraphs in random order;
 (c) padded, sorted by length: the same with paragraphs of like length together;
-(d) packed in bfloat16, where the hardware multiplies it natively.
+(d) packed in bfloat16, if the hardware multiplies it natively.
 The model, its update, the paragraphs (the lines of WikiText) and their real tokens are the same. A batch is --bs
 blocks, or --bs paragraphs cut at --block-size tokens. The ways take turns. Writes bench.json into --out.
 """

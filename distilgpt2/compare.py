@@ -38,15 +38,15 @@ BASE = dict(recipe="smollm2")
 SHORT_STUDIES = tuple(f"lr-{method}" for method in LEARNING_RATES)
 STUDIES = {  # study: {setting: arguments of train.py}; the learning rate of the last three comes from the first three
     **{
-        f"lr-{method}": {f"{lr:g}": BASE | SHORT | dict(method=method, lr=lr) for lr in rates}
+        f"lr-{method}": {f"{lr:g}": dict(BASE, **SHORT, method=method, lr=lr) for lr in rates}
         for method, rates in LEARNING_RATES.items()
     },
-    "methods": {method: BASE | dict(method=method) for method in LEARNING_RATES},
+    "methods": {method: dict(BASE, method=method) for method in LEARNING_RATES},
     "ranks": {
-        f"{rank}": BASE | dict(method="lora", rank=rank, alpha=2.0 * rank, bs=2, epochs=2, max_steps=100, test_tokens=0)
+        f"{rank}": dict(BASE, method="lora", rank=rank, alpha=2.0 * rank, bs=2, epochs=2, max_steps=100, test_tokens=0)
         for rank in RANKS
     },
-    "epochs": {method: BASE | dict(method=method, epochs=3) for method in ("full", "lora")},
+    "epochs": {method: dict(BASE, method=method, epochs=3) for method in ("full", "lora")},
 }
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -77,8 +77,9 @@ def settings(args, out):
     found = {name: {} for name in args.study}
     for name, table in found.items():
         for setting, values in STUDIES[name].items():
-            values = values | {"recipe": args.recipe}
-            table[setting] = values if "lr" in values else values | {"lr": best_lr(values["method"], out)}
+            table[setting] = dict(values, recipe=args.recipe)
+            if "lr" not in values:
+                table[setting]["lr"] = best_lr(values["method"], out)
     return found
 
 
@@ -189,7 +190,7 @@ class Options(study.StudyOptions):
     data: str = option("wikitext2", DATA_HELP, type=dataset_arg, metavar="NAME|PATH")
     data_dir: str | None = run.data_dir_option()
     out: str = option(str(run.ROOT / "out/distilgpt2/compare"), "folder of the study", type=run.path_arg, metavar="DIR")
-    epochs: int | None = option(None, "instead of each setting's own, for a quick look", above=0)
+    epochs: int | None = option(None, "epochs instead of each setting's own, for a quick look", above=0)
     limit: int | None = option(None, "only the first N tokens of each part", above=0)
 
 
@@ -210,7 +211,8 @@ def rows_of(name, args, out):
         for seed in range(args.seeds):
             folder = out / folder_name(values, seed)
             row = study.row(name, setting, seed, folder, train_loss="train_loss", val_loss="val_loss")
-            rows.append(row | {"peak_memory_mb": run.read_record(folder / "run.json").get("peak_memory_mb")})
+            row["peak_memory_mb"] = run.read_record(folder / "run.json").get("peak_memory_mb")
+            rows.append(row)
     return rows
 
 

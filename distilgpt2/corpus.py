@@ -1,8 +1,8 @@
 """Documents: WikiText in several forms, the built-in text, and CSV or text files of one's own.
 
 WikiText (Merity et al. 2016) is one file per part, one paragraph per line, tokens separated by spaces. Two forms of it:
-"detokenized", a document an article, with the spaces of ordinary English; and "lines", all lines in one document, as in
-Hugging Face's page on perplexity. The token files have <unk> for rare words (form "unk"), the hub's raw files do not
+"detokenized", one document per article, with the spaces of ordinary English; and "lines", all lines in one document, as
+in Hugging Face's page on perplexity. The token files have <unk> for rare words (form "unk"), the hub's raw files do not
 (form "raw").
 """
 
@@ -252,7 +252,7 @@ def read_texts(paths: list[Path]) -> Corpus:
 
 
 def read_csv(path: Path) -> Corpus:
-    """A CSV file with a header, a column `text` (a document a row) and perhaps `split` (train, validation,
+    """A CSV file with a header, a column `text` (one document per row) and perhaps `split` (train, validation,
     test). Rows without text are dropped and counted. Without `split`, a tenth of the rows validates. Raises UserError.
     """
     with csv_reader(path, read_text(path)) as rows:

@@ -1,6 +1,6 @@
 """Decoding written out: from logits to text, one token at a time; and measures of the result.
 
-Every function here gives the tokens of `transformers`' own generate(), where that has the strategy; tests check it.
+Every function here gives the tokens of `transformers`' own generate(), if it has the strategy; tests check it.
 Contrastive search is only here: transformers no longer carries it. Logits are (V,), ids are lists of token numbers.
 """
 

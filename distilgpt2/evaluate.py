@@ -39,7 +39,7 @@ class Options(run.ScriptOptions):
     part: str = option("test", "which part of the dataset", choices=corpus.PARTS)
     form: str = option("detokenized", "the form of WikiText", choices=corpus.FORMS)
     block_size: int = option(256, "the longest context", above=0)
-    stride: int | None = option(None, "of the blocks; none: the block size, so that they do not overlap", above=0)
+    stride: int | None = option(None, "tokens between two blocks; none: the block size, without overlap", above=0)
     device: str = run.device_option()
     threads: int | str = run.threads_option()
     precision: str = run.precision_option()

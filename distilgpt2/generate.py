@@ -169,7 +169,10 @@ def measure(net, prompts: list[list[int]], continuations: list[list[int]], token
     texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in continuations]
     total = sum(decode.surprise(net, prompt, ids) for prompt, ids in zip(prompts, continuations) if ids)
     count = sum(map(len, continuations))
-    return {f"distinct_{n}": decode.distinct(texts, n) for n in (1, 2, 3)} | {
+    return {
+        "distinct_1": decode.distinct(texts, 1),
+        "distinct_2": decode.distinct(texts, 2),
+        "distinct_3": decode.distinct(texts, 3),
         "self_bleu": decode.self_bleu(texts),
         "perplexity": math.exp(min(total / max(1, count), 700.0)),
         "tokens": count / len(continuations),
@@ -187,9 +190,10 @@ def read_prompts(path: Path) -> list[str]:
 
 def choose_model(name: str | None, data_dir: str | None = None) -> tuple[str, Path]:
     """(model, folder for its texts): `name`, else the newest finished run, else the base model; says which."""
-    newest = None if name else run.newest_run("distilgpt2")
     if name is None:
-        name = str(newest) if newest and (newest / "model").is_dir() else pretrained.resolve("auto", data_dir)
+        newest = run.newest_run("distilgpt2")
+        has_model = newest is not None and (newest / "model").is_dir()
+        name = str(newest) if has_model else pretrained.resolve("auto", data_dir)
         print(f"no model named: using {run.display_path(name)}", file=sys.stderr)
     name = pretrained.resolve(name, data_dir)
     is_run = os.path.isfile(Path(name) / "run.json")

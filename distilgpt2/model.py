@@ -64,8 +64,10 @@ def add_lora(net: nn.Module, rank: int, alpha: float, targets: str = "all") -> n
     from peft import LoraConfig, get_peft_model
 
     layers = {name.rpartition(".")[2] for name, module in net.named_modules() if takes_lora(module)}
-    chosen = [name for name in ATTENTION if name in layers] if targets == "attention" else targets.split(",")
-    unknown = [name for name in chosen if name not in layers] if chosen else ATTENTION
+    chosen = targets.split(",")
+    if targets == "attention":
+        chosen = [name for name in ATTENTION if name in layers] or ATTENTION
+    unknown = [name for name in chosen if name not in layers]
     if targets != "all" and unknown:
         names = " or ".join(map(repr, unknown))
         raise UserError(

@@ -6,7 +6,7 @@
 The usual way: a torchvision dataset of PIL images and a DataLoader, unfused optimizers, one forward pass of the
 discriminator each for real and for generated images, another forward pass of the generator for its own step, gradients
 of the discriminator's weights in the generator's step. Then one change after another, up to what `train.py` does.
-The ways take turns, so that a machine that slows down slows all of them. All in one precision: bfloat16 where the
+The ways take turns, so that a machine that slows down slows all of them. All in one precision: bfloat16 if the
 hardware multiplies it, else float32; `--precision` names one. Writes bench.json into --out.
 """
 
@@ -128,7 +128,7 @@ class Options(run.ScriptOptions):
     threads: int | str = run.threads_option()
     precision: str = option("auto", "auto: bf16 if the hardware multiplies it", choices=["auto", "fp32", "bf16"])
     rounds: int = option(5, "turns of each way", above=0)
-    steps: int = option(40, "of the discriminator in a round", above=0)
+    steps: int = option(40, "steps of the discriminator in a round", above=0)
     width: int = option(32, "channels of the first layer", above=0, at_most=4096)
     out: str = option(str(run.ROOT / "out/gan/bench"), "folder for bench.json", type=run.path_arg, metavar="DIR")
 

@@ -36,21 +36,21 @@ RATES = {  # learning rates that the study "rates" compares on the held-out imag
 }
 NAMES = {"dcgan": "DCGAN", "wgan": "WGAN", "wgan-gp": "WGAN-GP", "acgan": "ACGAN"}
 STUDIES = {  # study: {setting: arguments of train.py}
-    "losses": {NAMES[m]: BUDGET | dict(model=m, recipe="plain") for m in NAMES},
+    "losses": {NAMES[m]: dict(BUDGET, model=m, recipe="plain") for m in NAMES},
     "rates": {
-        f"{NAMES[m]}, learning rate {lr:g}": LONG | dict(model=m, recipe="plain", epochs=5, lr=lr)
+        f"{NAMES[m]}, learning rate {lr:g}": dict(LONG, model=m, recipe="plain", epochs=5, lr=lr)
         for m, rates in RATES.items()
         for lr in rates
     },
-    "papers": {f"{NAMES[m]}, own network": BUDGET | dict(model=m, recipe="paper") for m in NAMES},
+    "papers": {f"{NAMES[m]}, own network": dict(BUDGET, model=m, recipe="paper") for m in NAMES},
     "wgan-lr": {
         f"learning rate {lr:g}": dict(model="wgan", recipe="plain", width=16, epochs=3, lr=lr, eval_every=3)
         for lr in (5e-5, 2e-4, 5e-4)
     },
     "beyond": {
-        "DCGAN": BUDGET | dict(model="dcgan", recipe="plain"),
-        "spectral normalization": BUDGET | dict(model="dcgan", recipe="plain", spectral_norm=True),
-        "without the average": BUDGET | dict(model="dcgan", recipe="plain", ema=0.0),
+        "DCGAN": dict(BUDGET, model="dcgan", recipe="plain"),
+        "spectral normalization": dict(BUDGET, model="dcgan", recipe="plain", spectral_norm=True),
+        "without the average": dict(BUDGET, model="dcgan", recipe="plain", ema=0.0),
     },
 }
 
@@ -187,8 +187,8 @@ class Options(study.StudyOptions):
     data: str = option("auto", DATA_HELP, type=dataset_arg, metavar="NAME|PATH")
     data_dir: str | None = run.data_dir_option()
     limit: int | None = option(None, "only the first N examples of each part", above=0)
-    epochs: int | None = option(None, "instead of the study's own, for a quick look", above=0)
-    features: str | None = option(None, "instead of the study's own", choices=list(FEATURES))
+    epochs: int | None = option(None, "epochs instead of the study's own, for a quick look", above=0)
+    features: str | None = option(None, "the features, instead of the study's own", choices=list(FEATURES))
     out: str = option(str(run.ROOT / "out/gan/compare"), "folder of the study", type=run.path_arg, metavar="DIR")
 
 

@@ -116,7 +116,7 @@ def evaluate(args, device):
 @dataclass(kw_only=True)
 class Options(RunOptions):
     samples: int = option(10_000, "generated images", at_least=2, at_most=1_000_000)
-    seed: int = option(0, "of the noise", at_least=0)
+    seed: int = option(0, "seed of the noise", at_least=0)
     real: bool = option(False, "compare real images with real images instead of a run")
     feature_size: int = option(96, "pixels, for efficientnet-lite0 with --real", at_least=32, at_most=1024)
     limit: int | None = option(None, "only the first N examples of each part, with --real", above=0)

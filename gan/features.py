@@ -28,7 +28,7 @@ INCEPTION_URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_
 
 def features_option(default: str):
     """The field that says in which features images are compared."""
-    return option(default, "in which FID is measured; never compare two", choices=list(NAMES))
+    return option(default, "the features in which FID is measured; never compare two", choices=list(NAMES))
 
 
 class Classifier(nn.Module):

@@ -15,7 +15,7 @@ GRID = 80  # images of the grid that is drawn at each evaluation
 
 
 def wanted_labels(count: int, classes: int) -> Tensor:
-    """Labels (count,) of a grid: a column a class, where there are ten."""
+    """Labels (count,) of a grid: a column per class, if there are ten."""
     return torch.arange(count) % max(1, classes)
 
 

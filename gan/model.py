@@ -42,7 +42,8 @@ def d_loss(
     score: Callable = score_both,
 ) -> tuple[Tensor, Tensor]:
     """What the discriminator minimizes on images (N, C, 32, 32) with labels (N,), which ACGAN alone reads; and the mean
-    score of real images minus that of generated ones, for WGAN the critic's estimate of the Wasserstein distance.
+    score of real images minus the mean score of generated ones, for WGAN the critic's estimate of the Wasserstein
+    distance.
 
     args: model, and for WGAN-GP penalty, for ACGAN class_weight. score: a function like `score_both`.
     """
@@ -159,7 +160,7 @@ class ResidualBlock(nn.Module):
     """Pre-activation block of Gulrajani et al. 2017, appendix: x + conv(relu(norm(conv(relu(norm(x)))))).
 
     resize: "up" doubles the side (nearest neighbour), "down" halves it (mean), None keeps it. bn: batch normalization,
-    for the generator. first: the input is an image, so no ReLU comes before it. The shortcut is the identity where the
+    for the generator. first: the input is an image, so no ReLU comes before it. The shortcut is the identity if the
     number of channels stays; the authors' code has a convolution there if the block resizes.
     """
 
@@ -282,8 +283,8 @@ def build(
 @torch.no_grad()
 def initialize(net: nn.Module):
     """Weights as in DCGAN's paper if the network has batch normalization: a standard deviation of 0.02. Without it
-    the signal would shrink from layer to layer, so the standard deviation of convolutions is that of He et al. 2015,
-    and 1 / sqrt(fan in) in linear layers."""
+    the signal would shrink from layer to layer, so convolutions have the standard deviation of He et al. 2015, and
+    linear layers 1 / sqrt(fan in)."""
     normalized = any(isinstance(module, nn.BatchNorm2d) for module in net.modules())
     for module in net.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):

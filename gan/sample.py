@@ -101,7 +101,7 @@ class Options(RunOptions):
     count: int = option(80, "how many images, for grid and images", above=0, at_most=1_000_000)
     data: str | None = option(None, "folder of the images now", type=dataset_arg, metavar="NAME|PATH")
     data_dir: str | None = run.data_dir_option()
-    seed: int = option(0, "of the noise", at_least=0)
+    seed: int = option(0, "seed of the noise", at_least=0)
     device: str = run.device_option()
     threads: int | str = run.threads_option()
     out: str | None = option(None, "folder to write to (default: the run folder)", type=run.path_arg, metavar="DIR")

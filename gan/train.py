@@ -40,8 +40,8 @@ WITH_ADAM = ("dcgan", "wgan-gp", "acgan")
 class Options(run.TrainOptions):
     data: str = option("auto", DATA_HELP, type=dataset_arg, metavar="NAME|PATH")
     recipe: str = option("plain", RECIPE_HELP, choices=RECIPE_NAMES)
-    model: str = option("dcgan", "whose losses", choices=list(MODELS))
-    network: str = option("plain", "the same one for all models, or that of the model's paper", choices=list(NETWORKS))
+    model: str = option("dcgan", "the model, whose losses are trained", choices=list(MODELS))
+    network: str = option("plain", "plain: one for all models; paper: the model's own", choices=list(NETWORKS))
     width: int = option(64, "channels of the first layer; scales all others", above=0, at_most=4096)
     noise: int = option(128, "numbers that an image is generated from", above=0, at_most=100_000)
     epochs: int = option(50, "passes of the discriminator over the training set", above=0)
@@ -61,7 +61,7 @@ class Options(run.TrainOptions):
     samples: int = option(10_000, "images generated at the end", at_least=10, at_most=1_000_000)
     features: str = features_option("classifier")
     feature_size: int = option(96, "side of the images in pixels, for efficientnet-lite0", at_least=32, at_most=1024)
-    classifier_images: int = option(40_000, "on which the classifier is trained", above=0, at_most=100_000_000)
+    classifier_images: int = option(40_000, "images on which the classifier is trained", above=0, at_most=100_000_000)
 
     variant: ClassVar[str] = "model"
 
@@ -117,7 +117,7 @@ class Progress:
         self.step += 1
 
     def means(self, generator_steps: int) -> dict[str, float]:
-        """{column: mean over the steps of the epoch}, of those of the generator for its two columns."""
+        """{column: mean over the steps of the epoch}; the two columns of the generator count its own steps."""
         of_generator = ("train_g_loss", "g_gradient")
         counts = [max(1, generator_steps) if name in of_generator else len(self.totals) for name in COLUMNS]
         return dict(zip(COLUMNS, (self.totals.sum(0).cpu() / torch.tensor(counts)).tolist()))

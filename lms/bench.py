@@ -59,7 +59,7 @@ def measure(functions, rounds):
 
 @dataclass(kw_only=True)
 class Options(run.ScriptOptions):
-    rounds: int = option(15, "of every filter", above=0)
+    rounds: int = option(15, "rounds of every filter", above=0)
     out: str = option(str(run.ROOT / "out/lms/bench"), "folder for bench.json", type=run.path_arg, metavar="DIR")
 
 

@@ -37,7 +37,7 @@ class Regression:
     targets: np.ndarray  # (N,)
     val_inputs: np.ndarray  # (N_val, M), a fifth of the rows, for validation
     val_targets: np.ndarray  # (N_val,)
-    true_weights: np.ndarray | None = None  # (M,), where they are known
+    true_weights: np.ndarray | None = None  # (M,), if they are known
 
     @property
     def digest(self) -> str:

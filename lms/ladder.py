@@ -353,7 +353,10 @@ def draw(results):
         true, recovered = (np.concatenate([np.ravel(values[name]) for name in truth]) for values in (truth, found))
         lower.bar(np.arange(len(true)), true, 0.8, color="0.8", label="true")
         lower.plot(recovered, "x", color="tab:red", label="recovered")
-        names = [f"{k}{i}" if np.size(v) > 1 else k for k, v in truth.items() for i in range(np.size(v))]
+        names = []
+        for name, values in truth.items():
+            numbered = [f"{name}{i}" for i in range(np.size(values))]
+            names += numbered if len(numbered) > 1 else [name]
         lower.set_xticks(np.arange(len(true)), names, fontsize=7)
     panels[0, 0].set(ylabel="loss")
     panels[1, 0].legend(fontsize=8)

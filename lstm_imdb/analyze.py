@@ -169,12 +169,11 @@ def main(argv=None):
     recorded = {name: value for name, value in vars(values).items() if name in ("recipe", "seed", "max_len", "keep")}
     common = {"state": "done", "args": recorded, "dataset": loaded.facts}
     rows = [common | {"study": "truncation"} | row for row in analysis["truncation"]]
-    rows += [
-        common
-        | {"study": "pairs", "adjectives": kind}
-        | {how: analysis["minimal_pairs"][f"{kind}_{how}"] for how in ("plain", "negated", "both")}
-        for kind in ("positive", "negative")
-    ]
+    for kind in ("positive", "negative"):
+        row = {"study": "pairs", "adjectives": kind}
+        for how in ("plain", "negated", "both"):
+            row[how] = analysis["minimal_pairs"][f"{kind}_{how}"]
+        rows.append(common | row)
     run.write_json(
         out / "analysis.json",
         {

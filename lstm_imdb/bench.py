@@ -5,7 +5,7 @@
 
 (a) usual: one review at a time from a Dataset, all padded to --max-len, a DataLoader without workers;
 (b) buckets: Reviews.batches, reviews of similar length, padded to the longest of the batch;
-(c) the same in bfloat16, where the hardware multiplies it;
+(c) the same in bfloat16, if the hardware multiplies it;
 (d) the same as (b) with packed sequences in place of padding;
 (e) the same as (b) with the LSTM cell written out in model.py.
 Then both directions: (f) reversing by length, as model.py does, and (g) nn.LSTM with packed sequences.

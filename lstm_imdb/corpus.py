@@ -34,7 +34,7 @@ MIN_PER_CLASS = 10  # so that 7:1:2 leaves each class in every part
 class Corpus:
     """Labelled texts.
 
-    texts; labels: index into `classes`, 1 positive and 0 negative for IMDB; ratings: 1 to 10 stars, or None where the
+    texts; labels: index into `classes`, 1 positive and 0 negative for IMDB; ratings: 1 to 10 stars, or None if the
     source has none; official: "train" or "test" for each row, or None; dropped: {reason: rows that were left out}.
     """
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common import run, study
+from common.curves import draw_epochs
 from common.options import option
 
 import numpy as np
@@ -79,13 +80,10 @@ def report(name, rows, out):
         if not done:
             print(f"  {setting:32} diverged")
             continue
-        curves = [row["val_accuracy"] for row in done]
-        (line,) = axes.plot(range(1, len(curves[0]) + 1), np.mean(curves, 0), marker=".", label=setting)
-        axes.fill_between(line.get_xdata(), np.min(curves, 0), np.max(curves, 0), alpha=0.15, color=line.get_color())
-        values = [[row["final"][f"{part}_accuracy"] for row in done] for part in ("val", "test")]
-        print(f"  {setting:32} validation {np.mean(values[0]):.2%}  test {np.mean(values[1]):.2%}  {len(done)} runs")
-    axes.set(xlabel="epoch", ylabel="validation accuracy")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+        val_accuracy = np.mean([row["final"]["val_accuracy"] for row in done])
+        test_accuracy = np.mean([row["final"]["test_accuracy"] for row in done])
+        print(f"  {setting:32} validation {val_accuracy:.2%}  test {test_accuracy:.2%}  {len(done)} runs")
+    draw_epochs(axes, rows)
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=8)
@@ -98,7 +96,7 @@ class Options(study.StudyOptions):
     data: str = option("imdb", data.DATA_HELP, type=data.dataset_arg, metavar="NAME|PATH")
     data_dir: str | None = run.data_dir_option()
     out: str = option(str(run.ROOT / "out/lstm_imdb/sweep"), "folder of the study", type=run.path_arg, metavar="DIR")
-    epochs: int | None = option(None, "instead of each setting's own, for a quick look", above=0)
+    epochs: int | None = option(None, "epochs instead of each setting's own, for a quick look", above=0)
     limit: int | None = option(None, "only the first N examples of each part", above=0)
 
 

@@ -10,7 +10,6 @@ is the speed of one product of two 2048 x 2048 matrices in the same precision. W
 
 import contextlib
 import csv
-import itertools
 import statistics
 import time
 from dataclasses import dataclass
@@ -185,7 +184,10 @@ def whole_runs(text, device, args, out):
             }
         ]
     for name in ("cpu", "fast"):
-        folder = next(f for n in itertools.count(1) if not (f := out / f"{name}-{n}").exists())
+        number = 1
+        while (out / f"{name}-{number}").exists():
+            number += 1
+        folder = out / f"{name}-{number}"
         flags = {
             "recipe": name,
             "data": args.data,

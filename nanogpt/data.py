@@ -320,9 +320,11 @@ def builtin() -> str:
     """
     from pydoc_data.topics import topics
 
-    seen, articles = set(), []
+    seen = set()
+    articles = []
     for topic in sorted(topics):
-        paragraphs = [p for p in (p.strip("\n") for p in topics[topic].split("\n\n")) if p and p not in seen]
+        paragraphs = [paragraph.strip("\n") for paragraph in topics[topic].split("\n\n")]
+        paragraphs = [paragraph for paragraph in paragraphs if paragraph and paragraph not in seen]
         seen.update(paragraphs)
         if paragraphs:
             articles.append("\n\n".join(paragraphs))

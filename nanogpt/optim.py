@@ -23,7 +23,7 @@ def orthogonalize(g: Tensor, steps: int = 5, dtype: torch.dtype = torch.bfloat16
     """An approximation of the nearest orthogonal matrix to each of g (N, rows, columns): U V^T, where g = U S V^T.
 
     A quintic Newton-Schulz iteration (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) that moves every
-    singular value that is not tiny to between 0.7 and 1.2. bfloat16 is accurate enough for this, and fast where the
+    singular value that is not tiny to between 0.7 and 1.2. bfloat16 is accurate enough for this, and fast if the
     hardware has it.
     """
     a, b, c = COEFFICIENTS

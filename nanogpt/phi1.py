@@ -280,7 +280,7 @@ class CommandOptions(run.ScriptOptions):
 @dataclass(kw_only=True)
 class PrepareOptions(CommandOptions):
     data_dir: str | None = run.data_dir_option()
-    seed: int = option(0, "of the exercises and pages", at_least=0)
+    seed: int = option(0, "seed of the exercises and pages", at_least=0)
     arms: tuple[str, ...] = option(ARMS, "which arms", choices=ARMS, nargs="+", metavar="ARM")
     tokens: int = option(2_000_000, "tokens of each arm", above=0)
     exercises: int = option(7000, "exercises to train on", at_least=MIN_EXERCISES)
@@ -290,7 +290,7 @@ class PrepareOptions(CommandOptions):
     writer: str | None = option(
         None, "a language model that writes more exercises and pages", type=writer_arg, metavar="URL|NAME"
     )
-    write: int = option(10, "how many of each", above=0)
+    write: int = option(10, "number of exercises, and of pages, that --writer writes", above=0)
     execute: bool = option(False, "run the solutions of --writer in the sandbox")
 
     def check(self):
@@ -325,12 +325,12 @@ class FinetuneOptions(PretrainOptions):
 class EvaluateOptions(CommandOptions):
     models: tuple[str, ...] = option((), "run folders, or models of the hub", positional=True, metavar="RUN|NAME")
     data_dir: str | None = run.data_dir_option()
-    seed: int = option(0, "of the samples", at_least=0)
+    seed: int = option(0, "seed of the samples", at_least=0)
     device: str = run.device_option()
     threads: int | str = run.threads_option()
     benchmark: tuple[str, ...] = option(("ladder",), "the problems", choices=[*NEW_TOKENS], nargs="+", metavar="NAME")
     n: int = option(SAMPLES, "samples per problem", above=0)
-    temperature: float = option(TEMPERATURE, "of the samples", at_least=0)
+    temperature: float = option(TEMPERATURE, "temperature of the samples", at_least=0)
     execute: bool = option(False, "run the generated code, in a sandbox")
     completions: str | None = option(
         None, "score these: lines with task_id and completion", type=run.path_arg, metavar="FILE"

@@ -94,7 +94,7 @@ def read_prompt(tokenizer, prompt: str | None = None, file: str | None = None) -
 @dataclass(kw_only=True)
 class Options(ModelOptions):
     prompt: str | None = option(None, "the beginning of the text (default: the end of a line)", metavar="TEXT")
-    prompt_file: str | None = option(None, "the same from a file", type=run.path_arg, metavar="FILE")
+    prompt_file: str | None = option(None, "a file with the beginning of the text", type=run.path_arg, metavar="FILE")
     length: int = option(500, "tokens", above=0)
     samples: int = option(1, "texts", above=0)
     temperature: float = option(0.8, "0: always the most likely token; 1: the model's own distribution", at_least=0)
@@ -104,7 +104,7 @@ class Options(ModelOptions):
     )
     repetition_penalty: float = option(1.0, "above 1: tokens that have occurred become less likely", above=0)
     stop: str | None = option(None, "end before the first occurrence of TEXT", metavar="TEXT")
-    seed: int = option(0, "of the random choices", at_least=0)
+    seed: int = option(0, "seed of the random choices", at_least=0)
     device: str = run.device_option()
     threads: int | str = run.threads_option()
 

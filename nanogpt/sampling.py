@@ -18,6 +18,12 @@ def tempered(logits: Tensor, temperature: float) -> Tensor:
     return (logits - logits.amax(-1, keepdim=True)) / temperature
 
 
+def check_logits(logits: Tensor):
+    """Raise UserError if a logit is NaN or infinite."""
+    if not logits.isfinite().all():
+        raise UserError("the logits are not finite: the weights of this model are damaged, or its training diverged")
+
+
 def choose(
     logits: Tensor,
     temperature: float = 1.0,
@@ -30,8 +36,7 @@ def choose(
     top_k: sample from the k most likely tokens. top_p: from the smallest set of most likely tokens whose probabilities
     add up to top_p (nucleus sampling, Holtzman et al. 2020). With both, from the tokens that both allow.
     """
-    if not logits.isfinite().all():
-        raise UserError("the logits are not finite: the weights of this model are damaged, or its training diverged")
+    check_logits(logits)
     if temperature == 0:
         return int(logits.argmax())
     logits, order = tempered(logits.float(), temperature).sort(descending=True, stable=True)

@@ -53,7 +53,10 @@ def row_of(name, setting, seed, out):
     row = study.row(name, setting, seed, folder, iter="iter", val_loss="val_loss")
     record = run.read_record(folder / "run.json")
     curve = [[int(step), loss] for step, loss in zip(row.pop("iter", []), row.pop("val_loss", []))]
-    return row | {"initial_loss": record["initial_loss"], "sample": record.get("sample"), "curve": curve}
+    row["initial_loss"] = record["initial_loss"]
+    row["sample"] = record.get("sample")
+    row["curve"] = curve
+    return row
 
 
 def draw(rows, path):

@@ -64,7 +64,9 @@ def row_of(name, setting, seed, out):
     """The row of the record: the values of study.row, and the curve [[iteration, seconds, validation loss], ...]."""
     curves = dict(iter="iter", seconds="elapsed_seconds", val_loss="val_loss")
     row = study.row(name, setting, seed, folder_of(out, name, setting, seed), **curves)
-    return row | {"curve": list(zip(*(row.pop(column, []) for column in curves)))}
+    columns = [row.pop(column, []) for column in curves]
+    row["curve"] = list(zip(*columns))
+    return row
 
 
 def draw(name, rows, path):
@@ -72,28 +74,40 @@ def draw(name, rows, path):
     rows = [row for row in rows if row["state"] == "done"]
     if not rows:
         return
-    figure, settings = Figure(figsize=(6.5, 4), layout="constrained"), list(dict.fromkeys(r["setting"] for r in rows))
-    axes, losses = figure.subplots(), [row["final"]["val_loss"] for row in rows]
-    for i, setting in enumerate(settings):
-        runs = [row for row in rows if row["setting"] == setting]
-        final = [row["final"]["val_loss"] for row in runs]
-        if name == "options":
-            axes.barh(i, np.mean(final), color="tab:blue", alpha=0.6)
-            axes.plot(final, [i] * len(final), "k.", markersize=4)
-            continue
-        for row in runs:
-            _, seconds, curve = zip(*row["curve"])
-            axes.plot(seconds, curve, ".-", color=f"C{i}", label=setting if row is runs[0] else None)
+    figure = Figure(figsize=(6.5, 4), layout="constrained")
+    axes = figure.subplots()
+    runs = {}  # setting: its rows
+    for row in rows:
+        runs.setdefault(row["setting"], []).append(row)
     if name == "options":
-        axes.set_yticks(range(len(settings)), settings)
-        axes.invert_yaxis()
-        axes.set(xlim=(min(losses) - 0.1, max(losses) + 0.03), xlabel="validation loss after the same number of steps")
+        draw_bars(axes, runs)
     else:
-        axes.set(xlabel="seconds, with evaluations", ylabel="validation loss", xscale="log")
-        axes.set(ylim=(min(losses) - 0.05, min(losses) + 1.2))
-        axes.legend()
+        draw_seconds(axes, runs)
     axes.grid(alpha=0.3)
     run.write_figure(path, figure)
+
+
+def draw_bars(axes, runs):
+    losses = {setting: [row["final"]["val_loss"] for row in rows] for setting, rows in runs.items()}
+    for i, values in enumerate(losses.values()):
+        axes.barh(i, np.mean(values), color="tab:blue", alpha=0.6)
+        axes.plot(values, [i] * len(values), "k.", markersize=4)
+    axes.set_yticks(range(len(losses)), list(losses))
+    axes.invert_yaxis()
+    lowest = min(map(min, losses.values()))
+    highest = max(map(max, losses.values()))
+    axes.set(xlim=(lowest - 0.1, highest + 0.03), xlabel="validation loss after the same number of steps")
+
+
+def draw_seconds(axes, runs):
+    for i, (setting, rows) in enumerate(runs.items()):
+        for row in rows:
+            _, seconds, curve = zip(*row["curve"])
+            axes.plot(seconds, curve, ".-", color=f"C{i}", label=setting if row is rows[0] else None)
+    lowest = min(row["final"]["val_loss"] for rows in runs.values() for row in rows)
+    axes.set(xlabel="seconds, with evaluations", ylabel="validation loss", xscale="log")
+    axes.set(ylim=(lowest - 0.05, lowest + 1.2))
+    axes.legend()
 
 
 @dataclass(kw_only=True)
@@ -103,7 +117,7 @@ class Options(study.StudyOptions):
     data_dir: str | None = run.data_dir_option()
     out: str = option(str(run.ROOT / "out/nanogpt/sweep"), "folder of the study", type=run.path_arg, metavar="DIR")
     limit: int | None = option(None, "only the first N tokens of each part, for a quick look", above=0)
-    iters: int | None = option(None, "instead of each setting's own, for a quick look", above=0)
+    iters: int | None = option(None, "steps instead of each setting's own, for a quick look", above=0)
 
 
 def main(argv=None):

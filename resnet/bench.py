@@ -4,7 +4,7 @@
     python resnet/bench.py --limit 2000 --rounds 1 # a quick look
 
 usual: torchvision's crop, flip, to-tensor and normalize, image by image, a DataLoader with 0 or 2 workers, float32.
-Then batches of tensors instead of the loader; channels last in memory; bfloat16, where the hardware multiplies it.
+Then batches of tensors instead of the loader; channels last in memory; bfloat16, if the hardware multiplies it.
 "ours" has all of these; "step alone" is its training step on batches prepared beforehand, with SGD or with Muon. The
 ways take turns, so a machine that slows down slows all of them. Reported are medians over rounds. "of the peak" is the
 share of the speed of a matrix product in the same precision. Writes bench.json into --out, and step.json: the share of
@@ -105,6 +105,14 @@ OPERATIONS = {
 }
 
 
+def kind_of(operation: str) -> str:
+    """The first of OPERATIONS that has a word of this operation's name."""
+    for kind, words in OPERATIONS.items():
+        if any(word in operation for word in words):
+            return kind
+    return "all else"
+
+
 def shares(way, steps=5):
     """The share of each kind of operation in the time of `steps` steps, measured by torch's profiler."""
     gpu = way.device.type == "cuda"
@@ -112,15 +120,13 @@ def shares(way, steps=5):
         way.images_per_second(0, steps)
     times = dict.fromkeys([*OPERATIONS, "all else"], 0.0)
     for event in profiler.key_averages():
-        name = event.key.lower()
-        kind = next((kind for kind, words in OPERATIONS.items() if any(word in name for word in words)), "all else")
-        times[kind] += event.self_device_time_total if gpu else event.self_cpu_time_total
+        times[kind_of(event.key.lower())] += event.self_device_time_total if gpu else event.self_cpu_time_total
     return {kind: time / sum(times.values()) for kind, time in times.items()}
 
 
 @dataclass(kw_only=True)
 class Options(run.ScriptOptions):
-    data: str = option("auto", "whose images", choices=["auto", "cifar10", "builtin"])
+    data: str = option("auto", "the dataset", choices=["auto", "cifar10", "builtin"])
     data_dir: str | None = run.data_dir_option()
     limit: int | None = option(5000, "images of an epoch", above=0)
     bs: int = option(128, "batch size", above=0)

@@ -34,7 +34,7 @@ def mean_over_pixels(x: Tensor) -> Tensor:
 class Block(nn.Module):
     """Two 3 x 3 convolutions and a shortcut (He et al. 2015, figure 2, and section 4.2 for CIFAR).
 
-    shortcut: where the shape changes, "A" takes every second pixel and appends channels of zeros (no parameters), "B"
+    shortcut: if the shape changes, "A" takes every second pixel and appends channels of zeros (no parameters), "B"
     is a 1 x 1 convolution. "none" leaves the shortcut out of every block: a plain network.
     """
 
@@ -61,6 +61,13 @@ class Block(nn.Module):
         return F.relu(out.add_(x), inplace=True)  # in place: blocks are limited by memory, not by arithmetic
 
 
+def blocks(n: int, c_in: int, c_out: int, shortcut: str) -> nn.Sequential:
+    """n blocks that take c_in channels to c_out; if these differ, the first block halves the side of the image."""
+    first = Block(c_in, c_out, 1 if c_in == c_out else 2, shortcut)
+    others = [Block(c_out, c_out, 1, shortcut) for _ in range(n - 1)]
+    return nn.Sequential(first, *others)
+
+
 class CifarResNet(nn.Module):
     """ResNet-20, 32, 44, 56, 110 (He et al. 2015, section 4.2): depth = 6 n + 2, with n blocks each of 16, 32 and 64
     channels at 32, 16 and 8 pixels, the mean over pixels, and one linear layer."""
@@ -69,9 +76,9 @@ class CifarResNet(nn.Module):
         super().__init__()
         n = (depth - 2) // 6
         self.conv1, self.bn1 = conv(3, 16, 3), nn.BatchNorm2d(16)
-        self.layer1 = nn.Sequential(*(Block(16, 16, 1, shortcut) for _ in range(n)))
-        self.layer2 = nn.Sequential(*(Block(32 if i else 16, 32, 1 if i else 2, shortcut) for i in range(n)))
-        self.layer3 = nn.Sequential(*(Block(64 if i else 32, 64, 1 if i else 2, shortcut) for i in range(n)))
+        self.layer1 = blocks(n, 16, 16, shortcut)
+        self.layer2 = blocks(n, 16, 32, shortcut)
+        self.layer3 = blocks(n, 32, 64, shortcut)
         self.fc = nn.Linear(64, num_classes)
         initialize(self)
 

@@ -32,17 +32,17 @@ from data import dataset_arg, family_of_data
 
 SHORT = dict(recipe="paper", epochs=4, decay="onecycle")  # long enough to tell settings apart
 STUDIES = {  # study: {setting: arguments of train.py}
-    "augment": {name: SHORT | dict(epochs=8, augment=name) for name in ("none", "flip", "crop", "crop+flip")},
-    "decay": {name: SHORT | dict(decay=name) for name in ("none", "step", "cosine", "onecycle")},
-    "lr": {f"{lr:g}": SHORT | dict(lr=lr) for lr in (0.01, 0.03, 0.1, 0.3, 1.0)},
-    "weight-decay": {f"{x:g}": SHORT | dict(weight_decay=x) for x in (0.0, 1e-4, 5e-4, 2e-3)},
+    "augment": {name: dict(SHORT, epochs=8, augment=name) for name in ("none", "flip", "crop", "crop+flip")},
+    "decay": {name: dict(SHORT, decay=name) for name in ("none", "step", "cosine", "onecycle")},
+    "lr": {f"{lr:g}": dict(SHORT, lr=lr) for lr in (0.01, 0.03, 0.1, 0.3, 1.0)},
+    "weight-decay": {f"{x:g}": dict(SHORT, weight_decay=x) for x in (0.0, 1e-4, 5e-4, 2e-3)},
     "shortcut": {
-        f"{depth} layers, {name}": SHORT | dict(model=f"resnet{depth}", shortcut=shortcut)
+        f"{depth} layers, {name}": dict(SHORT, model=f"resnet{depth}", shortcut=shortcut)
         for depth in (20, 56)
         for shortcut, name in (("A", "with shortcuts"), ("none", "without"))
     },
     "gradients": {},  # of the same networks before the first step: nothing is trained
-    "options": {f"option {option}": SHORT | dict(shortcut=option) for option in "AB"},
+    "options": {f"option {option}": dict(SHORT, shortcut=option) for option in "AB"},
     "parts": {name: dict(recipe=name, epochs=8) for name in train.RECIPES if name.startswith("fast")},
     "fast": {"ResNet-20, fast": dict(recipe="fast")},
     "paper": {"ResNet-20, paper": dict(recipe="paper")},
@@ -97,7 +97,8 @@ def row_of(name, setting, seed, folder):
     if "seconds" in row:
         row["train_accuracy"] = row["train_accuracy"][-1]  # of the last epoch, while the weights changed
         row["seconds"] = [round(s, 1) for s in np.cumsum(row["seconds"]).tolist()]
-        row["seconds_to_90"] = next((s for s, a in zip(row["seconds"], row["val_accuracy"]) if a >= 0.9), None)
+        seconds_of_90 = [s for s, accuracy in zip(row["seconds"], row["val_accuracy"]) if accuracy >= 0.9]
+        row["seconds_to_90"] = min(seconds_of_90, default=None)
     return row
 
 
@@ -204,8 +205,7 @@ def report(name, rows, gradients, out):
         diverged = len([r for r in rows if r["setting"] == setting and r["state"] == "diverged"])
         result = ""
         if values:
-            deviation = np.std(values, ddof=1) if len(values) > 1 else 0
-            result = f"{np.mean(values):.2%} +- {deviation:.2%}"
+            result = study.mean_and_deviation(values)
         if diverged:
             result += f" ({diverged} diverged)"
         print(f"  {setting:40} test {result}")
@@ -217,10 +217,10 @@ def report(name, rows, gradients, out):
 @dataclass(kw_only=True)
 class Options(study.StudyOptions):
     study: tuple[str, ...] = study.study_option(STUDIES)
-    data: str = option("auto", "instead of the study's own", type=dataset_arg, metavar="NAME|PATH")
+    data: str = option("auto", "the dataset, instead of the study's own", type=dataset_arg, metavar="NAME|PATH")
     data_dir: str | None = run.data_dir_option()
     out: str = option(str(run.ROOT / "out/resnet/sweep"), "folder of the studies", type=run.path_arg, metavar="DIR")
-    epochs: int | None = option(None, "instead of each setting's own, for a quick look", above=0)
+    epochs: int | None = option(None, "epochs instead of each setting's own, for a quick look", above=0)
     limit: int | None = option(None, "only the first N examples of each part", above=0)
 
     def check(self):
@@ -234,14 +234,16 @@ class Options(study.StudyOptions):
 def main(argv=None):
     args = run.parse_options(__file__, Options, argv)
     out = Path(args.out) if args.list else run.make_folder(args.out)
-    jobs = jobs_of(args, out)  # none for the study "gradients"
-    if study.run_jobs(train, jobs, args) if jobs else not args.list:
-        gradients = gradient_rows(args) if {"shortcut", "gradients"} & set(args.study) else []
-        for name in args.study:
-            rows = []
-            for setting, values in STUDIES[name].items():
-                rows += [row_of(name, setting, seed, out / folder_name(values, seed)) for seed in range(args.seeds)]
-            report(name, rows, gradients if name in ("shortcut", "gradients") else [], out)
+    if not study.run_jobs(train, jobs_of(args, out), args):  # no jobs for the study "gradients"
+        return
+    about_gradients = {"shortcut", "gradients"} & set(args.study)
+    gradients = gradient_rows(args) if about_gradients else []
+    for name in args.study:
+        rows = []
+        for setting, values in STUDIES[name].items():
+            for seed in range(args.seeds):
+                rows.append(row_of(name, setting, seed, out / folder_name(values, seed)))
+        report(name, rows, gradients if name in about_gradients else [], out)
 
 
 if __name__ == "__main__":

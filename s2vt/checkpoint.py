@@ -48,8 +48,8 @@ def build(config: dict, vocab_size: int) -> S2VT:
 
 
 def load(name: str | None = None, device="cpu") -> Trained:
-    """The trained network in the run folder or file `name`; None: that of the newest finished run, else the committed
-    one. Raises UserError."""
+    """The trained network in the run folder or file `name`; None: of the newest finished run, else the committed one.
+    Raises UserError."""
     path = Path(name) if name else run.newest_run(FOLDER.name) or COMMITTED
     is_run = path.is_dir() or path.with_name("run.json").exists()
     path = path / "best.pt" if path.is_dir() else path

@@ -5,8 +5,8 @@
 
 `folds` describes each of the 301 training clips by what was made without its fold, and so chooses epoch, dropout,
 decoding and neighbours: choice.json. `test` describes the 167 test clips: scores-clips.json has the scores,
-scores-sizes.json those of fewer training clips, intervals.json how far each captioner is ahead of others, captions.json
-what they say.
+scores-sizes.json the scores with fewer training clips, intervals.json how far each captioner is ahead of others,
+captions.json what they say.
 """
 
 import itertools
@@ -30,7 +30,7 @@ WIDTHS = (1, 2, 3, 5, 10)  # of the beam; 1 is greedy search
 NEIGHBOURS = (1, 2, 3, 5, 10, 20, 40)
 RESAMPLES = 4000
 BASES = ("mean of the frames", "nearest neighbours")
-ALL = 301  # training clips, where none are left out
+ALL = 301  # training clips, if none are left out
 
 
 def captions_of(folder: Path, features, width: int) -> list[str]:
@@ -95,7 +95,7 @@ def print_choice(rows):
 
 
 def test_captions(args) -> tuple[data.Clips, dict, list[tuple[dict, list[str]]]]:
-    """(the test clips, what a record says of them, [(facts of a row, its captions)])."""
+    """(the test clips, their entry in the record, [(facts of a row, its captions)])."""
     train, _, test, _, facts = data.load("msvd-clips", args.data_dir, split="train+val")
     found = [({"captioner": "best constant caption"}, [best_constant(train, train)] * len(test))]
     neighbours = Neighbours(train)
@@ -140,7 +140,7 @@ def intervals(test: data.Clips, found, width: int) -> list[dict]:
     """By how much each captioner is ahead of each of BASES, with a 95% interval.
 
     Clips are drawn with replacement, the same ones for both, and of each captioner its seeds, so that an interval has
-    both kinds of chance. BLEU-4 is that of the drawn clips as a corpus, CIDEr-D the mean over them.
+    both kinds of chance. BLEU-4 takes the drawn clips as a corpus, CIDEr-D is the mean over them.
     """
     rng, N = np.random.default_rng(0), len(test)
     drawn = np.stack([np.bincount(rng.integers(N, size=N), minlength=N) for _ in range(RESAMPLES)])  # (R, N)
@@ -164,14 +164,14 @@ def intervals(test: data.Clips, found, width: int) -> list[dict]:
 class Options(run.ScriptOptions):
     part: str = option("", "the 301 clips by folds, or the test clips", choices=["folds", "test"], positional=True)
     runs: str = option("", "the runs of sweep.py", type=run.path_arg, metavar="DIR", required=True)
-    seeds: int = option(3, "of the runs", above=0)
+    seeds: int = option(3, "seeds of the runs", above=0)
     beam: int = option(3, "beam width that the folds chose", above=0, at_most=MAX_WIDTH)
-    neighbours: int = option(10, "that the folds chose", above=0)
+    neighbours: int = option(10, "number of neighbours that the folds chose", above=0)
     raw: bool = option(False, "compare features as they are; the folds chose standardized ones")
     coco: bool = option(False, "also the scores of pycocoevalcap; METEOR needs Java")
     data_dir: str | None = run.data_dir_option()
     out: str | None = option(
-        None, "folder of the records (default: that of the runs)", type=run.path_arg, metavar="DIR"
+        None, "folder of the records (default: the folder of the runs)", type=run.path_arg, metavar="DIR"
     )
 
 
@@ -185,16 +185,21 @@ def main(argv=None):
         print_choice(rows)
         run.write_json(out / "choice.json", common | {"rows": rows})
         return
-    test, facts, found = test_captions(args)
-    common |= {"dataset": facts}
-    of_all = [row.get("train_clips", ALL) == ALL for row, _ in found]
-    rows = [row | score(captions, test, args.coco and main) for (row, captions), main in zip(found, of_all)]
-    sizes = [row for row, main in zip(rows, of_all) if not main]
-    run.write_json(out / "scores-clips.json", common | {"rows": [row for row, main in zip(rows, of_all) if main]})
-    run.write_json(out / "scores-sizes.json", common | {"rows": sizes})
-    run.write_json(out / "intervals.json", common | {"rows": intervals(test, found, args.beam)})
-    said = [row | {"captions": captions} for (row, captions), main in zip(found, of_all) if main]
-    run.write_json(out / "captions.json", common | {"ids": test.ids, "rows": said})
+    test, facts, captioners = test_captions(args)
+    common["dataset"] = facts
+    rows = []
+    records = {"clips": [], "sizes": [], "captions": []}
+    for captioner, captions in captioners:
+        all_clips = captioner.get("train_clips", ALL) == ALL
+        row = captioner | score(captions, test, coco=args.coco and all_clips)
+        rows.append(row)
+        records["clips" if all_clips else "sizes"].append(row)
+        if all_clips:
+            records["captions"].append(captioner | {"captions": captions})
+    run.write_json(out / "scores-clips.json", common | {"rows": records["clips"]})
+    run.write_json(out / "scores-sizes.json", common | {"rows": records["sizes"]})
+    run.write_json(out / "intervals.json", common | {"rows": intervals(test, captioners, args.beam)})
+    run.write_json(out / "captions.json", common | {"ids": test.ids, "rows": records["captions"]})
     for row in rows:
         setting = "  ".join(f"{k} {row[k]}" for k in ("width", "neighbours", "train_clips", "seed") if k in row)
         print(f"{row['captioner']:24} {setting:40} BLEU-4 {row['bleu4']:.3f}   CIDEr-D {row['cider']:.3f}")

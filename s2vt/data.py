@@ -175,7 +175,7 @@ def copies(folder: Path, ids: list[str]) -> list[list[str]]:
 
 
 def note_copies(parts: list[Clips | None], notes: Notes):
-    """Note the validation and test clips whose features are those of another clip, which is in training."""
+    """Note the validation and test clips whose features equal the features of a training clip."""
     train, val, test = parts
     known = {array.tobytes() for array in train.features.numpy()}
     names = set(train.ids)  # some splits validate on training clips
@@ -220,7 +220,7 @@ def load(
     extractor = "small" if name == "builtin" else extractor_of(feature_folder(name, folder), train.features.shape[2])
     vocabulary = Vocabulary.build([c for captions in train.captions for c in captions], min_count)
     if len(vocabulary) == len(Vocabulary.SPECIAL):
-        raise run.UserError(f"--min-count {min_count}: no word of the training captions occurs so often; lower it")
+        raise run.UserError(f"--min-count {min_count}: no word of the training captions occurs that often; lower it")
     for part in parts:
         if part is not None:
             encode(part, vocabulary, max_words, notes)

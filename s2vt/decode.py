@@ -14,7 +14,7 @@ MAX_WIDTH = 1000  # of the beam that a command line may ask for
 
 
 class Caption(NamedTuple):
-    """words: token ids without <eos>; log_likelihood: of the words and, where it was reached, <eos>, in nats;
+    """words: token ids without <eos>; log_likelihood: of the words and, if it was reached, <eos>, in nats;
     weights: (len(words), T), which frames each word looked at; None without attention."""
 
     words: list[int]
@@ -51,8 +51,10 @@ def greedy(model: S2VT, features: Tensor, max_words: int = 30) -> list[Caption]:
     found = []
     for i, row in enumerate(chosen):
         row = row[: row.index(EOS)] if EOS in row else row
-        seen = torch.cat([look[i] for look in looks[: len(row)]]) if looks[0] is not None and row else None
-        found.append(Caption(row, total[i].item(), seen))
+        weights = None  # of the attention, (words, frames)
+        if row and looks[0] is not None:
+            weights = torch.cat([look[i] for look in looks[: len(row)]])
+        found.append(Caption(row, total[i].item(), weights))
     return found
 
 

@@ -71,7 +71,7 @@ class Options(run.ScriptOptions):
     videos: str = option("", "folder of MSVD's clips", type=run.path_arg, metavar="DIR", required=True)
     out: str = option("", "the PNG file", type=run.path_arg, metavar="FILE", required=True)
     count: int = option(10, "clips", above=0)
-    seed: int = option(0, "of the draw and of the networks", at_least=0)
+    seed: int = option(0, "seed of the draw and of the networks", at_least=0)
     beam: int = option(3, "width of the captions", above=0)
 
 

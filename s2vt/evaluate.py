@@ -46,8 +46,9 @@ COCO_COLUMNS = ("bleu1", "bleu2", "bleu3", "bleu4", "cider", "rouge_l", "meteor"
 def data_of(trained) -> str:
     """The dataset that a network was trained on: its name, or the path of its folder. Raises UserError."""
     name = trained.config["dataset"]
-    local = trained.folder and trained.folder / "local.json"
-    folder = run.read_json(local).get("data") if local and local.exists() else None  # of the user's own
+    folder = None  # of the user's own
+    if trained.folder and (trained.folder / "local.json").exists():
+        folder = run.read_json(trained.folder / "local.json").get("data")
     if folder is None and name in data.NAMED:
         return name
     if folder is None or not os.path.isdir(str(folder)):
@@ -73,7 +74,7 @@ def test_clips(name: str, data_dir: str | None, trained) -> tuple[data.Clips, di
         raise run.UserError(f"{folder}: holds neither feat/ nor testing_data/feat/")
     known = trained.config["extractor"]
     if extractor and known and extractor != known:
-        raise run.UserError(f"{name}: holds features of {extractor}; {trained.name} was trained on those of {known}")
+        raise run.UserError(f"{name}: holds features of {extractor}; {trained.name} was trained on features of {known}")
     columns = clips.features.shape[2]
     if columns != trained.config["features"]:
         raise run.UserError(

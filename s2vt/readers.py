@@ -58,7 +58,7 @@ def read_json(file: Path):
     try:
         if not file.is_file():
             raise OSError(0, "not a regular file" if file.exists() else "no such file")
-        return json.loads(file.read_text(encoding="utf-8-sig"))  # a byte order mark is no content
+        return json.loads(file.read_text(encoding="utf-8-sig"))  # without a byte order mark
     except (OSError, ValueError, RecursionError) as error:
         raise run.UserError(f"{file}: cannot be read ({getattr(error, 'strerror', None) or 'not JSON'})") from error
 

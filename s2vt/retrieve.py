@@ -1,7 +1,7 @@
 """Captions without a network that writes: one caption for all clips, and the captions of similar training clips.
 
-The second follows J. Devlin et al., "Exploring nearest neighbor approaches for image captioning", 2015: a clip gets the
-caption, among those of its k nearest training clips, that agrees best with the others of them.
+The second follows J. Devlin et al., "Exploring nearest neighbor approaches for image captioning", 2015: of the
+captions of its k nearest training clips, a clip gets the one that agrees best with the others.
 """
 
 import math

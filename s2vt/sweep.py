@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common import run, study
+from common.curves import draw_epochs
 from common.options import option
 
 import numpy as np
@@ -35,7 +36,7 @@ SIZES = {35: 28, 70: 20, 140: 14, 279: 10}  # training clips: epochs, in proport
 
 def on_clips(models, **values):
     """{setting: arguments of train.py} of `models` on msvd-clips."""
-    return {name: dict(data="msvd-clips") | values | model for name, model in models.items()}
+    return {name: dict(data="msvd-clips", **values, **model) for name, model in models.items()}
 
 
 def folds_of(models):
@@ -74,7 +75,7 @@ def folder_name(setting, seed):
 
 
 def jobs_of(args, out):
-    """Every run that the studies need, on the built-in videos where a setting names no other data."""
+    """Every run that the studies need, on the built-in videos if a setting names no other data."""
 
     def folder(setting, seed):
         return out / folder_name(setting, seed)
@@ -92,18 +93,15 @@ def report(name, rows, out):
     axes = figure.subplots()
     print(f"\n{name}")
     for setting in dict.fromkeys(row["setting"] for row in rows):
-        mine = [row for row in rows if row["setting"] == setting and row["state"] == "done"]
-        if not mine:
+        done = [row for row in rows if row["setting"] == setting and row["state"] == "done"]
+        if not done:
             continue
-        curves = [row["val_bleu4"] for row in mine]
-        x = range(1, len(curves[0]) + 1)
-        (line,) = axes.plot(x, np.mean(curves, 0), label=setting)
-        axes.fill_between(x, np.min(curves, 0), np.max(curves, 0), alpha=0.15, color=line.get_color())
-        bleu4 = np.mean([row["final"]["test_bleu4"] for row in mine])
-        order = [row["final"]["order"] for row in mine if "order" in row["final"]]
-        said = f"order right in {np.mean(order):.1%}   " if order else ""
-        print(f"  {setting:40} BLEU-4 {bleu4:.3f}   {said}({len(mine)} runs)")
-    axes.set(xlabel="epoch", ylabel="validation BLEU-4", ylim=(0, 1))
+        bleu4 = np.mean([row["final"]["test_bleu4"] for row in done])
+        order = [row["final"]["order"] for row in done if "order" in row["final"]]
+        order_text = f"order right in {np.mean(order):.1%}   " if order else ""
+        print(f"  {setting:40} BLEU-4 {bleu4:.3f}   {order_text}({len(done)} runs)")
+    draw_epochs(axes, rows, "val_bleu4", "validation BLEU-4")
+    axes.set(ylim=(0, 1))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     run.write_figure(out / f"{name}.png", figure)
@@ -114,7 +112,7 @@ class Options(study.StudyOptions):
     study: tuple[str, ...] = study.study_option(STUDIES)
     data_dir: str | None = run.data_dir_option()
     out: str = option(str(run.ROOT / "out/s2vt/sweep"), "folder of the study", type=run.path_arg, metavar="DIR")
-    epochs: int | None = option(None, "instead of each setting's own, for a quick look", above=0)
+    epochs: int | None = option(None, "epochs instead of each setting's own, for a quick look", above=0)
     limit: int | None = option(None, "only the first N clips of each part", above=0)
 
 

@@ -54,7 +54,7 @@ class Options(run.TrainOptions):
     embed: int = option(512, "length of the vectors of frames and of words", above=0, at_most=10_000)
     cell: str = option("gru", "recurrent cells", choices=list(CELLS))
     attention: bool = option(False, "attention over the frames")
-    dropout: float = option(0.5, "dropout of what the layers and the output read", at_least=0, below=1)
+    dropout: float = option(0.5, "dropout before the layers and before the output", at_least=0, below=1)
     pooled: bool = option(False, "every frame is the mean of the frames: the baseline without order")
     scheduled_sampling: float = option(
         0.0, "probability of reading the network's own word; it rises to this during the run", at_least=0, at_most=1
@@ -68,8 +68,8 @@ class Options(run.TrainOptions):
     choose: str = option(
         "best", "the epoch that is kept: best in validation, last, or its number", type=choose_arg, metavar="EPOCH"
     )
-    split: str = option("train", "of msvd-clips: MSVD's own, without validation, or by folds", choices=SPLITS)
-    train_clips: int | None = option(None, "of msvd-clips: how many training clips; none: all", above=0)
+    split: str = option("train", "split of msvd-clips: MSVD's own, without validation, or by folds", choices=SPLITS)
+    train_clips: int | None = option(None, "number of training clips of msvd-clips; none: all", above=0)
 
     def check(self):
         if self.choose not in ("best", "last") and int(self.choose) > self.epochs:
@@ -214,7 +214,7 @@ def lr_factor(decay: str, share: float) -> float:
 
 
 def is_kept(choose: str, epoch: int, better: bool) -> bool:
-    """Does best.pt get the weights of this epoch? With "last" it gets those of each epoch, and so has the last."""
+    """Does best.pt get the weights of this epoch? With "last" every epoch replaces them."""
     if choose == "best":
         return better
     return choose in ("last", str(epoch))

@@ -128,9 +128,15 @@ def with_total(rows):
 def as_text(rows, markdown=False):
     """The rows as an aligned table."""
     table = [[name.replace("_", " ") for name in COLUMNS]]
-    table += [[f"{row[n]:,}" if isinstance(row[n], int) else row[n] for n in COLUMNS] for row in rows]
-    widths = [max(len(line[i]) for line in table) for i in range(len(COLUMNS))]
-    aligned = [[c.rjust(w) if i >= 5 else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths))] for line in table]
+    for row in rows:
+        values = [row[name] for name in COLUMNS]
+        table.append([f"{value:,}" if isinstance(value, int) else value for value in values])
+    widths = [max(map(len, column)) for column in zip(*table)]
+    aligned = []
+    for line in table:
+        words = [word.ljust(width) for word, width in zip(line[:5], widths)]
+        numbers = [word.rjust(width) for word, width in zip(line[5:], widths[5:])]
+        aligned.append(words + numbers)
     if not markdown:
         return "\n".join("  ".join(line).rstrip() for line in aligned) + "\n"
     rule = "|" + "|".join("-" * (w + 1) + (":" if i >= 5 else "-") for i, w in enumerate(widths)) + "|"
@@ -154,11 +160,11 @@ def gradients(model: nn.Module, x: torch.Tensor, labels: torch.Tensor) -> dict[s
         F.cross_entropy(output, labels % output.shape[1]).backward()
     else:
         output.square().mean().backward()  # a module of the user's own that is not a classifier
-    zero = torch.zeros(1)
-    return {
-        name: tuple((zero if t is None else t.detach()).flatten().numpy().copy() for t in (p, p.grad))
-        for name, p in model.named_parameters()
-    }
+    found = {}
+    for name, p in model.named_parameters():
+        gradient = torch.zeros(1) if p.grad is None else p.grad
+        found[name] = tuple(tensor.detach().flatten().numpy().copy() for tensor in (p, gradient))
+    return found
 
 
 def draw_histograms(values, title):
@@ -213,7 +219,7 @@ def compare_forms(shape, x):
 @dataclass(kw_only=True)
 class Options(run.ScriptOptions):
     model: str = option("simplenn", f"{', '.join(MODELS)}, or a module in a file", metavar="NAME|FILE.py:CLASS")
-    shape: tuple[int, ...] = option((3, 32, 32), "of one input", above=0, nargs="+", metavar="N")
+    shape: tuple[int, ...] = option((3, 32, 32), "shape of one input", above=0, nargs="+", metavar="N")
     bs: int = option(1, "examples of the sample input", above=0)
     seed: int = option(0, "initial weights and the sample input", at_least=0)
     out: str = option(str(run.ROOT / "out/simplenn/analyze"), "folder of the results", type=run.path_arg, metavar="DIR")

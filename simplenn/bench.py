@@ -94,7 +94,7 @@ def epoch(args, parts):
 
 
 def accuracy(args, parts):
-    """Seconds and test accuracy of the best recipe, trained to the end in both ways, with one seed a round."""
+    """Seconds and test accuracy of the best recipe, trained to the end in both ways, one seed per round."""
     train_set, _, test_set = parts
     native, epochs = run.native_bf16(torch.device("cpu")), args.epochs or BEST.epochs
     steps = -(-len(train_set) // BEST.bs)
@@ -199,11 +199,11 @@ PARTS = {"epoch": epoch, "accuracy": accuracy, "stack": stack}
 
 @dataclass(kw_only=True)
 class Options(run.ScriptOptions):
-    part: str = option("epoch", "what is timed", choices=list(PARTS))
+    part: str = option("epoch", "the part that is timed", choices=list(PARTS))
     data: str = option("auto", "the images: mnist, ...", type=data.dataset_arg, metavar="NAME|PATH")
     data_dir: str | None = run.data_dir_option()
     limit: int | None = option(None, "only the first N examples of each part", above=0)
-    epochs: int | None = option(None, "of the part accuracy (default: the recipe's)", above=0)
+    epochs: int | None = option(None, "epochs of the part accuracy (default: the recipe's)", above=0)
     rounds: int = option(5, "turns of each way", above=0)
     out: str = option(
         str(run.ROOT / "out/simplenn/bench"), "folder for bench-PART.json", type=run.path_arg, metavar="DIR"
@@ -222,13 +222,13 @@ def main(argv=None):
     print(f"{args.part}, on {facts['name']}; {machine['device']['name']}, {machine['device']['threads']} threads")
     rows = PARTS[args.part](args, parts)
     for row in rows:
-        print(
-            "  ".join(
-                f"{k} {v:,.4g}" if isinstance(v, float) else f"{k} {v}"
-                for k, v in row.items()
-                if not isinstance(v, list | tuple)
-            )
-        )
+        words = []
+        for name, value in row.items():
+            if isinstance(value, float):
+                words.append(f"{name} {value:,.4g}")
+            elif not isinstance(value, list | tuple):
+                words.append(f"{name} {value}")
+        print("  ".join(words))
     given = {name: value for name, value in run.record_args(args).items() if value is not None}
     command = ["simplenn/bench.py", *to_argv(Options, given)]
     rows = [row | {"state": "done", "command": command} for row in rows]

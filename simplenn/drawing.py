@@ -8,7 +8,7 @@ import data
 
 
 def draw_losses(rows):
-    """Training, validation and, where it was measured, test loss against epochs, in one figure."""
+    """Training, validation and, if it was measured, test loss against epochs, in one figure."""
     figure = matplotlib.figure.Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     for part, style in (("train", "--"), ("val", "-"), ("test", ":")):
@@ -37,8 +37,10 @@ def draw_outputs(dataset, outputs, columns=10):
     for i, axes in zip(of_truth.argsort().tolist(), figure.subplots(2, columns).flat):
         axes.imshow(dataset.images[i, 0].cpu().numpy(), cmap="gray")
         guess, truth = (run.plain_text(dataset.classes[k]) for k in (outputs[i].argmax(), dataset.labels[i]))
-        right = guess == truth
-        axes.set_title(guess if right else f"{guess} (is {truth})", fontsize=8, color="green" if right else "red")
+        if guess == truth:
+            axes.set_title(guess, fontsize=8, color="green")
+        else:
+            axes.set_title(f"{guess} (is {truth})", fontsize=8, color="red")
     for axes in figure.axes:
         axes.axis("off")
     return figure

@@ -143,7 +143,7 @@ def wrong_dimension(node):
 
 
 def wrong_part(node):
-    """training, validation, test, best and last, one for another, where the function has a name or string like that"""
+    """training, validation, test, best and last, one for another, if the function has a name or string like that"""
     if PARTS.search(word(node)):
         others = {word(other) for other in ast.walk(node.function) if type(other) is type(node)} - {word(node)}
         for other in sorted(others):

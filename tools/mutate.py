@@ -5,9 +5,9 @@
     python tools/mutate.py --folder gan --count 20
 
 An operator (OPERATORS in faults.py) is drawn, then a place where it applies in the files for models, data, training and
-scores. Then the folder's quick tests run: tests/test_FOLDER*.py, those of its packages, and its share of the contract.
-A fault is caught when a test fails, or when the tests hang. The code is that of HEAD, in worktrees that are removed in
-the end. The record in --out grows with each fault; the same command continues it.
+scores. Then the folder's quick tests run: tests/test_FOLDER*.py, the tests of its packages, and its share of the
+contract. A fault is caught when a test fails, or when the tests hang. The code is HEAD's, in worktrees that are removed
+in the end. The record in --out grows with each fault; the same command continues it.
 """
 
 import contextlib
@@ -77,7 +77,7 @@ def unchanged(tree: Path, folder: str) -> Fault:
 
 
 def pytest_words(tree: Path, folder: str) -> list[str]:
-    """The command for the quick tests of a folder, those of the contract last."""
+    """The command for the quick tests of a folder, the contract last."""
     packages = [file.parent.name for file in (tree / folder).glob("*/__init__.py")]
     names = [f"test_{name}" for name in (folder, *packages)]
     files = [file for name in names for file in sorted(tree.glob(f"tests/{name}*.py"))]
@@ -112,7 +112,7 @@ class Trial:
         return self.process.poll() is not None or self.seconds() > self.limit
 
     def caught_by(self) -> str | None:
-        """The first test that failed, "hang", or pytest's exit status; None where all passed."""
+        """The first test that failed, "hang", or pytest's exit status; None if all passed."""
         code = self.process.poll()
         if code is None:
             return "hang"
@@ -188,9 +188,11 @@ def folders_with_code() -> list[str]:
 
 @dataclass(kw_only=True)
 class Options(ScriptOptions):
-    folder: tuple[str, ...] = option((), "whose code gets the faults (default: all)", nargs="+", metavar="FOLDER")
+    folder: tuple[str, ...] = option(
+        (), "folders whose code gets the faults (default: all)", nargs="+", metavar="FOLDER"
+    )
     count: int = option(60, "faults in all", above=0)
-    seed: int = option(0, "of the draw", at_least=0)
+    seed: int = option(0, "seed of the draw", at_least=0)
     jobs: int = option(1, "faults at a time", above=0)
     list: bool = option(False, "print the faults, and run nothing")
     out: str = option(str(ROOT / "out/mutants"), "folder of the record", type=path_arg, metavar="DIR")

@@ -165,7 +165,7 @@ def worktree(commit: str, folder: Path) -> Path:
 def train(row: dict, tree: Path, words: list[str], out: Path, data_dir: str | None):
     """Run the Python script and arguments `words` in `tree`, into the folder `out`, with the threads of the record."""
     data = data_dir or os.environ.get("DATA_DIR") or str(ROOT / "data")
-    threads = (row.get("device") or {}).get("threads", 1)  # the studies train one run a core
+    threads = (row.get("device") or {}).get("threads", 1)  # the studies train one run per core
     words = [sys.executable, str(tree / words[0]), *words[1:], "--out", str(out)]
     environment = os.environ | {"DATA_DIR": str(Path(data).resolve()), "OMP_NUM_THREADS": str(threads)}
     if subprocess.run(words, env=environment, stdout=subprocess.DEVNULL, cwd=tree).returncode:

@@ -8,8 +8,8 @@
 instructions: most laptops have AVX2 alone. A processor with more can be limited to it by environment variables (AVX2
 below), and then computes what a laptop computes. threads, load: leave the machine idle.
 Of each recipe a part is trained, and its seconds in metrics.csv are multiplied: without start, test and, but for
-nanogpt/, evaluation. For `load`, the commands are the first ones of the READMEs, and their seconds are those of the
-whole process. Prints a table and writes COMPARE.json (seconds.json for instructions) into --out.
+nanogpt/, evaluation. For `load`, the commands are the first ones of the READMEs, timed as whole processes.
+Prints a table and writes COMPARE.json (seconds.json for instructions) into --out.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Folders that `phi1.py prepare` writes: one tokenizer for all of them, and texts as tokens or exercises as rows.
 
 A folder holds tokenizer.json (the state of a tokenizer that has the end token) and either train.bin and val.bin, token
-ids as little-endian uint16, documents ended by the end token; or train.jsonl and val.jsonl, one exercise a line:
+ids as little-endian uint16, documents ended by the end token; or train.jsonl and val.jsonl, one exercise per line:
 
     {"prompt": "def add(a, b):\\n    \\"\\"\\"Add two numbers.\\"\\"\\"\\n", "completion": "    return a + b\\n"}
 

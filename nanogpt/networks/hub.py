@@ -136,7 +136,7 @@ class HubTokenizer:
 
     def pieces(self, ids: Iterable[int]) -> Iterator[str]:
         """Yield the text that each token adds. Bytes of a character are held back until it is complete."""
-        read, unread = [], []  # tokens whose text was yielded last, which may change that of the next; and the others
+        read, unread = [], []  # tokens whose text was yielded last, for it may change the next text; and the others
         for i in ids:
             unread.append(i)
             text = self.decode(read + unread)

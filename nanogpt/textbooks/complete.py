@@ -7,7 +7,7 @@ from common import run
 import torch
 
 from corpora.prepared import end_token
-from sampling import tempered
+from sampling import check_logits, tempered
 from textbooks.benchmarks import Problem, truncate
 
 CHECK = 16  # tokens between two looks at whether all samples have ended
@@ -26,8 +26,7 @@ def sample(model, prompt: list[int], n: int, new: int, temperature: float, gener
     found = []
     for i in range(new):
         logits = model(idx, cache)[:, -1].float()  # (n, T) -> (n, V)
-        if not logits.isfinite().all():
-            raise run.UserError("the logits are not finite: the weights are damaged, or the training diverged")
+        check_logits(logits)
         if temperature == 0:
             idx = logits.argmax(1, keepdim=True)
         else:

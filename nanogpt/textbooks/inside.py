@@ -28,9 +28,11 @@ def encode(value, depth=0):
     """A plain value as JSON that keeps its type. Raises TypeError for anything else."""
     if depth > 50:
         raise TypeError("a value nested too deeply")
-    if value is None or isinstance(value, (bool, float, str)):
-        plain = {bool: bool, float: float, str: str.__str__}
-        return value if value is None else plain[next(k for k in plain if isinstance(value, k))](value)
+    if value is None:
+        return None
+    for kind, plain in ((bool, bool), (float, float), (str, str.__str__)):
+        if isinstance(value, kind):
+            return plain(value)
     if isinstance(value, int):
         return {"int": hex(value)}
     for kind in (list, tuple, set, frozenset):

@@ -55,9 +55,8 @@ def label(function: str) -> int:
     except (SyntaxError, IndexError):
         return 0
     names = [n for n in ast.walk(node) if isinstance(n, ast.Name)]
-    own = {n.id for n in names if isinstance(n.ctx, ast.Store)} | {
-        a.arg for a in ast.walk(node) if isinstance(a, ast.arg)
-    }
+    own = {n.id for n in names if isinstance(n.ctx, ast.Store)}
+    own |= {a.arg for a in ast.walk(node) if isinstance(a, ast.arg)}
     own |= {n.name for n in ast.walk(node) if isinstance(n, ast.FunctionDef | ast.ExceptHandler) and n.name}
     foreign = {n.id for n in names} - own - MODULES - set(dir(builtins))
     arguments = node.args.posonlyargs + node.args.args + node.args.kwonlyargs

@@ -80,7 +80,11 @@ def rows_of(work: Path, finetuned: bool) -> list[dict]:
         folder = plan.folder_of(work, arm, size, seed, finetuned)
         if not (folder / "ladder.scores.json").exists():
             continue
-        name = f"{LABELS[arm]}{', fine-tuned' if finetuned else ''}{', larger model' if size == 'large' else ''}"
+        name = LABELS[arm]
+        if finetuned:
+            name += ", fine-tuned"
+        if size == "large":
+            name += ", larger model"
         kind = "textbooks" if finetuned else "pretrained only"
         row = study.row(kind, name, seed, folder, train_loss="train_loss", val_loss="val_loss")
         row |= {"arm": arm, "size": size, "finetuned": finetuned}
@@ -149,7 +153,8 @@ def compare(work: Path, arm: str, against: str, level: str) -> dict | None:
         seeds = sorted(a.keys() & b.keys())
         if len(seeds) < 2:
             return None
-        if len({len(a[s]) for s in seeds} | {len(b[s]) for s in seeds}) > 1:
+        counts = {len(rates_of_seed[seed]) for rates_of_seed in (a, b) for seed in seeds}  # of problems
+        if len(counts) > 1:
             raise run.UserError(f"{arm} and {against} were evaluated on different problems; evaluate them again")
         if len(a[seeds[0]]):  # a quick look has no problem of some levels
             ours = np.stack([a[seed] for seed in seeds])

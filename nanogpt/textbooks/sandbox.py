@@ -66,8 +66,11 @@ def command() -> list[str]:
     python = Path(getattr(sys, "_base_executable", sys.executable)).resolve()
     places = ["/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin"]
     places += [] if python.is_relative_to("/usr") else [str(Path(sys.base_prefix).resolve())]
-    free = [top for top in ("/mnt", "/srv", "/tmp") if Path(top).is_dir()]
-    top = next((top for top in free if not any(Path(place).is_relative_to(top) for place in places)), "/tmp")
+    top = "/tmp"
+    for folder in ("/mnt", "/srv", "/tmp"):
+        if Path(folder).is_dir() and not any(Path(place).is_relative_to(folder) for place in places):
+            top = folder
+            break
     root = hasattr(os, "geteuid") and os.geteuid() == 0
     outer = ["unshare", "--mount", "--net", "--pid", "--ipc", "--uts", "--fork", "--kill-child"]
     outer += [] if root else ["--user", "--map-root-user"]
