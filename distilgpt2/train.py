@@ -8,7 +8,7 @@
     torchrun --nproc-per-node=2 distilgpt2/train.py --data data.csv
 
 Documents are packed into blocks without padding. Validation chooses the epoch; that checkpoint is tested once, at the
-end, where the data has a test part. The recipe sets every hyper-parameter; flags override it.
+end, if the data has a test part. The recipe sets every hyper-parameter; flags override it.
 """
 
 import math
@@ -106,7 +106,7 @@ def lr_factor(args, step: int, steps: int) -> float:
 def backward(net, blocks, count, args, r, eos, weight=1.0):
     """Compute the gradients of the mean loss over the `count` blocks of a step, a micro-batch at a time.
 
-    blocks: int64 (B, block_size + 1), those of this process. weight: 0 if they only stand in for blocks that this
+    blocks: int64 (B, block_size + 1), of this process. weight: 0 if they only stand in for blocks that this
     process does not have. Returns this process's part of the mean.
     """
     total = torch.zeros((), device=r.device)
@@ -123,7 +123,7 @@ class Progress:
     """What a checkpoint holds beside the weights and the optimizer."""
 
     losses: torch.Tensor  # (steps of an epoch,): each step's sum over the blocks of this process
-    step: int = 0  # that are done
+    step: int = 0  # number of steps that are done
     best: float = math.inf  # lowest validation loss
     seconds: float = 0.0  # of training, without validation
 
@@ -135,7 +135,7 @@ def begin(r, trainable, optimizer, steps: int) -> Progress:
         progress.step = state["step"]
         progress.best = state["best"]
         progress.seconds = state["seconds"]
-        if r.rank == 0:  # the losses of a checkpoint are those of all processes
+        if r.rank == 0:  # a checkpoint has the losses of all processes
             progress.losses = state["losses"].to(r.device)
     return progress
 
@@ -143,6 +143,14 @@ def begin(r, trainable, optimizer, steps: int) -> Progress:
 def save(r, trainable, optimizer, progress: Progress):
     losses = r.all_reduce(progress.losses.clone()).cpu()
     r.save(model=trainable, optimizer=optimizer, **vars(progress) | {"losses": losses})
+
+
+def share_of(chosen, r) -> tuple[torch.Tensor, float]:
+    """(the numbers of the blocks that this process takes of the blocks `chosen` for a step, their weight)."""
+    own = chosen[r.rank :: r.world]
+    if len(own):
+        return own, 1.0
+    return chosen[:1], 0.0  # too few for all processes, but each has to take part in the all-reduce
 
 
 def train(args, r, net, tokenizer, parts):
@@ -171,10 +179,7 @@ def train(args, r, net, tokenizer, parts):
             began = time.monotonic()
             for group in optimizer.param_groups:
                 group["lr"] = args.lr * lr_factor(args, progress.step, total)
-            own = chosen[r.rank :: r.world]  # the blocks of this process
-            weight = 1.0
-            if not len(own):  # too few for all processes, but each has to take part in the all-reduce
-                own, weight = chosen[:1], 0.0
+            own, weight = share_of(chosen, r)
             loss = backward(ddp_model, blocks[own].to(r.device), len(chosen), args, r, eos, weight)
             torch.nn.utils.clip_grad_norm_(trainable.weights.values(), args.clip)
             optimizer.step()
@@ -187,24 +192,19 @@ def train(args, r, net, tokenizer, parts):
                 bar.set_postfix(loss=f"{loss.item() * r.world:.3f}")
             progress.seconds += time.monotonic() - began
             due = r.save_due(SAVE_SECONDS)
-            stop = r.should_stop()
-            if (stop or due) and step + 1 < last:  # after the last step, the row of the epoch comes first
+            stopping = r.should_stop()
+            if (stopping or due) and step + 1 < last:  # after the last step, the row of the epoch comes first
                 save(r, trainable, optimizer, progress)
-                if stop:
+                if stopping:
                     r.stop()
 
         train_loss = r.all_reduce(progress.losses.sum()).item() / min(len(blocks), last * args.bs)
         val_loss = scoring.block_loss(net, parts["validation"], args, r, eos)
         r.check_finite(torch.tensor([val_loss]), progress.step)
-        lr = optimizer.param_groups[0]["lr"]
-        row = {"epoch": epoch + 1, "train_loss": train_loss, "val_loss": val_loss, "lr": lr}
-        r.log(row | {"training_seconds": round(progress.seconds, 2)})
-        tokens_per_second = progress.step * args.bs * args.block_size / progress.seconds
-        r.print(
-            f"epoch {epoch + 1:>2}/{epochs}   loss {train_loss:.4f} train {val_loss:.4f} val   perplexity "
-            f"{scoring.perplexity(train_loss):,.2f} train {scoring.perplexity(val_loss):,.2f} val   "
-            f"{tokens_per_second:,.0f} tokens/s"
-        )
+        row = {"epoch": epoch + 1, "train_loss": train_loss, "val_loss": val_loss}
+        row |= {"lr": optimizer.param_groups[0]["lr"], "training_seconds": round(progress.seconds, 2)}
+        r.log(row)
+        print_epoch(args, r, row, epochs, progress)
         if args.tensorboard:
             r.text("sample", generate.sample(net, tokenizer, parts["validation"].ids[:8]), epoch + 1)
         if val_loss < progress.best:
@@ -213,6 +213,16 @@ def train(args, r, net, tokenizer, parts):
         progress.losses.zero_()
         save(r, trainable, optimizer, progress)
     return progress.seconds / max(1, progress.step)
+
+
+def print_epoch(args, r, row: dict, epochs: int, progress: Progress):
+    """Print the losses and perplexities in the row of an epoch, and the speed so far."""
+    tokens_per_second = progress.step * args.bs * args.block_size / progress.seconds
+    r.print(
+        f"epoch {row['epoch']:>2}/{epochs}   loss {row['train_loss']:.4f} train {row['val_loss']:.4f} val   perplexity "
+        f"{scoring.perplexity(row['train_loss']):,.2f} train {scoring.perplexity(row['val_loss']):,.2f} val   "
+        f"{tokens_per_second:,.0f} tokens/s"
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------- main

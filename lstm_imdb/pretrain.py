@@ -85,43 +85,38 @@ def pretrain(args, r, lm, loaded):
         lm.parameters(), args.lr, weight_decay=args.weight_decay, fused=r.device.type in ("cpu", "cuda")
     )
     steps = len(loaded.train.order(args.bs))
-    first_epoch = step = 0
-    best = math.inf
     totals = torch.zeros(steps, 2, dtype=torch.float64)  # summed loss and number of words of each step
-    if state := r.load(model=lm, optimizer=optimizer):
-        first_epoch, step = state["epoch"], state["step"]
-        best, totals = state["best"], state["totals"]
+    progress = train.begin(r, lm, optimizer, train.Progress(totals, best=math.inf))  # lowest validation loss
 
-    def checkpoint(epoch, step):
-        r.save(model=lm, optimizer=optimizer, epoch=epoch, step=step, best=best, totals=totals)
-
-    for epoch in range(first_epoch, args.epochs):
+    for epoch in range(progress.epoch, args.epochs):
         lm.train()
         began = time.monotonic()
-        batches = loaded.train.batches(args.bs, (args.seed, epoch), start=step, device=r.device, bucket=args.bucket)
-        bar = tqdm(batches, f"epoch {epoch + 1}/{args.epochs}", steps, initial=step, leave=False, disable=None)
+        first_step = progress.step
+        batches = loaded.train.batches(args.bs, (args.seed, epoch), first_step, r.device, args.bucket)
+        bar = tqdm(batches, f"epoch {epoch + 1}/{args.epochs}", steps, initial=first_step, leave=False, disable=None)
         for tokens, lengths, _, _ in bar:
-            progress = (epoch + step / steps) / args.epochs
+            done = (epoch + progress.step / steps) / args.epochs  # the fraction of the training
             for group in optimizer.param_groups:
-                group["lr"] = args.lr * train.lr_factor(args.decay, progress, args.epochs * steps)
+                group["lr"] = args.lr * train.lr_factor(args.decay, done, args.epochs * steps)
             with r.autocast():
                 loss, words = lm(tokens, lengths)
             optimizer.zero_grad()
             (loss / max(words, 1)).backward()
             nn.utils.clip_grad_norm_(lm.parameters(), args.clip)
             optimizer.step()
-            totals[step] = torch.tensor([loss.item(), words])
-            step += 1
-            if step % 20 == 0 or step == steps:
-                r.check_finite(totals[:step, 0], epoch * steps)
-                bar.set_postfix(loss=f"{totals[:step, 0].sum() / totals[:step, 1].sum():.3f}")
+            progress.totals[progress.step] = torch.tensor([loss.item(), words])
+            progress.step += 1
+            if progress.step % 20 == 0 or progress.step == steps:
+                r.check_finite(progress.totals[: progress.step, 0], epoch * steps)
+                bar.set_postfix(loss=f"{mean_loss(progress):.3f}")
             stopping = r.should_stop()
             if stopping or r.save_due(SAVE_SECONDS):
-                checkpoint(epoch, step)
+                r.save(model=lm, optimizer=optimizer, **vars(progress))
             if stopping:
                 r.stop()
 
-        seconds, train_loss = time.monotonic() - began, (totals[:, 0].sum() / totals[:, 1].sum()).item()
+        seconds = time.monotonic() - began
+        train_loss = mean_loss(progress)
         val_loss = evaluate(lm, loaded.val, r)
         r.check_finite(torch.tensor([train_loss, val_loss]), (epoch + 1) * steps - 1)
         r.log({"epoch": epoch + 1, "train_loss": train_loss, "val_loss": val_loss, "epoch_seconds": round(seconds, 2)})
@@ -129,13 +124,18 @@ def pretrain(args, r, lm, loaded):
             f"epoch {epoch + 1:>2}/{args.epochs}   loss {train_loss:.3f} train {val_loss:.3f} val   perplexity "
             f"{math.exp(min(val_loss, 50)):.1f} val   {seconds:.0f} s"
         )
-        if val_loss < best:
-            best = val_loss
+        if val_loss < progress.best:
+            progress.best = val_loss
             r.save_best(model=lm.net, epoch=epoch + 1, words=loaded.vocabulary.words)
-        step = 0
-        totals.zero_()
-        checkpoint(epoch + 1, step)
-    return best
+        progress.totals.zero_()
+        progress.epoch, progress.step = epoch + 1, 0
+        r.save(model=lm, optimizer=optimizer, **vars(progress))
+    return progress.best
+
+
+def mean_loss(progress: train.Progress) -> float:
+    """The mean loss per word over the epoch so far; the steps to come are zero."""
+    return (progress.totals[:, 0].sum() / progress.totals[:, 1].sum()).item()
 
 
 @torch.no_grad()

@@ -134,52 +134,65 @@ def backward(net, tokens, lengths, labels, adversarial, r):
     return (loss + adversarial_loss).detach() / 2, logits
 
 
+@dataclass
+class Progress:
+    """What a checkpoint holds beside the network and the optimizer."""
+
+    totals: torch.Tensor  # (steps of an epoch, 2): summed loss and correct predictions of each step
+    epoch: int = 0  # that is under way
+    step: int = 0  # in this epoch
+    best: float = -1.0  # highest validation accuracy
+
+
+def begin(r, net, optimizer, new: Progress) -> Progress:
+    """The progress of the run that is resumed, or else `new`."""
+    state = r.load(model=net, optimizer=optimizer)
+    if state is None:
+        return new
+    progress = Progress(**{name: state[name] for name in vars(new)})
+    progress.totals = progress.totals.to(new.totals.device)
+    return progress
+
+
 def train(args, r, net, loaded):
     """Train, and leave in the run folder metrics.csv, last.pt and best.pt (the highest validation accuracy)."""
     optimizer = torch.optim.AdamW(
         net.parameters(), args.lr, weight_decay=args.weight_decay, fused=r.device.type in ("cpu", "cuda")
     )
-    n = len(loaded.train)
     steps = len(loaded.train.order(args.bs))
-    first_epoch = step = 0
-    best = -1.0
-    totals = torch.zeros(steps, 2)  # summed loss and correct predictions of each step
-    if state := r.load(model=net, optimizer=optimizer):
-        first_epoch, step = state["epoch"], state["step"]
-        best, totals = state["best"], state["totals"]
-    totals = totals.to(r.device)
+    progress = begin(r, net, optimizer, Progress(torch.zeros(steps, 2, device=r.device)))
 
-    def checkpoint(epoch, step):
-        r.save(model=net, optimizer=optimizer, epoch=epoch, step=step, best=best, totals=totals)
-
-    for epoch in range(first_epoch, args.epochs):
+    for epoch in range(progress.epoch, args.epochs):
         net.train()
         began = time.monotonic()
-        batches = loaded.train.batches(args.bs, (args.seed, epoch), start=step, device=r.device, bucket=args.bucket)
-        bar = tqdm(batches, f"epoch {epoch + 1}/{args.epochs}", steps, initial=step, leave=False, disable=None)
-        first_step, seen = step, 0
+        first_step = progress.step
+        seen = 0  # reviews, since the run began or was resumed
+        batches = loaded.train.batches(args.bs, (args.seed, epoch), first_step, r.device, args.bucket)
+        bar = tqdm(batches, f"epoch {epoch + 1}/{args.epochs}", steps, initial=first_step, leave=False, disable=None)
         for tokens, lengths, labels, _ in bar:
-            progress = (epoch + step / steps) / args.epochs
+            done = (epoch + progress.step / steps) / args.epochs  # the fraction of the training
             for group in optimizer.param_groups:
-                group["lr"] = args.lr * lr_factor(args.decay, progress, args.epochs * steps)
+                group["lr"] = args.lr * lr_factor(args.decay, done, args.epochs * steps)
             optimizer.zero_grad()
             loss, logits = backward(net, tokens, lengths, labels, args.adversarial, r)
             torch.nn.utils.clip_grad_norm_(net.parameters(), args.clip)
             optimizer.step()
 
-            totals[step] = torch.stack([loss * len(labels), (logits.argmax(1) == labels).sum()])
-            step, seen = step + 1, seen + len(labels)
-            if step % 20 == 0 or step == steps:
-                r.check_finite(totals[:step, 0], epoch * steps)
-                loss, accuracy = (totals[first_step:step].sum(0) / seen).tolist()
+            progress.totals[progress.step] = torch.stack([loss * len(labels), (logits.argmax(1) == labels).sum()])
+            progress.step += 1
+            seen += len(labels)
+            if progress.step % 20 == 0 or progress.step == steps:
+                r.check_finite(progress.totals[: progress.step, 0], epoch * steps)
+                loss, accuracy = (progress.totals[first_step : progress.step].sum(0) / seen).tolist()
                 bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{accuracy:.1%}")
             stopping = r.should_stop()
             if stopping or r.save_due(SAVE_SECONDS):
-                checkpoint(epoch, step)
+                r.save(model=net, optimizer=optimizer, **vars(progress))
             if stopping:
                 r.stop()
 
-        seconds, (train_loss, train_accuracy) = time.monotonic() - began, (totals.sum(0) / n).tolist()
+        seconds = time.monotonic() - began
+        train_loss, train_accuracy = (progress.totals.sum(0) / len(loaded.train)).tolist()
         val_loss, val_accuracy, _ = evaluate(net, loaded.val, r)
         r.check_finite(torch.tensor([train_loss, val_loss]), (epoch + 1) * steps - 1)
         r.log(
@@ -197,12 +210,12 @@ def train(args, r, net, loaded):
             f"epoch {epoch + 1:>2}/{args.epochs}   loss {train_loss:.3f} train {val_loss:.3f} val   accuracy "
             f"{train_accuracy:.1%} train {val_accuracy:.2%} val   {seen / seconds:,.0f} reviews/s"
         )
-        if val_accuracy > best:
-            best = val_accuracy
+        if val_accuracy > progress.best:
+            progress.best = val_accuracy
             r.save_best(model=net, epoch=epoch + 1, classes=list(loaded.corpus.classes), words=loaded.vocabulary.words)
-        step = 0
-        totals.zero_()
-        checkpoint(epoch + 1, step)
+        progress.totals.zero_()
+        progress.epoch, progress.step = epoch + 1, 0
+        r.save(model=net, optimizer=optimizer, **vars(progress))
 
 
 @torch.no_grad()

@@ -200,8 +200,24 @@ def describe(args, r, text, model, n_eval):
     r.note(message, dataset=text.facts() | {"eval": n_eval}, parameters=parameters, tokens_per_step=tokens)
 
 
-def begin(args, r, text, model, micro_batch, init) -> dict:
-    """Load the weights `init`, if any, and check the first loss. Returns the state of a new run."""
+@dataclass
+class Progress:
+    """What a checkpoint holds beside the model and the optimizers."""
+
+    losses: list[torch.Tensor]  # of each step since the last evaluation, in this process
+    step: int = 0  # number of steps that are done
+    best: float = math.inf  # lowest validation loss
+    seconds: float = 0.0  # of training, with evaluations
+
+
+def begin(args, r, text, model, optimizers, micro_batch, init) -> Progress:
+    """The progress of the run that is resumed, or of a new one, which gets the weights `init`, if any, and whose first
+    loss is checked."""
+    if state := r.load(model=model, optimizer=optimizers):
+        losses = state["losses"].to(r.device)
+        if r.rank:  # a checkpoint has sums over processes
+            losses = torch.zeros_like(losses)
+        return Progress(list(losses), state["step"], state["best"], state["seconds"])
     if init:
         init.load_into(model)
         r.note(init={"name": args.init, "digest": init.digest})
@@ -211,7 +227,21 @@ def begin(args, r, text, model, micro_batch, init) -> dict:
     r.note(first_loss=first_loss)
     r.print(f"first loss {first_loss:.3f}, ln {model.vocab_size} = {math.log(model.vocab_size):.3f}; causal")
     torch.manual_seed(args.seed + r.rank)  # different dropout in every process
-    return {"step": 0, "losses": torch.zeros(0), "best": math.inf, "seconds": 0.0}
+    return Progress([])
+
+
+def mean_losses(progress: Progress, r) -> torch.Tensor:
+    """The losses since the last evaluation, (steps,), as means over the processes. Raises Diverged."""
+    losses = r.all_reduce(torch.stack(progress.losses)) / r.world
+    r.check_finite(losses, progress.step - len(losses))
+    return losses
+
+
+def save(r, model, optimizers, progress: Progress, **constants):
+    losses = torch.zeros(0)
+    if progress.losses:
+        losses = r.all_reduce(torch.stack(progress.losses))
+    r.save(model=model, optimizer=optimizers, **vars(progress) | {"losses": losses}, **constants)
 
 
 def train(args, r, text, init=None):
@@ -224,69 +254,64 @@ def train(args, r, text, init=None):
     share = args.bs // r.world
     micro_batch = ddp.micro_batch_size(args.bs, args.micro_batch)
     describe(args, r, text, model, n_eval)
-    state = r.load(model=model, optimizer=optimizers) or begin(args, r, text, model, micro_batch, init)
-    step = state["step"]
-    best = state["best"]
-    seconds = state["seconds"]
-    losses = (
-        state["losses"] if r.rank == 0 else torch.zeros_like(state["losses"])
-    )  # a checkpoint has sums over processes
-    losses = list(losses.to(r.device))  # since the last evaluation
+    progress = begin(args, r, text, model, optimizers, micro_batch, init)
     r.note(muon_precision=optimizers[-1].param_groups[0].get("precision"))  # of its products; a resumed run keeps it
     ddp_model, _ = r.wrap(model)
     ddp_model = torch.compile(ddp_model) if args.compile else ddp_model
     constants = {"config": config_of(model), "tokenizer": text.tokenizer.state()}
-    began = time.monotonic() - seconds  # before an interruption
-    bar = tqdm(total=args.iters, initial=step, leave=False, disable=True if r.rank else None)
+    began = time.monotonic() - progress.seconds  # before an interruption
+    bar = tqdm(total=args.iters, initial=progress.step, leave=False, disable=True if r.rank else None)
 
-    while step < args.iters:
+    while progress.step < args.iters:
         model.train()
-        x, y = data.batch(text.train, model.block_size, args.bs, args.seed, 0 if args.overfit else step)  # (bs, T) each
+        place = 0 if args.overfit else progress.step
+        x, y = data.batch(text.train, model.block_size, args.bs, args.seed, place)  # (bs, T) each
         targets = (y >= 0).sum() / r.world
         x, y = (to_device(tokens.split(share)[r.rank], r.device) for tokens in (x, y))
-        losses.append(backward(ddp_model, x, y, micro_batch, r, targets))
-        evaluating = (step + 1) % eval_every == 0 or step + 1 == args.iters
+        progress.losses.append(backward(ddp_model, x, y, micro_batch, r, targets))
+        evaluating = (progress.step + 1) % eval_every == 0 or progress.step + 1 == args.iters
         if evaluating:  # norms before clipping, which would hide large gradients
             gradients = gradient_norms(model)
             before = [p.detach().clone() for p in model.parameters()]
-        update(model, optimizers, args, step)
-        step += 1
+        update(model, optimizers, args, progress.step)
+        progress.step += 1
         bar.update()
 
-        if step % 50 == 0 or evaluating:  # reading the loss at every step would stall a GPU
-            means = r.all_reduce(torch.stack(losses)) / r.world
-            r.check_finite(means, step - len(losses))
-            bar.set_postfix(loss=f"{means[-1].item():.3f}")
+        if progress.step % 50 == 0 or evaluating:  # reading the loss at every step would stall a GPU
+            losses = mean_losses(progress, r)
+            bar.set_postfix(loss=f"{losses[-1].item():.3f}")
         if evaluating:
-            train_loss = means.mean().item()
             val_loss = evaluate(model, text.val, micro_batch, r, n_eval)
-            r.check_finite(torch.tensor([val_loss]), step)
-            seconds = round(time.monotonic() - began, 2)
-            lr = optimizers[0].param_groups[0]["lr"]
-            row = {"iter": step, "train_loss": train_loss, "val_loss": val_loss, "lr": lr, "elapsed_seconds": seconds}
+            r.check_finite(torch.tensor([val_loss]), progress.step)
+            row = {"iter": progress.step, "train_loss": losses.mean().item(), "val_loss": val_loss}
+            row |= {"lr": optimizers[0].param_groups[0]["lr"], "elapsed_seconds": round(time.monotonic() - began, 2)}
             r.log(row | gradients | update_ratios(model, before))
-            generated = sample(model, text, args.seed, step, r)
-            r.print(
-                f"iter {step:>6,}/{args.iters:,}   loss {train_loss:.4f} train {val_loss:.4f} val   "
-                f"{seconds:.0f} s\n{textwrap.indent(generated, '    ')}"
-            )
-            r.text("sample", generated, step)
-            losses = []
-            if val_loss < best:
-                best = val_loss
-                r.save_best(model=model, step=step, train_loss=train_loss, val_loss=best, **constants)
+            print_evaluation(args, r, row, sample(model, text, args.seed, progress.step, r))
+            progress.losses = []
+            if val_loss < progress.best:
+                progress.best = val_loss
+                losses_of_best = {"train_loss": row["train_loss"], "val_loss": val_loss}
+                r.save_best(model=model, step=progress.step, **losses_of_best, **constants)
 
         stopping = r.should_stop()
         due = r.save_due(SAVE_SECONDS)
         if evaluating or stopping or due:
-            summed = r.all_reduce(torch.stack(losses)) if losses else torch.zeros(0)  # over processes
-            state = {"step": step, "losses": summed, "best": best, "seconds": time.monotonic() - began}
-            r.save(model=model, optimizer=optimizers, **state, **constants)
+            progress.seconds = round(time.monotonic() - began, 2)
+            save(r, model, optimizers, progress, **constants)
         if stopping:
             r.stop()
     bar.close()
     r.figure("layers.png", draw_layers(r.rows))
-    return model, seconds
+    return model, progress.seconds
+
+
+def print_evaluation(args, r, row: dict, generated: str):
+    """Print the losses of an evaluation, and a text that the model has generated."""
+    r.print(
+        f"iter {row['iter']:>6,}/{args.iters:,}   loss {row['train_loss']:.4f} train {row['val_loss']:.4f} val   "
+        f"{row['elapsed_seconds']:.0f} s\n{textwrap.indent(generated, '    ')}"
+    )
+    r.text("sample", generated, row["iter"])
 
 
 def to_device(tokens, device):

@@ -126,7 +126,7 @@ def begin(r, parts: dict, steps: int) -> Progress:
         progress.epoch = state["epoch"]
         progress.step = state["step"]
         progress.best = state["best"]
-        if r.rank == 0:  # the totals of a checkpoint are those of all processes
+        if r.rank == 0:  # a checkpoint has the totals of all processes
             progress.totals = state["totals"].to(r.device)
     return progress
 
@@ -134,6 +134,20 @@ def begin(r, parts: dict, steps: int) -> Progress:
 def save(r, parts: dict, progress: Progress):
     totals = r.all_reduce(progress.totals.clone())
     r.save(**parts, **vars(progress) | {"totals": totals})
+
+
+def backward(ddp_model, images, labels, micro_batch, label_smoothing, r):
+    """Compute the gradients of the mean loss over a batch, a micro-batch at a time. Returns (2,): the summed loss and
+    the number of correct predictions."""
+    total = torch.zeros(2, device=r.device)
+    for x, y in ddp.micro_batches(ddp_model, micro_batch, images, labels):
+        with r.autocast():
+            logits = ddp_model(x)  # (B, C, H, W) -> (B, classes)
+            loss = F.cross_entropy(logits, y, label_smoothing=label_smoothing)
+        (loss * (len(y) / len(labels))).backward()
+        correct = (logits.argmax(1) == y).sum()
+        total += torch.stack([loss.detach() * len(y), correct])
+    return total
 
 
 def train(args, r, net, train_set, val_set):
@@ -157,20 +171,14 @@ def train(args, r, net, train_set, val_set):
         batches = train_set.batches(
             args.bs, (args.seed, epoch), args.augment, first_step, size_at(args, epoch), shard=(r.rank, r.world)
         )
-        title = f"epoch {epoch + 1}/{args.epochs}"
-        bar = tqdm(batches, title, steps, initial=first_step, leave=False, disable=True if r.rank else None)
+        hidden = True if r.rank else None  # None: only on a terminal
+        bar = tqdm(batches, f"epoch {epoch + 1}/{args.epochs}", steps, initial=first_step, leave=False, disable=hidden)
         for images, labels in bar:
             done = (epoch + progress.step / steps) / args.epochs  # the fraction of the training
             optim.set_lr(optimizers, lr_factor(args.decay, done, args.warmup, args.epochs * steps))
             for optimizer in optimizers:
                 optimizer.zero_grad()
-            for x, y in ddp.micro_batches(ddp_model, micro_batch, images, labels):
-                with r.autocast():
-                    logits = ddp_model(x)  # (B, C, H, W) -> (B, classes)
-                    loss = F.cross_entropy(logits, y, label_smoothing=args.label_smoothing)
-                (loss * (len(y) / len(labels))).backward()
-                correct = (logits.argmax(1) == y).sum()
-                progress.totals[progress.step] += torch.stack([loss.detach() * len(y), correct])
+            progress.totals[progress.step] = backward(ddp_model, images, labels, micro_batch, args.label_smoothing, r)
             for optimizer in optimizers:
                 optimizer.step()
             if average:
