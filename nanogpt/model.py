@@ -72,7 +72,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> tuple[Tenso
     mask = torch.full((T, S), -math.inf, device=q.device, dtype=q.dtype).triu(S - T + 1)
     scores = torch.baddbmm(mask, q, k.mT, alpha=1 / math.sqrt(d))  # (B n_head, T, S): mask + q k^T / sqrt(d)
     weights = scores.softmax(2)
-    y = (F.dropout(weights, dropout) if dropout else weights) @ v
+    dropped = F.dropout(weights, dropout) if dropout else weights
+    y = dropped @ v
     return y.view(B, n_head, T, d), weights.view(B, n_head, T, S)
 
 
@@ -138,8 +139,10 @@ class Attention(nn.Module):
         if rotary:
             qk = rotate(qk, *rotary)
         q, k = qk
+        if cache:
+            k = torch.cat([cache[0], k], 2)
+            v = torch.cat([cache[1], v], 2)
         if cache is not None:
-            k, v = (torch.cat(pair, 2) for pair in zip(cache, (k, v))) if cache else (k, v)
             cache[:] = k, v
         dropout = self.dropout if self.training else 0.0
         if maps is not None or k.shape[2] != T or (x.device.type == "cpu" and T <= FUSED_ABOVE):
@@ -227,8 +230,10 @@ class GPT(nn.Module):
         self.head = None if config.tied else nn.Linear(config.n_embd, config.vocab_size, bias=False)
         for name, p in self.named_parameters():
             if p.dim() == 2:
-                residual = name.endswith(("attention.out.weight", "mlp.down.weight"))
-                nn.init.normal_(p, std=0.02 / math.sqrt(2 * config.n_layer) if residual else 0.02)
+                std = 0.02
+                if name.endswith(("attention.out.weight", "mlp.down.weight")):  # into the residual stream
+                    std = 0.02 / math.sqrt(2 * config.n_layer)
+                nn.init.normal_(p, std=std)
             elif name.endswith("bias"):
                 nn.init.zeros_(p)
 

@@ -71,7 +71,9 @@ def phrases(event: Event, an: str) -> list[str]:
     """All sentences for one event; `an` is the article of its objects. The first one is the plainest."""
     one = f"{an} {event.colour} {event.shape}"
     two = f"two {event.colour} {event.shape}" + ("es" if event.shape == "cross" else "s")
-    word, opposite = KINDS[event.kind][:: 1 if event.forwards else -1]
+    word, opposite = KINDS[event.kind]
+    if not event.forwards:
+        word, opposite = opposite, word
     if event.kind == "horizontal":
         return [f"{one} moves from {opposite} to {word}", f"{one} moves to the {word}", f"{one} slides to the {word}"]
     if event.kind == "vertical":
@@ -92,9 +94,14 @@ def captions(events: list[Event], rng: np.random.Generator) -> list[str]:
         if len(found) == CAPTIONS:
             break
         an, joint = rng.choice(["a", "a", "the"]), rng.choice([" and then ", " and then ", " then "])
-        choices = (phrases(event, an) for event in events)
-        text = str(joint).join(texts[0 if rng.random() < 0.5 else rng.integers(len(texts))] for texts in choices)
-        found += [text] if text not in found else []
+        sentences = []
+        for event in events:
+            choices = phrases(event, an)
+            plainest = rng.random() < 0.5
+            sentences.append(choices[0 if plainest else rng.integers(len(choices))])
+        text = str(joint).join(sentences)
+        if text not in found:
+            found.append(text)
     return found
 
 
@@ -128,9 +135,11 @@ def draw_object(x, y, radius, angle, shape: str) -> np.ndarray:
     grid = np.arange(SIZE, dtype=np.float32) + 0.5
     x, y, r, cos, sin = np.float32([x, y, radius, np.cos(angle), np.sin(angle)])[..., None, None]
     dx, dy = grid[None, None, :] - x, grid[None, :, None] - y
-    if shape in ("circle", "ring"):
-        distance = dx**2 + dy**2
-        return distance < r**2 if shape == "circle" else (distance < (1.3 * r) ** 2) & (distance > (0.8 * r) ** 2)
+    distance = dx**2 + dy**2  # squared
+    if shape == "circle":
+        return distance < r**2
+    if shape == "ring":
+        return (distance < (1.3 * r) ** 2) & (distance > (0.8 * r) ** 2)
     u, v = cos * dx + sin * dy, cos * dy - sin * dx
     if shape == "bar":
         return (abs(u) < 1.7 * r) & (abs(v) < 0.35 * r)

@@ -18,7 +18,9 @@ class BigramConfig:
     n_embd: int = 0  # the rank of the table; 0: a full table
 
     def __post_init__(self):
-        check_positive(self, "vocab_size", "block_size", *(["n_embd"] if self.n_embd else []))
+        check_positive(self, "vocab_size", "block_size")
+        if self.n_embd:
+            check_positive(self, "n_embd")
 
 
 class Bigram(nn.Module):
@@ -75,8 +77,10 @@ class WordMLP(nn.Module):
         self.hidden = nn.Linear(width, config.hidden)
         self.head = nn.Linear(config.hidden, config.vocab_size)
         self.direct = nn.Linear(width, config.vocab_size, bias=False) if config.direct else None
-        for weight in [self.embedding.weight, self.head.weight, *([self.direct.weight] if self.direct else [])]:
-            nn.init.normal_(weight, std=0.02)
+        nn.init.normal_(self.embedding.weight, std=0.02)
+        nn.init.normal_(self.head.weight, std=0.02)
+        if self.direct:
+            nn.init.normal_(self.direct.weight, std=0.02)
 
     def forward(self, idx: Tensor) -> Tensor:
         """idx: (B, T) int64. Returns logits (B, T, V)."""
