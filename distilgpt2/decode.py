@@ -192,7 +192,7 @@ def distinct(texts: list[str], n: int) -> float:
 
 
 def self_bleu(texts: list[str]) -> float | None:
-    """The mean BLEU, in percent, of each text with all others as references (Zhu et al. 2018): high where a model says
+    """The mean BLEU, in percent, of each text with all others as references (Zhu et al. 2018): high if a model says
     the same everywhere. None for fewer than two texts."""
     import sacrebleu
 

@@ -9,7 +9,7 @@ Where the data lie (DIR is --data-dir/msvd, or the folder that --data names):
     DIR/videodatainfo.json, DIR/feat/video0.npy          MSR-VTT: all parts in one file of labels
 
 msvd-clips are the 468 clips that msvd_clips.txt names, with their part in MSVD's own split of 1,970. They are read from
---data-dir/msvd_clips, in the form above; DIR/feat, where it is there, holds the features of all of them:
+--data-dir/msvd_clips, in the form above; DIR/feat, if it is there, holds the features of all of them:
 
     python s2vt/extract_features.py YouTubeClips --only s2vt/msvd_clips.txt --out data/msvd_clips/feat \\
         --extractor efficientnet_lite0 --frames 28
