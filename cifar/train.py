@@ -18,7 +18,6 @@ from common import run
 from common.options import option
 from common.schedules import lr_factor
 
-import matplotlib.figure
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -168,7 +167,9 @@ def evaluate(model, dataset, r):
 
 def draw_predictions(dataset, logits, rows=3, columns=8):
     """A figure of the first images with the predicted class, and the true class if that is wrong."""
-    figure = matplotlib.figure.Figure(figsize=(1.15 * columns, 1.4 * rows), layout="constrained")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(1.15 * columns, 1.4 * rows), layout="constrained")
     predicted = logits.argmax(1).tolist()
     for i, axes in zip(range(len(dataset)), np.ravel(figure.subplots(rows, columns))):
         true_class = int(dataset.labels[i])

@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from common import run
 from common.options import option
 
-import matplotlib.figure
 import numpy as np
 import torch
 from tqdm import tqdm
@@ -103,7 +102,9 @@ def train(args, r, problem, wiener):
 
 def draw_learning(curves, wiener_mse, predicted):
     """Left: the excess MSE against epochs. Right: the distance of the weights from the Wiener solution."""
-    figure = matplotlib.figure.Figure(figsize=(9.5, 3.8), layout="constrained")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.5, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     for name, label in (("apriori_mse", "a priori, during the epoch"), ("train_mse", "weights after the epoch")):
         left.plot(np.arange(1, len(curves[name]) + 1), np.array(curves[name]) - wiener_mse, ".-", label=label)
@@ -121,7 +122,9 @@ def draw_learning(curves, wiener_mse, predicted):
 
 def draw_planes(problem, fits):
     """All points of a problem with two features and a bias, and the planes of two `fits`, {label: weights (3,)}."""
-    figure = matplotlib.figure.Figure(figsize=(6, 4.6), layout="constrained")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4.6), layout="constrained")
     axes = figure.add_subplot(projection="3d")
     features = np.r_[problem.inputs, problem.val_inputs]
     targets = np.r_[problem.targets, problem.val_targets]
@@ -139,7 +142,9 @@ def draw_planes(problem, fits):
 
 def draw_weights(problem, fits):
     """The weights of `fits`, {label: weights (M,)}, and the true ones if known, as bars."""
-    figure = matplotlib.figure.Figure(figsize=(max(6, min(24, 0.45 * len(problem.columns))), 3.8), layout="constrained")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(max(6, min(24, 0.45 * len(problem.columns))), 3.8), layout="constrained")
     axes, x = figure.subplots(), np.arange(len(problem.columns))
     if problem.true_weights is not None:
         fits = {"true": problem.true_weights} | fits

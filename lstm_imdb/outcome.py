@@ -7,7 +7,6 @@ import math
 from common import run
 
 import numpy as np
-from matplotlib.figure import Figure
 
 
 def confusion(labels, predicted, classes: int) -> np.ndarray:
@@ -89,8 +88,10 @@ def mistakes(loaded, probabilities, count: int = 20) -> str:
     return "\n".join(lines)
 
 
-def draw_confusion(counts, classes) -> Figure:
-    """The confusion matrix as a figure."""
+def draw_confusion(counts, classes):
+    """The confusion matrix as a matplotlib figure."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(3.6 + 0.25 * len(classes), 3 + 0.25 * len(classes)), layout="constrained")
     axes, names = figure.subplots(), [run.plain_text(name[:20]) for name in classes]
     shares = counts / counts.sum(1, keepdims=True).clip(1)

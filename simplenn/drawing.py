@@ -2,14 +2,14 @@
 
 from common import run
 
-import matplotlib.figure
-
 import data
 
 
 def draw_losses(rows):
     """Training, validation and, if it was measured, test loss against epochs, in one figure."""
-    figure = matplotlib.figure.Figure(figsize=(6, 4), layout="constrained")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     for part, style in (("train", "--"), ("val", "-"), ("test", ":")):
         columns = "epoch", f"{part}_loss"  # a resumed run may have lost rows of metrics.csv, or have edited ones
@@ -25,14 +25,16 @@ def draw_losses(rows):
 
 def draw_outputs(dataset, outputs, columns=10):
     """Digits: the worst of the test images, with the prediction. A function: prediction and truth."""
+    from matplotlib.figure import Figure
+
     if isinstance(dataset, data.Points):
-        figure = matplotlib.figure.Figure(figsize=(6, 4), layout="constrained")
+        figure = Figure(figsize=(6, 4), layout="constrained")
         axes, order = figure.subplots(), dataset.x[:, 0].argsort().cpu()
         for values, label in ((dataset.y, "truth"), (outputs, "prediction")):
             axes.plot(dataset.x[:, 0].cpu()[order].numpy(), values[:, 0].cpu()[order].numpy(), label=label)
         axes.legend()
         return figure
-    figure = matplotlib.figure.Figure(figsize=(columns, 2.7), layout="constrained")
+    figure = Figure(figsize=(columns, 2.7), layout="constrained")
     of_truth = outputs.softmax(1).gather(1, dataset.labels[:, None])[:, 0]
     for i, axes in zip(of_truth.argsort().tolist(), figure.subplots(2, columns).flat):
         axes.imshow(dataset.images[i, 0].cpu().numpy(), cmap="gray")
