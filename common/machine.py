@@ -96,10 +96,11 @@ def facts(device: torch.device, script: str, git: dict | None = None) -> dict:
     cpuinfo = Path("/proc/cpuinfo")
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
-        hardware |= {"name": properties.name, "memory_gb": round(properties.total_memory / 2**30, 1)}
+        hardware["name"] = properties.name
     elif cpuinfo.exists():
         hardware["name"] = next(iter(re.findall(r"model name\s*: (.*)", cpuinfo.read_text())), hardware["name"])
-        hardware["memory_gb"] = round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
+    if memory := memory_bytes(device):
+        hardware["memory_gb"] = round(memory / 2**30, 1)
     hardware |= {"cores": os.cpu_count(), "threads": torch.get_num_threads(), "native_bf16": native_bf16(device)}
     if cpu_limits():
         hardware["limits"] = cpu_limits()
@@ -128,6 +129,16 @@ def git_state(folder: Path, began: dict | None = None) -> dict | None:
     except (OSError, ValueError, subprocess.CalledProcessError):
         return None
     return {"commit": commit, "dirty": bool(dirty or changed)}
+
+
+def memory_bytes(device: torch.device) -> int | None:
+    """The memory of a GPU, or of the machine. None if the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError):  # Windows
+        return None
 
 
 def peak_memory_mb(device):

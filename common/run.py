@@ -58,8 +58,10 @@ from common.records import FORMAT, read_json, read_record, recorded_args  # noqa
 from common.terminal import Diverged, UserError, cli, error_line, is_main_script, printable  # noqa: F401
 from common.weights import (  # noqa: F401
     Checkpoint,
+    check_memory,
     check_weights,
     count_parameters,
+    make_without_memory,
     read_checkpoint,
     read_safetensors,
     write_checkpoint,

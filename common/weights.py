@@ -2,12 +2,15 @@
 
 import io
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 from common.files import write
+from common.machine import memory_bytes
 from common.terminal import UserError
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 
 class Checkpoint(dict):
@@ -104,3 +107,33 @@ def check_weights(net: torch.nn.Module, path: Path | str):
 def count_parameters(module: torch.nn.Module) -> int:
     """The number of trainable parameters; a tied weight counts once."""
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
+class NoInitialization(TorchFunctionMode):
+    """In which networks are made without random numbers: on the meta device these import PyTorch's compiler, which
+    takes two seconds."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if getattr(function, "__module__", None) == "torch.nn.init" or function is torch.Tensor.normal_:
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs or {})
+
+
+def make_without_memory(make: Callable[[], torch.nn.Module]) -> torch.nn.Module:
+    """The network that `make` makes, on the meta device: all shapes, no values."""
+    with torch.device("meta"), NoInitialization():
+        return make()
+
+
+def check_memory(make: Callable[[], torch.nn.Module], device: torch.device, options: str):
+    """Raise UserError if the network that `make` makes cannot be trained in the memory of the device: its weights,
+    their gradients and the two moments of Adam, in float32, and the checkpoint, which is made in memory from all but
+    the gradients. Nothing is allocated. options: those that decide the size, for the message."""
+    weights = count_parameters(make_without_memory(make))
+    needed = (4 + 3) * 4 * weights
+    memory = memory_bytes(device)
+    if memory is not None and needed > memory:
+        raise UserError(
+            f"{options}: training {weights:,} weights needs {needed / 2**30:,.0f} GiB of memory; there are "
+            f"{memory / 2**30:,.0f}"
+        )

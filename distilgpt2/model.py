@@ -63,7 +63,8 @@ def add_lora(net: nn.Module, rank: int, alpha: float, targets: str = "all") -> n
     """
     from peft import LoraConfig, get_peft_model
 
-    layers = {name.rpartition(".")[2] for name, module in net.named_modules() if takes_lora(module)}
+    modules = {name: module for name, module in net.named_modules() if takes_lora(module)}
+    layers = {name.rpartition(".")[2] for name in modules}
     chosen = targets.split(",")
     if targets == "attention":
         chosen = [name for name in ATTENTION if name in layers] or ATTENTION
@@ -74,6 +75,9 @@ def add_lora(net: nn.Module, rank: int, alpha: float, targets: str = "all") -> n
             f"--targets {targets}: the model has no linear layer or embedding called {names}; it has "
             f"{', '.join(sorted(layers))}"
         )
+    highest = max(min(module.weight.shape) for module in modules.values())
+    if rank > highest:  # such adapters would have more weights than the model
+        raise UserError(f"--rank {rank}: the matrices of this model have a rank of {highest} at most")
     transposed = any(type(module).__name__ == "Conv1D" for module in net.modules())
     config = LoraConfig(
         r=rank,

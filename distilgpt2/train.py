@@ -204,7 +204,8 @@ def train(args, r, net, tokenizer, parts):
         row = {"epoch": epoch + 1, "train_loss": train_loss, "val_loss": val_loss}
         row |= {"lr": optimizer.param_groups[0]["lr"], "training_seconds": round(progress.seconds, 2)}
         r.log(row)
-        print_epoch(args, r, row, epochs, progress)
+        seen = epoch * len(blocks) + min(last * args.bs, len(blocks))
+        print_epoch(r, row, epochs, seen * args.block_size / progress.seconds)
         if args.tensorboard:
             r.text("sample", generate.sample(net, tokenizer, parts["validation"].ids[:8]), epoch + 1)
         if val_loss < progress.best:
@@ -215,9 +216,8 @@ def train(args, r, net, tokenizer, parts):
     return progress.seconds / max(1, progress.step)
 
 
-def print_epoch(args, r, row: dict, epochs: int, progress: Progress):
+def print_epoch(r, row: dict, epochs: int, tokens_per_second: float):
     """Print the losses and perplexities in the row of an epoch, and the speed so far."""
-    tokens_per_second = progress.step * args.bs * args.block_size / progress.seconds
     r.print(
         f"epoch {row['epoch']:>2}/{epochs}   loss {row['train_loss']:.4f} train {row['val_loss']:.4f} val   perplexity "
         f"{scoring.perplexity(row['train_loss']):,.2f} train {scoring.perplexity(row['val_loss']):,.2f} val   "

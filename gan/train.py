@@ -260,6 +260,8 @@ def main(argv=None):
     name = f"{facts['name']}-{args.model}"
     with run.Run(args, __file__, name, AUTO_PRECISION, AUTO_THREADS, stop_within_epoch=True) as r:
         train_set, held_out, test_set = (part.to(r.device) for part in parts)
+        plain = replace(args, spectral_norm=False)  # which has no weights of its own, and computes
+        run.check_memory(lambda: build_model(plain, facts), r.device, "--width, --noise")
         sizes = args.feature_size, args.classifier_images
         seen_by = features.load(args.features, train_set, held_out, facts["digest"], r.folder, *sizes, args.data_dir)
         gan = build_model(args, facts).to(r.device, memory_format=torch.channels_last)

@@ -30,7 +30,6 @@ class Options(ReviewOptions):
     out: str | None = option(None, "run folder (default: out/lstm_imdb/lm/RECIPE)", type=run.path_arg, metavar="DIR")
 
     def check(self):
-        super().check()
         if self.layers > 1 and self.bidirectional:
             raise run.UserError("--layers: in both directions the second layer would see the words that it predicts")
 
@@ -150,6 +149,22 @@ def evaluate(lm, reviews, r) -> float:
     return total / max(count, 1)
 
 
+def build_model(args, loaded) -> LanguageModel:
+    """The language model of the options, for the vocabulary of the data."""
+    net = model.SentimentLSTM(
+        len(loaded.vocabulary),
+        len(loaded.corpus.classes),
+        embed=args.embed,
+        hidden=args.hidden,
+        layers=args.layers,
+        bidirectional=args.bidirectional,
+        cell=args.cell,
+        dropout=args.dropout,
+        embed_std=args.embed_std,
+    )
+    return LanguageModel(net)
+
+
 def parse(argv=None) -> Options:
     return run.parse_options(
         __file__,
@@ -167,18 +182,8 @@ def main(argv=None):
     if not args.out and not args.resume:  # a level deeper than the runs of train.py, which predict.py looks for
         args.out = str(run.ROOT / "out" / "lstm_imdb" / "lm" / args.recipe)
     with run.Run(args, __file__, "lm", train.AUTO_PRECISION, train.AUTO_THREADS, stop_within_epoch=True) as r:
-        net = model.SentimentLSTM(
-            len(loaded.vocabulary),
-            len(loaded.corpus.classes),
-            embed=args.embed,
-            hidden=args.hidden,
-            layers=args.layers,
-            bidirectional=args.bidirectional,
-            cell=args.cell,
-            dropout=args.dropout,
-            embed_std=args.embed_std,
-        )
-        lm = LanguageModel(net).to(r.device)
+        run.check_memory(lambda: build_model(args, loaded), r.device, "--hidden, --layers, --embed")
+        lm = build_model(args, loaded).to(r.device)
         parameters = run.count_parameters(lm)
         r.note(
             f"language model, {parameters:,} parameters, on the {loaded.facts['train']:,} training reviews of "

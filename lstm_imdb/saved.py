@@ -66,8 +66,8 @@ def open_model(name: str | None = None, device="cpu") -> Model:
         if not isinstance(texts, list) or len(texts) < 2 or not all(isinstance(text, str) for text in texts):
             raise run.UserError(f"{path}: is damaged: its {name} are not a list of texts")
     args = read_options(record, path)
-    with torch.device("meta"):  # a damaged file may describe a network that fits no memory
-        net = train.build_model(args, len(words), len(classes))
+    sizes = len(words), len(classes)
+    net = run.make_without_memory(lambda: train.build_model(args, *sizes))  # of a damaged file it may fit no memory
     try:
         net.load_state_dict(state, assign=True)
     except (RuntimeError, AttributeError, TypeError) as error:

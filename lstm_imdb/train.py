@@ -32,7 +32,6 @@ RECIPE_NAMES = ["plain", "best", "tiny"]
 DECAYS = ["none", "onecycle"]
 KEEP = ["start", "end"]
 FILE_HELP = "a file, relative to the folder of the datasets"
-MOST_WEIGHTS = 10**9  # 4 GB, and three times as much with gradients and moments
 
 
 @dataclass(kw_only=True)
@@ -60,13 +59,6 @@ class ReviewOptions(run.TrainOptions):
     decay: str = option("onecycle", "schedule of the learning rate", choices=DECAYS)
     weight_decay: float = option(0.0, "decoupled weight decay of AdamW", at_least=0)
     clip: float = option(1.0, "largest norm of the gradient", above=0)
-
-    def check(self):
-        directions = 2 if self.bidirectional else 1
-        inputs = self.embed + (self.layers - 1) * directions * self.hidden  # of all layers
-        weights = directions * 4 * self.hidden * (inputs + self.layers * self.hidden)
-        if weights > MOST_WEIGHTS:
-            raise run.UserError(f"--hidden, --layers: {weights:,} weights of the LSTM; {MOST_WEIGHTS:,} at most")
 
 
 @dataclass(kw_only=True)
@@ -279,7 +271,9 @@ def main(argv=None):
     args.data = facts["name"] if args.data == "auto" else args.data
     name = f"{facts['name']}-{args.recipe}"
     with run.Run(args, __file__, name, AUTO_PRECISION, AUTO_THREADS, stop_within_epoch=True) as r:
-        net = build_model(args, len(loaded.vocabulary), len(classes))
+        sizes = len(loaded.vocabulary), len(classes)
+        run.check_memory(lambda: build_model(args, *sizes), r.device, "--hidden, --layers, --embed")
+        net = build_model(args, *sizes)
         start = initialization.initialize(net, loaded.vocabulary, args, r)
         net = net.to(r.device)
         parameters = run.count_parameters(net)

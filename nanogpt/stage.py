@@ -32,7 +32,8 @@ MISTAKES_OF_ATTENTION = (
     "scores not divided by sqrt(d)",
 )
 MISTAKES = (*MISTAKES_OF_ATTENTION, "no positions", "head tied to embeddings with std 1", "targets not shifted")
-SIZE = 2**17  # above any width, length or number of layers that a machine could hold
+SIZE = 2**17  # above any width or length that a machine could hold
+LAYERS = 1000  # above any number of layers
 RECIPE_NAMES = [
     "bigram, counted",
     "bigram",
@@ -64,7 +65,7 @@ class Options(run.RunOptions):
     block_size: int = option(64, "the longest sequence, in tokens", above=0, at_most=SIZE)
     count: bool = option(False, "count pairs of tokens, without training", only="bigram")
     width: int = option(64, "width of the embeddings", above=0, at_most=SIZE, only="network")
-    n_layer: int = option(1, "blocks", above=0, at_most=SIZE, only="network")
+    n_layer: int = option(1, "blocks", above=0, at_most=LAYERS, only="network")
     n_head: int = option(0, "heads of attention; 0: averaging", at_least=0, at_most=SIZE, only="network")
     mlp: bool = option(False, "an MLP after the attention", only="network")
     residual: bool = option(False, "residual connections", only="network")
@@ -293,7 +294,9 @@ def main(argv=None):
     args.data = text.name if args.data == "auto" else args.data
     data.check_batch_size(args.bs, text)
     with run.Run(args, __file__, f"{text.name}-{file_name(args.recipe)}", auto_threads=1) as r:
-        net, V = build(args, text.tokenizer.vocab_size), text.tokenizer.vocab_size
+        V = text.tokenizer.vocab_size
+        run.check_memory(lambda: build(args, V), r.device, "the sizes of the network")
+        net = build(args, V)
         parameters = run.count_parameters(net)
         initial_loss = evaluate(net, text.val[: net.block_size * args.bs])
         r.note(

@@ -48,7 +48,8 @@ from training.validation import estimate, eval_tokens, evaluate, loss_of, perple
 
 RECIPE_NAMES = ["tiny", "cpu", "fast", "muon", "best", "gpu", "gpt2", "phi1", "phi1-finetune", "phi1-large", "phi1-gpu"]
 RECIPE_NAMES += ["phi1-gpu-finetune", "word-bigram", "word-mlp", "word-gpt"]
-SIZE = 2**17  # above any width, length or number of layers that a machine could hold
+SIZE = 2**17  # above any width or length that a machine could hold
+LAYERS = 1000  # above any number of layers
 
 
 @dataclass(kw_only=True)
@@ -80,7 +81,7 @@ class Options(run.TrainOptions):
     compile: bool = option(False, "torch.compile the model")
     kind: str = option("gpt", "the network", choices=list(KINDS))
     block_size: int = option(64, "the longest sequence, in tokens", above=0, at_most=SIZE)
-    n_layer: int = option(4, "blocks", above=0, at_most=SIZE, only="gpt")
+    n_layer: int = option(4, "blocks", above=0, at_most=LAYERS, only="gpt")
     n_head: int = option(4, "heads of attention", above=0, at_most=SIZE, only="gpt")
     n_embd: int = option(
         128,
@@ -247,7 +248,10 @@ def save(r, model, optimizers, progress: Progress, **constants):
 def train(args, r, text, init=None):
     """Train, from the weights `init` or from random ones. Writes metrics.csv, layers.png, last.pt and best.pt (lowest
     validation loss). Returns (model, seconds)."""
-    model = build(model_config(args, text.tokenizer.vocab_size)).to(r.device)
+    config = model_config(args, text.tokenizer.vocab_size)
+    if args.kind != "hub":  # whose models are there already, and may have other dtypes
+        run.check_memory(lambda: build(config), r.device, "the sizes of the network")
+    model = build(config).to(r.device)
     optimizers = make_optimizers(model, args, r.device)
     eval_every = steps_between_evaluations(args)
     n_eval = eval_tokens(args, text, model.block_size)

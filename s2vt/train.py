@@ -291,6 +291,7 @@ def main(argv=None):
         name += "-attention"
     with run.Run(args, __file__, name, AUTO_PRECISION, AUTO_THREADS, stop_within_epoch=True) as r:
         config = checkpoint.config_of(args, facts)
+        run.check_memory(lambda: checkpoint.build(config, len(vocabulary)), r.device, "--hidden, --embed")
         net = checkpoint.build(config, len(vocabulary))
         model.standardize(net, train_set.features)
         net = net.to(r.device)

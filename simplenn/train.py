@@ -216,6 +216,7 @@ def main(argv=None):
         args, __file__, f"{facts['name']}-{args.model}", AUTO_PRECISION.get(args.model, "fp32"), AUTO_THREADS
     ) as r:
         train_set, val_set, test_set = (part.to(r.device) for part in (train_set, val_set, test_set))
+        run.check_memory(lambda: build_model(args, train_set), r.device, "--hidden, --widths")
         model = build_model(args, train_set).to(r.device, memory_format=torch.channels_last)  # faster, see bench.py
         normalization = train_set.normalization
         if normalization:  # what predict.py has to know of the training images

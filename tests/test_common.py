@@ -20,7 +20,7 @@ import threading
 import types
 import warnings
 
-from common import fetch, image_files, images, records, shapes, study, terminal
+from common import fetch, image_files, images, records, shapes, study, terminal, weights
 from common.cores import usable_cores
 
 import numpy as np
@@ -229,6 +229,25 @@ LIMITS = {
 @pytest.mark.skipif(
     sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library has no mallopt"
 )
+@pytest.mark.parametrize("gib, fits", [(26.0, False), (26.1, True)])
+def test_the_memory_of_a_network_is_known_before_it_is_allocated(gib, fits, monkeypatch):
+    """A billion weights in float32, with gradients, moments and a checkpoint: 28 GB. No random number is drawn."""
+    monkeypatch.setattr(weights, "memory_bytes", lambda device: gib * 2**30)
+    state = torch.get_rng_state()
+
+    def make():
+        layer = torch.nn.Linear(100_000, 10_000, bias=False)
+        layer.weight.data.normal_(0, 0.02)
+        return layer
+
+    if fits:
+        run.check_memory(make, torch.device("cpu"), "--width")
+    else:
+        code, message = failure(run.check_memory, make, torch.device("cpu"), "--width")
+        assert code == 1 and "--width: training 1,000,000,000 weights needs 26 GiB" in message
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_freed_memory_is_kept_for_the_next_step():
     resource = pytest.importorskip("resource")
 

@@ -97,6 +97,31 @@ def test_public_functions_and_classes_are_documented(folder):
                 assert thing.__doc__, f"{folder}/{module}.py: {name} has no docstring"
 
 
+# ---------------------------------------------------------------------------------------------------------- memory
+
+SIZES = {  # script: flags of a run, and the options that its message names
+    "gan/train.py": (["--spectral-norm"], "--width, --noise"),
+    "lstm_imdb/train.py": ([], "--hidden, --layers, --embed"),
+    "lstm_imdb/pretrain.py": ([], "--hidden, --layers, --embed"),
+    "nanogpt/train.py": ([], "the sizes of the network"),
+    "nanogpt/stage.py": (["--recipe", "one head", "--data", "builtin"], "the sizes of the network"),
+    "s2vt/train.py": ([], "--hidden, --embed"),
+    "simplenn/train.py": (["--model", "mlp"], "--hidden, --widths"),
+}
+
+
+@pytest.mark.parametrize("folder, script", [script.split("/") for script in SIZES])
+def test_a_network_that_does_not_fit_the_memory_is_refused(folder, script, tmp_path, monkeypatch):
+    """Sizes can each be within their bounds, and a network of all of them need more memory than there is."""
+    flags, options = SIZES[f"{folder}/{script}"]
+    if script != "stage.py":  # which has no recipe tiny
+        flags = [*quick(folder), *flags]
+    flags = [*flags, "--out", str(tmp_path / "run")]
+    monkeypatch.setattr("common.weights.memory_bytes", lambda device: 1000)
+    code, message = failure(load(folder, script.removesuffix(".py")).main, flags)
+    assert code == 1 and one_line(message) and f"{options}: training " in message
+
+
 # -------------------------------------------------------------------------------------------------------- command line
 
 

@@ -710,13 +710,6 @@ def test_a_checkpoint_within_the_epoch_is_written_in_time(tmp_path, monkeypatch)
     assert saved == [*(("last.pt", step) for step in range(1, 11)), ("best.pt", None), ("last.pt", 0)]
 
 
-@pytest.mark.parametrize("words", [["--layers", "100"], ["--layers", "3", "--bidirectional"]])
-def test_a_network_that_no_machine_holds_is_refused(words, capsys):
-    assert train.parse(["--hidden", "10000"]).hidden == 10_000
-    assert failure(train.parse, ["--hidden", "10000", *words])[0] == 2
-    assert "weights of the LSTM" in capsys.readouterr().err.splitlines()[-1]
-
-
 def test_a_vocabulary_without_words_is_refused(tmp_path):
     for words in (["--min-count", "1000000"], ["--max-words", "1"]):
         code, message = failure(train.main, [*TINY, *words, "--out", str(tmp_path / "run")])
