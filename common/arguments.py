@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from common.options import applies, as_dict, flag, make_parser, option, options_of, own_names, short
 from common.records import read_json, read_record, recorded_args
-from common.terminal import UserError
+from common.terminal import UserError, printable
 
 ROOT = Path(__file__).resolve().parent.parent  # the repository, or an exported folder
 AUTO = ("data", "auto"), ("model", "auto")  # values that a run resolves
@@ -119,7 +119,7 @@ def parse_options(script, cls, argv=None, recipe=None, extendable=lambda options
         try:
             base = recipe(peek(cls, argv))
         except UserError as error:
-            parser.error(str(error))
+            parser.error(printable(error))
         make_parser(cls, base, docstring).parse_args(argv)
     given = vars(parser.parse_args(argv))
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
@@ -134,7 +134,7 @@ def parse_options(script, cls, argv=None, recipe=None, extendable=lambda options
             return complete(recipe(given), given)
         return resumed(cls, Path(script).resolve().parent.name, given, extendable)
     except UserError as error:
-        parser.error(str(error))
+        parser.error(printable(error))
 
 
 def peek(cls, argv) -> dict:

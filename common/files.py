@@ -9,7 +9,7 @@ import socket
 import warnings
 from pathlib import Path
 
-from common.terminal import UserError
+from common.terminal import UserError, printable
 
 import filelock
 
@@ -98,6 +98,11 @@ def lock_folder(folder: Path) -> filelock.FileLock:
 
 
 def display_path(path: str | Path) -> str:
+    """`path` for the screen: as one would type it here, with control characters escaped."""
+    return printable(typed_path(path))
+
+
+def typed_path(path: str | Path) -> str:
     """`path` as one would type it here: relative to the current directory if that is shorter."""
     try:
         return min(str(path), os.path.relpath(path), key=len)

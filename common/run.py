@@ -49,6 +49,7 @@ from common.files import (  # noqa: F401, scripts take all of these from `run`
     lock_folder,
     make_folder,
     plain_text,
+    typed_path,
     write,
     write_figure,
     write_json,
@@ -224,7 +225,7 @@ class Run:
                     signal.signal(number, handler)
         if kind is KeyboardInterrupt:
             if self.rank == 0:
-                again = [*self._launcher(), display_path(self.script), "--resume", display_path(self.folder)]
+                again = [*self._launcher(), typed_path(self.script), "--resume", typed_path(self.folder)]
                 saved = (self.folder / "last.pt").exists()
                 how = f"; continue with: {shlex.join(again)}" if saved else ""
                 print(f"interrupted{how}", file=sys.stderr)
@@ -251,8 +252,9 @@ class Run:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def print(self, text: str):
-        """Print a line and keep it in train.log."""
+        """Print lines and keep them in train.log; control characters of names and of generated text are escaped."""
         if self.rank == 0:
+            text = "\n".join("\t".join(map(printable, line.split("\t"))) for line in text.split("\n"))
             append(self.folder / "train.log", text + "\n")
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()

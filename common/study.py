@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from common import run
 from common.cores import usable_cores
-from common.files import display_path, lock_folder, make_folder, write
+from common.files import display_path, lock_folder, make_folder, typed_path, write
 from common.options import option, to_argv
 from common.records import SECONDS, read_record, seconds_of
 from common.terminal import UserError
@@ -79,7 +79,7 @@ def plan(train, studies, args, folder, dataset, cost) -> list[Job]:
 
 def command(script: Path, job: Job) -> list[str]:
     """The command that starts or continues a job."""
-    return [display_path(script), *job.argv, "--out", display_path(job.folder), "--resume", "auto"]
+    return [typed_path(script), *job.argv, "--out", typed_path(job.folder), "--resume", "auto"]
 
 
 def run_jobs(train, jobs: list[Job], args) -> bool:

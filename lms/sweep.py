@@ -231,10 +231,10 @@ def main(argv=None):
     args = run.parse_options(__file__, Options, argv, recipe)
     for study in dict.fromkeys(args.study):
         if args.list:
-            values = {"study": [study], "seeds": args.seeds, "out": run.display_path(args.out)}
+            values = {"study": [study], "seeds": args.seeds, "out": run.typed_path(args.out)}
             if study == "rates":
                 values |= {name: getattr(args, name) for name in RATES}
-            print(shlex.join(["python", run.display_path(__file__), *to_argv(Options, values)]))
+            print(shlex.join(["python", run.typed_path(__file__), *to_argv(Options, values)]))
         else:
             STUDIES[study](args, run.make_folder(args.out))
 

@@ -105,7 +105,7 @@ def do_evaluate(args):
         folders = [folder for folder in plan.evaluations(work, args.benchmark, args.seeds) if not scored(folder, args)]
     if args.list:
         for folder in folders:
-            words = [run.display_path(folder), "--benchmark", *args.benchmark]
+            words = [run.typed_path(folder), "--benchmark", *args.benchmark]
             if args.execute:
                 words.append("--execute")
             print(this_command(args, "evaluate", *words))
@@ -126,9 +126,9 @@ def do_evaluate(args):
 
 
 def this_command(args, *words) -> str:
-    words = [run.display_path(__file__), *words]
+    words = [run.typed_path(__file__), *words]
     if args.out != str(DEFAULT):
-        words += ["--out", run.display_path(args.out)]
+        words += ["--out", run.typed_path(args.out)]
     if args.quick:
         words.append("--quick")
     return "python " + shlex.join(words)

@@ -68,7 +68,7 @@ def load(name: str | None = None, device="cpu") -> Trained:
     state.load_into(model=net)
     run.check_weights(net, path)
     folder = path.parent if is_run else None
-    return Trained(net.to(device).eval(), Vocabulary(words), config, run.printable(run.display_path(path)), folder)
+    return Trained(net.to(device).eval(), Vocabulary(words), config, run.display_path(path), folder)
 
 
 def check_config(config: dict, words: list[str], tensors: dict):

@@ -90,7 +90,7 @@ def main(argv=None):
     args = run.parse_options(__file__, Options, argv)
     for study, part in chosen_parts(args):
         if args.list:
-            print(shlex.join(["python", run.display_path(__file__), *part_argv(as_dict(args), study, part)]))
+            print(shlex.join(["python", run.typed_path(__file__), *part_argv(as_dict(args), study, part)]))
             continue
         command = ["simplenn/sweep.py", *part_argv(run.record_args(args), study, part)]
         images = "builtin" if args.quick and args.data == "auto" else args.data

@@ -159,6 +159,15 @@ def test_names_that_the_terminal_cannot_show_are_escaped(script):
 )
 def test_control_characters_of_a_name_are_escaped(text, shown):
     assert terminal.printable(text) == terminal.error_line(run.UserError(text)) == shown
+    assert run.display_path(text) == shown and run.typed_path(text) == text
+
+
+def test_what_a_run_prints_has_no_control_characters(tmp_path, capsys):
+    """Neither those of a dataset's name nor those of a generated text; lines and tabs stay."""
+    r = types.SimpleNamespace(rank=0, folder=tmp_path)
+    run.Run.print(r, "on \x1b[2Jred:\n\ta\rb")
+    shown = "on \\x1b[2Jred:\n\ta\\rb\n"
+    assert capsys.readouterr().out == (tmp_path / "train.log").read_text(encoding="utf-8") == shown
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")

@@ -455,6 +455,20 @@ def test_a_record_with_a_list_of_results_is_skipped(tmp_path, capsys):
     assert "odd/run.json: is damaged (not valid: final)" in printed.err and len(printed.out.splitlines()) == 2
 
 
+@pytest.mark.skipif(os.name == "nt", reason="such names exist elsewhere")
+@pytest.mark.parametrize("damaged", [{}, {"format": 1}, {"metrics": "epoch,val_loss\n1,high"}])
+def test_names_with_control_characters_are_escaped(damaged, tmp_path, capsys):
+    """They could move the cursor, or end the line."""
+    odd = tmp_path / "\x1b[2Jred\r"
+    make_run(tmp_path / "good")
+    make_run(odd, dataset={"name": "a\u202eb"}, **{name: value for name, value in damaged.items() if name == "format"})
+    (odd / "metrics.csv").write_text(damaged.get("metrics", "epoch,val_loss\n1,2.0"))
+    runs.main([str(tmp_path), "--draw", "--png", str(tmp_path / "\x1b.png")])
+    printed = capsys.readouterr()
+    assert "\\x1b[2Jred\\r" in printed.out + printed.err and "\\x1b.png" in printed.out
+    assert not {"\x1b", "\r", "\u202e"} & set(printed.out + printed.err)
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="POSIX: FIFOs")
 @pytest.mark.parametrize("name", ["run.json", "metrics.csv"])
 def test_a_fifo_is_not_waited_for(name, tmp_path, capsys):
@@ -590,6 +604,15 @@ def test_metrics_of_another_machine_are_judged_by_the_recorded_seeds(capsys):
     bound = [{"final": {"bound": 0.1}}] * 3  # the same for every seed
     assert reproduce.judge(bound[0], {"final": {"bound": 0.1 + 1e-16}}, bound)
     assert not reproduce.judge(bound[0], {"final": {"bound": 0.1 + 1e-6}}, bound)
+
+
+def test_names_of_a_record_with_control_characters_are_escaped(capsys):
+    row = {"setting": "\x1b[2Jred", "seed": 0, "final": {"a\rb": 1.0}}
+    assert not {"\x1b", "\r"} & set(reproduce.title(row))
+    reproduce.judge(row, row, [row])
+    reproduce.judge(row, {"final": {}}, [row])
+    said = capsys.readouterr().out
+    assert said.count("a\\rb") == 2 and "\r" not in said
 
 
 def test_a_record_without_a_command_or_commit_says_so(tmp_path, capsys):

@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from common.records import read_json, recorded_args, recorded_metrics  # noqa: E402
 from common.study import last_line  # noqa: E402
-from common.terminal import UserError, cli  # noqa: E402
+from common.terminal import UserError, cli, printable  # noqa: E402
 
 KEYS = ("study", "setting", "bs", "epoch", "seed")  # keys that tell the rows of a record apart
 KINDS = {"args": dict, "final": dict, "git": dict, "device": dict, "command": list, "wall_s": int | float}  # or null
@@ -128,7 +128,7 @@ def command(tree: Path, folder: str, args: dict) -> tuple[list[str], dict]:
 
 
 def title(row: dict) -> str:
-    return f"{row['setting']}, seed {row.get('seed', 0)}" if "setting" in row else "the run"
+    return printable(f"{row['setting']}, seed {row.get('seed', 0)}") if "setting" in row else "the run"
 
 
 def by_script(rows: list[dict]) -> tuple[list[dict], list[list[dict]]]:
@@ -223,7 +223,7 @@ def judge(row: dict, new: dict, seeds: list[dict]) -> bool:
     after = scores(new)
     for name, before in scores(row).items():
         if name not in after:
-            print(f"  {name}: is missing in the new run")
+            print(f"  {printable(name)}: is missing in the new run")
             agree = False
             continue
         values = [scores(seed)[name] for seed in seeds if name in scores(seed)]
@@ -238,7 +238,7 @@ def judge(row: dict, new: dict, seeds: list[dict]) -> bool:
         else:
             verdict = f"difference {after[name] - before:+.3g}"
         agree &= not verdict.startswith(("DIFFERENT", "OUTSIDE"))
-        print(f"  {name:24} recorded {before:<12.6g} now {after[name]:<12.6g} {verdict}")
+        print(f"  {printable(name):24} recorded {before:<12.6g} now {after[name]:<12.6g} {verdict}")
     return agree
 
 
@@ -303,8 +303,8 @@ def main(argv=None):
 
         try:
             for i, group in enumerate(scripts):
-                words = group[0]["command"]
-                print(f"{title(group[0]) if len(group) == 1 else f'{len(group)} rows'}: python {shlex.join(words)}")
+                name = title(group[0]) if len(group) == 1 else f"{len(group)} rows"
+                print(f"{name}: python {printable(shlex.join(group[0]['command']))}")
                 if args.run and (why := why_not_run(group, args)):
                     print(f"  not run: {why}")
                 elif args.run:
@@ -315,9 +315,9 @@ def main(argv=None):
                     continue
                 arguments = recorded_args(row["args"]) if args.head else row["args"]
                 words, differ = command(tree_of(row), folder, arguments)
-                print(f"{title(row)}: python {folder}/train.py {shlex.join(words)}")
+                print(f"{title(row)}: python {folder}/train.py {printable(shlex.join(words))}")
                 for name, (then, now) in differ.items():
-                    print(f"  cannot be set: {name} was {then!r} and is {now!r}")
+                    print(f"  cannot be set: {printable(name)} was {then!r} and is {now!r}")
                 if args.run:
                     out = Path(scratch) / f"run{i}"
                     train(row, tree_of(row), [f"{folder}/train.py", *words], out, args.data_dir)

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from common.files import csv_reader, write_figure  # noqa: E402
 from common.records import read_record  # noqa: E402
-from common.terminal import UserError, cli  # noqa: E402
+from common.terminal import UserError, cli, printable  # noqa: E402
 
 COLUMNS = ("folder", "experiment", "data", "model", "state", "length", "validation", "test", "seconds", "commit")
 
@@ -29,7 +29,7 @@ def find_runs(folder: Path) -> list[tuple[Path, dict]]:
         try:
             runs.append((file.parent, read_record(file)))
         except UserError as error:
-            print(f"skipped: {error}", file=sys.stderr)
+            print(f"skipped: {printable(error)}", file=sys.stderr)
     return sorted(runs, key=lambda entry: str(entry[1].get("started")))
 
 
@@ -49,7 +49,7 @@ def line(folder: Path, record: dict, top: Path) -> dict:
     git = record.get("git") or {}
     length = next((f"{args[name]} {name}" for name in ("epochs", "iters") if args.get(name)), "")
     model = args.get("model") if isinstance(args.get("model"), str) else args.get("recipe", "")
-    return {
+    row = {
         "folder": str(folder.relative_to(top)),
         "experiment": record["experiment"],
         "data": str((record.get("dataset") or {}).get("name", args.get("data", ""))),
@@ -61,6 +61,7 @@ def line(folder: Path, record: dict, top: Path) -> dict:
         "seconds": f"{record['wall_s']:.0f}",
         "commit": str(git.get("commit", ""))[:7] + ("*" if git.get("dirty") else ""),
     }
+    return {name: printable(value) for name, value in row.items()}
 
 
 def print_table(lines: list[dict]):
@@ -96,7 +97,7 @@ def draw(runs: list[tuple[Path, dict]], path: Path):
         try:
             columns = read_metrics(folder / "metrics.csv")
         except UserError as error:
-            print(f"skipped: {error}", file=sys.stderr)
+            print(f"skipped: {printable(error)}", file=sys.stderr)
             continue
         for name, values in columns.items():
             if name.startswith("val_") and values:
@@ -132,7 +133,7 @@ def main(argv=None):
     if args.draw is not None:
         chosen = [(f, r) for f, r in runs if not args.draw or any(word in f.name for word in args.draw)]
         draw(chosen, args.png)
-        print(f"{len(chosen)} runs -> {args.png}")
+        print(f"{len(chosen)} runs -> {printable(args.png)}")
 
 
 if __name__ == "__main__":

@@ -53,10 +53,10 @@ def job(
     """The run of train.py for one arm, size and seed: pretraining, or fine-tuning of its result."""
     name = RECIPES[size]
     recipe = train.RECIPES[name]
-    values = {"recipe": name, "data": run.display_path(work / "data" / arm), "seed": seed}
+    values = {"recipe": name, "data": run.typed_path(work / "data" / arm), "seed": seed}
     if finetuned:
         values["recipe"] = "phi1-gpu-finetune" if size == "gpu" else "phi1-finetune"
-        values["data"] = run.display_path(work / "data" / "exercises")
+        values["data"] = run.typed_path(work / "data" / "exercises")
         if init:
             values["init"] = init
         elif arm != "scratch":
