@@ -134,11 +134,11 @@ def sample(net, tokenizer, ids: torch.Tensor, length: int = 40) -> str:
 
 
 def encode(tokenizer, prompt: str, length: int, context: int) -> list[int]:
-    """The tokens of a prompt; of an empty one, the end-of-text token. Raises UserError if there is no room for `length`
-    more in the model's context, or if the prompt is not valid Unicode."""
+    """The tokens of a prompt, in which <|endoftext|> is text; of an empty one, the end-of-text token. Raises UserError
+    if there is no room for `length` more in the model's context, or if the prompt is not valid Unicode."""
     if prompt != prompt.encode(errors="replace").decode():
         raise run.UserError("the prompt is not valid Unicode text")
-    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"] or [tokenizer.eos_token_id]
+    ids = pretrained.encode(tokenizer, [prompt])[0] or [tokenizer.eos_token_id]
     if len(ids) + length > context:
         raise run.UserError(
             f"the prompt has {len(ids):,} tokens; with --length {length:,} that is more than "

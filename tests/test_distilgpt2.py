@@ -927,6 +927,8 @@ def test_what_looks_like_a_special_token_is_text(special):
     ends = (part.ids == tokenizer.eos_token_id).nonzero().flatten().tolist()
     first = tokenizer.decode(part.ids[: ends[0]].tolist())
     assert first == texts[0]
+    prompt = generate.encode(tokenizer, special, length=4, context=512)
+    assert tokenizer.eos_token_id not in prompt and tokenizer.decode(prompt) == special
 
 
 ROWS = ["", " = Robert Boulter = \n", "", " He is an actor . \n", " In 2000 he starred in a play . \n", ""]
