@@ -259,6 +259,8 @@ class ArraysOnly(pickle.Unpickler):
 def read_pickle(path):
     """The content of a file of the published batches, arrays only. Raises UserError."""
     try:
+        if path.exists() and not path.is_file():  # a FIFO would wait for ever
+            raise ValueError("not a regular file")
         with open(path, "rb") as file:
             return ArraysOnly(file, encoding="latin1").load()
     except Exception as error:  # a damaged pickle raises almost anything
@@ -289,6 +291,8 @@ def read_batches(name: str, folder: Path) -> tuple[list, list[str]]:
 def read_packed(path):
     """The .npz that fetch_parquet leaves."""
     try:
+        if not path.is_file():
+            raise ValueError("not a regular file")
         with np.load(path, allow_pickle=False) as arrays:
             parts = [(arrays[f"{which}_images"], arrays[f"{which}_labels"]) for which in ("train", "test")]
             return parts, arrays["classes"].tolist()

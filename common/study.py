@@ -187,7 +187,7 @@ def row(study: str, setting: str, seed: int, folder: Path, **curves: str) -> dic
     """The row of one run in the record of a study. curves: names for columns of its metrics.csv, as lists."""
     record = read_record(folder / "run.json")
     kept = {"study": study, "setting": setting, "seed": seed, "folder": folder.name} | {k: record.get(k) for k in ROW}
-    if (folder / "metrics.csv").exists():  # there is none if the run diverged before its first evaluation
+    if (folder / "metrics.csv").is_file():  # there is none if the run diverged before its first evaluation
         with open(folder / "metrics.csv", newline="", encoding="utf-8") as file:
             lines = list(csv.DictReader(file))
         for name, column in curves.items():

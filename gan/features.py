@@ -75,7 +75,8 @@ class Features:
         """The features of real images. Kept as `folder`/`name`.npy and read from there, as they may take minutes."""
         file = folder and folder / f"{self.name}-{self.digest[:8]}-{self.size}-{name}-{len(images)}.npy"
         try:
-            kept = torch.from_numpy(np.load(file, allow_pickle=False)) if file else None
+            there = file is not None and file.is_file()  # a FIFO would wait for ever
+            kept = torch.from_numpy(np.load(file, allow_pickle=False)) if there else None
             if kept is not None and kept.ndim == 2 and len(kept) == len(images) and kept.dtype == torch.float32:
                 return kept
         except (OSError, ValueError, EOFError, TypeError):

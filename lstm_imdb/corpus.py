@@ -240,6 +240,8 @@ def read_parquet(train: Path) -> Corpus:
     for part in ("train", "test"):
         file = train.with_name(f"{part}.parquet")
         try:
+            if not file.is_file():  # a FIFO would wait for ever
+                raise OSError(0, "not a regular file")
             table = parquet.read_table(file, columns=["text", "label"]).to_pydict()
         except (ArrowException, OSError, KeyError) as error:
             detail = " ".join(str(error).split())[:80]

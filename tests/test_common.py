@@ -922,6 +922,14 @@ def test_idx_files_that_cannot_be_used(damage, tmp_path):
     assert code == 1 and one_line(message) and str(folder) in message
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="FIFOs are POSIX's")
+@pytest.mark.parametrize("reader", ["read_pickle", "read_packed"])
+def test_a_fifo_in_place_of_cifar_is_not_waited_for(reader, tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    code, message = failure(getattr(images, reader), tmp_path / "fifo")
+    assert code == 1 and one_line(message) and "fifo: cannot be read (not a regular file)" in message
+
+
 @pytest.mark.slow
 def test_mnist_is_found_unpacked_and_in_other_folders(data_dir, tmp_path, monkeypatch):
     packed = data_dir("MNIST/raw") / "MNIST" / "raw"

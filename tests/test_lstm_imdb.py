@@ -7,6 +7,7 @@ import dataclasses
 import io
 import itertools
 import json
+import os
 import random
 import re
 import shutil
@@ -509,6 +510,10 @@ def test_parquet_files_of_the_hub(tmp_path):
     assert len(texts.texts) == 60 and texts.labels[1] == 1 and texts.official[0] == "train"
     (tmp_path / "test.parquet").write_bytes(b"PAR1 nothing")
     assert one_line(failure(corpus.read_parquet, tmp_path / "train.parquet")[1])
+    (tmp_path / "test.parquet").unlink()
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "test.parquet")
+        assert "test.parquet: is not a Parquet" in failure(corpus.read_parquet, tmp_path / "train.parquet")[1]
 
 
 def test_a_csv_of_ones_own_with_three_classes(tmp_path):
