@@ -369,7 +369,7 @@ def weights_digest(net: nn.Module) -> str:
 
 def context(net: nn.Module) -> int:
     """The longest text, in tokens, that the model takes."""
-    for name in ("max_position_embeddings", "n_positions"):
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
         if getattr(net.config, name, None):
             return getattr(net.config, name)
     return 2**31

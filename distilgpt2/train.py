@@ -286,7 +286,7 @@ def main(argv=None):
         r.finish(
             f"{part_name} perplexity {per_token:,.2f} per token, {per_word:,.2f} per word, with the weights of epoch "
             f"{best['epoch']}, which are in model/",
-            uniform_loss=math.log(net.get_input_embeddings().num_embeddings),
+            uniform_loss=math.log(len(net.get_input_embeddings().weight)),
             **final,
         )
     return r.record

@@ -1048,6 +1048,13 @@ def test_a_model_that_cannot_separate_documents_is_refused(kind):
     assert code == 1 and one_line(message) and "--no-across" in message
 
 
+def test_the_context_of_a_model_whatever_its_name():
+    config = types.SimpleNamespace
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
+        assert pretrained.context(config(config=config(**{name: 128}))) == 128
+    assert pretrained.context(config(config=config(max_position_embeddings=None))) > 10**9, "no limit, as in BLOOM"
+
+
 def test_a_model_that_reads_its_targets_is_refused():
     code, message = failure(pretrained.check_causal, "bert", random_model("bert"))
     assert code == 1 and one_line(message) and "not a causal language model" in message
@@ -1395,7 +1402,7 @@ MATTERS = {  # option: (flags of the setting in which it matters, flags with ano
     "test_tokens": (TWO_STEPS, ["--test-tokens", "30"]),
     "rank": (["--method", "lora", *TWO_STEPS], ["--rank", "2"]),
     "alpha": (["--method", "lora", *TWO_STEPS], ["--alpha", "99"]),
-    "targets": (["--method", "lora", *TWO_STEPS], ["--targets", "attention"]),
+    "targets": (["--method", "lora", *TWO_STEPS], ["--targets", "wte"]),
     "last_blocks": (["--method", "last", *TWO_STEPS], ["--last-blocks", "1"]),
     "seed": (TWO_STEPS, ["--seed", "1"]),
     "precision": (TWO_STEPS, ["--precision", "bf16"]),

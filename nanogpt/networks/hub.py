@@ -52,8 +52,8 @@ def auto(kind: str):
 def config_of(init: str) -> dict:
     """The configuration of the model `init` as a recipe has it, without vocab_size. Raises UserError."""
     theirs = call(auto("AutoConfig").from_pretrained, init, trust_remote_code=False)
-    length = getattr(theirs, "max_position_embeddings", None) or getattr(theirs, "n_positions", MAX_BLOCK)
-    return {"kind": "hub", "name": init, "block_size": min(MAX_BLOCK, length)}
+    lengths = (getattr(theirs, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len"))
+    return {"kind": "hub", "name": init, "block_size": min([MAX_BLOCK, *filter(None, lengths)])}
 
 
 class Hub(nn.Module):
