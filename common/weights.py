@@ -1,6 +1,7 @@
 """The weights of networks in files: checkpoints of a run, and safetensors files. Both are validated."""
 
 import io
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,13 @@ class Checkpoint(dict):
             except (RuntimeError, LookupError, ValueError, AttributeError, TypeError) as error:
                 detail = " ".join(str(error).split())[:100]
                 raise UserError(f"{self.path}: is the checkpoint of another model ({detail})") from error
+
+    def check_shapes(self, make: Callable[[], torch.nn.Module]):
+        """Raise UserError if `model` in the checkpoint is not that of the network that `make` makes. To be called
+        before it is made: the network that a damaged file describes may fit no memory."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a network on the meta device takes no values
+            self.load_into(model=make_without_memory(make))
 
 
 def read_checkpoint(path: Path, device="cpu") -> Checkpoint:

@@ -91,7 +91,10 @@ def load_checkpoint(path: Path) -> tuple[nn.Module, dict]:
     """(model, tokenizer state) from best.pt, last.pt or a safetensors file. Raises UserError."""
     path = Path(path)
     state = read_weights(path) if path.suffix == ".safetensors" else run.read_checkpoint(path)
-    model = build(state["config"])
+    config = state["config"]
+    if parse_config(config)[0] is not hub.Hub:
+        state.check_shapes(lambda: build(config))
+    model = build(config)
     state.load_into(model=model)
     run.check_weights(model, path)
     return model.eval(), state["tokenizer"]
@@ -221,7 +224,7 @@ def load_gpt2(source) -> GPT:
             offline = remote and not hub_is_reachable()
             name = str(source)
             source, loaded = GPT2LMHeadModel.from_pretrained(name, local_files_only=offline, output_loading_info=True)
-        except (ImportError, OSError, ValueError) as error:
+        except hub.UNREADABLE as error:
             reason = str(error).splitlines()[0]
             if offline:
                 reason = f"it is not in the cache, and {HUB} cannot be reached; connect to a network, or name a run or "

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 NORMS, MLPS = ("layer", "rms"), ("gelu", "relu2", "swiglu")
+LAYERS = 1000  # above any number of layers
 FUSED_ABOVE = 256  # tokens; on a CPU `attend` is faster than PyTorch's fused attention up to this length (bench.py)
 
 
@@ -36,6 +37,8 @@ class GPTConfig:
 
     def __post_init__(self):
         check_positive(self, "vocab_size", "block_size", "n_layer", "n_head", "n_embd")
+        if self.n_layer > LAYERS:
+            raise UserError(f"n_layer {self.n_layer}: must be at most {LAYERS}")
         if self.n_embd % self.n_head:
             raise UserError(f"n_embd {self.n_embd}: does not divide by n_head {self.n_head}")
         if self.rotary and self.n_embd // self.n_head % 2:

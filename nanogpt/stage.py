@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 import data
 from data import DATA_HELP, TOKENS, dataset_arg
+from model import LAYERS
 from networks.baselines import Bigram, BigramConfig
 from sampling import generate
 
@@ -33,7 +34,6 @@ MISTAKES_OF_ATTENTION = (
 )
 MISTAKES = (*MISTAKES_OF_ATTENTION, "no positions", "head tied to embeddings with std 1", "targets not shifted")
 SIZE = 2**17  # above any width or length that a machine could hold
-LAYERS = 1000  # above any number of layers
 RECIPE_NAMES = [
     "bigram, counted",
     "bigram",

@@ -40,7 +40,7 @@ from checkpoint import (
     save_weights,
 )
 from data import DATA_HELP, TOKENS, dataset_arg
-from model import MLPS, NORMS
+from model import LAYERS, MLPS, NORMS
 from optim import lr_factor, make_optimizers
 from sampling import generate
 from training.diagnostics import check_start, draw_layers, gradient_norms, update_ratios
@@ -49,7 +49,6 @@ from training.validation import estimate, eval_tokens, evaluate, loss_of, perple
 RECIPE_NAMES = ["tiny", "cpu", "fast", "muon", "best", "gpu", "gpt2", "phi1", "phi1-finetune", "phi1-large", "phi1-gpu"]
 RECIPE_NAMES += ["phi1-gpu-finetune", "word-bigram", "word-mlp", "word-gpt"]
 SIZE = 2**17  # above any width or length that a machine could hold
-LAYERS = 1000  # above any number of layers
 
 
 @dataclass(kw_only=True)

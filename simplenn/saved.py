@@ -44,9 +44,10 @@ def build(facts: dict, state: dict, source) -> Model:
             raise ValueError("it was trained on a function")
         record = facts | {"args": facts["args"] | {"data": "builtin"}}  # its data need not be there any more
         args, classes = run.recorded_options(train.Options, record, source), list(map(str, facts["classes"]))
-        net = train.build_model(args, SimpleNamespace(classes=classes))
+        # without memory: that which a damaged file describes may need any amount
+        net = run.make_without_memory(lambda: train.build_model(args, SimpleNamespace(classes=classes)))
         net.load_state_dict(
-            {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+            {name: value.float() if value.is_floating_point() else value for name, value in state.items()}, assign=True
         )
         mean, std = (float(facts["normalization"][name]) for name in ("mean", "std"))
         if not (len(classes) > 1 and std > 0 and math.isfinite(mean)):

@@ -1077,6 +1077,23 @@ def test_damaged_records(kind, damaged):
     assert code == 1 and one_line(message) and "run.json" in message, message
 
 
+def test_a_record_of_another_width_needs_no_memory(damaged, monkeypatch):
+    """The network that a damaged record describes may fit no memory."""
+    build_model = train.build_model
+    on_meta = []
+
+    def build(*args):
+        net = build_model(*args)
+        on_meta.append(all(p.is_meta for p in net.parameters()))
+        return net
+
+    monkeypatch.setattr(train, "build_model", build)
+    folder = damaged(lambda record: record["args"].update(width=3))
+    code, message = failure(load("gan", "sample").main, [str(folder), "--kind", "grid"])
+    assert code == 1 and one_line(message) and "best.pt: is the checkpoint of another model" in message
+    assert on_meta == [True]
+
+
 def test_a_checkpoint_that_is_cut_short(damaged):
     folder = damaged()
     (folder / "best.pt").write_bytes((folder / "best.pt").read_bytes()[:2000])

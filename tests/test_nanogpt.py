@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 import processes
-from conftest import ROOT, failure, lazy, load, run
+from conftest import ROOT, failure, lazy, load, one_line, run
 from helpers import names
 
 train = lazy("nanogpt")
@@ -510,6 +510,16 @@ def test_sizes_of_the_recipes():
     assert parameters("fast", 65) < 0.81e6 and parameters("cpu", 65) == 804_096
     assert parameters("gpu", 65) == pytest.approx(10.7e6, rel=0.01)
     assert parameters("gpt2", 50_257) == pytest.approx(124e6, rel=0.01)
+
+
+@pytest.mark.parametrize("change", [{"n_layer": 10**7}, {"n_embd": 10**7}, {"block_size": 10**9}, {"n_layer": 5}])
+def test_weights_whose_header_describes_a_network_that_fits_no_memory(change, tmp_path):
+    config = {"kind": "gpt", "vocab_size": 1, "block_size": 4, "n_layer": 1, "n_head": 2, "n_embd": 8}
+    state = checkpoint.build(config).state_dict()
+    header = {"config": json.dumps(config | change), "tokenizer": json.dumps({"kind": "char", "vocabulary": ["a"]})}
+    run.write_safetensors(tmp_path / "w.safetensors", state, header)
+    code, message = failure(checkpoint.load, tmp_path / "w.safetensors")
+    assert code == 1 and one_line(message) and ("is the checkpoint of another model" in message or "n_layer" in message)
 
 
 def test_wrong_initial_weights_are_found(tmp_path, monkeypatch):

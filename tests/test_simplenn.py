@@ -626,6 +626,24 @@ def test_idx_files_with_too_few_images_are_refused(tmp_path):
     assert code == 1 and one_line(message) and "too few" in message and not (tmp_path / "run").exists()
 
 
+def test_a_record_of_another_width_needs_no_memory(trained, monkeypatch):
+    """The network that a damaged record describes may fit no memory."""
+    build_model = train.build_model
+    on_meta = []
+
+    def build(*args):
+        net = build_model(*args)
+        on_meta.append(all(p.is_meta for p in net.parameters()))
+        return net
+
+    monkeypatch.setattr(train, "build_model", build)
+    record = json.loads((trained / "run.json").read_text())
+    record["args"]["widths"] = [5, 6, 7]
+    code, message = failure(saved.build, record, run.read_checkpoint(trained / "best.pt")["model"], "there")
+    assert code == 1 and one_line(message) and "there: holds no network" in message
+    assert on_meta == [True]
+
+
 def test_weights_that_are_not_numbers_do_not_speak(trained, tmp_path):
     photo(data.load("builtin")[2].images[0, 0].numpy()).save(tmp_path / "good.png")
     saved.main([str(trained), "--out", str(tmp_path / "small.safetensors")])

@@ -284,6 +284,16 @@ WEIGHTS = {  # what is done to the weights of a model of the hub: words of the m
 }
 
 
+def test_a_model_of_the_hub_that_is_cut_short_is_refused(starcoder, tmp_path):
+    folder = shutil.copytree(starcoder, tmp_path / "model")
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-9])
+    calls = [checkpoint.hub.load, textbooks.writer.writer, checkpoint.load_gpt2]
+    for call in calls:
+        code, message = failure(call, str(folder))
+        assert code == 1 and one_line(message) and str(folder) in message
+
+
 @pytest.mark.parametrize("kind", WEIGHTS)
 def test_a_model_of_the_hub_that_is_not_whole_is_refused(kind, starcoder, tmp_path):
     """As the start of a run, and as the writer of exercises: what is missing would be random."""

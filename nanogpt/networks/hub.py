@@ -9,6 +9,7 @@ from pathlib import Path
 from common import run
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 MAX_BYTES = 4  # of a character in UTF-8
@@ -29,12 +30,16 @@ def is_model(path: Path) -> bool:
     return (path / "config.json").is_file()
 
 
+# what `transformers` raises where a model cannot be loaded
+UNREADABLE = (ImportError, OSError, ValueError, KeyError, RuntimeError, SafetensorError)
+
+
 def call(function, init: str, **options):
     """function(path of the model); an error becomes a UserError of one line."""
     place = run.ROOT / init if init.startswith("./") else init
     try:
         return function(place, **options)
-    except (ImportError, OSError, ValueError, KeyError, RuntimeError) as error:
+    except UNREADABLE as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise run.UserError(f"{init}: no causal language model could be loaded ({reason:.200})") from error
 
@@ -46,6 +51,8 @@ def auto(kind: str):
         import transformers
     except ImportError as error:
         raise run.UserError("--init NAME needs transformers: pip install transformers") from error
+    transformers.logging.set_verbosity_error()  # what is wrong is one line
+    transformers.logging.disable_progress_bar()
     return getattr(transformers, kind)
 
 

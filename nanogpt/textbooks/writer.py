@@ -48,7 +48,7 @@ def writer(name: str, seed: int = 0):
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         options = {"trust_remote_code": False, "output_loading_info": True}
         model, loaded = AutoModelForCausalLM.from_pretrained(name, **options)
-    except (ImportError, OSError, ValueError) as error:
+    except hub.UNREADABLE as error:
         raise UserError(f"--writer {name}: cannot be loaded ({str(error).splitlines()[0]:.150})") from error
     hub.check_whole(f"--writer {name}", model, loaded)
     model.eval()
