@@ -98,6 +98,8 @@ def train_last_layers(net: nn.Module, count: int) -> nn.Module:
     norm = next((inner[name] for name in ("ln_f", "norm", "final_layer_norm") if name in inner), None)
     if blocks is None or norm is None:
         raise UserError(f"--method last: found no blocks and final norm in {type(net).__name__}; use full or lora")
+    if count > len(blocks):
+        raise UserError(f"--last-blocks {count}: the model has {len(blocks)} blocks")
     for module in (*blocks[-count:], norm):
         module.requires_grad_(True)
     return net

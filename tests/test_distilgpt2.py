@@ -789,6 +789,8 @@ def test_values_that_do_not_fit(tmp_path, refused):
     assert code == 1 and one_line(message) and "context of 512" in message
     code, message = failure(train.main, [*TINY, "--block-size", "513", "--out", str(tmp_path / "run")])
     assert code == 1 and "512 tokens at most" in message
+    code, message = failure(model.train_last_layers, small(), 99)
+    assert code == 1 and one_line(message) and "--last-blocks 99: the model has" in message
     lora = ["--method", "lora", "--rank", "49", "--out", str(tmp_path / "lora")]
     code, message = failure(train.main, [*TINY, *lora])
     assert code == 1 and one_line(message) and "--rank 49" in message and "48 at most" in message
