@@ -254,7 +254,7 @@ class Run:
     def print(self, text: str):
         """Print lines and keep them in train.log; control characters of names and of generated text are escaped."""
         if self.rank == 0:
-            text = "\n".join("\t".join(map(printable, line.split("\t"))) for line in text.split("\n"))
+            text = printable(text, keep="\n\t")
             append(self.folder / "train.log", text + "\n")
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
@@ -383,11 +383,9 @@ class Run:
         """Record the final metrics, draw the curves, and print `text` with the seconds and the folder.
 
         uniform_loss: the training loss of a uniform prediction, such as the logarithm of the number of classes. A run
-        that ends with no lower one says so. The training loss is taken from the last row of the metrics, or
-        else from `final`; it may be a mean squared error, train_mse.
+        that ends with no lower one says so. The training loss (or train_mse) is that of the last row, or of `final`.
         """
-        last_row = self.rows[-1] if self.rows else {}
-        last = final | last_row
+        last = final | (self.rows[-1] if self.rows else {})
         train_loss = last.get("train_loss", last.get("train_mse"))
         if uniform_loss is not None and train_loss is not None and not train_loss < 0.99 * uniform_loss:
             self.record["warning"] = (

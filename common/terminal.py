@@ -67,10 +67,14 @@ def error_line(error: Exception) -> str:
     return printable(text)
 
 
-def printable(text) -> str:
+def printable(text, keep: str = "") -> str:
     """A user's text, such as the name of a file, for the screen: what would end the line, move the cursor or turn the
-    direction of writing is escaped."""
-    return CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), str(text))
+    direction of writing is escaped, but the characters in `keep`."""
+
+    def escape(match):
+        return match[0] if match[0] in keep else match[0].encode("unicode_escape").decode()
+
+    return CONTROL.sub(escape, str(text))
 
 
 class Stream:
