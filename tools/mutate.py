@@ -15,6 +15,7 @@ import itertools
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -51,6 +52,13 @@ def worktrees(count: int):
             for tree in trees:
                 if tree.exists():
                     git("worktree", "remove", "--force", str(tree))
+                shutil.rmtree(files_of_tests(tree), ignore_errors=True)
+
+
+def files_of_tests(tree: Path) -> Path:
+    """The folder for the temporary files of the tests in a worktree. Not beside the worktree: messages would name the
+    files by relative paths there, and tests look for whole ones."""
+    return tree.parent.with_name(f"{tree.parent.name}-{tree.name}")
 
 
 def environment() -> dict:
@@ -83,7 +91,13 @@ def pytest_words(tree: Path, folder: str) -> list[str]:
     files = [file for name in names for file in sorted(tree.glob(f"tests/{name}*.py"))]
     contract = sorted(tree.glob("tests/test_contract*.py"))
     chosen = " or ".join([*names, f"[{folder}", f"-{folder}"])  # parts of names: a file's, or a parameter's
-    return [*PYTEST, "-k", chosen, f"--basetemp={tree}-tmp", *map(str, files + contract)]
+    return [
+        *PYTEST,
+        "-k",
+        chosen,
+        f"--basetemp={files_of_tests(tree)}",
+        *(str(file.relative_to(tree)) for file in files + contract),
+    ]
 
 
 class Trial:
