@@ -7,6 +7,7 @@ from unittest import mock
 
 import pytest
 import torch
+import torch._dynamo
 import torch.fx.experimental._config
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -79,3 +80,48 @@ def test_a_training_step_makes_its_tensors_on_the_device(folder, on_meta_device,
     with pytest.raises(Enough):
         train(folder, *quick(folder, bs=4), "--out", tmp_path / "run")
     assert on_meta_device == ["meta"] * STEPS
+
+
+# ------------------------------------------------------------------------------------------------------- torch.compile
+
+
+def networks_of_a_step(folder, tmp_path):
+    """[(network, arguments, options)]: the first call of each network in the first training step of a quick run; of
+    modules that call each other, the outer one."""
+    calls = {}
+    running = []
+    call = torch.nn.Module.__call__
+
+    def recorded(module, *args, **options):
+        if not running and module.training and torch.is_grad_enabled():
+            calls.setdefault(type(module), (module, args, options))
+        running.append(module)
+        try:
+            return call(module, *args, **options)
+        finally:
+            running.pop()
+
+    def stop(*args, **options):
+        raise Enough
+
+    with mock.patch.object(torch.nn.Module, "__call__", recorded), mock.patch.object(torch.Tensor, "backward", stop):
+        with pytest.raises(Enough):
+            train(folder, *quick(folder, precision="fp32"), "--out", tmp_path / "run")
+    return list(calls.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", [name for name in FOLDERS if name != "lms"])
+def test_networks_are_compiled_without_a_graph_break(folder, tmp_path, monkeypatch):
+    if folder == "gan":
+        monkeypatch.setattr(load(folder, "features"), "load", mock.Mock())
+        monkeypatch.setattr(load(folder, "fid"), "Judge", lambda *args: mock.Mock(protocol=lambda samples: {}))
+        monkeypatch.setattr(load(folder, "fid"), "describe", lambda protocol: "a distance")
+    networks = networks_of_a_step(folder, tmp_path)
+    assert networks
+    for network, args, options in networks:
+        torch._dynamo.reset()
+        with torch._dynamo.config.patch(allow_rnn=True):  # else PyTorch does not try its LSTM and GRU
+            found = torch._dynamo.explain(network)(*args, **options)
+        reasons = [reason.reason for reason in found.break_reasons]
+        assert found.graph_count == 1 and found.graph_break_count == 0, f"{type(network).__name__}: {reasons}"
