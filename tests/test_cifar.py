@@ -273,6 +273,8 @@ def test_a_training_that_learns_nothing_says_so(l1, tmp_path, capsys):
     words = ["--data", "builtin", "--recipe", "tiny", "--epochs", "1", "--limit", "64", "--l1", l1, "--device", "cpu"]
     record = train.main([*words, "--lr", "1e-9", "--out", str(tmp_path / "a")])
     assert "nothing was learned" in record["warning"] and record["warning"] in capsys.readouterr().out
+    penalty = float(l1) * sum(tensor.abs().sum().item() for tensor in weights(tmp_path / "a").values())
+    assert f"a uniform prediction has {math.log(100) + penalty:.4g}:" in record["warning"]
 
 
 def test_schedules():

@@ -712,6 +712,13 @@ def test_real_images_are_near_and_damaged_ones_are_far(seen_by, builtin):
     assert diversity < 1e-6 and distance > 20 * values[0]
 
 
+def test_a_linear_probe_tells_classes_far_from_zero():
+    labels = torch.arange(60) % 3
+    features = 1000 + torch.nn.functional.one_hot(labels, 3).float()
+    probe = fid.linear_probe((features, labels), (features, labels))
+    assert probe["accuracy"] == 1 and torch.equal(probe["classify"](features), labels)
+
+
 def test_all_measures_of_real_images(seen_by, builtin):
     judge, tester = (
         fid.Judge(seen_by, part, name, None, "x") for part, name in zip(builtin[1:3], ("held out", "test"))
