@@ -714,7 +714,7 @@ def test_real_images_are_near_and_damaged_ones_are_far(seen_by, builtin):
 
 def test_a_linear_probe_tells_classes_far_from_zero():
     labels = torch.arange(60) % 3
-    features = 1000 + torch.nn.functional.one_hot(labels, 3).float()
+    features = torch.tensor([1000.0, 0, 0]) + torch.nn.functional.one_hot(labels, 3)
     probe = fid.linear_probe((features, labels), (features, labels))
     assert probe["accuracy"] == 1 and torch.equal(probe["classify"](features), labels)
 
