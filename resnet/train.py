@@ -210,7 +210,6 @@ def train(args, r, net, train_set, val_set):
             progress.best = val_accuracy
             facts = {"classes": list(train_set.classes), "mean": train_set.mean, "std": train_set.std}
             r.save_best(model=eval_model, epoch=epoch + 1, **facts)
-        progress.totals.zero_()
         progress.epoch, progress.step = epoch + 1, 0
         save(r, parts, progress)
     return eval_model

@@ -488,6 +488,16 @@ def test_batch_normalization_never_mixes_real_and_generated_images(network, mixe
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(together, apart, strict=True))
 
 
+def test_acgan_drops_half_of_the_units_after_each_convolution():
+    """Odena et al. 2017, table 2."""
+    layers = list(model.build("acgan", "paper", 3, 10, 8, 8).discriminator.layers)
+    for i, layer in enumerate(layers):
+        if isinstance(layer, nn.Conv2d):
+            after = [other for other in layers[i + 1 : i + 4] if not isinstance(other, nn.BatchNorm2d)]
+            assert after[0].negative_slope == 0.2 and after[1].p == 0.5
+    assert sum(isinstance(layer, nn.Conv2d) for layer in layers) == 6
+
+
 def test_weights_are_clipped():
     gan = model.build("wgan", "plain", 3, 10, 4, 8)
     model.clip_weights(gan.discriminator, 0.01)

@@ -273,6 +273,15 @@ def test_flips_alternate():
     assert 0 < straight[0].sum() < 10
 
 
+def test_affine_augmentation_distorts_each_image_by_its_own_draws(builtin):
+    x, y = next(builtin[0].batches(50, shuffle=(3, 1)))
+    distorted, labels = next(builtin[0].batches(50, shuffle=(3, 1), augment="affine"))
+    generator = torch.Generator().manual_seed(run.seed_at(3, 1))
+    torch.randperm(len(builtin[0]), generator=generator)
+    draws = torch.rand(len(builtin[0]), 7, generator=generator)[:50]
+    assert torch.equal(labels, y) and torch.equal(distorted, data.distort(x, draws)) and not torch.equal(distorted, x)
+
+
 def test_images_without_augmentation_are_as_they_are(builtin):
     x, y = next(builtin[0].batches(500, shuffle=(0, 0)))
     order = torch.randperm(len(builtin[0]), generator=torch.Generator().manual_seed(0))[:500]

@@ -406,7 +406,9 @@ def test_with_all_weights_zero_only_the_last_bias_learns():
 def test_analyze_a_module_of_ones_own(tmp_path, capsys):
     (tmp_path / "mine.py").write_text(
         "import torch\nclass Net(torch.nn.Sequential):\n    def __init__(self):\n"
-        "        super().__init__(torch.nn.Conv1d(2, 3, 3), torch.nn.Flatten(), torch.nn.Linear(18, 4))\nthing = 3\n"
+        "        super().__init__(torch.nn.Conv1d(2, 3, 3), torch.nn.Flatten(), torch.nn.Linear(18, 4))\n"
+        "    def forward(self, x):\n        assert not self.training\n        return super().forward(x)\n"
+        "thing = 3\n"
     )
     out = tmp_path / "out"
     rows = analyze.main(["--model", f"{tmp_path / 'mine.py'}:Net", "--shape", "2", "8", "--out", str(out)])

@@ -997,7 +997,7 @@ def test_sizes_of_the_models():
 def test_the_plan_in_plain_commands(capsys, tmp_path):
     phi1.main(["report", "--list", "--out", str(tmp_path)])
     lines = capsys.readouterr().out.splitlines()
-    assert all(line.startswith("python ") for line in lines)
+    assert all(line.startswith("python ") and tmp_path.name in line for line in lines)
     pretraining = [line for line in lines if "/pretrained/" in line and "train.py" in line and "--init" not in line]
     tuning = [line for line in lines if "--out" in line and "/finetuned/" in line and "train.py" in line]
     seeds = textbooks.plan.SEEDS
