@@ -75,6 +75,7 @@ def test_logits_equal_those_of_transformers(gpt2):
 @pytest.mark.parametrize("mistake", ["exact GELU", "eps", "scale", "no shift", "untransposed"])
 def test_the_comparison_finds_classic_mistakes(mistake, gpt2, monkeypatch):
     net = checkpoint.load_gpt2(gpt2)
+    assert not net.training
     GPT = type(net)
     Norm = type(net.norm)
     Attention = type(net.blocks[0].attention)
