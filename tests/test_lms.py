@@ -547,6 +547,12 @@ def test_a_bad_csv_is_one_line(text, expected, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_as_many_rows_as_weights_are_enough(tmp_path):
+    path = write(tmp_path / "t.csv", "a,b,y\n1,2,3\n4,5,7\n2,0,1\n5,3,2\n")
+    problem = load("lms", "data").load(path, "y")
+    assert problem.inputs.shape == (3, 3)
+
+
 @pytest.mark.parametrize("content", [bytes(range(256)), b"\x89PNG\r\n\x1a\n" + b"\0" * 99])
 def test_a_file_that_is_not_text(content, tmp_path):
     (tmp_path / "t.csv").write_bytes(content)

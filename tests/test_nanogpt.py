@@ -477,6 +477,11 @@ def test_one_batch_can_be_overfitted(tmp_path):
     assert rows[-1]["val_loss"] > rows[0]["val_loss"], "one batch does not generalize"
 
 
+def test_a_bigram_has_a_rank_above_zero():
+    with pytest.raises(run.UserError, match="n_embd -1: must be at least 1"):
+        baselines.BigramConfig(50, 16, n_embd=-1)
+
+
 def test_gradient_norms_and_update_ratios_of_layers():
     net, layers = small(), {"tokens", "positions", "block0", "block1", "norm"}
     net(torch.randint(50, (2, 16))).square().sum().backward()
