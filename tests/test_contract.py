@@ -475,6 +475,18 @@ def test_evaluation_depends_on_nothing_but_the_weights(folder, misled):
 
 
 @each_folder
+def test_evaluation_keeps_no_graph(folder, misled):
+    """Which would fill the memory."""
+    evaluate, args, options = recorded_call(folder, misled)
+    enabled = set()
+    hooks = [m.register_forward_pre_hook(lambda *_: enabled.add(torch.is_grad_enabled())) for m in args[0].modules()]
+    evaluate(*args, **options)
+    for hook in hooks:
+        hook.remove()
+    assert enabled == {False}
+
+
+@each_folder
 def test_evaluation_takes_examples_in_any_order_and_number(folder, misled):
     evaluate, args, options = recorded_call(folder, misled)
     args[0].train()
