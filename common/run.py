@@ -383,9 +383,10 @@ class Run:
         """Record the final metrics, draw the curves, and print `text` with the seconds and the folder.
 
         uniform_loss: the training loss of a uniform prediction, such as the logarithm of the number of classes. A run
-        that ends with no lower one says so. The training loss (or train_mse) is that of the last row, or of `final`.
+        whose last training loss (or train_mse) is not below it says so.
         """
-        last = final | (self.rows[-1] if self.rows else {})
+        row = self.rows[-1] if self.rows else {}
+        last = final | row
         train_loss = last.get("train_loss", last.get("train_mse"))
         if uniform_loss is not None and train_loss is not None and not train_loss < 0.99 * uniform_loss:
             self.record["warning"] = (
