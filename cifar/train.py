@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from common import run
+from common.calibration import fit_temperature
 from common.options import option
 from common.schedules import lr_factor
 
@@ -213,7 +214,7 @@ def main(argv=None):
         uniform_loss = math.log(len(train_set.classes)) + penalty
 
         best = r.load_best(model=model)
-        val_loss, val_accuracy, _ = evaluate(model, val_set, r)
+        val_loss, val_accuracy, val_logits = evaluate(model, val_set, r)
         test_loss, test_accuracy, logits = evaluate(model, test_set, r)
         r.figure("predictions.png", draw_predictions(test_set, logits))
         r.finish(
@@ -225,6 +226,7 @@ def main(argv=None):
             val_accuracy=val_accuracy,
             test_loss=test_loss,
             test_accuracy=test_accuracy,
+            temperature=fit_temperature(val_logits, val_set.labels),
         )
     return r.record
 

@@ -17,12 +17,14 @@ import torch.nn.functional as F
 from PIL import Image
 
 import processes
-from conftest import ROOT, failure, lazy, load, run, start
+from conftest import ROOT, failure, lazy, load, one_line, run, start
 from helpers import make_images, names
 
 train = lazy("cifar")
 data = lazy("cifar", "data")
 model = lazy("cifar", "model")
+predict = lazy("cifar", "predict")
+trained = lazy("cifar", "trained")
 
 
 @pytest.fixture(scope="module")
@@ -514,3 +516,94 @@ def test_the_bench_measures_all_ways(tmp_path):
     for script, argv in (("bench", []), ("sweep", ["--study", "lr"])):
         code, message = failure(load("cifar", script).main, ["--data", "builtin", "--out", below, *argv])
         assert code == 1 and "bench.json" in message, "said before any work is done"
+
+
+# ------------------------------------------------------------------------------------------------------------- predict
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """A folder of two images, of other sizes than the network takes."""
+    folder = tmp_path / "pictures"
+    (folder / "more").mkdir(parents=True)
+    Image.new("RGB", (80, 50), "red").save(folder / "red.png")
+    Image.new("RGB", (30, 70), "blue").save(folder / "more" / "blue.jpg")
+    return folder
+
+
+def test_photographs_are_classified_and_shown(finished, photographs, tmp_path, capsys):
+    run_folder = finished("cifar")
+    capsys.readouterr()
+    odds = predict.main([str(photographs), "--run", str(run_folder), "--out", str(tmp_path / "out")])
+    lines = capsys.readouterr().out.splitlines()
+    network = trained.load(run_folder)
+    assert odds.shape == (2, len(network.classes)) and odds.sum(1) == pytest.approx([1, 1])
+    for line, name, row in zip(lines, ("blue.jpg", "red.png"), odds):
+        likeliest = network.classes[row.argmax()].replace("_", " ")
+        assert name in line and f"{likeliest} {row.max():.0%}" in line and ("unsure" in line) == (row.max() < 0.5)
+    assert (tmp_path / "out" / "seen.png").exists()
+    pixels = torch.tensor([0.0, 0.0, 254.0]).view(1, 3, 1, 1).expand(1, 3, 32, 32)  # JPEG's blue
+    logits = network.net((pixels - network.mean) / network.std)[0]
+    assert torch.allclose((logits / network.temperature).softmax(1)[0], odds[0], atol=1e-5)
+
+
+@pytest.mark.draws
+@pytest.mark.slow
+def test_what_the_network_saw_is_drawn(finished, photographs, tmp_path):
+    predict.main([str(photographs), "--run", str(finished("cifar")), "--out", str(tmp_path / "out")])
+    width, height = Image.open(tmp_path / "out" / "seen.png").size
+    assert width > 2 * height
+
+
+def test_other_files_than_images_are_one_line_each(finished, photographs, tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("no image")
+    words = [str(tmp_path / "notes.txt"), str(tmp_path / "none.png"), str(photographs / "red.png")]
+    code, message = failure(predict.main, [*words, "--run", str(finished("cifar")), "--out", str(tmp_path / "out")])
+    said = capsys.readouterr()
+    assert code == 1 and "none.png" in message and "notes.txt" in said.err and "red.png" in said.out
+    (tmp_path / "empty").mkdir()
+    code, message = failure(predict.main, [str(tmp_path / "empty"), "--run", str(finished("cifar"))])
+    assert code == 1 and one_line(message) and "holds no image" in message
+
+
+def test_committed_weights_are_those_of_the_run(finished, tmp_path, capsys):
+    """In bfloat16, with the temperature that validation chose."""
+    trained.main([str(finished("cifar")), "--out", str(tmp_path / "a.safetensors")])
+    ours, theirs = trained.load(tmp_path / "a.safetensors"), trained.load(finished("cifar"))
+    record = json.loads((finished("cifar") / "run.json").read_text())
+    assert ours.classes == theirs.classes and ours.temperature == theirs.temperature == record["final"]["temperature"]
+    assert ours.accuracy == record["final"]["test_accuracy"]
+    images = torch.randint(256, (20, 3, 32, 32), generator=torch.Generator().manual_seed(0))
+    a, b = (trained.probabilities(network, images) for network in (ours, theirs))
+    assert not torch.equal(a, b) and torch.allclose(a, b, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda facts: facts.pop("classes"),
+        lambda facts: facts.update(temperature=0),
+        lambda facts: facts.update(std=[1.0]),
+        lambda facts: facts.update(classes=["a", "b"]),
+        lambda facts: facts.update(experiment="gan"),
+        lambda facts: facts["args"].update(model="vgg"),
+    ],
+)
+def test_weights_with_a_damaged_header_are_one_line(change, finished, tmp_path):
+    file = tmp_path / "a.safetensors"
+    trained.main([str(finished("cifar")), "--out", str(file)])
+    state, header = run.read_safetensors(file)
+    facts = json.loads(header["facts"])
+    change(facts)
+    run.write_safetensors(file, state, {"facts": json.dumps(facts)})
+    code, message = failure(trained.load, file)
+    assert code == 1 and one_line(message) and "a.safetensors" in message
+
+
+def test_weights_that_are_not_numbers_are_said(finished, tmp_path):
+    file = tmp_path / "a.safetensors"
+    trained.main([str(finished("cifar")), "--out", str(file)])
+    state, header = run.read_safetensors(file)
+    run.write_safetensors(file, {name: value * torch.nan for name, value in state.items()}, header)
+    code, message = failure(trained.load, file)
+    assert code == 1 and one_line(message) and "a.safetensors" in message

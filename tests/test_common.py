@@ -8,6 +8,7 @@ import hashlib
 import http.server
 import io
 import json
+import math
 import os
 import pickle
 import random
@@ -20,7 +21,7 @@ import threading
 import types
 import warnings
 
-from common import fetch, image_files, images, records, shapes, study, terminal, weights
+from common import calibration, fetch, image_files, images, records, shapes, study, terminal, weights
 from common.cores import usable_cores
 
 import numpy as np
@@ -1000,3 +1001,24 @@ def good_files(tmp_path_factory):
         return folder, file, images.read_pickle
 
     return make
+
+
+# --------------------------------------------------------------------------------------------------------- calibration
+
+
+def test_the_temperature_is_the_one_that_labels_were_drawn_at():
+    generator = torch.Generator().manual_seed(0)
+    logits = 4 * torch.randn(20_000, 5, generator=generator)
+    labels = (logits / 2.5).softmax(1).multinomial(1, generator=generator)[:, 0]
+    temperature = calibration.fit_temperature(logits, labels)
+    assert temperature == pytest.approx(2.5, rel=0.03)
+    losses = [torch.nn.functional.cross_entropy(logits / (temperature * f), labels) for f in (0.99, 1, 1.01)]
+    assert losses[1] < losses[0] and losses[1] < losses[2]
+
+
+def test_the_calibration_error_by_hand():
+    probabilities = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.6, 0.4], [0.2, 0.8]])
+    labels = torch.tensor([0, 1, 0, 1])
+    assert calibration.calibration_error(probabilities, labels) == pytest.approx((0.1 + 2 * 0.1 + 0.2) / 4)
+    assert calibration.unsure_shares(probabilities, labels, 0.7) == {"right": pytest.approx(1 / 3), "wrong": 1.0}
+    assert math.isnan(calibration.unsure_shares(probabilities[:1], labels[:1], 0.7)["wrong"])
