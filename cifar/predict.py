@@ -3,9 +3,9 @@
     python cifar/predict.py photo.jpg pictures/              # files, and folders of images
     python cifar/predict.py photo.jpg --run out/cifar/RUN    # with a run of your own, and its classes
 
-Without --run: the newest finished run, else the committed SimpleNN, which knows the ten classes of CIFAR-10 (airplane,
-automobile, bird, cat, deer, dog, frog, horse, ship, truck). Each image is cropped square and scaled to 32 x 32 pixels,
-as in training. Probabilities are calibrated on validation images; below 50% the network is unsure.
+Without --run: the newest finished run, else weights/simplenn.safetensors if trained.py has written it. Each image is
+cropped square and scaled to 32 x 32 pixels, as in training. Probabilities are calibrated on validation images; below 50%
+the network is unsure.
 """
 
 import math
