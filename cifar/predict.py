@@ -4,8 +4,8 @@
     python cifar/predict.py photo.jpg --run out/cifar/RUN    # with a run of your own, and its classes
 
 Without --run: the newest finished run, else weights/simplenn.safetensors if trained.py has written it. Each image is
-cropped square and scaled to 32 x 32 pixels, as in training. Probabilities are calibrated on validation images; below 50%
-the network is unsure.
+cropped square and scaled to 32 x 32 pixels, as in training. Probabilities are calibrated on validation images; below
+50% the network is unsure.
 """
 
 import math
