@@ -224,9 +224,9 @@ def main(argv=None):
             best_epoch=best["epoch"],
             val_loss=val_loss,
             val_accuracy=val_accuracy,
+            temperature=fit_temperature(val_logits, val_set.labels),
             test_loss=test_loss,
             test_accuracy=test_accuracy,
-            temperature=fit_temperature(val_logits, val_set.labels),
         )
     return r.record
 
