@@ -33,18 +33,7 @@ def list_images(places: tuple[str, ...]) -> list[Path]:
     """The image files that `places` name: files, and those in folders. Raises UserError."""
     files = []
     for place in map(Path, places):
-        if not place.is_dir():
-            files.append(place)
-            continue
-        notes = image_files.Notes(place)
-        try:
-            found = notes.images_in(place)
-        except OSError as error:
-            raise run.UserError(f"{error.filename}: cannot be read ({error.strerror})") from error
-        notes.print()
-        if not found:
-            raise run.UserError(f"{place}: holds no image ({', '.join(sorted(image_files.ENDINGS))})")
-        files += found
+        files += image_files.list_images(place) if place.is_dir() else [place]
     return files
 
 
@@ -67,7 +56,7 @@ def read_images(files: list[Path]) -> tuple[list[Path], Tensor, list[str]]:
 def describe(network: Trained, odds: Tensor) -> str:
     """The likeliest classes of an image in words. odds: (classes,)."""
     best = odds.argsort(descending=True)[:LIKELIEST].tolist()
-    words = ", ".join(f"{network.classes[i].replace('_', ' ')} {odds[i]:.0%}" for i in best)
+    words = ", ".join(f"{run.printable(network.classes[i].replace('_', ' '))} {odds[i]:.0%}" for i in best)
     return words if odds.max() >= UNSURE else f"unsure: {words}"
 
 
@@ -89,7 +78,8 @@ def draw_seen(network: Trained, files: list[Path], images: Tensor, odds: Tensor)
         best = odds[i].argsort(descending=True)[:LIKELIEST]
         names = [run.plain_text(network.classes[k].replace("_", " ")[:16]) for k in best]
         sure = odds[i].max() >= UNSURE
-        right.barh(names, odds[i][best].numpy(), color="tab:blue" if sure else "tab:gray")
+        right.barh(range(len(names)), odds[i][best].numpy(), color="tab:blue" if sure else "tab:gray")
+        right.set_yticks(range(len(names)), names)  # long names may be equal where they are cut
         right.invert_yaxis()
         right.set(xlim=(0, 1), xticks=(0, 0.5, 1), xticklabels=("0", "50%", "100%"))
         right.set_title("" if sure else "unsure", fontsize=8)

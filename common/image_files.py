@@ -180,6 +180,19 @@ class Notes:
                 say(self.folder, f"{len(names):,} {what} ({first})")
 
 
+def list_images(folder: Path) -> list[Path]:
+    """The images in a folder and its sub-folders, sorted; what is left out is printed. Raises UserError."""
+    notes = Notes(folder)
+    try:
+        files = notes.images_in(folder)
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from error
+    notes.print()
+    if not files:
+        raise UserError(f"{folder}: holds no image ({', '.join(sorted(ENDINGS))})")
+    return files
+
+
 def is_image_name(name: str) -> bool:
     return Path(name).suffix.lower() in ENDINGS and not name.startswith(".")
 

@@ -50,14 +50,7 @@ def find_run(name):
 
 def list_images(folder, classes):
     """(ids, files, labels int64 (N,), -1 where unknown) of the images in a folder and its sub-folders."""
-    notes = image_files.Notes(folder)
-    try:
-        files = notes.images_in(folder)
-    except OSError as error:
-        raise run.UserError(f"{error.filename}: cannot be read ({error.strerror})") from error
-    notes.print()
-    if not files:
-        raise run.UserError(f"{folder}: holds no image ({', '.join(sorted(image_files.ENDINGS))})")
+    files = image_files.list_images(folder)
     paths = [file.relative_to(folder) for file in files]
     labels = [label_of(path, classes) for path in paths]
     return [path.as_posix() for path in paths], files, torch.tensor(labels)

@@ -555,6 +555,11 @@ def test_what_the_network_saw_is_drawn(finished, photographs, tmp_path):
     assert width > 2 * height
 
 
+def test_names_of_classes_are_printed_without_control_characters():
+    network = trained.Trained(None, ["a\x1b[2J", "b"], None, None, 1.0, 1.0, None)
+    assert predict.describe(network, torch.tensor([0.75, 0.25])) == "a\\x1b[2J 75%, b 25%"
+
+
 def test_other_files_than_images_are_one_line_each(finished, photographs, tmp_path, capsys):
     (tmp_path / "notes.txt").write_text("no image")
     words = [str(tmp_path / "notes.txt"), str(tmp_path / "none.png"), str(photographs / "red.png")]
