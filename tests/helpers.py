@@ -127,6 +127,20 @@ drawn_too = pytest.mark.parametrize(
 )
 
 
+def record_networks(module, monkeypatch) -> list[bool]:
+    """A list that grows with each network that `module.build_model` makes: is it on the meta device?"""
+    build_model = module.build_model
+    on_meta = []
+
+    def build(*args):
+        net = build_model(*args)
+        on_meta.append(all(p.is_meta for p in net.parameters()))
+        return net
+
+    monkeypatch.setattr(module, "build_model", build)
+    return on_meta
+
+
 class Silent:
     """What a training loop takes of a run, without a folder; keeps the rows of metrics.csv."""
 

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import nn
 
 from conftest import ROOT, failure, lazy, load, one_line, run
-from helpers import metrics, names, write_images
+from helpers import metrics, names, record_networks, write_images
 
 train = lazy("gan")
 data = lazy("gan", "data")
@@ -1096,15 +1096,7 @@ def test_damaged_records(kind, damaged):
 
 def test_a_record_of_another_width_needs_no_memory(damaged, monkeypatch):
     """The network that a damaged record describes may fit no memory."""
-    build_model = train.build_model
-    on_meta = []
-
-    def build(*args):
-        net = build_model(*args)
-        on_meta.append(all(p.is_meta for p in net.parameters()))
-        return net
-
-    monkeypatch.setattr(train, "build_model", build)
+    on_meta = record_networks(train, monkeypatch)
     folder = damaged(lambda record: record["args"].update(width=3))
     code, message = failure(load("gan", "sample").main, [str(folder), "--kind", "grid"])
     assert code == 1 and one_line(message) and "best.pt: is the checkpoint of another model" in message

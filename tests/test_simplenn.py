@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 
 import processes
 from conftest import ROOT, failure, lazy, one_line, run
-from helpers import Silent, drawn_too, names, write_idx
+from helpers import Silent, drawn_too, names, record_networks, write_idx
 
 train = lazy("simplenn")
 data = lazy("simplenn", "data")
@@ -630,15 +630,7 @@ def test_idx_files_with_too_few_images_are_refused(tmp_path):
 
 def test_a_record_of_another_width_needs_no_memory(trained, monkeypatch):
     """The network that a damaged record describes may fit no memory."""
-    build_model = train.build_model
-    on_meta = []
-
-    def build(*args):
-        net = build_model(*args)
-        on_meta.append(all(p.is_meta for p in net.parameters()))
-        return net
-
-    monkeypatch.setattr(train, "build_model", build)
+    on_meta = record_networks(train, monkeypatch)
     record = json.loads((trained / "run.json").read_text())
     record["args"]["widths"] = [5, 6, 7]
     code, message = failure(saved.build, record, run.read_checkpoint(trained / "best.pt")["model"], "there")
