@@ -40,7 +40,7 @@ class Enough(Exception):
 
 
 def answered(read, answer, reads=None):
-    """The method `read` of a tensor, with `answer` for those on the meta device. reads: a list that such a read joins."""
+    """The method `read` of a tensor, with `answer` for those on the meta device, which are noted in `reads`."""
 
     def read_or_answer(tensor, *args, **options):
         if not tensor.is_meta:
@@ -54,8 +54,8 @@ def answered(read, answer, reads=None):
 
 @pytest.fixture
 def on_meta_device(monkeypatch):
-    """Every run computes on the meta device, until it has made a few steps: then it raises Enough. The fixture is a list:
-    the names of the methods that read tensors before each step."""
+    """Every run computes on the meta device, until it has made a few steps: then it raises Enough. The fixture is a
+    list: the names of the methods that read tensors, step by step."""
     reads = []
     for name, answer in READS.items():
         monkeypatch.setattr(torch.Tensor, name, answered(getattr(torch.Tensor, name), answer, reads))
