@@ -4,6 +4,7 @@ Importing it first makes Ctrl-C, a closed pipe and a full disk end in one line i
 lies beside `common`. It does nothing in tests, notebooks and DataLoader workers.
 """
 
+import ast
 import multiprocessing
 import os
 import re
@@ -108,6 +109,23 @@ def is_main_script() -> bool:
     return Path(main).resolve().parent in Path(package).resolve().parents
 
 
+def is_command(script: Path) -> bool:
+    """Does a script do something when it is started? Else it is a module, which only defines what scripts import."""
+    statements = ast.parse(script.read_bytes()).body
+    calls = [one for one in statements if isinstance(one, ast.Expr) and isinstance(one.value, ast.Call)]
+    return bool(calls) or any(isinstance(one, ast.If | ast.For | ast.While | ast.With | ast.Try) for one in statements)
+
+
+def refuse_module(script: Path):
+    """Exit with 2 and one line if the script that was started is no command; it would end without a word."""
+    if not script.is_file() or is_command(script):  # no file: standard input
+        return
+    names = [file.name for file in sorted(script.parent.glob("*.py")) if is_command(file) and file.name != "common.py"]
+    message = f"error: {script.name} is a module that scripts import; the commands here are {', '.join(names)}"
+    print(message, file=sys.stderr)
+    raise SystemExit(2)
+
+
 def exit_interrupted(*_):
     os.write(2, b"interrupted\n")
     os._exit(130)
@@ -137,4 +155,5 @@ def protect():
 
 
 if is_main_script():
+    refuse_module(Path(sys.modules["__main__"].__file__))
     protect()

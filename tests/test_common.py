@@ -163,6 +163,34 @@ def test_control_characters_of_a_name_are_escaped(text, shown):
     assert run.display_path(text) == shown and run.typed_path(text) == text
 
 
+def test_a_module_that_is_started_names_the_commands_of_its_folder():
+    """Such as nanogpt/sampling.py, where sample.py was meant; it ends before PyTorch is imported."""
+    command = [sys.executable, "-X", "importtime", str(ROOT / "nanogpt" / "sampling.py")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
+    assert done.returncode == 2 and len(lines) == 1 and "torch" not in done.stderr
+    assert lines[0].startswith("error: sampling.py is a module") and "bench.py, data.py" in lines[0]
+    assert "sample.py" in lines[0] and "model.py" not in lines[0]
+
+
+def test_what_is_a_command(tmp_path):
+    guard = '\nif __name__ == "__main__":'
+    for folder in ("nanogpt", "gan", "cifar"):
+        for file in (ROOT / folder).glob("*.py"):
+            if file.name != "common.py":
+                assert terminal.is_command(file) == (guard in file.read_text(encoding="utf-8")), file
+    own = tmp_path / "own.py"
+    for text, command in {
+        "import math\n\nx = math.pi\n\n\ndef f():\n    print(x)\n": False,
+        '"""Only words."""\n': False,
+        "print(1)\n": True,
+        "for i in range(2):\n    print(i)\n": True,
+    }.items():
+        own.write_text(text)
+        assert terminal.is_command(own) == command
+    terminal.refuse_module(tmp_path / "<stdin>")  # is no module
+
+
 def test_what_a_run_prints_has_no_control_characters(tmp_path, capsys):
     """Neither those of a dataset's name nor those of a generated text; lines and tabs stay."""
     r = types.SimpleNamespace(rank=0, folder=tmp_path)
