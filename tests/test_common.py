@@ -1048,5 +1048,6 @@ def test_the_calibration_error_by_hand():
     probabilities = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.6, 0.4], [0.2, 0.8]])
     labels = torch.tensor([0, 1, 0, 1])
     assert calibration.calibration_error(probabilities, labels) == pytest.approx((0.1 + 2 * 0.1 + 0.2) / 4)
-    assert calibration.unsure_shares(probabilities, labels, 0.7) == {"right": pytest.approx(1 / 3), "wrong": 1.0}
+    shares = calibration.unsure_shares(probabilities, labels, 0.7)
+    assert shares == {"all": pytest.approx(2 / 4), "right": pytest.approx(1 / 3), "wrong": 1.0}
     assert math.isnan(calibration.unsure_shares(probabilities[:1], labels[:1], 0.7)["wrong"])
