@@ -23,11 +23,16 @@ class UserError(Exception):
 
 
 class Diverged(UserError):
-    """The loss is no longer finite at `step`."""
+    """The loss is no longer finite at `step`. figure: the file that shows how it exploded, once it is drawn."""
 
     def __init__(self, step):
         super().__init__(f"diverged: the loss is not finite at step {step}; a smaller --lr usually fixes it")
         self.step = step
+        self.figure = None
+
+    def __str__(self):
+        shown = f"; {self.figure} shows how" if self.figure else ""
+        return super().__str__() + shown
 
 
 def cli(main):

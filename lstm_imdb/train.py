@@ -186,7 +186,7 @@ def train(args, r, net, loaded):
         seconds = time.monotonic() - began
         train_loss, train_accuracy = (progress.totals.sum(0) / len(loaded.train)).tolist()
         val_loss, val_accuracy, _ = evaluate(net, loaded.val, r)
-        r.check_finite(torch.tensor([train_loss, val_loss]), (epoch + 1) * steps - 1)
+        r.check_finite(torch.tensor([val_loss]), (epoch + 1) * steps)
         r.log(
             {
                 "epoch": epoch + 1,

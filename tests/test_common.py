@@ -421,6 +421,52 @@ def test_the_row_of_a_run_has_its_arguments_and_curves(trainer, tmp_path):
     assert row["state"] == "done" and row["curve"] == [0.5] and row["args"]["end"] == "done"
 
 
+@pytest.fixture
+def curves(monkeypatch):
+    """curves(rows, ...): the panels of the figure that draw_curves makes of them."""
+    from common import curves as module
+
+    figures = []
+    monkeypatch.setattr(module, "write_figure", lambda path, figure: figures.append(figure))
+
+    def draw(rows, **options):
+        module.draw_curves(rows, "curves.png", "cnn on mnist, recipe best, seed 0", **options)
+        return figures[-1]
+
+    return draw
+
+
+def labels(axes):
+    return [text.get_text() for text in axes.get_legend().get_texts()]
+
+
+@pytest.mark.draws
+def test_curves_have_whole_epochs_a_title_and_the_best_epoch(curves):
+    rows = [{"epoch": n, "train_loss": 2.0 / n, "val_loss": 3.0 / n, "lr": 0.1} for n in (1, 2, 3)]
+    figure = curves(rows, best=2)
+    (axes,) = figure.axes
+    assert figure.get_suptitle() == "cnn on mnist, recipe best, seed 0"
+    assert all(tick == int(tick) for tick in axes.get_xticks()) and axes.get_yscale() == "linear"
+    assert labels(axes) == ["train", "val", "best.pt: epoch 2"] and list(axes.lines[2].get_xdata()) == [2, 2]
+
+
+@pytest.mark.draws
+def test_curves_of_an_explosion_can_be_read(curves):
+    rows = [{"epoch": n, "train_loss": loss, "val_loss": loss} for n, loss in enumerate([2.3, 1.9, 1e30, math.inf], 1)]
+    explosion = [{"step": step, "loss": loss} for step, loss in enumerate([-2.0, 1.0, -1e20, math.nan], 40)]
+    by_epoch, by_step = curves(rows, explosion=explosion).axes
+    assert by_epoch.get_yscale() == "log" and by_step.get_yscale() == "symlog"
+    assert by_step.get_ylim()[0] <= -1e20 and "not finite at step 43" in labels(by_step)
+    assert len(curves([], explosion=explosion).axes) == 1  # in the first epoch there is no row yet
+
+
+def test_the_title_of_a_run_says_what_is_trained_on_what():
+    record = {"experiment": "lstm_imdb", "args": {"recipe": "best", "seed": 1}, "dataset": {"name": "imdb"}}
+    assert run.run_title(record) == "lstm_imdb on imdb, recipe best, seed 1"
+    record["args"] |= {"model": "smollm2", "method": "lora"}
+    assert run.run_title(record | {"dataset": None}) == "smollm2 lora, recipe best, seed 1"
+
+
 def test_a_study_that_is_given_again_leaves_finished_runs_alone(trainer, tmp_path):
     ends = ("done", "diverged")
     before = [run_here(trainer, tmp_path, end).read_bytes() for end in ends]
