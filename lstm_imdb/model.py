@@ -135,10 +135,9 @@ class SentimentLSTM(nn.Module):
 
     def states(self, x: Tensor, lengths: Tensor) -> list[Tensor]:
         """x: (B, T, E). Returns the hidden states of the last layer, (B, T, H) for each direction, in text order."""
-        for number, (forward, *backward) in enumerate(self.layers):
-            if number:
-                x = torch.cat(states, 2)
-            x = self.dropout(x)
+        states = [x]
+        for forward, *backward in self.layers:
+            x = self.dropout(states[0] if len(states) == 1 else torch.cat(states, 2))
             states = [forward(x)[0]]  # (B, T, E) -> (B, T, H)
             for lstm in backward:
                 states.append(reverse(lstm(reverse(x, lengths))[0], lengths))

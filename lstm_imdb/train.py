@@ -297,8 +297,7 @@ def main(argv=None):
         final = {"best_epoch": best["epoch"]}
         final["val_loss"], final["val_accuracy"], val_logits = evaluate(net, loaded.val, r)
         final["test_loss"], final["test_accuracy"], logits = evaluate(net, loaded.test, r)
-        final["temperature"] = fit_temperature(val_logits, loaded.val.labels)
-        final |= outcome.report(r, loaded, logits)
+        final |= outcome.report(r, loaded, logits, fit_temperature(val_logits, loaded.val.labels))
         r.finish(
             f"test accuracy {final['test_accuracy']:.2%} with the weights of epoch {best['epoch']} (validation "
             f"{final['val_accuracy']:.2%}), F1 {final['test_f1']:.3f}",
