@@ -59,12 +59,13 @@ def row_of(name, setting, seed, out):
     return row
 
 
-def draw(rows, path):
+def draw(record):
     """Left the validation loss against the step; right the final loss, which is also the legend."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    colours, uniform = matplotlib.colormaps["tab20"], math.log(rows[0]["dataset"]["vocabulary"])
-    rows = [row for row in rows if row["state"] == "done"]
+    colours = matplotlib.colormaps["tab20"]
+    uniform = math.log(record["rows"][0]["dataset"]["vocabulary"])
+    rows = [row for row in record["rows"] if row["state"] == "done"]
     final = {}
     for i, name in enumerate(dict.fromkeys(row["setting"] for row in rows)):
         runs = [row for row in rows if row["setting"] == name]
@@ -91,7 +92,7 @@ def draw(rows, path):
     right.set(xlabel="final validation loss", xlim=(0, 1.15 * min(max(final.values(), default=1), uniform)))
     right.invert_yaxis()
     left.grid(alpha=0.3)
-    run.write_figure(path, figure)
+    return figure
 
 
 @dataclass(kw_only=True)
@@ -112,8 +113,9 @@ def main(argv=None):
         return
     for name in args.study:
         rows = [row_of(name, setting, seed, out) for seed in range(args.seeds) for setting in STUDIES[name]]
-        run.write_json(out / f"{name}.json", {"study": name, "rows": rows})
-        draw(rows, out / f"{name}.png")
+        record = {"study": name, "rows": rows}
+        run.write_json(out / f"{name}.json", record)
+        run.write_figure(out / f"{name}.png", draw(record))
         samples = [f"--- {row['setting']}\n{row['sample']}\n" for row in rows if row["seed"] == 0 and row["sample"]]
         run.write(out / f"{name}-samples.txt", "\n".join(samples))
         for row in rows:

@@ -69,22 +69,20 @@ def row_of(name, setting, seed, out):
     return row
 
 
-def draw(name, rows, path):
+def draw(record):
     """Validation loss against seconds, a line for each run. Study options: bars of the final losses."""
-    rows = [row for row in rows if row["state"] == "done"]
-    if not rows:
-        return
+    rows = [row for row in record["rows"] if row["state"] == "done"]
     figure = Figure(figsize=(6.5, 4), layout="constrained")
     axes = figure.subplots()
     runs = {}  # setting: its rows
     for row in rows:
         runs.setdefault(row["setting"], []).append(row)
-    if name == "options":
+    if record["study"] == "options":
         draw_bars(axes, runs)
     else:
         draw_seconds(axes, runs)
     axes.grid(alpha=0.3)
-    run.write_figure(path, figure)
+    return figure
 
 
 def draw_bars(axes, runs):
@@ -127,8 +125,10 @@ def main(argv=None):
         return
     for name in args.study:
         rows = [row_of(name, setting, seed, out) for seed in range(args.seeds) for setting in STUDIES[name]]
-        run.write_json(out / f"{name}.json", {"study": name, "rows": rows})
-        draw(name, rows, out / f"{name}.png")
+        record = {"study": name, "rows": rows}
+        run.write_json(out / f"{name}.json", record)
+        if any(row["state"] == "done" for row in rows):
+            run.write_figure(out / f"{name}.png", draw(record))
         for setting in STUDIES[name]:
             runs = [row for row in rows if row["setting"] == setting]
             losses = [row["final"]["val_loss"] for row in runs if row["state"] == "done"]

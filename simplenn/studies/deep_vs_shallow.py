@@ -175,7 +175,7 @@ def draw_mnist(record):
                 color = tools.draw_band(panel, x, test, label)
                 tools.draw_band(panel, x, train, None, "--", color)
                 panel.set(xlabel="epoch")
-        axes[0, column].set(title=f"regularization: {name}", yscale="log")
+        axes[0, column].set(title=name if name != "none" else "no regularization", yscale="log")
         if not record["quick"]:
             axes[0, column].set(ylim=(0.01, 0.7))
             axes[1, column].set(ylim=(0.9, 1.002))

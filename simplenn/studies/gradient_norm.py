@@ -87,10 +87,10 @@ def draw(record):
             blocks = values[: len(values) // size * size].reshape(-1, size)
             x = (np.arange(len(blocks)) + 0.5) * size * every
             panel.fill_between(x, 10 ** blocks.min(1), 10 ** blocks.max(1), color=f"C{i}", alpha=0.12, lw=0)
-            panel.plot(x, 10 ** blocks.mean(1), color=f"C{i}", label=f"seed {row['seed']}")
-    block = f"each point: {size * every} iterations"
-    axes[0, 0].set(xlabel="iteration", ylabel="training loss", yscale="log", title=block)
-    axes[0, 1].set(xlabel="iteration", ylabel="norm of the gradient", yscale="log", title=block)
+            panel.plot(x, 10 ** blocks.mean(1), color=f"C{i}", label=f"seed {row['seed']}" if name == "loss" else None)
+    title = f"mean and range of {size * every} iterations"
+    axes[0, 0].set(xlabel="iteration", ylabel="training loss", yscale="log", title=title)
+    axes[0, 1].set(xlabel="iteration", ylabel="norm of the gradient", yscale="log", title=title)
     tools.finish_axes(axes)
     if min(min(row["norm"]) for row in record["rows"]) > 0.01:
         for panel in axes[0]:

@@ -56,7 +56,7 @@ def draw(record):
     figure, axes = tools.panels(1, 2)
     by_width = tools.groups(record["rows"], "parameters")
     noise = record["rows"][0]["noise"]
-    title = f"{record['dataset']['train']:,} images, {f'{noise:.0%} random' if noise else 'true'} labels"
+    title = f"{noise:.0%} of the labels are random" if noise else "true labels"
     lines = [("test", "final", "test, last epoch", "-"), ("train", "final", "training, last epoch", "--")]
     lines.append(("test", "early", "test, best validation epoch", ":"))
     for panel, quantity in zip(axes[0], ("loss", "accuracy")):

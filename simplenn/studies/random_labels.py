@@ -77,7 +77,8 @@ def draw(record):
     labels = ("training loss, given labels", "test loss, true labels", "test accuracy")
     for panel, name in zip(axes[0], labels):
         panel.set(xscale="log", xlabel="epoch", ylabel=name, yscale="linear" if "accuracy" in name else "log")
-    tools.finish_axes(axes)
+        panel.grid(alpha=0.3)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=8)
     return figure
 
 
