@@ -29,6 +29,13 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def to_device(batch: torch.Tensor, device: str | torch.device) -> torch.Tensor:
+    """A batch from the host on `device`. A GPU takes it from pinned memory, so that the program need not wait."""
+    if torch.device(device).type == "cuda":
+        return batch.pin_memory().to(device, non_blocking=True)
+    return batch.to(device)
+
+
 def keep_freed_memory():
     """Let glibc's malloc keep freed memory for the next step. By default it returns large blocks to the system, which
     then has to clear every page anew: up to a fifth of a training step. Other C libraries are left alone."""

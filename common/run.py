@@ -54,7 +54,7 @@ from common.files import (  # noqa: F401, scripts take all of these from `run`
     write_figure,
     write_json,
 )
-from common.machine import environment, facts, native_bf16, peak_memory_mb, pick_device, seed_at, set_threads  # noqa: F401
+from common.machine import environment, facts, native_bf16, peak_memory_mb, pick_device, seed_at, set_threads, to_device  # noqa: F401
 from common.records import FORMAT, read_json, read_record, recorded_args  # noqa: F401
 from common.terminal import Diverged, UserError, cli, error_line, is_main_script, printable  # noqa: F401
 from common.weights import (  # noqa: F401

@@ -180,7 +180,7 @@ def train(args, r, net, tokenizer, parts):
             for group in optimizer.param_groups:
                 group["lr"] = args.lr * lr_factor(args, progress.step, total)
             own, weight = share_of(chosen, r)
-            loss = backward(ddp_model, blocks[own].to(r.device), len(chosen), args, r, eos, weight)
+            loss = backward(ddp_model, run.to_device(blocks[own], r.device), len(chosen), args, r, eos, weight)
             torch.nn.utils.clip_grad_norm_(trainable.weights.values(), args.clip)
             optimizer.step()
             optimizer.zero_grad()

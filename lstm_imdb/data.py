@@ -139,7 +139,8 @@ class Reviews(torch.utils.data.Dataset):
         """
         for index in self.order(batch_size, shuffle, bucket)[start:]:
             tokens, lengths = self.collate(index)
-            yield tokens.to(device), lengths.to(device), self.labels[index].to(device), index
+            batch = (run.to_device(part, device) for part in (tokens, lengths, self.labels[index]))
+            yield *batch, index
 
 
 def build(rows, tokenized, labels, vocabulary, max_len, keep) -> Reviews:

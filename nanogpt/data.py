@@ -140,7 +140,7 @@ def batch(
     block_size + 1. Rows (N, 2, T) come in a random order, with targets of -1, which do not count.
     """
     if tokens.dim() == 3:
-        return tuple(part.to(device) for part in prepared.batch(tokens, block_size, batch_size, seed, step))
+        return tuple(run.to_device(part, device) for part in prepared.batch(tokens, block_size, batch_size, seed, step))
     positions = len(tokens) - block_size
     if positions < 1:
         raise UserError(
@@ -151,9 +151,7 @@ def batch(
     start = torch.randint(positions, (batch_size,), generator=generator)
     # row i of the unfolded view is the window that starts at i, so one gather of rows takes all blocks
     window = tokens.unfold(0, block_size + 1, 1)[start].long()  # (N,) -> (B, T + 1)
-    if torch.device(device).type == "cuda":
-        window = window.pin_memory().to(device, non_blocking=True)
-    window = window.to(device)
+    window = run.to_device(window, device)
     return window[:, :-1].contiguous(), window[:, 1:].contiguous()
 
 
@@ -169,7 +167,7 @@ def blocks(
     if tokens.dim() == 3:
         prepared.check_rows(tokens, block_size)
         for rows in prepared.spaced(tokens, limit).split(batch_size):
-            yield tuple(part.to(device) for part in prepared.trimmed(rows))
+            yield tuple(run.to_device(part, device) for part in prepared.trimmed(rows))
         return
     if limit is not None and limit < block_size:
         tokens = tokens[: limit + 1]
@@ -178,7 +176,8 @@ def blocks(
     n_chosen = n_blocks if whole else limit // block_size
     chosen = torch.arange(n_chosen) * n_blocks // max(1, n_chosen)
     for rows in chosen.split(batch_size) if n_chosen else ():
-        window = tokens.unfold(0, block_size + 1, block_size)[rows].long().to(device)  # (N,) -> (B, T + 1)
+        window = tokens.unfold(0, block_size + 1, block_size)[rows].long()  # (N,) -> (B, T + 1)
+        window = run.to_device(window, device)
         yield window[:, :-1], window[:, 1:]
     if whole and len(rest := tokens[n_blocks * block_size :].long().to(device)) > 1:
         yield rest[None, :-1], rest[None, 1:]

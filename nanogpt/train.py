@@ -270,7 +270,7 @@ def train(args, r, text, init=None):
         place = 0 if args.overfit else progress.step
         x, y = data.batch(text.train, model.block_size, args.bs, args.seed, place)  # (bs, T) each
         targets = (y >= 0).sum() / r.world
-        x, y = (to_device(tokens.split(share)[r.rank], r.device) for tokens in (x, y))
+        x, y = (run.to_device(tokens.split(share)[r.rank], r.device) for tokens in (x, y))
         progress.losses.append(backward(ddp_model, x, y, micro_batch, r, targets))
         evaluating = (progress.step + 1) % eval_every == 0 or progress.step + 1 == args.iters
         if evaluating:  # norms before clipping, which would hide large gradients
@@ -315,13 +315,6 @@ def print_evaluation(args, r, row: dict, generated: str):
         f"{row['elapsed_seconds']:.0f} s\n{textwrap.indent(generated, '    ')}"
     )
     r.text("sample", generated, row["iter"])
-
-
-def to_device(tokens, device):
-    """The tokens on the device; from pinned memory, if it is a GPU, so that the copy does not stop the program."""
-    if device.type == "cuda":
-        return tokens.pin_memory().to(device, non_blocking=True)
-    return tokens.to(device)
 
 
 def sample(model, text, seed, step, r) -> str:

@@ -138,8 +138,8 @@ class Clips:
         words = targets.roll(1, 1)
         words[:, 0] = BOS
         words = words.masked_fill(words == EOS, PAD)  # <eos> is never read
-        features = self.features[index].to(device)
-        return Batch(features, words.to(device), targets.to(device), torch.tensor(clip).to(device))
+        batch = (self.features[index], words, targets, torch.tensor(clip))
+        return Batch(*(run.to_device(part, device) for part in batch))
 
 
 def split_off(ids: list[str], share: float) -> tuple[list[str], list[str]]:

@@ -472,6 +472,8 @@ def test_the_ladder_recovers_the_truth(step, tolerance, tmp_path):
     ladder.main(["--step", str(step), "--out", str(tmp_path)])
     (row,) = json.loads((tmp_path / f"step{step}.json").read_text())["rows"]
     assert row["final"]["largest_error"] < tolerance and (tmp_path / f"step{step}.png").exists()
+    errors = [np.subtract(row["final"]["found"][name], true) for name, true in row["final"]["true"].items()]
+    assert row["final"]["largest_error"] == max(np.abs(error).max() for error in errors)
 
 
 def test_a_step_that_diverges_says_where(tmp_path, recwarn):

@@ -910,6 +910,22 @@ def test_attention_of_the_stages_equals_fused_attention():
     assert torch.allclose(mean[:, 4], x[:, :5].mean(1), atol=1e-6)
 
 
+def test_a_stage_takes_adamws_steps_with_each_batchs_gradient(builtin):
+    nets = [stage.build("one head", builtin.tokenizer.vocab_size) for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    stage.fit(nets[0], builtin, iters=3, seed=5, lr=0.01, bs=4)
+    optimizer = torch.optim.AdamW(nets[1].parameters(), betas=(0.9, 0.99))
+    for step, lr in enumerate([0.01 * 1 / 50 * 3 / 3, 0.01 * 2 / 50 * 2 / 3, 0.01 * 3 / 50 * 1 / 3]):
+        x, y = data.batch(builtin.train, nets[1].block_size, 4, 5, step)
+        loss = F.cross_entropy(nets[1](x).flatten(0, 1), y.flatten())
+        for p, gradient in zip(nets[1].parameters(), torch.autograd.grad(loss, nets[1].parameters())):
+            p.grad = gradient
+        optimizer.param_groups[0]["lr"] = lr
+        optimizer.step()
+    for p, by_hand in zip(nets[0].parameters(), nets[1].parameters()):
+        assert torch.allclose(p, by_hand, rtol=1e-5, atol=1e-7)
+
+
 def test_a_stage_is_trained_and_measured(tmp_path):
     flags = ["--data", "builtin", "--iters", "20", "--limit", "2000"]
     record = stage.main(["--recipe", "one head", *flags, "--out", str(tmp_path / "a")])

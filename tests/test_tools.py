@@ -26,8 +26,8 @@ def load_tool(name):
     return module
 
 
-ledger, export, overview, runs, reproduce, seconds = map(
-    load_tool, ("ledger", "export", "overview", "runs", "reproduce", "seconds")
+address, ledger, export, overview, runs, reproduce, seconds = map(
+    load_tool, ("address", "ledger", "export", "overview", "runs", "reproduce", "seconds")
 )
 mutate, faults = load_tool("mutate"), load_tool("faults")
 by_path = dict(ids=lambda path: path.relative_to(ROOT).as_posix())
@@ -317,6 +317,25 @@ def test_the_first_cell_clones_the_repository(clone, installed, tmp_path, monkey
         exec(filled, space := {})
         assert space["ROOT"] == Path("experiments").absolute() and (space["ROOT"] / "cifar" / "train.py").exists()
     assert not installed
+
+
+def test_the_address_of_the_repository_is_one_constant(clone):
+    for file, text in address.texts_with(address.ADDRESS).items():
+        assert file.read_text(encoding="utf-8") == text, f"{file} has not the address of tools/address.py: run it"
+    somewhere = "https://github.com/someone/experiments"
+    for file, text in address.texts_with(somewhere, clone).items():
+        file.write_text(text, encoding="utf-8")
+        assert somewhere in text
+    assert code_cells(clone / "colab.ipynb")[0].startswith(f'REPOSITORY = "{somewhere}"')
+    badges = re.findall(
+        r"\]\((http[^)]*)\)", (clone / "README.md").read_text(encoding="utf-8").partition("<!-- /badges")[0]
+    )
+    assert f"{somewhere}/actions/workflows/ci.yml" in badges
+    assert "https://colab.research.google.com/github/someone/experiments/blob/main/colab.ipynb" in badges
+    for file, text in address.texts_with("", clone).items():
+        assert text == (ROOT / file.relative_to(clone)).read_text(encoding="utf-8")
+    with pytest.raises(address.UserError, match="must be https://github.com/OWNER/NAME"):
+        address.texts_with("github.com/someone")
 
 
 def test_the_first_cell_installs_what_is_missing_only(clone, installed, monkeypatch):
