@@ -1,9 +1,8 @@
-"""Draw figures/overview.png, the figure of the top README: one panel for each experiment, from its committed records.
+"""The figure of the top README: one panel for each experiment, from its committed records.
 
-python tools/overview.py
+python tools/redraw.py figures/overview.png
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -14,8 +13,6 @@ from matplotlib.figure import Figure
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from common.records import recorded_metrics  # noqa: E402
-
-import redraw  # noqa: E402
 
 BLUE = "#2a6fb0"
 ORANGE = "#e0722f"
@@ -195,10 +192,5 @@ def draw():
     return figure
 
 
-def main(argv=None):
-    argparse.ArgumentParser(description=__doc__).parse_args(argv)
-    redraw.main([str(ROOT / "figures" / "overview.png")])
-
-
 if __name__ == "__main__":
-    main()
+    sys.exit("this module only draws: python tools/redraw.py figures/overview.png writes the figure")
