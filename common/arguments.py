@@ -267,3 +267,27 @@ def data_place(folder: Path, data: str) -> str:
 def data_dir(given=None) -> Path:
     """The folder of datasets: --data-dir, else $DATA_DIR, else data/ beside the experiment's folder."""
     return Path(given or os.environ.get("DATA_DIR") or ROOT / "data")
+
+
+def is_finished(folder: Path, args) -> bool:
+    """Has the run in `folder` ended, done or diverged? A run with other arguments than `args` is a UserError."""
+    file = Path(folder) / "run.json"
+    if not file.exists():
+        return False
+    record = read_record(file)
+    arguments = record_args(args)
+    recorded = defaults_of(args) | record["args"]
+    for name in sorted(arguments.keys() | record["args"].keys()):
+        if recorded.get(name) != arguments.get(name) and (name, arguments.get(name)) not in AUTO:
+            raise UserError(f"{folder}: holds a run with another --{name.replace('_', '-')}; name another --out")
+    return record["state"] in ("done", "diverged")
+
+
+def run_title(record: dict) -> str:
+    """What is trained on what, for the title of a figure: model, dataset, recipe and seed in the record of a run."""
+    args = record["args"]
+    kinds = [args[name] for name in ("model", "kind", "method") if isinstance(args.get(name), str)]
+    model = " ".join(dict.fromkeys(kinds)) or record["experiment"]
+    dataset = (record.get("dataset") or {}).get("name")
+    title = f"{model} on {dataset}" if dataset else model
+    return ", ".join([title, *(f"{name} {args[name]}" for name in ("recipe", "seed") if name in args)])

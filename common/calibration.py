@@ -40,10 +40,11 @@ def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> 
 
 
 def unsure_shares(probabilities: Tensor, labels: Tensor, threshold: float) -> dict[str, float]:
-    """How often the likeliest class is below `threshold`: {"right": share of the right predictions, "wrong": share of
-    the wrong ones}; NaN if there are none. probabilities: (N, C); labels: int64 (N,)."""
+    """How often the likeliest class is below `threshold`, as shares: {"all": of all predictions, "right": of the right
+    ones, which are false alarms, "wrong": of the wrong ones}; NaN if there are none. probabilities: (N, C); labels:
+    int64 (N,)."""
     confidence, predicted = probabilities.max(1)
     unsure = (confidence < threshold).double()
     right = predicted == labels
-    shares = {"right": unsure[right], "wrong": unsure[~right]}
+    shares = {"all": unsure, "right": unsure[right], "wrong": unsure[~right]}
     return {name: values.mean().item() if len(values) else math.nan for name, values in shares.items()}

@@ -1,28 +1,75 @@
 """Curves against epochs or iterations."""
 
+import math
 from pathlib import Path
 
-from common.files import write_figure
+from common.files import plain_text, write_figure
 
 import numpy as np
 
+WIDE = 1000  # values whose largest is this many times the smallest are drawn on a logarithmic scale
+LARGEST = 1e280  # of what is drawn: with matplotlib's margins, larger numbers overflow
 
-def draw_curves(rows: list[dict], path: Path):
-    """One panel per quantity: train_X and val_X of the metrics `rows` against their first column."""
+
+def draw_curves(rows: list[dict], path: Path, title: str, best: float | None = None, explosion: list[dict] = ()):
+    """One panel per quantity: train_X and val_X of the metrics `rows` against their first column.
+
+    best: the value of the first column where the weights of best.pt are from, which a line marks. explosion: of a run
+    that has diverged, {"step": number, "loss": number} up to the step that is not finite; it has a panel of its own.
+    """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
-    quantities = list(dict.fromkeys(c.split("_", 1)[1] for c in rows[0] if c.startswith(("train_", "val_"))))
-    x = next(iter(rows[0]))
-    figure = Figure(figsize=(4.5 * len(quantities), 3.4), layout="constrained")
-    for axes, quantity in zip(np.atleast_1d(figure.subplots(1, len(quantities))), quantities):
+    names = list(rows[0]) if rows else []
+    quantities = list(dict.fromkeys(c.split("_", 1)[1] for c in names if c.startswith(("train_", "val_"))))
+    count = len(quantities) + bool(explosion)
+    figure = Figure(figsize=(4.5 * count, 3.6), layout="constrained")
+    figure.suptitle(plain_text(title), fontsize=10)
+    panels = np.atleast_1d(figure.subplots(1, count))
+    for axes, quantity in zip(panels, quantities):
+        drawn = []
         for part, style in (("train", "--"), ("val", "-")):
-            points = [(row[x], row[f"{part}_{quantity}"]) for row in rows if f"{part}_{quantity}" in row]
+            columns = [names[0], f"{part}_{quantity}"]
+            points = [[row[name] for name in columns] for row in rows if row.keys() >= set(columns)]
             if points:
-                axes.plot(*zip(*points), style, marker="." if len(points) < 30 else None, label=part)
-        axes.set(xlabel=x, title=quantity)
+                x, values = zip(*points)
+                values = without_overflow(values)
+                axes.plot(x, values, style, marker="." if len(points) < 30 else None, label=part)
+                drawn += values
+        if best is not None:
+            axes.axvline(best, color="0.5", ls=":", lw=1.2, label=f"best.pt: {names[0]} {best:g}")
+        axes.set(xlabel=names[0], title=quantity)
+        choose_scale(axes, drawn)
+    if explosion:
+        axes = panels[-1]
+        steps = [row["step"] for row in explosion]
+        losses = without_overflow([row["loss"] for row in explosion])
+        axes.plot(steps, losses, color="tab:red", marker="." if len(steps) < 30 else None, label="training loss")
+        axes.axvline(steps[-1], color="k", ls=":", lw=1.2, label=f"not finite at step {steps[-1]}")
+        axes.set(xlabel="step", title="each step before the explosion")
+        choose_scale(axes, losses)
+    for axes in panels:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
-        axes.legend()
+        axes.legend(fontsize=8)
     write_figure(path, figure)
+
+
+def without_overflow(values: list[float]) -> list[float]:
+    """`values` with NaN, of which nothing is drawn, for those that are too large to draw."""
+    return [value if abs(value) < LARGEST else math.nan for value in values]
+
+
+def choose_scale(axes, values: list[float]):
+    """Draw `values` on a logarithmic scale if their sizes are so different that the small ones would look like zero."""
+    finite = np.array([value for value in values if math.isfinite(value)])
+    sizes = np.abs(finite[finite != 0])
+    if len(sizes) == 0 or sizes.max() < WIDE * sizes.min():
+        return
+    if (finite > 0).all():
+        axes.set_yscale("log")
+    elif sizes.max() > WIDE * np.median(sizes):
+        axes.set_yscale("symlog", linthresh=np.median(sizes))
 
 
 def draw_epochs(axes, rows: list[dict], quantity: str = "val_accuracy", label: str = "validation accuracy"):

@@ -240,12 +240,12 @@ def read_parts(folder: Path, found: ImageFolder, channels: int, size: int) -> li
     return parts
 
 
-def read_image(file: Path, channels: int, size: int, notes: Notes | None = None) -> np.ndarray:
-    """uint8 (channels, size, size): the image cropped square and scaled. notes: takes what was done to it. Raises
-    UserError."""
+def read_image(file: Path, channels: int, size: int, notes: Notes | None = None, crop=ImageOps.fit) -> np.ndarray:
+    """uint8 (channels, size, size): the image cropped square and scaled. notes: takes what was done to it; crop: of an
+    image and a size. Raises UserError."""
     try:
         image, remarks = decode(file)
-        image = ImageOps.fit(image, (size, size))
+        image = crop(image, (size, size))
     except UNREADABLE as error:
         raise UserError(
             f"{file}: is not a readable image ({error or type(error).__name__}); replace or remove it"

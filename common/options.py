@@ -215,7 +215,11 @@ def make_parser(cls, base=None, description: str | None = None) -> argparse.Argu
 
     base: an instance, whose values --help shows as defaults. The common flags come first.
     """
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # else --data means --data-dir in a script without --data
+    )
     add_options(parser, cls, base)
     parser.add_argument("--set", type=set_arg(cls), default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return parser

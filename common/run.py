@@ -12,8 +12,7 @@ Nothing here knows which experiment it serves. In outline:
         r.finish("test accuracy 42.0%", test_accuracy=0.42)
 """
 
-import csv
-import io
+import contextlib
 import os
 import shlex
 import signal
@@ -34,11 +33,13 @@ from common.arguments import (  # noqa: F401, scripts take these from `run`, too
     dataset_arg,
     defaults_of,
     device_option,
+    is_finished,
     parse_options,
     path_arg,
     precision_option,
     record_args,
     recorded_options,
+    run_title,
     threads_option,
 )
 from common.curves import draw_curves
@@ -54,7 +55,17 @@ from common.files import (  # noqa: F401, scripts take all of these from `run`
     write_figure,
     write_json,
 )
-from common.machine import environment, facts, native_bf16, peak_memory_mb, pick_device, seed_at, set_threads, to_device  # noqa: F401
+from common.machine import (  # noqa: F401
+    environment,
+    facts,
+    native_bf16,
+    peak_memory_mb,
+    pick_device,
+    seed_at,
+    set_threads,
+    to_device,
+)
+from common.metrics import append_row, read_rows, write_rows
 from common.records import FORMAT, read_json, read_record, recorded_args  # noqa: F401
 from common.terminal import Diverged, UserError, cli, error_line, is_main_script, printable  # noqa: F401
 from common.weights import (  # noqa: F401
@@ -88,20 +99,6 @@ def newest_run(experiment: str, accept=lambda record: True) -> Path | None:
     return max(finished)[1] if finished else None
 
 
-def is_finished(folder: Path, args) -> bool:
-    """Has the run in `folder` ended, done or diverged? A run with other arguments than `args` is a UserError."""
-    file = Path(folder) / "run.json"
-    if not file.exists():
-        return False
-    record = read_record(file)
-    arguments = record_args(args)
-    recorded = defaults_of(args) | record["args"]
-    for name in sorted(arguments.keys() | record["args"].keys()):
-        if recorded.get(name) != arguments.get(name) and (name, arguments.get(name)) not in AUTO:
-            raise UserError(f"{folder}: holds a run with another --{name.replace('_', '-')}; name another --out")
-    return record["state"] in ("done", "diverged")
-
-
 # ------------------------------------------------------------------------------------------------------ the run
 
 
@@ -131,6 +128,8 @@ class Run:
         precision = getattr(args, "precision", "auto")
         self.precision = old.get("precision", auto) if precision == "auto" else precision
         self.rows = []
+        self._steps = {}  # {step: its loss} since the last row
+        self._best = None  # the first column of the row whose weights are in best.pt
         self._signal = None
         self._drawn = 0.0
         self._began = time.monotonic()
@@ -217,6 +216,7 @@ class Run:
         ends = {None: self.record["state"], KeyboardInterrupt: "interrupted", Diverged: "diverged"}
         if kind is Diverged:
             self.record["diverged_at_step"] = error.step
+            self._show_explosion(error)
         try:
             self._close(ends.get(kind, "failed"))
         finally:
@@ -286,15 +286,11 @@ class Run:
         if self._signal and not self.stop_within_epoch:  # KeyboardInterrupt was lost in a destructor or a callback
             self.stop()
         self.rows.append(row)
+        self._steps = {}
         if self.rank == 0:
-            table = io.StringIO(newline="")
-            writer = csv.DictWriter(table, list(row))
-            if len(self.rows) == 1:
-                writer.writeheader()
-            writer.writerow(row)
-            append(self.folder / "metrics.csv", table.getvalue())
+            append_row(self.folder / "metrics.csv", row, names=len(self.rows) == 1)
             if time.monotonic() - self._drawn > 10:
-                draw_curves(self.rows, self.folder / "curves.png")
+                self._draw()
                 self._drawn = time.monotonic()
             if self._events:
                 self._events.log(row)
@@ -305,10 +301,29 @@ class Run:
             self._events.text(tag, text, step)
 
     def check_finite(self, losses: torch.Tensor, first_step: int):
-        """Raise Diverged at the first loss that is not finite; losses[0] belongs to step `first_step`."""
-        bad = (~torch.isfinite(losses)).nonzero()
-        if len(bad):
-            raise Diverged(first_step + bad[0].item())
+        """Raise Diverged at the first loss that is not finite; losses[0] belongs to step `first_step`.
+
+        losses: (N,), or (N, K) of K numbers a step, the loss first. What came before an explosion is drawn.
+        """
+        losses = losses.detach().cpu().reshape(len(losses), -1)
+        bad = (~torch.isfinite(losses)).any(1).nonzero().flatten().tolist()
+        seen = losses[: bad[0] + 1] if bad else losses
+        self._steps |= enumerate(seen[:, 0].tolist(), first_step)
+        if bad:
+            raise Diverged(first_step + bad[0])
+
+    def _show_explosion(self, error: Diverged):
+        """Draw the curves of a diverged run, and the loss of each step since the last row, as in explosion.csv."""
+        steps = [{"step": step, "loss": loss} for step, loss in sorted(self._steps.items())]
+        if self.rank == 0 and (steps or self.rows):
+            with contextlib.suppress(UserError):  # a full disk: the explosion is the news
+                if steps:
+                    write_rows(self.folder / "explosion.csv", steps)
+                self._draw(steps)
+                error.figure = display_path(self.folder / "curves.png")
+
+    def _draw(self, explosion: list[dict] = ()):
+        draw_curves(self.rows, self.folder / "curves.png", run_title(self.record), self._best, explosion)
 
     def figure(self, name: str, figure):
         """Write a matplotlib figure into the run folder."""
@@ -331,7 +346,13 @@ class Run:
 
     def save_best(self, **state):
         """Write best.pt."""
+        self._mark_best(len(self.rows))
         self.save("best.pt", **state)
+
+    def _mark_best(self, rows):
+        """The weights of best.pt are from the last of the first `rows` rows."""
+        if 0 < rows <= len(self.rows):
+            self._best = next(iter(self.rows[rows - 1].values()))
 
     def _random_states(self):
         states = {"cpu": torch.get_rng_state()}
@@ -354,30 +375,17 @@ class Run:
                     torch.cuda.set_rng_state(state["random"][self.rank]["cuda"], self.device)
             except (RuntimeError, TypeError, LookupError) as error:
                 raise UserError(f"{path}: is damaged: its random state is not valid") from error
-        self._read_metrics(state["rows"] if state else 0)
+        file = self.folder / "metrics.csv"
+        if file.exists():
+            self.rows = read_rows(file, state["rows"] if state else 0, cut=self.rank == 0)
         return state
 
     def load_best(self, **parts) -> Checkpoint:
         """Load best.pt into the modules `parts`."""
         state = read_checkpoint(self.folder / "best.pt", self.device)
         state.load_into(**parts)
+        self._mark_best(state["rows"])
         return state
-
-    def _read_metrics(self, rows):
-        file = self.folder / "metrics.csv"
-        if not file.exists():
-            return
-        try:
-            if not file.is_file():
-                raise ValueError("not a regular file")
-            with open(file, newline="", encoding="utf-8") as lines:
-                table = list(csv.reader(lines))
-            header, *values = table[: rows + 1] if rows and table else [[]]
-            self.rows = [{k: float(v) for k, v in zip(header, row, strict=True)} for row in values]
-        except (OSError, ValueError, csv.Error) as error:
-            raise UserError(f"{file}: is damaged; remove it to lose the curves, or start a new run") from error
-        if self.rank == 0:
-            write(file, "".join(",".join(row) + "\r\n" for row in [header, *values] if row))
 
     def finish(self, text: str, uniform_loss: float | None = None, **final):
         """Record the final metrics, draw the curves, and print `text` with the seconds and the folder.
@@ -395,7 +403,7 @@ class Run:
             )
             self.print(f"warning: {self.record['warning']}")
         if self.rows and self.rank == 0:
-            draw_curves(self.rows, self.folder / "curves.png")
+            self._draw()
         self.record |= {"state": "done", "final": final}
         self._write_record()
         self.print(f"{text}; {self.record.get('wall_s', 0):.0f} s; {display_path(self.folder)}")

@@ -4,6 +4,7 @@ Importing it first makes Ctrl-C, a closed pipe and a full disk end in one line i
 lies beside `common`. It does nothing in tests, notebooks and DataLoader workers.
 """
 
+import ast
 import multiprocessing
 import os
 import re
@@ -22,11 +23,16 @@ class UserError(Exception):
 
 
 class Diverged(UserError):
-    """The loss is no longer finite at `step`."""
+    """The loss is no longer finite at `step`. figure: the file that shows how it exploded, once it is drawn."""
 
     def __init__(self, step):
         super().__init__(f"diverged: the loss is not finite at step {step}; a smaller --lr usually fixes it")
         self.step = step
+        self.figure = None
+
+    def __str__(self):
+        shown = f"; {self.figure} shows how" if self.figure else ""
+        return super().__str__() + shown
 
 
 def cli(main):
@@ -108,6 +114,23 @@ def is_main_script() -> bool:
     return Path(main).resolve().parent in Path(package).resolve().parents
 
 
+def is_command(script: Path) -> bool:
+    """Does a script do something when it is started? Else it is a module, which only defines what scripts import."""
+    statements = ast.parse(script.read_bytes()).body
+    calls = [one for one in statements if isinstance(one, ast.Expr) and isinstance(one.value, ast.Call)]
+    return bool(calls) or any(isinstance(one, ast.If | ast.For | ast.While | ast.With | ast.Try) for one in statements)
+
+
+def refuse_module(script: Path):
+    """Exit with 2 and one line if the script that was started is no command; it would end without a word."""
+    if not script.is_file() or is_command(script):  # no file: standard input
+        return
+    names = [file.name for file in sorted(script.parent.glob("*.py")) if is_command(file) and file.name != "common.py"]
+    message = f"error: {script.name} is a module that scripts import; the commands here are {', '.join(names)}"
+    print(message, file=sys.stderr)
+    raise SystemExit(2)
+
+
 def exit_interrupted(*_):
     os.write(2, b"interrupted\n")
     os._exit(130)
@@ -137,4 +160,5 @@ def protect():
 
 
 if is_main_script():
+    refuse_module(Path(sys.modules["__main__"].__file__))
     protect()

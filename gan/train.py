@@ -177,7 +177,7 @@ def train(args, r, gan, train_set, judge):
 
             progress.add(*measured)
             if progress.step % 50 == 0:
-                r.check_finite(progress.totals[: progress.step].sum(1), epoch * steps)
+                r.check_finite(progress.totals[: progress.step], epoch * steps)
                 recent = progress.totals[progress.step - 50 : progress.step, 0]
                 bar.set_postfix(d_loss=f"{recent.mean().item():.3f}")
             stopping = r.should_stop()
@@ -187,7 +187,7 @@ def train(args, r, gan, train_set, judge):
             if stopping:
                 r.stop()
 
-        r.check_finite(progress.totals.sum(1), epoch * steps)
+        r.check_finite(progress.totals, epoch * steps)
         progress.seconds = time.monotonic() - began
         if (epoch + 1) % args.eval_every == 0 or epoch + 1 == args.epochs:
             evaluate(args, r, gan, judge, progress, epoch + 1)

@@ -86,29 +86,40 @@ def fir(seed: int = 0, n: int = 2500, response: np.ndarray = RESPONSE) -> Regres
     return split("fir", columns, inputs, inputs @ response + 0.1 * rng.normal(size=n), response)
 
 
-def read_csv(path: str | Path, target: str) -> tuple[list[str], np.ndarray]:
-    """(names, values float64 (N, columns)) of a CSV with a line of names above lines of numbers. Raises UserError."""
+def read_csv(path: str | Path, wanted: list[str], all_columns: bool) -> tuple[list[str], np.ndarray]:
+    """(names, values float64 (N, columns)) of a CSV with a line of names above lines of numbers. Raises UserError.
+
+    wanted: names of columns that have to be there. all_columns: read the others too; else these may hold anything, and
+    no wanted name stands for the only column.
+    """
     file_name, rows = run.display_path(path), []
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             lines = csv.reader(file)
             names = [name.strip() for name in next(lines, [])]
-            if target not in names:
-                found = " ".join(", ".join(names).split())[:300] or "nothing"
-                raise UserError(f"{file_name}: has no column {target!r}; its first line has {found}")
-            if len(set(names)) < len(names) or len(names) < 2:
-                raise UserError(f"{file_name}: needs at least two columns with different names in its first line")
+            found = " ".join(", ".join(names).split())[:300] or "nothing"
+            for name in wanted:
+                if name not in names:
+                    raise UserError(f"{file_name}: has no column {short(name)!r}; its first line has {found}")
+            if len(set(names)) < len(names):
+                raise UserError(f"{file_name}: needs columns with different names in its first line")
+            if all_columns and len(names) < 2:
+                raise UserError(f"{file_name}: needs at least two columns")
+            if not all_columns and not wanted and len(names) != 1:
+                raise UserError(f"{file_name}: needs --column NAME; its first line has {found}")
+            read = names if all_columns else wanted or names
             for cells in lines:
                 line = f"{file_name}, line {lines.line_num}"
                 if cells and len(cells) != len(names):  # a blank line has none, and is skipped
                     raise UserError(f"{line}: has {len(cells)} cells for {len(names)} columns")
                 if cells:
-                    rows.append([number(cell, f"{line}, column {name!r}") for cell, name in zip(cells, names)])
+                    cells = dict(zip(names, cells))
+                    rows.append([number(cells[name], f"{line}, column {name!r}") for name in read])
     except OSError as error:
         raise UserError(f"{file_name}: cannot be read ({error.strerror})") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{file_name}: is not a CSV text file ({error})") from error
-    return names, np.array(rows, dtype=np.float64).reshape(-1, len(names))
+    return read, np.array(rows, dtype=np.float64).reshape(-1, len(read))
 
 
 def number(cell: str, place: str) -> float:
@@ -130,7 +141,7 @@ def from_csv(path: str | Path, target: str) -> Regression:
     Without this scaling, the column with the largest numbers would limit the step size. Rows are shuffled, always in
     the same order. Raises UserError.
     """
-    names, values = read_csv(path, target)
+    names, values = read_csv(path, [target], all_columns=True)
     values = values[np.random.default_rng(0).permutation(len(values))]
     column, file_name = names.index(target), run.display_path(path)
     features, targets = np.delete(values, column, axis=1), values[:, column]

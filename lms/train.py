@@ -74,10 +74,11 @@ def train(args, r, problem, wiener):
     bar = tqdm(range(first_epoch, args.epochs), "LMS", args.epochs, initial=first_epoch, leave=False, disable=None)
     for epoch in bar:
         order = np.random.default_rng((args.seed, epoch)).permutation(n)
-        with np.errstate(over="ignore", invalid="ignore"):  # the next line checks for divergence
+        with np.errstate(over="ignore", invalid="ignore"):  # the next lines check for divergence
             weights, errors = model.lms(X[order], d[order], args.lr, w)
         if (sample := model.diverged_at(errors)) is not None:
-            raise run.Diverged(epoch * n + sample)
+            errors[sample:] = np.nan
+        r.check_finite(torch.from_numpy(errors**2), epoch * n)
         w[:] = weights[-1]
 
         samples = PLOTTED[(PLOTTED > epoch * n) & (PLOTTED <= (epoch + 1) * n)] - epoch * n - 1

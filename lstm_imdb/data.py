@@ -28,6 +28,8 @@ PAD, UNK = 0, 1
 DATA_HELP = "imdb, builtin, auto, a CSV file with text and label columns, or a folder like aclImdb"
 dataset_arg = run.dataset_arg("auto", "builtin", "imdb", files=True)
 TOKEN = regex.compile(rf"{WORD}(?:(?<=n)'t\b)?|'(?:s|re|ve|ll|d|m)\b|[!?]|{EMOJI}")
+SENTENCE_DRAWS = 1 << 20  # the place of epoch 0's sentences in a seed's random numbers, past that of its order
+SENTENCE_END = regex.compile(r"""(?<=[.!?…][)"'”’]?)\s+|(?:<br />)+""")
 
 
 def tokenize(text: str) -> list[str]:
@@ -46,6 +48,15 @@ def tokenize(text: str) -> list[str]:
             token = "n't"
         tokens.append(token)
     return tokens
+
+
+def split_sentences(text: str) -> list[str]:
+    """The sentences of a text. One ends at a line break, and at a full stop, ! or ? before a space.
+
+    >>> split_sentences('Well made (and acted!) Mr. T. is 3.5 feet tall.<br />"Wow!" they said')
+    ['Well made (and acted!)', 'Mr.', 'T.', 'is 3.5 feet tall.', '"Wow!"', 'they said']
+    """
+    return [sentence for sentence in SENTENCE_END.split(text) if sentence.strip()]
 
 
 def stop_words() -> frozenset[str]:
@@ -87,8 +98,10 @@ class Reviews(torch.utils.data.Dataset):
     """Labelled reviews as word indices, all in memory, truncated to `max_len` when they are read.
 
     tokens: int32 (all words of all reviews,); starts: int64 (N + 1,), where each review begins; labels: int64 (N,);
-    keep: "start" or "end", the part of a long review that is kept; rows: int64 (N,), rows of the corpus. Indexing gives
-    one example padded to `max_len`, (int64 (max_len,), int), for use with a DataLoader; `batches` is the fast way.
+    keep: "start" or "end", the part of a long review that is kept; rows: int64 (N,), rows of the corpus;
+    sentence_starts: int64 (sentences + 1,), where each sentence begins; sentences: the share of the reviews of which a
+    shuffled epoch reads one sentence alone. Indexing gives one example padded to `max_len`, (int64 (max_len,), int),
+    for use with a DataLoader; `batches` is the fast way.
     """
 
     tokens: Tensor
@@ -97,6 +110,8 @@ class Reviews(torch.utils.data.Dataset):
     rows: Tensor
     max_len: int = 400
     keep: str = "start"
+    sentence_starts: Tensor | None = None
+    sentences: float = 0.0
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -107,27 +122,47 @@ class Reviews(torch.utils.data.Dataset):
         return self.starts.diff().clamp(max=self.max_len)
 
     def __getitem__(self, i: int) -> tuple[Tensor, int]:
-        tokens, _ = self.collate(torch.tensor([range(len(self))[i]]), self.max_len)
+        i = range(len(self))[i]
+        first, lengths = self.spans()
+        tokens = self.collate(first[i : i + 1], lengths[i : i + 1], self.max_len)
         return tokens[0], int(self.labels[i])
 
-    def collate(self, index: Tensor, width: int | None = None) -> tuple[Tensor, Tensor]:
-        """(tokens int64 (B, T), lengths (B,)) of the reviews `index` (B,), padded to `width` or else to the longest."""
-        lengths = self.lengths[index]
-        first = self.starts[index] if self.keep == "start" else self.starts[index + 1] - lengths
+    def spans(self, shuffle: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:
+        """(where in `tokens` each review begins, how many words are read), int64 (N,) each.
+
+        With `shuffle`, (seed, epoch), a share of `sentences` of the reviews, drawn at random, is one sentence, drawn at
+        random, too; a long sentence is cut like a review.
+        """
+        starts, ends = self.starts[:-1], self.starts[1:]
+        if shuffle is not None and self.sentences:
+            seed, epoch = shuffle
+            generator = torch.Generator().manual_seed(run.seed_at(seed, SENTENCE_DRAWS + epoch))
+            of_review = torch.searchsorted(self.sentence_starts, self.starts)  # (N + 1,): the first sentence of each
+            count = of_review.diff()  # (N,)
+            drawn = of_review[:-1] + (torch.rand(len(self), generator=generator) * count).long()  # (N,)
+            alone = torch.rand(len(self), generator=generator) < self.sentences  # (N,)
+            starts = torch.where(alone, self.sentence_starts[drawn], starts)
+            ends = torch.where(alone, self.sentence_starts[drawn + 1], ends)
+        lengths = (ends - starts).clamp(max=self.max_len)
+        return (starts if self.keep == "start" else ends - lengths), lengths
+
+    def collate(self, first: Tensor, lengths: Tensor, width: int | None = None) -> Tensor:
+        """Tokens int64 (B, T) of the spans (B,), padded to `width` or else to the longest."""
         position = torch.arange(width or int(lengths.max()))  # (T,)
         inside = position < lengths[:, None]  # (B, T)
         places = (first[:, None] + position).clamp(max=len(self.tokens) - 1)
-        return torch.where(inside, self.tokens[places], PAD).long(), lengths
+        return torch.where(inside, self.tokens[places], PAD).long()
 
     def order(self, batch_size: int, shuffle: tuple[int, int] | None = None, bucket: int = 50) -> list[Tensor]:
         """The indices of every batch. Without `shuffle` sorted by length. With (seed, epoch): a random permutation is
         cut into chunks of `bucket` batches, each is sorted by length, and the batches come in random order. So every
         review is seen once per epoch, beside others of its length, which differ from epoch to epoch."""
+        _, lengths = self.spans(shuffle)
         if shuffle is None:
-            return list(self.lengths.argsort(stable=True).split(batch_size))
+            return list(lengths.argsort(stable=True).split(batch_size))
         generator = torch.Generator().manual_seed(run.seed_at(*shuffle))
         chunks = torch.randperm(len(self), generator=generator).split(bucket * batch_size)
-        batches = [b for chunk in chunks for b in chunk[self.lengths[chunk].argsort(stable=True)].split(batch_size)]
+        batches = [b for chunk in chunks for b in chunk[lengths[chunk].argsort(stable=True)].split(batch_size)]
         return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
     def batches(
@@ -137,9 +172,10 @@ class Reviews(torch.utils.data.Dataset):
 
         shuffle, bucket: see `order`; start: how many batches of the epoch to skip.
         """
+        first, lengths = self.spans(shuffle)
         for index in self.order(batch_size, shuffle, bucket)[start:]:
-            tokens, lengths = self.collate(index)
-            batch = (run.to_device(part, device) for part in (tokens, lengths, self.labels[index]))
+            tokens = self.collate(first[index], lengths[index])
+            batch = (run.to_device(part, device) for part in (tokens, lengths[index], self.labels[index]))
             yield *batch, index
 
 
@@ -150,6 +186,16 @@ def build(rows, tokenized, labels, vocabulary, max_len, keep) -> Reviews:
     flat = np.fromiter((i for review in encoded for i in review), np.int32, starts[-1])
     labels = torch.tensor([labels[i] for i in rows])
     return Reviews(torch.from_numpy(flat), torch.from_numpy(starts), labels, torch.tensor(rows), max_len, keep)
+
+
+def sentence_starts(reviews: Reviews, texts: list[str], vocabulary: Vocabulary) -> Tensor:
+    """int64 (sentences + 1,): where in `reviews.tokens` the sentences of the reviews begin. texts: of all rows."""
+    lengths = []
+    for row in reviews.rows.tolist():
+        sentences = [tokenize(sentence) for sentence in split_sentences(texts[row])]
+        words = [sum(word not in vocabulary.ignored for word in sentence) for sentence in sentences]
+        lengths += [count for count in words if count] or [1]  # a review without words is one <unk>
+    return torch.tensor([0, *lengths]).cumsum(0)
 
 
 @dataclass
@@ -174,10 +220,12 @@ def load(
     filter_stop_words: bool = False,
     max_len: int = 400,
     keep: str = "start",
+    sentences: float = 0.0,
 ) -> Data:
     """The dataset `name` (see corpus.load), tokenized and indexed by the vocabulary of its training reviews.
 
-    limit: only the first `limit` reviews of each part. Raises UserError.
+    limit: only the first `limit` reviews of each part; sentences: the share of the training reviews of which an epoch
+    reads one sentence alone. Raises UserError.
     """
     texts, parts, facts = corpus.load(name, data_dir, split)
     parts = {part: rows[:limit] for part, rows in parts.items()}
@@ -191,8 +239,12 @@ def load(
             f"reviews has {len(vocabulary) - 2} words; two or more are needed"
         )
     reviews = [build(rows, tokenized, texts.labels, vocabulary, max_len, keep) for rows in parts.values()]
+    loaded = Data(*reviews, vocabulary, texts, facts)
+    if sentences:
+        loaded.train.sentences = sentences
+        loaded.train.sentence_starts = sentence_starts(loaded.train, texts.texts, vocabulary)
     facts |= {part: len(rows) for part, rows in parts.items()} | {"vocabulary": len(vocabulary)}
-    return Data(*reviews, vocabulary, texts, facts)
+    return loaded
 
 
 def keep_apart(name: str, parts: dict, tokenized: dict, facts: dict) -> dict:

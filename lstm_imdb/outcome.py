@@ -5,8 +5,11 @@ import io
 import math
 
 from common import run
+from common.calibration import calibration_error, unsure_shares
 
 import numpy as np
+
+UNSURE = 0.7  # below this probability an answer is called unsure
 
 
 def confusion(labels, predicted, classes: int) -> np.ndarray:
@@ -46,13 +49,13 @@ def paired_difference(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, floa
     return float(difference.mean()), float(1.96 * difference.std(ddof=1) / len(difference) ** 0.5)
 
 
-def report(r, loaded, logits) -> dict:
+def report(r, loaded, logits, temperature: float) -> dict:
     """Write predictions.csv, confusion.png and mistakes.txt into the run folder; return the final metrics.
 
-    logits: (N, classes) of the test reviews.
+    logits: (N, classes) of the test reviews; temperature: that of calibrated probabilities.
     """
     classes, test = loaded.corpus.classes, loaded.test
-    probabilities = logits.softmax(1)
+    probabilities = (logits / temperature).softmax(1)
     predicted, labels = logits.argmax(1), test.labels
     counts = confusion(labels, predicted, len(classes))
     table = io.StringIO(newline="")
@@ -70,7 +73,32 @@ def report(r, loaded, logits) -> dict:
         "test_f1": f1_score(counts),
         "confusion": counts.tolist() if len(classes) <= 20 else None,
         "test_correct": pack(predicted == labels),
+        "temperature": temperature,
+        **sureness(probabilities, labels),
     }
+
+
+def sureness(probabilities, labels) -> dict:
+    """How far probabilities can be trusted, and what calling those below UNSURE unsure does: the share of all answers
+    that are unsure, of the right ones and of the wrong ones, and the false alarms, the share of the sure ones that are
+    wrong. probabilities: (N, classes); labels: (N,)."""
+    confidence, predicted = probabilities.max(1)
+    sure = confidence >= UNSURE
+    shares = unsure_shares(probabilities, labels, UNSURE)
+    wrong = predicted[sure] != labels[sure]
+    return {
+        "calibration_error": calibration_error(probabilities, labels),
+        "unsure_below": UNSURE,
+        "unsure": 1 - sure.double().mean().item(),
+        "unsure_right": finite(shares["right"]),
+        "unsure_wrong": finite(shares["wrong"]),
+        "false_alarms": wrong.double().mean().item() if sure.any() else None,
+    }
+
+
+def finite(share: float) -> float | None:
+    """The share of a group; None if there is nobody in it."""
+    return None if math.isnan(share) else share
 
 
 def mistakes(loaded, probabilities, count: int = 20) -> str:

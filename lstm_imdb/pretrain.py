@@ -117,7 +117,7 @@ def pretrain(args, r, lm, loaded):
         seconds = time.monotonic() - began
         train_loss = mean_loss(progress)
         val_loss = evaluate(lm, loaded.val, r)
-        r.check_finite(torch.tensor([train_loss, val_loss]), (epoch + 1) * steps - 1)
+        r.check_finite(torch.tensor([val_loss]), (epoch + 1) * steps)
         r.log({"epoch": epoch + 1, "train_loss": train_loss, "val_loss": val_loss, "epoch_seconds": round(seconds, 2)})
         r.print(
             f"epoch {epoch + 1:>2}/{args.epochs}   loss {train_loss:.3f} train {val_loss:.3f} val   perplexity "

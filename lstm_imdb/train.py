@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass, replace
 
 from common import run, schedules
+from common.calibration import fit_temperature
 from common.options import option
 
 import torch
@@ -28,7 +29,7 @@ from corpus import SPLITS
 from data import DATA_HELP, dataset_arg
 from model import CELLS, POOLS
 
-RECIPE_NAMES = ["plain", "best", "tiny"]
+RECIPE_NAMES = ["plain", "best", "short", "tiny"]
 DECAYS = ["none", "onecycle"]
 KEEP = ["start", "end"]
 FILE_HELP = "a file, relative to the folder of the datasets"
@@ -67,6 +68,7 @@ class Options(ReviewOptions):
     pool: str = option("last", "the state at the last word, or pooling over all states", choices=POOLS)
     word_dropout: float = option(0.0, "share of words that training replaces by <unk>", at_least=0, below=1)
     adversarial: float = option(0.0, "length of adversarial moves, in norms of the word vectors", at_least=0, at_most=1)
+    sentences: float = option(0.0, "share of the reviews of which an epoch reads one sentence", at_least=0, at_most=1)
     vectors: str | None = option(
         None, f"word vectors in GloVe's text format: {FILE_HELP}", type=run.path_arg, metavar="FILE"
     )
@@ -74,18 +76,20 @@ class Options(ReviewOptions):
 
 
 PLAIN = Options()
+BEST = replace(
+    PLAIN,
+    epochs=6,
+    max_words=30_000,
+    embed=100,
+    bidirectional=True,
+    pool="max",
+    word_dropout=0.2,
+    adversarial=0.05,
+)
 RECIPES = {
     "plain": PLAIN,
-    "best": replace(
-        PLAIN,
-        epochs=6,
-        max_words=30_000,
-        embed=100,
-        bidirectional=True,
-        pool="max",
-        word_dropout=0.2,
-        adversarial=0.05,
-    ),
+    "best": BEST,
+    "short": replace(PLAIN, epochs=6, sentences=0.5),  # for short texts, too
     "tiny": replace(PLAIN, epochs=2, bs=20, embed=8, hidden=8, max_words=500, decay="none"),  # a second, for tests
 }
 AUTO_PRECISION = "bf16"  # bench.py: 1.35 times as fast as fp32 if the hardware multiplies bfloat16
@@ -106,24 +110,25 @@ def backward(net, tokens, lengths, labels, adversarial, r):
     Adversarial training (Miyato et al. 2017, section 3): the batch is also trained with the word vectors moved in the
     direction in which the loss rises fastest, by `adversarial` times the norm of the review's vectors.
     """
-    tokens = net.drop_words(tokens)
-    vectors = net.embedding(tokens)  # (B, T) -> (B, T, E)
+    embedded = net.embedding(net.drop_words(tokens))  # (B, T) -> (B, T, E)
+    vectors = embedded.detach().requires_grad_()  # the gradients of both passes meet here
     with r.autocast():
         logits = net.classify(vectors, lengths)  # (B, T, E), (B,) -> (B, C)
     loss = F.cross_entropy(logits.float(), labels)
-    if not adversarial:
+    if adversarial:
+        (loss / 2).backward()
+        size = vectors.detach().flatten(1).norm(dim=1)[:, None, None]  # (B, 1, 1)
+        slope = vectors.grad.flatten(1).norm(dim=1)[:, None, None]
+        move = adversarial * size / slope.clamp(min=1e-12) * vectors.grad
+        with r.autocast():
+            moved = net.classify(vectors + move, lengths)
+        adversarial_loss = F.cross_entropy(moved.float(), labels)
+        (adversarial_loss / 2).backward()
+        loss = (loss + adversarial_loss) / 2
+    else:
         loss.backward()
-        return loss.detach(), logits
-    vectors.retain_grad()
-    (loss / 2).backward()
-    size = vectors.detach().flatten(1).norm(dim=1)[:, None, None]  # (B, 1, 1)
-    slope = vectors.grad.flatten(1).norm(dim=1)[:, None, None]
-    move = adversarial * size / slope.clamp(min=1e-12) * vectors.grad
-    with r.autocast():
-        moved = net.classify(net.embedding(tokens) + move, lengths)
-    adversarial_loss = F.cross_entropy(moved.float(), labels)
-    (adversarial_loss / 2).backward()
-    return (loss + adversarial_loss).detach() / 2, logits
+    embedded.backward(vectors.grad)
+    return loss.detach(), logits
 
 
 @dataclass
@@ -186,7 +191,7 @@ def train(args, r, net, loaded):
         seconds = time.monotonic() - began
         train_loss, train_accuracy = (progress.totals.sum(0) / len(loaded.train)).tolist()
         val_loss, val_accuracy, _ = evaluate(net, loaded.val, r)
-        r.check_finite(torch.tensor([train_loss, val_loss]), (epoch + 1) * steps - 1)
+        r.check_finite(torch.tensor([val_loss]), (epoch + 1) * steps)
         r.log(
             {
                 "epoch": epoch + 1,
@@ -239,8 +244,8 @@ def build_model(args, vocabulary: int, classes: int) -> model.SentimentLSTM:
     )
 
 
-def load_data(args) -> data.Data:
-    """The data of `args`, or of the arguments in a record."""
+def load_data(args, sentences: float = 0.0) -> data.Data:
+    """The data of `args`, or of the arguments in a record. sentences: see data.load."""
     return data.load(
         args.data,
         args.data_dir,
@@ -251,6 +256,7 @@ def load_data(args) -> data.Data:
         args.stop_words,
         args.max_len,
         args.keep,
+        sentences,
     )
 
 
@@ -266,7 +272,7 @@ def parse(argv=None) -> Options:
 
 def main(argv=None):
     args = parse(argv)
-    loaded = load_data(args)
+    loaded = load_data(args, args.sentences)
     facts, classes = loaded.facts, loaded.corpus.classes
     args.data = facts["name"] if args.data == "auto" else args.data
     name = f"{facts['name']}-{args.recipe}"
@@ -289,9 +295,9 @@ def main(argv=None):
 
         best = r.load_best(model=net)
         final = {"best_epoch": best["epoch"]}
-        final["val_loss"], final["val_accuracy"], _ = evaluate(net, loaded.val, r)
+        final["val_loss"], final["val_accuracy"], val_logits = evaluate(net, loaded.val, r)
         final["test_loss"], final["test_accuracy"], logits = evaluate(net, loaded.test, r)
-        final |= outcome.report(r, loaded, logits)
+        final |= outcome.report(r, loaded, logits, fit_temperature(val_logits, loaded.val.labels))
         r.finish(
             f"test accuracy {final['test_accuracy']:.2%} with the weights of epoch {best['epoch']} (validation "
             f"{final['val_accuracy']:.2%}), F1 {final['test_f1']:.3f}",

@@ -25,6 +25,10 @@ import stage
 from data import DATA_HELP, TOKENS, dataset_arg
 
 MISTAKES = ["none", *stage.MISTAKES]
+OLD_NAMES = {  # in records that were made before these were renamed
+    "head tied to embeddings of deviation 1": "head tied to embeddings with std 1",
+    "targets not moved on": "targets not shifted",
+}
 STUDIES = {"stages": [name for name in stage.RECIPES if name not in MISTAKES], "mistakes": MISTAKES}
 
 
@@ -59,23 +63,26 @@ def row_of(name, setting, seed, out):
     return row
 
 
-def draw(record):
-    """Left the validation loss against the step; right the final loss, which is also the legend."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
+def draw(record) -> Figure:
+    """Left the validation loss against the step; right the final loss, which is also the legend. Means over seeds."""
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(4, 3))
     colours = matplotlib.colormaps["tab20"]
     uniform = math.log(record["rows"][0]["dataset"]["vocabulary"])
-    rows = [row for row in record["rows"] if row["state"] == "done"]
-    final = {}
-    for i, name in enumerate(dict.fromkeys(row["setting"] for row in rows)):
-        runs = [row for row in rows if row["setting"] == name]
-        curve = np.mean([[loss for _, loss in row["curve"]] for row in runs], axis=0)
-        left.plot([step for step, _ in runs[0]["curve"]], curve, color=colours(i))
-        final[name] = np.mean([row["final"]["val_loss"] for row in runs])
+    runs = {}  # setting: its rows
+    for row in record["rows"]:
+        if row["state"] == "done":
+            name = row["setting"]
+            runs.setdefault(OLD_NAMES.get(name, name), []).append(row)
+    final = {name: np.mean([row["final"]["val_loss"] for row in rows]) for name, rows in runs.items()}
+    for i, (name, rows) in enumerate(runs.items()):
+        steps, _ = zip(*rows[0]["curve"])
+        losses = np.array([[loss for _, loss in row["curve"]] for row in rows])  # (seeds, evaluations)
+        left.plot(steps, losses.mean(0), color=colours(i))
         length = min(final[name], uniform)  # the bar of a run that exploded would hide all others
         right.barh(name, length, color=colours(i))
         label = f"{final[name]:.3f}" if final[name] < 1e3 else "exploded"
-        right.annotate(label, (length, i), (3, 0), textcoords="offset points", va="center", fontsize=8)
+        right.annotate(label, (length, i), (3, 0), textcoords="offset points", va="center", fontsize=9)
     left.axhline(uniform, color="grey", ls=":", lw=1)
     left.annotate(
         "ln V: a uniform prediction",
@@ -85,11 +92,11 @@ def draw(record):
         textcoords="offset points",
         ha="right",
         color="grey",
-        fontsize=8,
+        fontsize=9,
     )
-    left.set(xlabel="iteration", ylabel="validation loss (nats per token)")
+    left.set(xlabel="step", ylabel="validation loss (nats per token)")
     left.set_ylim(min(final.values(), default=0) - 0.2, uniform + 0.6)
-    right.set(xlabel="final validation loss", xlim=(0, 1.15 * min(max(final.values(), default=1), uniform)))
+    right.set(xlabel="final validation loss", xlim=(0, 1.35 * min(max(final.values(), default=1), uniform)))
     right.invert_yaxis()
     left.grid(alpha=0.3)
     return figure

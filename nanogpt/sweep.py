@@ -18,6 +18,7 @@ from common.options import option
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 import data
 import train
@@ -69,42 +70,55 @@ def row_of(name, setting, seed, out):
     return row
 
 
-def draw(record):
+def draw(record) -> Figure:
     """Validation loss against seconds, a line for each run. Study options: bars of the final losses."""
-    rows = [row for row in record["rows"] if row["state"] == "done"]
-    figure = Figure(figsize=(6.5, 4), layout="constrained")
+    figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     runs = {}  # setting: its rows
-    for row in rows:
-        runs.setdefault(row["setting"], []).append(row)
+    for row in record["rows"]:
+        if row["state"] == "done":
+            runs.setdefault(row["setting"], []).append(row)
     if record["study"] == "options":
         draw_bars(axes, runs)
     else:
         draw_seconds(axes, runs)
-    axes.grid(alpha=0.3)
     return figure
 
 
 def draw_bars(axes, runs):
+    """The mean of the final losses of each setting as a bar, and each run as a dot."""
     losses = {setting: [row["final"]["val_loss"] for row in rows] for setting, rows in runs.items()}
-    for i, values in enumerate(losses.values()):
-        axes.barh(i, np.mean(values), color="tab:blue", alpha=0.6)
-        axes.plot(values, [i] * len(values), "k.", markersize=4)
+    values = [loss for setting in losses.values() for loss in setting]
+    lowest = min(values, default=0)
+    for i, setting in enumerate(losses.values()):
+        mean = np.mean(setting)
+        axes.barh(i, mean, color="tab:blue", alpha=0.6)
+        axes.plot(setting, [i] * len(setting), "k.", markersize=4)
+        axes.annotate(f"{mean:.3f}", (max(setting), i), (6, 0), textcoords="offset points", va="center", fontsize=9)
     axes.set_yticks(range(len(losses)), list(losses))
     axes.invert_yaxis()
-    lowest = min(map(min, losses.values()))
-    highest = max(map(max, losses.values()))
-    axes.set(xlim=(lowest - 0.1, highest + 0.03), xlabel="validation loss after the same number of steps")
+    axes.grid(alpha=0.3, axis="x")
+    axes.set(xlim=(lowest - 0.1, max(values, default=0) + 0.06))
+    axes.set(xlabel="validation loss after the same number of steps")
 
 
 def draw_seconds(axes, runs):
+    """A line for each run; the legend has the means of each setting."""
     for i, (setting, rows) in enumerate(runs.items()):
         for row in rows:
-            _, seconds, curve = zip(*row["curve"])
-            axes.plot(seconds, curve, ".-", color=f"C{i}", label=setting if row is rows[0] else None)
-    lowest = min(row["final"]["val_loss"] for rows in runs.values() for row in rows)
+            _, seconds, losses = zip(*row["curve"])
+            axes.plot(seconds, losses, ".-", color=f"C{i}")
+        loss = np.mean([row["final"]["val_loss"] for row in rows])
+        last = np.mean([row["curve"][-1][1] for row in rows])
+        axes.lines[-1].set_label(f"{setting}: {loss:.2f} after {last:.0f} s")
+    final = [row["final"]["val_loss"] for rows in runs.values() for row in rows]
+    lowest = min(final, default=0)
     axes.set(xlabel="seconds, with evaluations", ylabel="validation loss", xscale="log")
     axes.set(ylim=(lowest - 0.05, lowest + 1.2))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
     axes.legend()
 
 
@@ -127,8 +141,7 @@ def main(argv=None):
         rows = [row_of(name, setting, seed, out) for seed in range(args.seeds) for setting in STUDIES[name]]
         record = {"study": name, "rows": rows}
         run.write_json(out / f"{name}.json", record)
-        if any(row["state"] == "done" for row in rows):
-            run.write_figure(out / f"{name}.png", draw(record))
+        run.write_figure(out / f"{name}.png", draw(record))
         for setting in STUDIES[name]:
             runs = [row for row in rows if row["setting"] == setting]
             losses = [row["final"]["val_loss"] for row in runs if row["state"] == "done"]

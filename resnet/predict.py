@@ -1,59 +1,51 @@
-"""Predict with a trained network: the test set, or any folder of images.
+"""Say what is on photographs: the likeliest classes of each, and a figure of what the network saw.
 
-    python resnet/predict.py                                                      # test set of the newest finished run
-    python resnet/predict.py --run out/resnet/cifar10-resnet20-s0-1               # of this run
-    python resnet/predict.py --run out/resnet/cifar10-resnet20-s0-1 --data DIR    # images in DIR, of any size
+    python resnet/predict.py photo.jpg pictures/              # files, and folders of images
+    python resnet/predict.py pictures/ --run out/resnet/RUN   # with a run of your own, and its classes
+    python resnet/predict.py --run out/resnet/RUN             # no images: the test set of the run
 
-An image below a folder named like a class has this label; images elsewhere in DIR have none. Writes into --out:
-predictions.csv (id, predicted label, its name and probability), and if labels are known confusion.png and
-mistakes.png, the most confident mistakes. The id is the name of the file, or the index in the test set.
+Without --run: the newest finished run, else weights/resnet20.safetensors. Each image is cropped square and scaled, as
+in training. Probabilities are calibrated on validation images; below 50% the network is unsure.
+
+Writes predictions.csv (id, label, its name and probability), and for photographs seen.png. An image in a folder that is
+named like a class, below a folder on the command line, has this label. Where labels are known, confusion.png has the
+confusion matrix, and mistakes.png the mistakes of the highest probability.
 """
 
-import contextlib
 import csv
 import io
-import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from common import image_files, run
+from common import classifiers, image_files, photos, run
+from common.classifiers import UNSURE, Classifier
 from common.options import option
-from common.run import data_dir_option, device_option, path_arg, threads_option
+from common.run import ROOT, data_dir_option, device_option, path_arg, threads_option
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from PIL import ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
 import data
 import folders
-from trained import EXPERIMENT, load
+from trained import COMMITTED, EXPERIMENT, load, probabilities
 
 AUTO_THREADS = 1  # a few images gain nothing from more
+CHUNK = 256  # images in memory at a time
 
 
-def find_run(name):
-    """The run folder `name`, or without a name the newest finished one. Raises UserError."""
-    if name:
-        return Path(name)
-    folder = run.newest_run(EXPERIMENT)
-    if folder is None:
-        raise run.UserError(
-            f"no finished run in {run.display_path(run.ROOT / 'out' / EXPERIMENT)}; a minute on two "
-            "cores gives one: python resnet/train.py --data mnist"
-        )
-    print(f"the newest finished run: {run.display_path(folder)}")
-    return folder
-
-
-def list_images(folder, classes):
-    """(ids, files, labels int64 (N,), -1 where unknown) of the images in a folder and its sub-folders."""
-    files = image_files.list_images(folder)
-    paths = [file.relative_to(folder) for file in files]
-    labels = [label_of(path, classes) for path in paths]
-    return [path.as_posix() for path in paths], files, torch.tensor(labels)
+def list_images(places, classes):
+    """(files, labels int64 (N,), -1 where unknown) of image files and of the images in folders."""
+    files = []
+    labels = []
+    for place in places:
+        found = photos.list_images([place])
+        files += found
+        labels += [label_of(file.relative_to(place), classes) for file in found]
+    return files, torch.tensor(labels)
 
 
 def label_of(path, classes):
@@ -64,61 +56,61 @@ def label_of(path, classes):
     return -1
 
 
-def test_images(folder, args, data_dir, family):
-    """(ids, sources, labels int64 (N,)) of the test set of the run in `folder`. Raises UserError."""
-    file, name = folder / "local.json", args.data  # the path of the run's data
-    local = run.read_json(file) if file.exists() else {}
-    where = data_dir = data_dir or local.get("data_dir")
+def test_images(trained: Classifier, data_dir):
+    """(ids, images, labels int64 (N,)) of the test set of a run. images: uint8 (N, C, S, S), or files. Raises
+    UserError."""
+    folder, name = trained.source, trained.args.data
+    if not folder.is_dir():
+        raise run.UserError(
+            "name image files, or folders of them; or with --run a run folder, whose test set is then predicted"
+        )
+    local = folder / "local.json"  # where the data of the run were
+    where = data_dir = data_dir or (run.read_json(local).get("data_dir") if local.exists() else None)
     if name.startswith("./"):  # a folder of the user's own
         where = name = run.data_place(folder, name)
-    if not (where is None or os.path.isdir(str(where))):
-        raise run.UserError(f"{folder}: its data is gone from {where}; name a folder of images with --data")
-    test_set = data.load(name, data_dir, args.limit, family)[2]
+    if where and not Path(where).is_dir():
+        raise run.UserError(f"{folder}: its data is gone from {where}; name the folder of its images")
+    family = data.family_of_model(trained.args.model)
+    test_set = data.load(name, data_dir, trained.args.limit, family)[2]
     if test_set is None:
-        raise run.UserError(f"--run {folder}: that data has no test set; name a folder of images with --data")
+        raise run.UserError(f"--run {folder}: that data has no test set; name a folder of images")
     if family == "imagenet":
         return test_set.names, test_set.sources, test_set.labels
     return range(len(test_set)), test_set.images, test_set.labels
 
 
-def resize(image, family):
-    """A PIL image in the size that the networks of the family take: uint8 (C, S, S)."""
-    if family == "mnist":
-        return np.asarray(ImageOps.fit(image, (28, 28)).convert("L"))[None]
-    image = ImageOps.fit(image, (32, 32)) if family == "cifar" else folders.center_crop(image)
-    return np.asarray(image).transpose(2, 0, 1)
+def read_image(source: Path | bytes, family: str, notes: image_files.Notes | None = None) -> np.ndarray:
+    """uint8 (C, S, S): an image in the size that the networks of the family take. notes: takes what was done to it.
+    source: a file, or the bytes of one of the built-in images. Raises UserError."""
+    if isinstance(source, bytes):
+        return np.asarray(folders.center_crop(image_files.open_image(source))).transpose(2, 0, 1)
+    if family == "imagenet":
+        return image_files.read_image(source, 3, folders.SIZE, notes, crop=lambda image, _: folders.center_crop(image))
+    channels, size = (1, 28) if family == "mnist" else (3, 32)
+    return image_files.read_image(source, channels, size, notes)
 
 
-def pixels(source, family, notes=None):
-    """uint8 (C, S, S): an image of the test set, or one from a file. notes: takes what was done to it. Raises
-    image_files.UNREADABLE."""
-    if isinstance(source, Tensor):
-        return source
-    image, remarks = image_files.decode(source)
-    if notes:
-        notes.remark(remarks, Path(source).name)
-    return torch.tensor(resize(image, family))
+def predict(trained: Classifier, images: Tensor | list[Path]) -> tuple[list[int], Tensor, list[str]]:
+    """(rows of the images that could be read, their probabilities float32 (rows, classes), errors of the others).
 
-
-@torch.no_grad()
-def predict(net, sources, family, mean, std, notes=None):
-    """(rows of the images that can be decoded, softmax of their logits as float32 (rows, classes)). notes: takes what
-    was done to images. Raises UserError if none can be decoded."""
-    rows, probabilities = [], []
-    for part in tqdm(torch.arange(len(sources)).split(256), "predicting", leave=False, disable=None):
-        images = {}
-        for i in part.tolist():
-            with contextlib.suppress(*image_files.UNREADABLE):
-                images[i] = pixels(sources[i], family, notes)
-        if images:
-            batch = torch.stack(list(images.values())).to(mean.device).float()
-            probabilities.append(net((batch - mean) / std).softmax(1).cpu())
-            rows += images
-    if notes:
-        notes.print()
-    if not rows:
-        raise run.UserError(f"{sources[0]}: cannot be decoded, nor can any other of the {len(sources):,} images")
-    return torch.tensor(rows), torch.cat(probabilities)
+    images: uint8 (N, C, S, S), or files, which are cropped square and scaled.
+    """
+    notes = image_files.Notes(Path("photographs"))
+    read = partial(read_image, family=data.family_of_model(trained.args.model), notes=notes)
+    rows = []
+    odds = [torch.zeros(0, len(trained.classes))]
+    errors = []
+    for first in tqdm(range(0, len(images), CHUNK), "predicting", leave=False, disable=None):
+        chunk = images[first : first + CHUNK]
+        readable = list(range(len(chunk)))
+        if not isinstance(chunk, Tensor):
+            readable, chunk, unreadable = photos.read_images(chunk, read)
+            errors += unreadable
+        if readable:
+            odds.append(probabilities(trained, chunk))
+        rows += [first + row for row in readable]
+    notes.print()
+    return rows, torch.cat(odds), errors
 
 
 def write_predictions(path, ids, predicted, classes, probability):
@@ -153,14 +145,14 @@ def draw_confusion(path, predicted, labels, classes):
     run.write_figure(path, figure)
 
 
-def draw_mistakes(path, image, predicted, probability, labels, classes, rows=3, columns=8):
-    """The wrong predictions of the highest probability. image(i): the pixels of row i, uint8 (C, S, S)."""
-    wrong = (predicted != labels).nonzero().flatten()
+def draw_mistakes(path, images, predicted, probability, labels, trained, rows=3, columns=8):
+    """The wrong predictions of the highest probability, of images whose labels are known (not -1)."""
+    wrong = ((predicted != labels) & (labels >= 0)).nonzero().flatten()
     worst = wrong[probability[wrong].argsort(descending=True)][: rows * columns].tolist()
-    names = [label_text(name) for name in classes]
+    names = [label_text(name) for name in trained.classes]
     figure = Figure(figsize=(1.15 * columns, 1.5 * rows), layout="constrained")
     for i, axes in zip(worst, figure.subplots(rows, columns).flat):
-        axes.imshow(image(i).permute(1, 2, 0).numpy().squeeze(), cmap="gray", interpolation="nearest")
+        axes.imshow(pixels(images[i], trained).permute(1, 2, 0).numpy().squeeze(), cmap="gray", interpolation="nearest")
         axes.set_title(f"{names[predicted[i]]} {probability[i]:.0%}\n(is {names[labels[i]]})", fontsize=7)
     for axes in figure.axes:
         axes.axis("off")
@@ -169,51 +161,69 @@ def draw_mistakes(path, image, predicted, probability, labels, classes, rows=3, 
 
 @dataclass(kw_only=True)
 class Options(run.ScriptOptions):
-    run: str | None = option(None, "a run folder (default: the newest finished run)", type=path_arg, metavar="DIR")
-    data: str | None = option(None, "folder of images (default: the test set of the run)", type=path_arg, metavar="DIR")
+    images: tuple[str, ...] = option(
+        (), "image files, or folders of them (default: the test set)", positional=True, nargs="*", metavar="IMAGE"
+    )
+    run: str | None = option(None, "a run folder or a safetensors file of weights", type=path_arg, metavar="RUN")
     data_dir: str | None = data_dir_option()
     device: str = device_option()
     threads: int | str = threads_option()
-    out: str | None = option(None, "folder of the results (default: the run folder)", type=path_arg, metavar="DIR")
+    out: str | None = option(
+        None,
+        "folder of the results (default: out/resnet/predict; for a test set the run folder)",
+        type=path_arg,
+        metavar="DIR",
+    )
 
 
 def main(argv=None):
     args = run.parse_options(__file__, Options, argv)
     run.set_threads(args.threads, AUTO_THREADS)
-    folder = find_run(args.run)
-    trained = load(folder, run.pick_device(args.device))
-    classes = trained.classes
-    family = data.family_of_model(trained.args.model)
-    if args.data:
-        if not Path(args.data).is_dir():
-            raise run.UserError(f"{args.data}: is not a folder of images")
-        ids, sources, labels = list_images(Path(args.data), classes)
+    trained = load(classifiers.find(args.run, EXPERIMENT, COMMITTED), run.pick_device(args.device))
+    classifiers.introduce(trained, COMMITTED)
+    if args.images:
+        images, labels = list_images(args.images, trained.classes)
+        ids = [file.as_posix() for file in images]
+        out = args.out or ROOT / "out/resnet/predict"
     else:
-        ids, sources, labels = test_images(folder, trained.args, args.data_dir, family)
-    out = run.make_folder(args.out or folder)
-    notes = image_files.Notes(Path(args.data)) if args.data else None
-    rows, probability = predict(trained.net, sources, family, trained.mean, trained.std, notes)
-    (probability, predicted), labels = probability.max(1), labels[rows]
-    write_predictions(out / "predictions.csv", [ids[i] for i in rows], predicted, classes, probability)
-    undecodable = sorted(set(range(len(sources))) - set(rows.tolist()))
-    for i in undecodable:
-        print(f"cannot be decoded: {ids[i]}")
-    known, accuracy = labels >= 0, None
-    text = f"{len(rows):,} images" + (f", {len(undecodable)} more not decodable" if undecodable else "")
+        ids, images, labels = test_images(trained, args.data_dir)
+        out = args.out or trained.source
+    out = run.make_folder(out)
+    rows, odds, errors = predict(trained, images)
+    if not rows:
+        photos.raise_errors(errors)
+
+    ids, images, labels = [ids[row] for row in rows], [images[row] for row in rows], labels[rows]
+    probability, predicted = odds.max(1)
+    write_predictions(out / "predictions.csv", ids, predicted, trained.classes, probability)
+    if args.images:
+        show(images, odds, trained, out)
+    text, accuracy = f"{len(rows):,} images", None
+    known = labels >= 0
     if known.any():
         accuracy = (predicted == labels)[known].float().mean().item()
         text += f", accuracy {accuracy:.2%} of {int(known.sum()):,} labelled"
-        draw_confusion(out / "confusion.png", predicted[known], labels[known], classes)
-        draw_mistakes(
-            out / "mistakes.png",
-            lambda i: pixels(sources[rows[known][i]], family),
-            predicted[known],
-            probability[known],
-            labels[known],
-            classes,
-        )
+        draw_confusion(out / "confusion.png", predicted[known], labels[known], trained.classes)
+        draw_mistakes(out / "mistakes.png", images, predicted, probability, labels, trained)
     print(f"{text}; {run.display_path(out / 'predictions.csv')}")
+    photos.raise_errors(errors)
     return accuracy
+
+
+def show(files: list[Path], odds: Tensor, trained: Classifier, out: Path):
+    """Print what is on photographs, and draw what the network saw of the first ones."""
+    for file, row in zip(files, odds):
+        print(f"{run.display_path(file)}: {photos.describe(trained.classes, row, UNSURE)}")
+    seen = torch.stack([pixels(file, trained) for file in files[: photos.MOST_DRAWN]])
+    run.write_figure(out / "seen.png", photos.draw_seen(files, seen, trained.classes, odds, UNSURE))
+    print(f"what the network saw: {run.display_path(out / 'seen.png')}")
+
+
+def pixels(image: Tensor | Path | bytes, trained: Classifier) -> Tensor:
+    """uint8 (C, S, S): an image of the test set, or of a file that could be read before."""
+    if isinstance(image, Tensor):
+        return image
+    return torch.tensor(read_image(image, data.family_of_model(trained.args.model)))
 
 
 if __name__ == "__main__":

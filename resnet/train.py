@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from common import ddp, run
+from common.calibration import fit_temperature
 from common.options import option
 from common.schedules import lr_factor
 
@@ -264,6 +265,21 @@ def evaluate(net, dataset, r):
     return loss / count, correct / count
 
 
+@torch.no_grad()
+def temperature_of(net, dataset, r):
+    """The temperature that calibrates the probabilities of the network: see common/calibration.py."""
+    net.eval()
+    batches = []
+    for images, labels in dataset.batches(dataset.eval_batch_size, shard=(r.rank, r.world)):
+        with r.autocast():
+            logits = net(images).float()
+        batches.append((logits.cpu(), labels.cpu()))
+    batches = [batch for share in r.gather(batches) for batch in share]  # of all processes
+    logits, labels = (torch.cat(parts) for parts in zip(*batches))
+    decoded = labels >= 0
+    return fit_temperature(logits[decoded], labels[decoded])
+
+
 def recipe(given: dict) -> Options:
     """The recipe for the flags `given`. The data chooses model and recipe if no flag names them. Raises UserError."""
     dataset = given.get("data", "auto")
@@ -322,6 +338,7 @@ def main(argv=None):
         for name, part in evaluated.items():
             loss, accuracy = evaluate(net, part, r)
             final |= {f"{name}_loss": loss, f"{name}_accuracy": accuracy}
+        final["temperature"] = temperature_of(net, val_set, r)
         if isinstance(train_set, data.folders.LazyImageFolder):
             names = set().union(*(part.undecodable for part in (train_set, *evaluated.values())))
             final["undecodable"] = sorted(set().union(*r.gather(names)))

@@ -1,40 +1,72 @@
-"""Load a trained network from a run folder, and call it on images."""
+"""Load a trained network from a run folder or from the committed weights, and call it on images.
 
+    python resnet/trained.py RUN         # write the weights of a run to weights/resnet20.safetensors, in bfloat16
+
+With no run named, predict.py takes the newest finished run, else these weights, and says which.
+"""
+
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
-from common import run
+from common import classifiers, run
+from common.classifiers import Classifier
+from common.options import option
+from common.run import data_dir_option, path_arg
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
+import data
 import model
 import train
 
 EXPERIMENT = Path(__file__).resolve().parent.name
+COMMITTED = Path(__file__).resolve().parent / "weights" / "resnet20.safetensors"
 
 
-class Trained(NamedTuple):
-    """A network in evaluation mode, the names of its classes, the mean and standard deviation of its training images,
-    (1, C, 1, 1) each, in units of pixel values, and the options of its run."""
-
-    net: nn.Module
-    classes: list[str]
-    mean: Tensor
-    std: Tensor
-    args: train.Options
+def load(where: str | Path, device="cpu") -> Classifier:
+    """The network of the run folder or safetensors file `where`. Raises UserError."""
+    return classifiers.load(where, EXPERIMENT, train.Options, build_model, device)
 
 
-def load(folder: str | Path, device="cpu") -> Trained:
-    """The best checkpoint of the run in `folder`. Raises UserError."""
-    folder = Path(folder)
-    record = run.read_record(folder / "run.json")
-    if record["experiment"] != EXPERIMENT:
-        raise run.UserError(f"{folder}: holds a run of {record['experiment']}/")
-    args = run.recorded_options(train.Options, record, folder / "run.json")
-    best = run.read_checkpoint(folder / "best.pt", device)
-    if not isinstance(best["classes"], list) or not all(isinstance(best[name], Tensor) for name in ("mean", "std")):
-        raise run.UserError(f"{best.path}: is not a checkpoint of this experiment: invalid classes, mean or std")
-    net = model.build(args.model, len(best["classes"]), args.shortcut).to(device)
-    best.load_into(model=net)
-    run.check_weights(net, best.path)
-    return Trained(net.eval(), best["classes"], best["mean"], best["std"], args)
+def build_model(args, num_classes: int):
+    return model.build(args.model, num_classes, args.shortcut)
+
+
+@torch.no_grad()
+def compute_logits(trained: Classifier, images: Tensor) -> Tensor:
+    """float32 (N, classes) on the CPU, of images uint8 (N, C, S, S)."""
+    parts = []
+    for part in images.split(256):
+        pixels = part.to(trained.mean.device).float()
+        parts.append(trained.net((pixels - trained.mean) / trained.std).cpu())
+    return torch.cat(parts)
+
+
+def probabilities(trained: Classifier, images: Tensor) -> Tensor:
+    """float32 (N, classes): the calibrated probabilities of images uint8 (N, C, S, S)."""
+    return classifiers.calibrated(trained, compute_logits(trained, images))
+
+
+@dataclass(kw_only=True)
+class Options(run.ScriptOptions):
+    run: str = option("", "a run folder", type=path_arg, metavar="RUN", positional=True)
+    out: str = option(str(COMMITTED), "the safetensors file", type=path_arg, metavar="FILE")
+    data_dir: str | None = data_dir_option()
+
+
+def main(argv=None):
+    args = run.parse_options(__file__, Options, argv)
+    run.set_threads(auto_threads=1)
+    trained = classifiers.in_bfloat16(load(args.run))
+    family = data.family_of_model(trained.args.model)
+    if family == "imagenet":
+        raise run.UserError(f"{args.run}: {trained.args.model} is too large for a small file")
+    name = run.data_place(trained.source, trained.args.data)
+    _, val_set, test_set, _ = data.load(name, args.data_dir, trained.args.limit, family)
+    val, test = ((compute_logits(trained, part.images), part.labels) for part in (val_set, test_set))
+    classifiers.write(Path(args.out), trained, val, test)
+
+
+if __name__ == "__main__":
+    run.cli(main)

@@ -17,6 +17,7 @@ def draw_losses(rows):
         if points:
             axes.plot(*zip(*points), style, marker="." if len(points) < 30 else None, label=part)
     axes.set(xlabel="epoch", ylabel="loss", yscale="log")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:
         axes.legend()

@@ -163,6 +163,34 @@ def test_control_characters_of_a_name_are_escaped(text, shown):
     assert run.display_path(text) == shown and run.typed_path(text) == text
 
 
+def test_a_module_that_is_started_names_the_commands_of_its_folder():
+    """Such as nanogpt/sampling.py, where sample.py was meant; it ends before PyTorch is imported."""
+    command = [sys.executable, "-X", "importtime", str(ROOT / "nanogpt" / "sampling.py")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
+    assert done.returncode == 2 and len(lines) == 1 and "torch" not in done.stderr
+    assert lines[0].startswith("error: sampling.py is a module") and "bench.py, data.py" in lines[0]
+    assert "sample.py" in lines[0] and "model.py" not in lines[0]
+
+
+def test_what_is_a_command(tmp_path):
+    guard = '\nif __name__ == "__main__":'
+    for folder in ("nanogpt", "gan", "cifar"):
+        for file in (ROOT / folder).glob("*.py"):
+            if file.name != "common.py":
+                assert terminal.is_command(file) == (guard in file.read_text(encoding="utf-8")), file
+    own = tmp_path / "own.py"
+    for text, command in {
+        "import math\n\nx = math.pi\n\n\ndef f():\n    print(x)\n": False,
+        '"""Only words."""\n': False,
+        "print(1)\n": True,
+        "for i in range(2):\n    print(i)\n": True,
+    }.items():
+        own.write_text(text)
+        assert terminal.is_command(own) == command
+    terminal.refuse_module(tmp_path / "<stdin>")  # is no module
+
+
 def test_what_a_run_prints_has_no_control_characters(tmp_path, capsys):
     """Neither those of a dataset's name nor those of a generated text; lines and tabs stay."""
     r = types.SimpleNamespace(rank=0, folder=tmp_path)
@@ -391,6 +419,52 @@ def test_the_row_of_a_run_has_its_arguments_and_curves(trainer, tmp_path):
     run_here(trainer, tmp_path, "done")
     row = study.row("s", "name", 0, tmp_path / "done", curve="val_loss")
     assert row["state"] == "done" and row["curve"] == [0.5] and row["args"]["end"] == "done"
+
+
+@pytest.fixture
+def curves(monkeypatch):
+    """curves(rows, ...): the panels of the figure that draw_curves makes of them."""
+    from common import curves as module
+
+    figures = []
+    monkeypatch.setattr(module, "write_figure", lambda path, figure: figures.append(figure))
+
+    def draw(rows, **options):
+        module.draw_curves(rows, "curves.png", "cnn on mnist, recipe best, seed 0", **options)
+        return figures[-1]
+
+    return draw
+
+
+def labels(axes):
+    return [text.get_text() for text in axes.get_legend().get_texts()]
+
+
+@pytest.mark.draws
+def test_curves_have_whole_epochs_a_title_and_the_best_epoch(curves):
+    rows = [{"epoch": n, "train_loss": 2.0 / n, "val_loss": 3.0 / n, "lr": 0.1} for n in (1, 2, 3)]
+    figure = curves(rows, best=2)
+    (axes,) = figure.axes
+    assert figure.get_suptitle() == "cnn on mnist, recipe best, seed 0"
+    assert all(tick == int(tick) for tick in axes.get_xticks()) and axes.get_yscale() == "linear"
+    assert labels(axes) == ["train", "val", "best.pt: epoch 2"] and list(axes.lines[2].get_xdata()) == [2, 2]
+
+
+@pytest.mark.draws
+def test_curves_of_an_explosion_can_be_read(curves):
+    rows = [{"epoch": n, "train_loss": loss, "val_loss": loss} for n, loss in enumerate([2.3, 1.9, 1e30, math.inf], 1)]
+    explosion = [{"step": step, "loss": loss} for step, loss in enumerate([-2.0, 1.0, -1e20, math.nan], 40)]
+    by_epoch, by_step = curves(rows, explosion=explosion).axes
+    assert by_epoch.get_yscale() == "log" and by_step.get_yscale() == "symlog"
+    assert by_step.get_ylim()[0] <= -1e20 and "not finite at step 43" in labels(by_step)
+    assert len(curves([], explosion=explosion).axes) == 1  # in the first epoch there is no row yet
+
+
+def test_the_title_of_a_run_says_what_is_trained_on_what():
+    record = {"experiment": "lstm_imdb", "args": {"recipe": "best", "seed": 1}, "dataset": {"name": "imdb"}}
+    assert run.run_title(record) == "lstm_imdb on imdb, recipe best, seed 1"
+    record["args"] |= {"model": "smollm2", "method": "lora"}
+    assert run.run_title(record | {"dataset": None}) == "smollm2 lora, recipe best, seed 1"
 
 
 def test_a_study_that_is_given_again_leaves_finished_runs_alone(trainer, tmp_path):
@@ -1020,5 +1094,6 @@ def test_the_calibration_error_by_hand():
     probabilities = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.6, 0.4], [0.2, 0.8]])
     labels = torch.tensor([0, 1, 0, 1])
     assert calibration.calibration_error(probabilities, labels) == pytest.approx((0.1 + 2 * 0.1 + 0.2) / 4)
-    assert calibration.unsure_shares(probabilities, labels, 0.7) == {"right": pytest.approx(1 / 3), "wrong": 1.0}
+    shares = calibration.unsure_shares(probabilities, labels, 0.7)
+    assert shares == {"all": pytest.approx(2 / 4), "right": pytest.approx(1 / 3), "wrong": 1.0}
     assert math.isnan(calibration.unsure_shares(probabilities[:1], labels[:1], 0.7)["wrong"])

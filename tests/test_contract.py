@@ -6,11 +6,13 @@ test_hostile.py, on two folders.
 
 import ast
 import contextlib
+import csv
 import functools
 import importlib
 import inspect
 import io
 import json
+import math
 import os
 import random
 import re
@@ -253,6 +255,29 @@ def test_every_number_of_a_recipe_is_a_flag_and_checked(folder, refused):
             for wrong in ("word", "nan", "none", "null"):
                 if wrong != "none" or not options_of(module.Options)[name].optional:
                     assert flag in refused(module.parse, *quick(folder), flag, wrong)
+
+
+def explode(folder, out):
+    """A run of `folder` that diverges: (its record, the message at its end)."""
+    steps = {"iters": 40, "evals": 2} if offers(folder, "iters") else {"epochs": 20}
+    code, message = failure(train, folder, *quick(folder, lr="1e30", **steps), "--out", out)
+    assert code == 1 and one_line(message)
+    return json.loads((out / "run.json").read_text()), message
+
+
+@pytest.mark.parametrize(
+    "folder", [pytest.param(name, marks=[] if name in ("lms", "cifar") else pytest.mark.slow) for name in FOLDERS]
+)
+def test_an_explosion_can_be_seen(folder, tmp_path):
+    """A diverged run keeps its metrics and has curves, with the loss of each step that led to the explosion."""
+    record, message = explode(folder, tmp_path)
+    assert record["state"] == "diverged" and str(tmp_path / "curves.png") in message
+    assert (tmp_path / "curves.png").exists()
+    with open(tmp_path / "explosion.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    steps = [int(row["step"]) for row in rows]
+    assert steps == list(range(steps[0], record["diverged_at_step"] + 1))
+    assert all(math.isfinite(float(row["loss"])) for row in rows[:-1])
 
 
 # ------------------------------------------------------------------------------------------------- killed and resumed

@@ -1363,7 +1363,7 @@ def observe(argv, out):
     with pytest.MonkeyPatch.context() as patch:
         whole, checkpointed = scoring.logits_of, model.checkpoint_activations
         patch.setattr(scoring, "logits_of", lambda net, ids, *rest: calls.append(ids.shape) or whole(net, ids, *rest))
-        patch.setattr(run, "draw_curves", lambda rows, path: None)
+        patch.setattr(run, "draw_curves", lambda *args: None)
         patch.setattr(model, "checkpoint_activations", lambda net: hooks.append(1) or checkpointed(net))
         record = train.main([*argv, "--out", str(out)])
     with open(out / "metrics.csv", newline="") as file:

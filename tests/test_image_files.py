@@ -150,7 +150,7 @@ def test_large_images_and_those_of_the_demo_are_read_alike(all_kinds):
     decoder = load("resnet", "folders").Decoder(files, list(KINDS), [0] * len(files), "none", 28, training=False)
     crops = [decoder[i, None][0].numpy()[..., 0] for i in range(len(files))]
     assert count_near(crops, GREY[2:30, 2:30], 8) == len(KINDS)
-    seen = [load("resnet", "predict").pixels(file, "cifar")[0].numpy() for file in files]
+    seen = [load("resnet", "predict").read_image(file, "cifar")[0] for file in files]
     assert count_near(seen, GREY, 8) == len(KINDS)
 
 
@@ -239,9 +239,11 @@ def test_what_is_left_out_is_counted_and_named(folders, classless, classes, coun
 
 def test_the_demo_gives_images_in_sub_folders_the_label_of_their_class(tmp_path):
     write_images(tmp_path, {"a": [1], "a/x": [2], "test/b/y": [3], "c": [4]})
-    ids, files, labels = load("resnet", "predict").list_images(tmp_path, ["a", "b"])
-    labels = dict(zip(ids, labels.tolist()))
-    assert labels == {"a/0.png": 0, "a/x/0.png": 0, "test/b/y/0.png": 1, "c/0.png": -1} and len(files) == 4
+    files, labels = load("resnet", "predict").list_images([tmp_path, tmp_path / "a" / "0.png"], ["a", "b"])
+    *below, named = labels.tolist()
+    labels = {file.relative_to(tmp_path).as_posix(): label for file, label in zip(files, below)}
+    assert labels == {"a/0.png": 0, "a/x/0.png": 0, "test/b/y/0.png": 1, "c/0.png": -1}
+    assert named == -1, "its folder is not below one on the command line"
 
 
 # ----------------------------------------------------------------------------------------------------------- copies

@@ -4,24 +4,28 @@ What all folders owe is in test_contract.py.
 """
 
 import dataclasses
+import io
 import json
 import math
 import random
 import shlex
 import shutil
+import wave
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from scipy.io import wavfile
 
 from conftest import failure, lazy, load, one_line, run
-from helpers import drawn
+from helpers import drawn, mutations
 
 train = lazy("lms")
 data = lazy("lms", "data")
 model = lazy("lms", "model")
 ladder, sweep = lazy("lms", "ladder"), lazy("lms", "sweep")
+cancel, series = lazy("lms", "cancel"), lazy("lms", "series")
 
 
 def problem(taps=5, n=700, seed=0):
@@ -668,3 +672,171 @@ def test_the_input_of_fir_is_a_coloured_signal_in_a_delay_line():
     assert u.var() == pytest.approx(1, rel=0.2) and np.mean(u[1:] * u[:-1]) == pytest.approx(0.8 * u.var(), rel=0.05)
     noise = problem.targets - problem.inputs @ problem.true_weights
     assert noise.std() == pytest.approx(0.1, rel=0.05)
+
+
+# ------------------------------------------------------------------------------------------------- noise cancelling
+
+
+def write_wav(path, samples, rate=8000):
+    """A WAV file of samples (N,) or (N, channels), of their own dtype."""
+    wavfile.write(path, rate, samples)
+    return path
+
+
+def tone(n, frequency=440, rate=8000):
+    return np.sin(2 * np.pi * frequency * np.arange(n) / rate)
+
+
+def run_cancel(tmp_path, *argv):
+    """(the clean series, what was removed from it) of a call of cancel.py."""
+    return cancel.main([*map(str, argv), "--out", str(tmp_path / "out")])
+
+
+def gain(noisy, clean, truth):
+    """By how many decibels the noise fell, over the second half."""
+    half = slice(len(truth) // 2, None)
+    return 10 * np.log10(np.mean((noisy - truth)[half] ** 2) / np.mean((clean - truth)[half] ** 2))
+
+
+def test_the_past_of_a_series():
+    assert cancel.past(np.arange(1.0, 5.0), taps=2, delay=1).tolist() == [[0, 0], [1, 0], [2, 1], [3, 2]]
+    assert cancel.past(np.arange(1.0, 4.0), taps=2, delay=0).tolist() == [[1, 0], [2, 1], [3, 2]]
+
+
+@pytest.mark.parametrize("notes, least", [("E4 G4", 8), pytest.param(None, 24, marks=pytest.mark.slow)])
+def test_the_melody_is_heard_again(notes, least, tmp_path, monkeypatch, capsys):
+    """The noise falls by more than it was above the melody, as the printed line says."""
+    if notes:
+        monkeypatch.setattr(series, "NOTES", notes)
+    built_in = series.melody()
+    clean, removed = run_cancel(tmp_path)
+    gained = gain(built_in.values, clean, built_in.clean)
+    assert gained > least and f"{gained:.1f} dB gained" in capsys.readouterr().out
+    assert np.abs(clean + removed - built_in.values).max() < 1e-12
+    names = {file.name for file in (tmp_path / "out").iterdir()}
+    assert names == {"cancel.png", "cleaned.wav", "removed.wav", "noisy.wav"}
+    again, _ = run_cancel(tmp_path / "again", tmp_path / "out" / "noisy.wav", "--reference", "2")
+    assert gain(built_in.values, again, built_in.clean) == pytest.approx(gained, abs=0.5)  # rounded to 16 bits
+
+
+def test_a_tone_is_predicted_from_its_own_past(tmp_path, capsys):
+    truth = 0.3 * tone(8000)
+    noisy = truth + 0.1 * np.random.default_rng(0).normal(size=len(truth))
+    write_wav(tmp_path / "tone.wav", noisy.astype(np.float32))
+    clean, removed = run_cancel(tmp_path, tmp_path / "tone.wav")
+    assert gain(noisy, clean, truth) > 9 and np.abs(clean + removed - noisy).max() < 1e-6
+    assert "only if the noise is white" in capsys.readouterr().out
+    rate, written = wavfile.read(tmp_path / "out" / "cleaned.wav")
+    assert rate == 8000 and np.abs(written / 32767 - np.clip(clean, -1, 1)).max() < 1e-4
+
+
+def test_a_column_is_cleaned_whatever_the_others_hold(tmp_path):
+    rng = np.random.default_rng(0)
+    truth = 50 + 10 * tone(400, 1, 12)
+    noise = rng.normal(size=(2, 400))
+    demand = truth + 5 * noise[0]
+    rows = [f"day {i},{value!r},{hum!r},x" for i, (value, hum) in enumerate(zip(demand.tolist(), noise[0].tolist()))]
+    file = write(tmp_path / "t.csv", "\n".join(["date,demand,hum,note", *rows]) + "\n")
+    alone, _ = run_cancel(tmp_path, file, "--column", "demand")
+    with_reference, _ = run_cancel(tmp_path, file, "--column", "demand", "--reference", "hum")
+    assert gain(demand, alone, truth) > 5 and gain(demand, with_reference, truth) > 8
+    header, *lines = (tmp_path / "out" / "cleaned.csv").read_text().splitlines()
+    assert header == "cleaned,removed" and [float(line.split(",")[0]) for line in lines] == with_reference.tolist()
+
+
+@pytest.mark.parametrize("name, option", [("lms", "--lr"), ("nlms", "--lr"), ("rls", "--forgetting")])
+def test_each_filter_is_the_one_of_model_py(name, option, tmp_path, monkeypatch):
+    """In chunks, with the weights carried over; RLS in one piece."""
+    monkeypatch.setattr(cancel, "CHUNK", 70)
+    values = tone(300) + np.random.default_rng(1).normal(size=300)
+    d = (values - values.mean()) / values.std()
+    settings = {"lms": (0.01,), "nlms": (0.01,), "rls": (0.9, 1.0)}
+    _, errors = getattr(model, name)(cancel.past(d, 4, 3), d, *settings[name])
+    write_wav(tmp_path / "a.wav", values / 10)
+    flags = ["--filter", name, option, settings[name][0], "--taps", 4, "--delay", 3]
+    _, removed = run_cancel(tmp_path, tmp_path / "a.wav", *flags)
+    assert np.abs(removed - values.std() / 10 * errors).max() < 1e-9
+
+
+def test_wav_files_of_all_kinds_are_on_one_scale(tmp_path):
+    samples = 0.5 * tone(64)
+    kinds = {"u1": 128 + 128 * samples, "<i2": 2**15 * samples, "<i4": 2**31 * samples, "<f4": samples, "<f8": samples}
+    for kind, values in kinds.items():
+        read = series.read_series(write_wav(tmp_path / "a.wav", values.astype(kind)), None, None)
+        assert np.abs(read.values - samples).max() < 1 / 64 and read.rate == 8000, kind
+    with wave.open(str(tmp_path / "24.wav"), "wb") as file:  # 24 bits, two channels
+        file.setparams((2, 3, 44_100, 0, "NONE", ""))
+        both = (2**23 * np.stack([samples, -samples / 2], 1)).astype("<i4")
+        file.writeframes(b"".join(int(value).to_bytes(3, "little", signed=True) for value in both.flat))
+    left = series.read_series(tmp_path / "24.wav", "1", "2")
+    assert np.abs(left.values - samples).max() < 1e-6 and np.abs(left.reference + samples / 2).max() < 1e-6
+    averaged = series.read_series(tmp_path / "24.wav", None, None)
+    assert np.abs(averaged.values - samples / 4).max() < 1e-6 and "2 channels averaged" in averaged.name
+    assert np.abs(series.read_series(tmp_path / "24.wav", None, "1").values + samples / 2).max() < 1e-6
+
+
+def sound(samples):
+    content = io.BytesIO()
+    wavfile.write(content, 8000, samples)
+    return content.getvalue()
+
+
+REFUSED = {  # what a file holds, and flags: words of the line that refuses it
+    "empty": (b"", [], "is empty"),
+    "one sample": (b"y\n1\n", [], "need at least 65 samples, and there are 1"),
+    "no sample": (b"y\n", [], "there are 0"),
+    "one sample of sound": (sound(np.ones(1, np.int16)), [], "there are 1"),
+    "no sound": (sound(np.ones(0, np.int16)), [], "holds no samples"),
+    "silence": (sound(np.zeros(500, np.int16)), [], "is constant in its second half"),
+    "no column named": (b"a,b\n1,2\n", [], "needs --column NAME; its first line has a, b"),
+    "another column": (b"a,b\n1,2\n", ["--column", "c"], "has no column 'c'; its first line has a, b"),
+    "no series for the reference": (b"a,b\n1,2\n", ["--reference", "b"], "--column"),
+    "a gap": (b"a,b\n1,2\nnan,3\n", ["--column", "a"], "line 3, column 'a': 'nan' is not a number"),
+    "text": (b"a,b\n1,2\nfoo,3\n", ["--column", "a"], "line 3, column 'a': 'foo' is not a number"),
+    "NaN in a sound": (sound(np.full(500, np.nan, np.float32)), [], "sample 0 is not a finite number"),
+    "no third channel": (sound(np.ones((500, 2), np.int16)), ["--reference", "3"], "has 2 channels"),
+    "a channel by name": (sound(np.ones((500, 2), np.int16)), ["--column", "left"], "has 2 channels"),
+    "no channel but the noise": (sound(np.ones(500, np.int16)), ["--reference", "1"], "has no other channel"),
+    "MP3": (b"ID3\x03\xff\xfb", [], "is not a CSV text file"),
+    "cut short": (sound(np.ones(500, np.int16))[:30], [], "is not a readable WAV file"),
+    "large": (b"y\n" + b"1e200\n-1e200\n" * 40, [], "above 1e100"),
+    "too large a step": (
+        sound((1000 * tone(9000)).astype(np.int16)),
+        ["--filter", "lms", "--lr", "1"],
+        "the filter diverged at sample",
+    ),
+    "the step of NLMS": (b"y\n1\n", ["--filter", "nlms", "--lr", "2"], "NLMS is stable below 2"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_series_that_cannot_be_cleaned_is_one_line(name, tmp_path, capsys):
+    content, flags, words = REFUSED[name]
+    file = tmp_path / ("a.wav" if content[:4] == b"RIFF" else "a.csv")
+    file.write_bytes(content)
+    code, message = failure(run_cancel, tmp_path, file, *flags)
+    message = message or capsys.readouterr().err.splitlines()[-1]
+    assert code in (1, 2) and words in message and "Traceback" not in message
+    assert not (tmp_path / "out" / "cancel.png").exists()
+
+
+def test_the_input_is_never_overwritten(tmp_path):
+    file = write_wav(tmp_path / "cleaned.wav", (1000 * tone(500)).astype(np.int16))
+    before = file.read_bytes()
+    code, message = failure(cancel.main, [str(file), "--out", str(tmp_path)])
+    assert code == 1 and "is the input" in message and file.read_bytes() == before
+
+
+@pytest.mark.slow
+def test_a_damaged_wav_is_read_or_refused_in_one_line(tmp_path):
+    whole = sound((1000 * tone(200)).astype(np.int16)) + sound(np.ones((40, 2), np.float32))
+    file = tmp_path / "a.wav"
+    refused = 0
+    for content in mutations(whole, random.Random(0), 400):
+        file.write_bytes(content)
+        try:
+            series.read_series(file, None, None)
+        except run.UserError as error:
+            refused += 1
+            assert one_line(f"error: {error}") and "a.wav" in str(error)
+    assert 20 < refused < 380

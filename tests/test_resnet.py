@@ -534,7 +534,7 @@ def test_the_test_set_of_ones_own_folder_is_predicted(tmp_path, monkeypatch):
     assert len((out / "predictions.csv").read_text().splitlines()) == 1 + 2, "a tenth of ten in each of two classes"
     own.rename(tmp_path / "moved")
     code, message = failure(predict.main, ["--run", "run"])
-    assert code == 1 and one_line(message) and str(own) in message and "--data" in message
+    assert code == 1 and one_line(message) and str(own) in message and "folder of its images" in message
     for name, value in (("model", "resnet9"), ("model", None), ("shortcut", 3), ("limit", "x"), ("data", ...)):
         args = record["args"] | {name: value}
         args = {key: value for key, value in args.items() if value is not ...}
@@ -580,9 +580,12 @@ def test_a_hostile_folder_trains_and_is_predicted(hostile, tmp_path, capfd):
     predict = load("resnet", "predict")
     accuracy = predict.main(["--run", str(tmp_path / "run"), "--out", str(tmp_path / "test")])
     assert accuracy == pytest.approx(record["final"]["test_accuracy"])
-    assert predict.main(["--run", str(tmp_path / "run"), "--data", str(hostile), "--out", str(tmp_path / "all")]) >= 0
+    code, message = failure(
+        predict.main, [str(hostile), "--run", str(tmp_path / "run"), "--out", str(tmp_path / "all")]
+    )
     said = capfd.readouterr()
-    assert "bad.png" in said.out and "bomb.png" in said.out and "Warning" not in said.err
+    assert code == 1 and "bomb.png" in message and "bad.png" in said.err and "Warning" not in said.err
+    assert "% of" in said.out.splitlines()[-1], "what can be read is predicted nevertheless"
     for name in ("predictions.csv", "confusion.png", "mistakes.png"):
         assert (tmp_path / "test" / name).exists() and (tmp_path / "all" / name).exists()
     rows = (tmp_path / "all" / "predictions.csv").read_text(encoding="utf-8").splitlines()
@@ -1209,33 +1212,45 @@ def test_predictions_of_a_folder(labelled, trained, tmp_path, capsys):
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(test_set.images[i, 0].numpy()).save(folder / f"{i:02}.png")
     (images / "bad.png").write_bytes(b"rubbish")
-    accuracy = predict.main(["--run", str(trained), "--data", str(images), "--out", str(tmp_path)])
-    assert (accuracy is not None) == labelled and (tmp_path / "confusion.png").exists() == labelled
-    assert "bad.png" in capsys.readouterr().out
+    words = [str(images), "--run", str(trained), "--out", str(tmp_path)]
+    code, message = failure(predict.main, words)
+    assert code == 1 and one_line(message) and "bad.png" in message
+    (images / "bad.png").unlink()
+    assert (predict.main(words) is not None) == labelled and (tmp_path / "confusion.png").exists() == labelled
+    assert Image.open(tmp_path / "seen.png").size[0] > 500
     with open(tmp_path / "predictions.csv", newline="") as file:
-        rows = {int(row["id"].split("/")[-1][:2]): int(row["label"]) for row in csv.DictReader(file)}
-    opened = predict.load(trained)
-    _, probability = predict.predict(opened.net, test_set.images[:12], "mnist", opened.mean, opened.std)
-    expected = probability.argmax(1)
-    assert [rows[i] for i in range(12)] == expected.tolist(), "the same images, the same predictions"
+        rows = {int(row["id"].split("/")[-1][:2]): row for row in csv.DictReader(file)}
+    opened = load("resnet", "trained").load(trained)
+    logits = opened.net((test_set.images[:12] - opened.mean) / opened.std)
+    odds = (logits / opened.temperature).softmax(1).detach()
+    for i, row in enumerate(odds):
+        assert int(rows[i]["label"]) == row.argmax() and float(rows[i]["probability"]) == pytest.approx(
+            row.max().item(), abs=1e-4
+        )
+    likeliest = test_set.classes[odds[0].argmax()]
+    lines = capsys.readouterr().out.splitlines()
+    assert any("00.png: " in line and f"{likeliest} {odds[0].max():.0%}" in line for line in lines)
 
 
-def test_images_of_any_size_fit_the_network():
+def test_images_of_any_size_fit_the_network(tmp_path):
     predict, rng = load("resnet", "predict"), np.random.default_rng(0)
     for size in ((300, 401, 3), (20, 15, 3)):
         image = Image.fromarray(rng.integers(0, 255, size, dtype=np.uint8))
-        shapes = [predict.resize(image, family).shape for family in ("mnist", "cifar", "imagenet")]
+        image.save(tmp_path / "image.png")
+        shapes = [predict.read_image(tmp_path / "image.png", family).shape for family in ("mnist", "cifar", "imagenet")]
         assert shapes == [(1, 28, 28), (3, 32, 32), (3, 224, 224)]
 
 
 def test_predict_takes_the_newest_finished_run(trained, tmp_path, monkeypatch, capsys):
     predict = load("resnet", "predict")
     monkeypatch.setattr(predict.run, "ROOT", tmp_path)
+    monkeypatch.setattr(predict, "COMMITTED", tmp_path / "none.safetensors")
     code, message = failure(predict.main, [])
-    assert code == 1 and one_line(message) and "python resnet/train.py" in message and "minute" in message
+    assert code == 1 and one_line(message) and "none.safetensors: is missing" in message
     shutil.copytree(trained, tmp_path / "out" / "resnet" / "newest")
     assert predict.main([]) > 0.5
-    assert "newest finished run" in capsys.readouterr().out
+    said = capsys.readouterr().err
+    assert "newest: mnist trained on builtin" in said and "--run RUN" in said
     assert (tmp_path / "out" / "resnet" / "newest" / "predictions.csv").exists()
 
 
@@ -1257,6 +1272,34 @@ def test_weights_that_are_not_numbers_are_said(trained, tmp_path):
     code, message = failure(load("resnet", "predict").main, ["--run", str(copy)])
     assert code == 1 and one_line(message) and "best.pt: is damaged" in message
     assert not (copy / "predictions.csv").exists()
+
+
+def test_the_temperature_is_that_of_the_validation_images(trained):
+    opened = load("resnet", "trained").load(trained)
+    val_set = data.load("builtin", limit=600, family="mnist")[1]
+    with torch.no_grad():
+        logits = opened.net((val_set.images - opened.mean) / opened.std)
+    losses = [F.cross_entropy(logits / (opened.temperature * factor), val_set.labels) for factor in (0.9, 1, 1.1)]
+    assert losses[1] < losses[0] and losses[1] < losses[2]
+
+
+def test_weights_in_a_small_file(trained, tmp_path, capsys):
+    """In bfloat16, with the temperature of the run; without one in its record, that of the validation images."""
+    module, copy = load("resnet", "trained"), shutil.copytree(trained, tmp_path / "run")
+    record = json.loads((copy / "run.json").read_text())
+    for name, final in (("a", record["final"]), ("b", {**record["final"], "temperature": None})):
+        (copy / "run.json").write_text(json.dumps(record | {"final": final}))
+        module.main([str(copy), "--out", str(tmp_path / f"{name}.safetensors")])
+    theirs, ours, other = (module.load(tmp_path / name) for name in ("run", "a.safetensors", "b.safetensors"))
+    assert ours.temperature == record["final"]["temperature"] == pytest.approx(other.temperature, rel=0.05)
+    assert theirs.temperature is None and ours.classes == theirs.classes and ours.dataset == "builtin"
+    assert ours.accuracy == pytest.approx(record["final"]["test_accuracy"], abs=0.02)
+    images = data.load("builtin", limit=600, family="mnist")[2].images[:20]
+    a, b = (module.probabilities(network, images) for network in (ours, other))
+    assert torch.allclose(a, b, atol=0.02) and (a.argmax(1) == b.argmax(1)).all()
+    facts = json.loads(run.read_safetensors(tmp_path / "a.safetensors")[1]["facts"])
+    assert facts["unsure_below"] == 0.5 and 0 <= facts["unsure"]["right"] < facts["unsure"]["all"]
+    assert "unsure: " in capsys.readouterr().out
 
 
 def test_a_sweep_lists_commands_that_train_takes(tmp_path, capsys):

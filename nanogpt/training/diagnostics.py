@@ -91,13 +91,22 @@ def draw_layers(rows: list[dict]):
     """A matplotlib figure of the gradient norms and update-to-weight ratios in the metrics `rows`."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    titles = {"grad_": "gradient norm", "update_": "update-to-weight ratio of one step"}
-    for axes, (prefix, title) in zip(figure.subplots(1, 2), titles.items()):
-        for column in [name for name in rows[-1] if name.startswith(prefix)] if rows else []:
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for axes, prefix, name in (
+        (left, "grad_", "gradient norm"),
+        (right, "update_", "update-to-weight ratio of one step"),
+    ):
+        for column in [column for column in rows[-1] if column.startswith(prefix)] if rows else []:
             points = [(row["iter"], row[column]) for row in rows if {"iter", column} <= row.keys()]
-            axes.plot(*zip(*points), label=column.removeprefix(prefix))
-            axes.legend(fontsize=7, ncols=2)
-        axes.set(xlabel="iteration", title=title, yscale="log")
+            axes.plot(*zip(*points), ".-", label=column.removeprefix(prefix))
+        axes.set(xlabel="step", ylabel=name, yscale="log")
         axes.grid(alpha=0.3)
+    if rows:
+        figure.legend(*left.get_legend_handles_labels(), loc="outside right upper", fontsize=9)
     return figure
+
+
+def draw_record(record: dict):
+    """The same of a record that keeps the metrics of a run, such as results/layers.json."""
+    return draw_layers(record["metrics"])
