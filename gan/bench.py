@@ -5,9 +5,9 @@
 
 The usual way: a torchvision dataset of PIL images and a DataLoader, unfused optimizers, one forward pass of the
 discriminator each for real and for generated images, another forward pass of the generator for its own step, gradients
-of the discriminator's weights in the generator's step. Then one change after another, up to what `train.py` does.
-The ways take turns, so that a machine that slows down slows all of them. All in one precision: bfloat16 if the
-hardware multiplies it, else float32; `--precision` names one. Writes bench.json into --out.
+of the discriminator's weights in the generator's step, PyTorch's own layers. Then one change after another, up to what
+`train.py` does. The ways take turns, so that a machine that slows down slows all of them. All in one precision:
+bfloat16 if the hardware multiplies it, else float32; `--precision` names one. Writes bench.json into --out.
 """
 
 import statistics
@@ -25,6 +25,7 @@ import model
 import optim
 import train
 from data import DATA_HELP, dataset_arg
+from layers import Downsample, LeakyReLU, Upsample
 
 WAYS = (
     "usual",
@@ -34,8 +35,9 @@ WAYS = (
     "+ generated images used twice",
     "+ no discriminator gradients in the generator's step",
     "+ channels last",
+    "+ gradients of layers.py",
 )
-BATCHES, FUSED, TOGETHER, TWICE, NO_GRADIENTS, CHANNELS_LAST = range(1, len(WAYS))
+BATCHES, FUSED, TOGETHER, TWICE, NO_GRADIENTS, CHANNELS_LAST, LAYERS = range(1, len(WAYS))
 
 
 def image_loader(dataset, bs):
@@ -50,6 +52,13 @@ def score_apart(discriminator, real, fake):
     return *discriminator(real), *discriminator(fake)
 
 
+def use_pytorch_layers(net):
+    """Each layer of layers.py becomes the layer of PyTorch that it is derived from."""
+    for module in net.modules():
+        if isinstance(module, Downsample | Upsample | LeakyReLU):
+            module.__class__ = type(module).__base__
+
+
 class Way:
     """One way to train `args.model`: the first `level` changes of WAYS. Called with a round, it takes `steps` steps of
     the discriminator and returns the images per second."""
@@ -61,6 +70,8 @@ class Way:
         self.device = device
         self.bf16 = bf16
         self.gan = model.build(args.model, "plain", 3, 10, args.width, args.noise).to(device)
+        if level < LAYERS:
+            use_pytorch_layers(self.gan)
         if level >= CHANNELS_LAST:
             self.gan = self.gan.to(memory_format=torch.channels_last)
         self.gan.train()

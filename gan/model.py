@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from layers import Downsample, LeakyReLU, Upsample, only_input_gradients
+
 SIZE = 32  # side of an image in pixels
 MODELS = ("dcgan", "wgan", "wgan-gp", "acgan")
 NETWORKS = ("plain", "paper")
@@ -83,7 +85,8 @@ def gradient_penalty(discriminator: nn.Module, real: Tensor, fake: Tensor, t: Te
     t = torch.rand(len(real), 1, 1, 1, device=real.device) if t is None else t
     x_hat = (t * real + (1 - t) * fake).detach().requires_grad_(True)
     scores, _ = discriminator(x_hat)
-    (gradient,) = torch.autograd.grad(scores.sum(), x_hat, create_graph=True)  # (N, C, H, W)
+    with only_input_gradients():
+        (gradient,) = torch.autograd.grad(scores.sum(), x_hat, create_graph=True)  # (N, C, H, W)
     return ((gradient.flatten(1).norm(dim=1) - 1) ** 2).mean()  # (N, C * H * W) -> (N,) -> ()
 
 
@@ -138,8 +141,8 @@ def dcgan_generator(channels: int, width: int, noise: int, classes: int) -> Gene
     layers = [nn.BatchNorm2d(4 * width), nn.ReLU()]
     for c_in, c_out in ((4 * width, 2 * width), (2 * width, width)):
         # (N, 4 w, 4, 4) -> (N, 2 w, 8, 8) -> (N, w, 16, 16)
-        layers += [nn.ConvTranspose2d(c_in, c_out, 4, 2, 1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU()]
-    layers += [nn.ConvTranspose2d(width, channels, 4, 2, 1), nn.Tanh()]  # (N, w, 16, 16) -> (N, channels, 32, 32)
+        layers += [Upsample(c_in, c_out, bias=False), nn.BatchNorm2d(c_out), nn.ReLU()]
+    layers += [Upsample(width, channels), nn.Tanh()]  # (N, w, 16, 16) -> (N, channels, 32, 32)
     return Generator(noise, classes, 4 * width, nn.Sequential(*layers))
 
 
@@ -150,9 +153,9 @@ def dcgan_discriminator(channels: int, width: int, classes: int, bn: bool) -> Di
     for i, (c_in, c_out) in enumerate(zip(sizes, sizes[1:])):
         # (N, channels, 32, 32) -> (N, w, 16, 16) -> (N, 2 w, 8, 8) -> (N, 4 w, 4, 4)
         normalize = bn and i > 0
-        layers += [nn.Conv2d(c_in, c_out, 4, 2, 1, bias=not normalize)]
+        layers += [Downsample(c_in, c_out, bias=not normalize)]
         layers += [nn.BatchNorm2d(c_out)] if normalize else []
-        layers += [nn.LeakyReLU(0.2)]
+        layers += [LeakyReLU(0.2)]
     return Discriminator(nn.Sequential(*layers, nn.Flatten()), 4 * width * 4 * 4, classes)
 
 

@@ -22,6 +22,7 @@ from common import run
 from common.options import option
 
 import numpy as np
+import torch
 from scipy.io import wavfile
 from scipy.signal import welch
 
@@ -105,14 +106,24 @@ def decibels(power: float, reference: float) -> float:
     return 10 * math.log10(power / reference) if power > 0 else -math.inf
 
 
+def noise_gain(series: Series, clean: np.ndarray) -> dict[str, float]:
+    """The noise beside the known clean series, before and after, and what was gained, in decibels."""
+    half = slice(len(clean) // 2, None)
+    truth = series.clean[half]
+    before = decibels(np.mean((series.values[half] - truth) ** 2), np.mean(truth**2))
+    after = decibels(np.mean((clean[half] - truth) ** 2), np.mean(truth**2))
+    return {"before_db": before, "after_db": after, "gained_db": before - after}
+
+
 def describe(series: Series, clean: np.ndarray, removed: np.ndarray) -> str:
     """What was gained, over the second half, when the filter has adapted."""
     half = slice(len(clean) // 2, None)
-    if series.clean is not None:  # the built-in melody: its noise is known
-        truth = series.clean[half]
-        before = decibels(np.mean((series.values[half] - truth) ** 2), np.mean(truth**2))
-        after = decibels(np.mean((clean[half] - truth) ** 2), np.mean(truth**2))
-        return f"{before - after:.1f} dB gained: the noise was {before:.1f} dB above the melody, now {-after:.1f} below"
+    if series.clean is not None:
+        gain = noise_gain(series, clean)
+        return (
+            f"{gain['gained_db']:.1f} dB gained: the noise was {gain['before_db']:.1f} dB above the melody and is now "
+            f"{-gain['after_db']:.1f} dB below it"
+        )
     power = decibels(np.var(clean[half]), np.var(series.values[half]))
     if series.reference is not None:
         return (
@@ -209,6 +220,10 @@ def main(argv=None):
     clean, removed = cancel(args, series)
     files = write_results(args, series, clean, removed, out)
     run.write_figure(out / "cancel.png", draw(series, clean))
+    if series.clean is not None:
+        row = {"setting": args.filter, "taps": args.taps, "state": "done", "final": noise_gain(series, clean)}
+        machine = run.environment(torch.device("cpu"), __file__)
+        run.write_json(out / "cancel.json", machine | {"rows": [row]})
     how = "with a reference" if series.reference is not None else "from its own past"
     print(
         f"{series.name}, {len(clean):,} samples, {args.filter.upper()} of {args.taps} taps {how}: "

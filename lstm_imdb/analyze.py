@@ -1,13 +1,13 @@
-"""Where is a trained model wrong? By length, by stars, on minimal pairs, and when it reads less of a review.
+"""Where is a trained model wrong? By length, by stars, and when it reads less of a review. Short texts: pairs.py.
 
     python lstm_imdb/analyze.py                                          # the newest finished run
     python lstm_imdb/analyze.py --run out/lstm_imdb/imdb-plain-s0-1 --data-dir DIR
 
 Writes into --out: analysis.json, analysis.png and mistakes.txt, the most confident mistakes on the test set. Stars are
-known if the files are named after them, as in aclImdb. A minimal pair is a sentence and its negation, which differ
-in one word; it counts if both are right.
+known if the files are named after them, as in aclImdb.
 """
 
+import sys
 from dataclasses import dataclass
 
 from common import run
@@ -25,7 +25,6 @@ from common.options import option
 import torch
 from matplotlib.figure import Figure
 
-import data
 import outcome
 import saved
 import train
@@ -35,48 +34,6 @@ AUTO_THREADS = 1
 
 EDGES = (0, 50, 100, 150, 200, 300, 400, 600, 1000, 10**9)  # words
 TRUNCATIONS = (50, 100, 200, 400, 800)
-ADJECTIVES = {
-    "positive": "good great funny interesting believable convincing worth watching enjoyable clever exciting",
-    "negative": "bad boring dull terrible stupid awful predictable disappointing annoying ridiculous slow",
-}
-PAIRS = ("This film is {}.", "This film is not {}."), ("The acting was {}.", "The acting wasn't {}.")
-
-
-def minimal_pairs() -> list[tuple[str, str, int]]:
-    """(sentence, its negation, label of the sentence: 1 positive, 0 negative)"""
-    words = {kind: text.replace("worth watching", "worth_watching").split() for kind, text in ADJECTIVES.items()}
-    return [
-        (plain.format(word.replace("_", " ")), negated.format(word.replace("_", " ")), int(kind == "positive"))
-        for plain, negated in PAIRS
-        for kind in words
-        for word in words[kind]
-    ]
-
-
-@torch.no_grad()
-def positive_probability(found: saved.Model, texts: list[str]) -> torch.Tensor:
-    """The probability of class 1 of each text, (N,)."""
-    encoded = [found.vocabulary.encode(data.tokenize(text)) for text in texts]
-    lengths = torch.tensor([len(tokens) for tokens in encoded])
-    tokens = torch.zeros(len(texts), int(lengths.max()), dtype=torch.int64)
-    for row, words in zip(tokens, encoded):
-        row[: len(words)] = torch.tensor(words)
-    device = found.net.embedding.weight.device
-    return found.net(tokens.to(device), lengths.to(device)).softmax(1)[:, 1].cpu()
-
-
-def on_minimal_pairs(found: saved.Model) -> dict:
-    """Accuracy on plain sentences, on negated ones, and on pairs, for adjectives of both kinds."""
-    pairs = minimal_pairs()
-    plain = (positive_probability(found, [pair[0] for pair in pairs]) > 0.5).tolist()
-    negated = (positive_probability(found, [pair[1] for pair in pairs]) > 0.5).tolist()
-    result = {"pairs": len(pairs)}
-    for label, kind in ((1, "positive"), (0, "negative")):
-        rows = [(p == label, n != label) for p, n, pair in zip(plain, negated, pairs) if pair[2] == label]
-        result[f"{kind}_plain"] = sum(p for p, _ in rows) / len(rows)
-        result[f"{kind}_negated"] = sum(n for _, n in rows) / len(rows)
-        result[f"{kind}_both"] = sum(p and n for p, n in rows) / len(rows)
-    return result
 
 
 def groups(values: torch.Tensor, correct: torch.Tensor, edges) -> list[dict]:
@@ -142,6 +99,7 @@ def main(argv=None):
     run.set_threads(args.threads, AUTO_THREADS)
     out, device = run.make_folder(args.out), run.pick_device(args.device)
     found = saved.open_model(args.run, device)
+    print(saved.describe(found), file=sys.stderr)
     values = found.args
     for name in ("data", "data_dir", "limit"):
         setattr(values, name, getattr(args, name) or getattr(values, name))
@@ -157,22 +115,16 @@ def main(argv=None):
     if loaded.corpus.ratings:
         stars = torch.tensor([loaded.corpus.ratings[i] for i in loaded.test.rows.tolist()])
         analysis["stars"] = groups(stars, correct, range(1, 12))
-    analysis["minimal_pairs"] = on_minimal_pairs(found)
     analysis["truncation"] = []
     for keep in ("start", "end"):
         for words in TRUNCATIONS:
             loaded.test.max_len, loaded.test.keep = words, keep
             score = train.evaluate(found.net, loaded.test, evaluator)[1]
             analysis["truncation"].append({"keep": keep, "words": words, "test_accuracy": score})
-    run.write(out / "mistakes.txt", outcome.mistakes(loaded, logits.softmax(1)))
+    run.write(out / "mistakes.txt", outcome.mistakes(loaded, (logits / found.temperature).softmax(1)))
     recorded = {name: value for name, value in vars(values).items() if name in ("recipe", "seed", "max_len", "keep")}
     common = {"state": "done", "args": recorded, "dataset": loaded.facts}
     rows = [common | {"study": "truncation"} | row for row in analysis["truncation"]]
-    for kind in ("positive", "negative"):
-        row = {"study": "pairs", "adjectives": kind}
-        for how in ("plain", "negated", "both"):
-            row[how] = analysis["minimal_pairs"][f"{kind}_{how}"]
-        rows.append(common | row)
     record = {
         "study": "analysis",
         **run.environment(device, __file__, argv),
@@ -182,13 +134,7 @@ def main(argv=None):
     }
     run.write_json(out / "analysis.json", record)
     run.write_figure(out / "analysis.png", draw(record))
-    pairs = analysis["minimal_pairs"]
     print(f"test accuracy {accuracy:.2%} on {len(loaded.test):,} reviews")
-    for kind in ("positive", "negative"):
-        print(
-            f"minimal pairs, {kind} adjectives: plain {pairs[f'{kind}_plain']:.0%}, negated "
-            f"{pairs[f'{kind}_negated']:.0%}, both {pairs[f'{kind}_both']:.0%}"
-        )
     for row in analysis["truncation"]:
         print(f"the {row['keep']:5} of a review, {row['words']:>3} words: {row['test_accuracy']:.2%}")
     print(run.display_path(out))

@@ -3,12 +3,13 @@
     python lstm_imdb/bench.py                      # IMDB, 400 words, some minutes
     python lstm_imdb/bench.py --max-len 200 --steps 5
 
-(a) usual: one review at a time from a Dataset, all padded to --max-len, a DataLoader without workers;
+(a) usual: one review at a time from a Dataset, all padded to --max-len, a DataLoader without workers, nn.Dropout;
 (b) buckets: Reviews.batches, reviews of similar length, padded to the longest of the batch;
-(c) the same in bfloat16, if the hardware multiplies it;
-(d) the same as (b) with packed sequences in place of padding;
-(e) the same as (b) with the LSTM cell written out in model.py.
-Then both directions: (f) reversing by length, as model.py does, and (g) nn.LSTM with packed sequences.
+(c) buckets, and model.py's dropout in place of nn.Dropout;
+(d) train.py: the same in bfloat16, if the hardware multiplies it;
+(e) the same as (b) with packed sequences in place of padding;
+(f) the same as (b) with the LSTM cell written out in model.py.
+Then both directions: (g) reversing by length, as model.py does, and (h) nn.LSTM with packed sequences.
 The network, its loss and its update are the same, and padding never changes its output. The ways take turns, each
 on --steps batches a round, so that a machine that slows down slows all of them; a way's batches are a random sample
 of its epoch. Reported are medians. Writes bench.json into --out.
@@ -23,7 +24,6 @@ from common import run, timing
 from common.options import option
 
 import torch
-import torch.nn.functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils.data import DataLoader
 
@@ -46,6 +46,17 @@ class PackedLSTM(torch.nn.Module):
         return list(y.chunk(1 + self.lstm.bidirectional, 2))
 
 
+class Precision:
+    """The part of a run that train.backward needs."""
+
+    def __init__(self, device, bf16: bool):
+        self.device = device
+        self.bf16 = bf16
+
+    def autocast(self):
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+
 def usual_batches(reviews, epoch):
     """Batches in the usual way; each review is padded to max_len by the Dataset."""
     generator = torch.Generator().manual_seed(epoch)
@@ -60,7 +71,7 @@ def ways_of(loaded, args, device):
     def ours(epoch):
         return (batch[:3] for batch in reviews.batches(BS, (0, epoch)))
 
-    def way(batches, bf16=False, packed=False, **changes):
+    def way(batches, bf16=False, packed=False, usual_dropout=True, **changes):
         torch.manual_seed(0)
         values = replace(train.PLAIN, **changes)
         net = train.build_model(values, len(loaded.vocabulary), len(loaded.corpus.classes))
@@ -68,7 +79,10 @@ def ways_of(loaded, args, device):
             net.packed = PackedLSTM(values.embed, values.hidden, values.bidirectional)
             net.states = lambda x, lengths: net.packed.states(net.dropout(x), lengths)
             del net.layers
+        if usual_dropout:
+            net.dropout = torch.nn.Dropout(values.dropout)
         optimizer = torch.optim.AdamW(net.to(device).parameters(), values.lr, fused=device.type in ("cpu", "cuda"))
+        precision = Precision(device, bf16)
 
         def rate(epoch):
             seen, began = 0, time.perf_counter()
@@ -76,11 +90,8 @@ def ways_of(loaded, args, device):
                 tokens = tokens.to(device)
                 lengths = lengths.to(device)
                 labels = labels.to(device)
-                with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                    logits = net(tokens, lengths)
-                loss = F.cross_entropy(logits.float(), labels)
                 optimizer.zero_grad()
-                loss.backward()
+                loss, _ = train.backward(net, tokens, lengths, labels, values.adversarial, precision)
                 torch.nn.utils.clip_grad_norm_(net.parameters(), values.clip)
                 optimizer.step()
                 seen += len(labels)
@@ -91,8 +102,9 @@ def ways_of(loaded, args, device):
 
     both = dict(bidirectional=True)
     ways = {"usual": way(lambda epoch: usual_batches(reviews, epoch)), "buckets": way(ours)}
+    ways["buckets, dropout of model.py"] = way(ours, usual_dropout=False)
     if run.native_bf16(device):
-        ways["buckets, bfloat16"] = way(ours, bf16=True)
+        ways["train.py: with bfloat16, too"] = way(ours, bf16=True, usual_dropout=False)
     ways["buckets, packed"] = way(ours, packed=True)
     ways["buckets, custom cell"] = way(ours, cell="custom")
     ways["both directions, reversed"] = way(ours, **both)
@@ -143,7 +155,7 @@ def main(argv=None):
             "rates": values,
         }
         rows.append(row | {"state": "done", "dataset": loaded.facts, "git": machine["git"]})
-        print(f"{name:<26} {row['reviews_per_s']:>6,.0f} reviews/s, {row['times_usual']:.2f} times the usual way")
+        print(f"{name:<28} {row['reviews_per_s']:>6,.0f} reviews/s, {row['times_usual']:.2f} times the usual way")
     run.write_json(out / "bench.json", {"bench": "lstm_imdb", **machine, "padding": factors, "rows": rows})
     return rows
 

@@ -7,7 +7,10 @@
 
 A word's push is the gradient of the score with respect to its vector times the vector (gradient times input; Simonyan
 et al. 2013, Denil et al. 2014). The score is the logit of the class less the mean of the others: green words raise
-it, red ones lower it. With two classes the class is the second one, "positive" for IMDB, whatever the answer.
+it, red ones lower it. With two classes the class is the second one, "positive" for IMDB, whatever the answer. Words
+that the model does not know are grey. Without colours these are [+word], [-word] and [?word].
+
+Probabilities are calibrated on validation reviews; below 70% the model is unsure.
 """
 
 import io
@@ -29,6 +32,7 @@ from torch.nn.utils.rnn import pad_sequence
 import corpus
 import data
 import saved
+from outcome import UNSURE
 
 AUTO_THREADS = 1  # a few texts gain nothing from more
 CHUNK = 4096  # reviews that are sorted by length together
@@ -39,11 +43,11 @@ COLUMNS = 100  # characters of a line of the figure
 
 
 class Answer(NamedTuple):
-    """What the model says of a review: the words that it read, the push of each, the probability of each class, and the
-    number of words of the whole review."""
+    """What the model says of a review: the words that it read, the push of each (None: it does not know the word), the
+    probability of each class, and the number of words of the whole review."""
 
     words: list[str]
-    push: list[float]
+    push: list[float | None]
     probabilities: list[float]
     total: int
 
@@ -56,8 +60,10 @@ def explain(found: saved.Model, texts: list[str]) -> list[Answer | None]:
     for batch in batches_of(read):
         push, probabilities = explain_batch(found, [read[i] for i in batch])
         for row, i in enumerate(batch):
-            words = read[i]
-            answers[i] = Answer(words, push[row][: len(words)], probabilities[row], reviews[i][1])
+            words, total = reviews[i]
+            known = [word in found.vocabulary.index for word in words]
+            pushes = [value if is_known else None for value, is_known in zip(push[row], known)]
+            answers[i] = Answer(words, pushes, probabilities[row], total)
     return answers
 
 
@@ -76,7 +82,7 @@ def batches_of(reviews: list[list[str]]) -> Iterator[list[int]]:
 
 
 def explain_batch(found: saved.Model, reviews: list[list[str]]) -> tuple[list[list[float]], list[list[float]]]:
-    """(the push of every word (B, T), probabilities (B, classes)) of reviews of at least one word."""
+    """(the push of every word (B, T), calibrated probabilities (B, classes)) of reviews of at least one word."""
     device = found.net.embedding.weight.device
     encoded = [torch.tensor(found.vocabulary.encode(words)) for words in reviews]
     lengths = torch.tensor([len(tokens) for tokens in encoded], device=device)
@@ -92,20 +98,23 @@ def explain_batch(found: saved.Model, reviews: list[list[str]]) -> tuple[list[li
     if not torch.isfinite(logits).all():
         raise run.UserError(f"{found.path}: is damaged: its predictions are not finite numbers")
     push = (gradient * embedded).sum(2)  # (B, T, E) -> (B, T)
-    return push.tolist(), logits.detach().softmax(1).tolist()
+    return push.tolist(), (logits.detach() / found.temperature).softmax(1).tolist()
 
 
-def shades(push: list[float]) -> list[float]:
-    """Each push as a share of the largest one, in [-1, 1]."""
-    largest = max(map(abs, push)) or 1.0
-    return [value / largest for value in push]
+def shades(push: list[float | None]) -> list[float | None]:
+    """Each push as a share of the largest one, in [-1, 1]; None stays."""
+    largest = max((abs(value) for value in push if value is not None), default=0.0) or 1.0
+    return [None if value is None else value / largest for value in push]
 
 
 def coloured(words, push, colour: bool) -> str:
-    """The words as a line; those that push at least a fifth as much as the strongest are marked or in colour."""
+    """The words as a line; those that push at least a fifth as much as the strongest, and unknown ones, are marked or
+    in colour."""
     pieces = []
     for word, shade in zip(words, shades(push)):
-        if abs(shade) < 0.2:
+        if shade is None:
+            pieces.append(f"\033[90m{word}\033[0m" if colour else f"[?{word}]")
+        elif abs(shade) < 0.2:
             pieces.append(word)
         elif colour:
             bold = "1;" if abs(shade) > 0.6 else ""
@@ -115,25 +124,32 @@ def coloured(words, push, colour: bool) -> str:
     return " ".join(pieces)
 
 
+def background(shade: float | None) -> tuple[float, float, float, float]:
+    """The colour behind a word of the figure: red, green, blue and opacity."""
+    if shade is None:
+        return 0.5, 0.5, 0.5, 0.3
+    opacity = min(1.0, abs(shade))
+    return (0.1, 0.65, 0.2, opacity) if shade > 0 else (0.9, 0.15, 0.1, opacity)
+
+
 def draw(answers, path: Path):
     """A figure of reviews with coloured words. answers: (title, words, push) of each."""
     laid_out, y = [], 0
     for title, words, push in answers:
-        laid_out.append((0, y, title, None))
+        laid_out.append((0, y, title, None, True))
         x, y = 0, y + 1
         for word, shade in zip(words[:400], shades(push)):
             word = word[: COLUMNS - 1]
             if x + len(word) > COLUMNS:
                 x, y = 0, y + 1
-            laid_out.append((x, y, word, shade))
+            laid_out.append((x, y, word, background(shade), False))
             x += len(word) + 1
         y += 2
     figure = Figure(figsize=(COLUMNS * 0.075, 0.19 * y + 0.1))
     axes = figure.add_axes((0.01, 0.01, 0.98, 0.98), xlim=(0, COLUMNS), ylim=(y - 0.5, -0.6))
     axes.axis("off")
-    for x, line, text, shade in laid_out:
-        if shade:
-            rgba = (0.1, 0.65, 0.2, min(1, abs(shade))) if shade > 0 else (0.9, 0.15, 0.1, min(1, abs(shade)))
+    for x, line, text, rgba, is_title in laid_out:
+        if rgba is not None:
             axes.fill_between((x - 0.3, x + len(text) + 0.3), line - 0.45, line + 0.45, color=rgba, linewidth=0)
         axes.text(
             x,
@@ -142,7 +158,7 @@ def draw(answers, path: Path):
             family="monospace",
             fontsize=8.2,
             va="center",
-            weight="bold" if shade is None else "normal",
+            weight="bold" if is_title else "normal",
         )
     run.write_figure(path, figure)
 
@@ -181,6 +197,7 @@ def main(argv=None):
         raise run.UserError("no review: give one as an argument, with --file, or on standard input")
     run.set_threads(args.threads, AUTO_THREADS)
     found = saved.open_model(args.run, run.pick_device(args.device))
+    print(saved.describe(found), file=sys.stderr)
     colour = args.colour == "always"
     if args.colour == "auto":
         colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
@@ -204,16 +221,18 @@ def main(argv=None):
 
 
 def title_of(found: saved.Model, answer: Answer) -> str:
-    """The likeliest class with its probability."""
+    """The likeliest class with its probability, "unsure: " before it if that is below UNSURE."""
     probability = max(answer.probabilities)
-    name = found.classes[answer.probabilities.index(probability)]
-    return f"{name} {probability:.1%}"
+    name = run.printable(found.classes[answer.probabilities.index(probability)])
+    doubt = "unsure: " if probability < UNSURE else ""
+    return f"{doubt}{name} {probability:.1%}"
 
 
 def notes_on(found: saved.Model, answer: Answer) -> str:
     """How many words are unknown, and which part of the review was read."""
-    notes, count = [], len(answer.words)
-    unknown = sum(word not in found.vocabulary.index for word in answer.words)
+    notes = []
+    count = len(answer.words)
+    unknown = answer.push.count(None)
     if unknown:
         notes.append(f"{unknown} of {count} words unknown")
     if answer.total > count:

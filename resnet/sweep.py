@@ -171,11 +171,11 @@ def draw_clock(axes, rows):
 
 
 def draw_best(axes, rows):
-    """The best epoch's validation accuracy of each run against the varied option; a cross at chance if it diverged."""
+    """The best epoch's validation accuracy of each run against the varied option; a cross at zero if it diverged."""
     key = "lr" if rows[0]["study"] == "lr" else "weight_decay"
     for row in rows:
         done = row["state"] == "done"
-        accuracy = row["final"]["val_accuracy"] if done else 0.1
+        accuracy = row["final"]["val_accuracy"] if done else 0.0
         axes.plot(max(row["args"][key], 1e-5), accuracy, "o" if done else "rx", color="tab:blue")
     axes.set(xscale="log", xlabel=key.replace("_", " "), ylabel="validation accuracy of the best epoch")
 

@@ -6,6 +6,9 @@
 Each image must show one digit. It is prepared as MNIST's digits were: scaled to a box of 20 x 20 pixels, then placed in
 28 x 28 with its centre of mass in the middle. A network that was trained on a folder of images of your own sees the
 image as it saw those: cropped square and scaled to 28 x 28. What the network saw is saved as seen.png in --out.
+
+Probabilities are calibrated on validation images; below 90% the network is unsure. Two large shapes side by side are
+asked about. `python simplenn/reliability.py` measures how often both are false alarms.
 """
 
 import sys
@@ -26,6 +29,12 @@ import saved
 
 WORKING_SIZE = 400  # larger images are scaled down to it before the digit is looked for
 CONTRAST = 25  # grey levels between a digit and its background, at the least
+UNSURE = 0.9  # below this probability a prediction is called unsure
+
+# of the second largest shape, beside the largest, if both are digits
+LEAST_INK = 0.2  # times the ink of the largest
+LEAST_HEIGHT = 0.5  # times the height of the taller one
+LEAST_OVERLAP = 0.5  # of their rows, times the height of the smaller one
 
 
 def open_grey(path: Path) -> np.ndarray:
@@ -56,6 +65,27 @@ def find_ink(grey: np.ndarray) -> np.ndarray:
     return np.clip((ink / top - 0.15) / 0.85, 0, 1)  # the faintest pixels are noise and paper
 
 
+def shows_two_digits(ink: np.ndarray) -> bool:
+    """Do two large shapes lie side by side in the ink (H, W)? Parts of one digit, such as the bar of a 5, are smaller,
+    or lie above each other."""
+    shapes, count = ndimage.label(ink > 0.3, np.ones((3, 3)))
+    if count < 2:
+        return False
+    sums = ndimage.sum_labels(ink, shapes, range(1, count + 1))
+    small, large = np.argsort(sums)[-2:]
+    boxes = ndimage.find_objects(shapes)
+    (top_rows, top_columns), (rows, columns) = boxes[large], boxes[small]
+    heights = [extent.stop - extent.start for extent in (top_rows, rows)]
+    overlap = min(top_rows.stop, rows.stop) - max(top_rows.start, rows.start)
+    beside = columns.start >= top_columns.stop or top_columns.start >= columns.stop
+    return bool(
+        beside
+        and sums[small] >= LEAST_INK * sums[large]
+        and min(heights) >= LEAST_HEIGHT * max(heights)
+        and overlap >= LEAST_OVERLAP * min(heights)
+    )
+
+
 def keep_digit(ink: np.ndarray) -> np.ndarray:
     """The ink without specks: connected parts that have at least a tenth of the ink of the largest one."""
     parts, count = ndimage.label(ink > 0.3, np.ones((3, 3)))
@@ -79,15 +109,17 @@ def center_as_mnist(ink: np.ndarray) -> np.ndarray:
     return canvas[y - 14 : y + 14, x - 14 : x + 14].round().astype(np.uint8)
 
 
-def prepare(path: Path, as_mnist: bool = True) -> np.ndarray:
-    """uint8 (28, 28): what the network sees of an image file. Raises UserError that names the file.
+def prepare(path: Path, as_mnist: bool = True) -> tuple[np.ndarray, bool]:
+    """(uint8 (28, 28): what the network sees of an image file; does it show two digits?). Raises UserError that names
+    the file.
 
     as_mnist: the digit in it, light on dark and centred; else the whole image, as training read it.
     """
     if not as_mnist:
-        return image_files.read_image(path, 1, 28)[0].copy()  # torch wants to be able to write
+        return image_files.read_image(path, 1, 28)[0].copy(), False  # torch wants to be able to write
     try:
-        return center_as_mnist(keep_digit(find_ink(open_grey(path))))
+        ink = find_ink(open_grey(path))
+        return center_as_mnist(keep_digit(ink)), shows_two_digits(ink)
     except run.UserError as error:
         raise error if str(path) in str(error) else run.UserError(f"{path}: {error}") from None
 
@@ -121,18 +153,22 @@ def main(argv=None):
     failed = []
     for path in map(Path, args.images):
         try:
-            image = prepare(path, model.as_mnist)
+            image, two_digits = prepare(path, model.as_mnist)
         except run.UserError as error:
             failed.append(str(error))
             continue
-        x = (torch.from_numpy(image).float()[None, None] - model.mean) / model.std  # (1, 1, 28, 28)
-        with torch.no_grad():
-            p = model.net(x).softmax(1)[0]
+        (p,) = saved.probabilities(model, torch.from_numpy(image)[None, None])  # (1, 1, 28, 28) -> (classes,)
         if not torch.isfinite(p).all():
             raise run.UserError(f"{model.source}: is damaged: its predictions are not finite numbers")
         title = f"{model.classes[p.argmax()]} {p.max():.1%}"
+        if p.max() < UNSURE:
+            title += ", unsure"
         all_classes = ", ".join(f"{name} {value:.1%}" for name, value in zip(model.classes, p))
-        print(f"{path}: {title}   ({all_classes})")
+        shown = run.display_path(path)
+        print(f"{shown}: {title}   ({all_classes})")
+        if two_digits:
+            print(f"warning: {shown}: two digits? two large shapes lie side by side, read as one", file=sys.stderr)
+            title += "\ntwo digits?"
         answers.append((path.name, image, title))
     if answers:
         run.write_figure(out / "seen.png", draw_seen(answers))

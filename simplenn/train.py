@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from common import run
+from common.calibration import fit_temperature
 from common.options import option
 from common.schedules import lr_factor
 
@@ -233,7 +234,8 @@ def main(argv=None):
         train(args, r, model, train_set, val_set, test_set)
 
         best = r.load_best(model=model)
-        val_loss, val_accuracy, _ = evaluate(model, val_set, r)
+        val_loss, val_accuracy, val_outputs = evaluate(model, val_set, r)
+        temperature = fit_temperature(val_outputs, val_set.labels) if normalization else None  # of images, not points
         test_loss, test_accuracy, outputs = evaluate(model, test_set, r)
         r.figure("losses.png", draw_losses(r.rows))
         r.figure("predictions.png", draw_outputs(test_set, outputs))
@@ -244,6 +246,7 @@ def main(argv=None):
             best_epoch=best["epoch"],
             val_loss=val_loss,
             val_accuracy=val_accuracy,
+            temperature=temperature,
             test_loss=test_loss,
             test_accuracy=test_accuracy,
         )

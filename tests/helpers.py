@@ -221,6 +221,23 @@ def write_images(folder, count, size=(40, 50), seed=0):
     return folder
 
 
+def draw_pictures(folder):
+    """Two drawings that the READMEs of the demos on photographs show. Returns the folder."""
+    import numpy as np
+    from PIL import Image, ImageDraw
+
+    folder.mkdir(parents=True)
+    square = Image.new("RGB", (300, 300), "white")
+    ImageDraw.Draw(square).rectangle([75, 75, 225, 225], fill=(220, 20, 20))
+    square.save(folder / "red_square.png")
+    ramp = np.linspace(0, 1, 400)
+    red = np.broadcast_to(255 * ramp, (300, 400))
+    green = np.broadcast_to(200 * ramp[:300, None], (300, 400))
+    blue = np.full((300, 400), 120)
+    Image.fromarray(np.stack([red, green, blue], 2).astype(np.uint8)).save(folder / "gradient.png")
+    return folder
+
+
 def make_images(root, parts, classes=("cats", "dogs"), size=(40, 50)):
     """`parts[part]` images for each class, in root/part/class; the part "" is `root` itself. Returns `root`."""
     for part, count in parts.items():

@@ -5,10 +5,12 @@ import csv
 import functools
 import json
 import math
+import shutil
 import subprocess
 import sys
 
 from common import photos, study
+from common.calibration import calibration_error, unsure_shares
 from common.options import options_of
 
 import pytest
@@ -18,7 +20,7 @@ from PIL import Image
 
 import processes
 from conftest import ROOT, failure, lazy, load, one_line, run, start
-from helpers import make_images, names
+from helpers import draw_pictures, make_images, names
 
 train = lazy("cifar")
 data = lazy("cifar", "data")
@@ -559,6 +561,35 @@ def test_names_of_classes_are_printed_without_control_characters():
     assert photos.describe(["a\x1b[2J", "b"], torch.tensor([0.75, 0.25]), 0.5) == "a\\x1b[2J 75%, b 25%"
 
 
+def test_the_readme_shows_what_the_committed_network_says(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(predict.run, "ROOT", tmp_path)  # where there is no run
+    predict.main([str(draw_pictures(tmp_path / "pictures")), "--out", str(tmp_path / "out")])
+    said = capsys.readouterr()
+    readme = (ROOT / "cifar" / "README.md").read_text(encoding="utf-8")
+    *lines, _ = said.out.splitlines()
+    assert [f"pictures/{line.rpartition('pictures')[2][1:]}" in readme for line in lines] == [True, True], said.out
+    assert said.err.rpartition("cifar/")[2] in readme
+
+
+def test_the_newest_run_does_not_hide_the_committed_network(finished, photographs, tmp_path, monkeypatch, capsys):
+    shutil.copytree(finished("cifar"), tmp_path / "out" / "cifar" / "newest")
+    monkeypatch.setattr(predict.run, "ROOT", tmp_path)
+    predict.main([str(photographs), "--out", str(tmp_path / "seen")])
+    said = capsys.readouterr().err
+    assert "newest: lenet5 trained on builtin" in said and "--run cifar/weights/simplenn.safetensors" in said
+
+
+@pytest.mark.slow
+def test_the_committed_network_is_as_sure_as_its_header_says(data_dir):
+    network = trained.load(trained.COMMITTED)
+    test_set = data.load("cifar10", data_dir("cifar-10-batches-py"))[2]
+    facts = json.loads(run.read_safetensors(trained.COMMITTED)[1]["facts"])
+    odds = trained.probabilities(network, test_set.images)
+    assert (odds.argmax(1) == test_set.labels).float().mean() == pytest.approx(facts["test_accuracy"], abs=2e-4)
+    assert calibration_error(odds, test_set.labels) == pytest.approx(facts["test_calibration_error"], abs=1e-3)
+    assert unsure_shares(odds, test_set.labels, 0.5) == pytest.approx(facts["unsure"], abs=1e-3)
+
+
 def test_other_files_than_images_are_one_line_each(finished, photographs, tmp_path, capsys):
     (tmp_path / "notes.txt").write_text("no image")
     words = [str(tmp_path / "notes.txt"), str(tmp_path / "none.png"), str(photographs / "red.png")]
@@ -591,6 +622,12 @@ def test_committed_weights_are_those_of_the_run(finished, tmp_path, capsys):
         lambda facts: facts.update(classes=["a", "b"]),
         lambda facts: facts.update(experiment="gan"),
         lambda facts: facts["args"].update(model="vgg"),
+        lambda facts: facts.update(args=None),
+        lambda facts: facts.update(dataset="x"),
+        lambda facts: facts.update(test_accuracy="x"),
+        lambda facts: facts.update(temperature="x"),
+        lambda facts: facts.update(mean=[math.nan] * 3),
+        lambda facts: facts.clear(),
     ],
 )
 def test_weights_with_a_damaged_header_are_one_line(change, finished, tmp_path):

@@ -1,11 +1,13 @@
 """gan/: the losses and the penalty against closed forms and finite differences, the distances against published
 libraries, the training against what it must do. What all folders owe is in test_contract.py."""
 
+import copy
 import json
 import math
 import os
 import random
 from dataclasses import replace
+from functools import partial
 
 from common import study
 from common.options import flag, options_of
@@ -24,6 +26,7 @@ train = lazy("gan")
 data = lazy("gan", "data")
 model = lazy("gan", "model")
 features, fid, grids, scores = (lazy("gan", name) for name in ("features", "fid", "grids", "scores"))
+layers = lazy("gan", "layers")
 MODELS = names("gan", "model", "MODELS")
 TINY = ["--recipe", "tiny", "--data", "builtin", "--limit", "200", "--device", "cpu"]
 
@@ -496,6 +499,86 @@ def test_acgan_drops_half_of_the_units_after_each_convolution():
             after = [other for other in layers[i + 1 : i + 4] if not isinstance(other, nn.BatchNorm2d)]
             assert after[0].negative_slope == 0.2 and after[1].p == 0.5
     assert sum(isinstance(layer, nn.Conv2d) for layer in layers) == 6
+
+
+@pytest.mark.parametrize("size", [4, 8])
+def test_the_convolutions_and_their_gradients(size):
+    """Of `layers`, against PyTorch's own: the first and the second derivatives."""
+    torch.manual_seed(0)
+    double = {"dtype": torch.float64, "requires_grad": True}
+    x = torch.randn(2, 2, 2 * size, 2 * size, **double)
+    y = torch.randn(2, 3, size, size, **double)
+    weight = torch.randn(3, 2, 4, 4, **double)
+    downsampling = (x, weight, torch.randn(3, **double))
+    upsampling = (y, weight, torch.randn(2, **double))
+    assert_equal_derivatives(layers.Convolve.apply, partial(F.conv2d, stride=2, padding=1), downsampling)
+    assert_equal_derivatives(
+        layers.ConvolveTransposed.apply, partial(F.conv_transpose2d, stride=2, padding=1), upsampling
+    )
+
+
+def assert_equal_derivatives(ours, theirs, inputs):
+    """Equal are the values, the gradients, and the gradients of a function of these."""
+    both = []
+    for function in (ours, theirs):
+        value = function(*inputs)
+        first = torch.autograd.grad(value.pow(3).sum(), inputs, create_graph=True)
+        second = torch.autograd.grad(sum(gradient.pow(2).sum() for gradient in first), inputs)
+        both.append([value, *first, *second])
+    torch.testing.assert_close(*both, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["dcgan", "wgan-gp"])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_the_layers_train_as_those_of_pytorch(name, bf16):
+    bench = load("gan", "bench")
+    torch.manual_seed(0)
+    ours = model.build(name, "plain", 3, 0, 8, 16)
+    theirs = copy.deepcopy(ours)
+    bench.use_pytorch_layers(theirs)
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    assert type(theirs.discriminator.layers[0]) is nn.Conv2d and type(theirs.discriminator.layers[1]) is nn.LeakyReLU
+    real = torch.rand(6, 3, 32, 32) * 2 - 1
+    args = train.RECIPES["plain"][name]
+    gradients = []
+    for gan in (ours, theirs):
+        torch.manual_seed(1)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            fake = gan.generator(torch.randn(6, 16))
+            d_loss, _ = model.d_loss(args, gan.discriminator, real, None, fake.detach(), None)
+            g_loss = model.g_loss(args, gan.discriminator, fake, None)
+        of_d = torch.autograd.grad(d_loss, list(gan.discriminator.parameters()), retain_graph=True)
+        of_g = torch.autograd.grad(g_loss, list(gan.generator.parameters()))
+        gradients.append([*of_d, *of_g])
+    tolerance = 0.03 if bf16 else 1e-5
+    for ours_, theirs_ in zip(*gradients):
+        assert (ours_ - theirs_).norm() <= tolerance * theirs_.norm()
+
+
+def test_a_piecewise_linear_activation_has_no_second_derivative():
+    """PyTorch's has zeros, which cost another backward pass."""
+    x = torch.tensor([-2.0, 3.0], requires_grad=True)
+    for activation, has_path in ((layers.LeakyReLU(0.2), False), (nn.LeakyReLU(0.2), True)):
+        y_gradient = torch.ones(2, requires_grad=True)
+        (gradient,) = torch.autograd.grad(activation(x), x, y_gradient, create_graph=True)
+        assert gradient.tolist() == pytest.approx([0.2, 1.0])
+        again = torch.autograd.grad(gradient.sum(), (y_gradient, x), allow_unused=True)
+        assert again[0].tolist() == pytest.approx([0.2, 1.0])
+        assert (again[1] is not None) == has_path
+
+
+def test_only_input_gradients():
+    x = torch.randn(1, 2, 8, 8, requires_grad=True)
+    layer = layers.Downsample(2, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(x).sum()
+    with layers.only_input_gradients():
+        of_input, *of_weights = torch.autograd.grad(
+            y, (x, layer.weight, layer.bias), retain_graph=True, allow_unused=True
+        )
+    assert of_input.abs().sum() > 0
+    assert of_weights == [None, None]
+    assert all(gradient.abs().sum() > 0 for gradient in torch.autograd.grad(y, (x, layer.weight, layer.bias)))
 
 
 def test_weights_are_clipped():

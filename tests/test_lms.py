@@ -714,7 +714,9 @@ def test_the_melody_is_heard_again(notes, least, tmp_path, monkeypatch, capsys):
     assert gained > least and f"{gained:.1f} dB gained" in capsys.readouterr().out
     assert np.abs(clean + removed - built_in.values).max() < 1e-12
     names = {file.name for file in (tmp_path / "out").iterdir()}
-    assert names == {"cancel.png", "cleaned.wav", "removed.wav", "noisy.wav"}
+    assert names == {"cancel.png", "cancel.json", "cleaned.wav", "removed.wav", "noisy.wav"}
+    (row,) = json.loads((tmp_path / "out" / "cancel.json").read_text())["rows"]
+    assert row["final"]["gained_db"] == pytest.approx(gained)
     again, _ = run_cancel(tmp_path / "again", tmp_path / "out" / "noisy.wav", "--reference", "2")
     assert gain(built_in.values, again, built_in.clean) == pytest.approx(gained, abs=0.5)  # rounded to 16 bits
 

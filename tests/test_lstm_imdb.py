@@ -231,6 +231,36 @@ def test_pooling_by_hand():
     assert pooled == {"last": [[3.0, -2.0, 0.5]], "mean": [[2.0, -3.5, 0.375]], "max": [[3.0, -2.0, 0.5]]}
 
 
+def test_the_maximum_has_the_gradient_of_amax():
+    torch.manual_seed(0)
+    states = torch.randn(3, 7, 4, requires_grad=True)
+    padding = (torch.arange(7) >= torch.tensor([7, 1, 4])[:, None])[:, :, None]
+    wanted = states.masked_fill(padding, -torch.inf).amax(1)
+    got = model.largest(states, padding)
+    assert torch.equal(got, wanted)
+    weights = torch.randn(3, 4)
+    gradients = [torch.autograd.grad((pooled * weights).sum(), states)[0] for pooled in (got, wanted)]
+    assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize("p", [0.5, 0.2])
+def test_dropout_keeps_a_share_and_the_mean(p):
+    torch.manual_seed(0)
+    dropout = model.Dropout(p)
+    x = torch.full((3, 111, 101), 2.0, requires_grad=True)  # not a multiple of eight values
+    y = dropout(x)
+    kept = y != 0
+    assert kept.float().mean() == pytest.approx(1 - p, abs=0.01)
+    assert y.mean().item() == pytest.approx(2.0, rel=0.02)
+    assert y[kept].unique().item() == pytest.approx(2 / (1 - p), rel=0.01)
+    assert torch.equal(torch.autograd.grad(y.sum(), x)[0] * 2, y)
+    columns = kept.flatten()[: 8 * 4000].view(-1, 8).float()  # the eight values of an integer
+    assert columns.mean(0).sub(1 - p).abs().max() < 0.03
+    assert torch.corrcoef(columns.T).fill_diagonal_(0).abs().max() < 0.06, "they are independent"
+    assert not torch.equal(dropout(x), y)
+    assert dropout.eval()(x) is x and model.Dropout(0.0)(x) is x
+
+
 def test_word_dropout_acts_in_training_alone():
     net = network(word_dropout=0.5)
     tokens, lengths = torch.randint(2, 50, (4, 9)), torch.full((4,), 9)
@@ -269,6 +299,48 @@ def test_adversarial_training_by_hand():
     )
 
 
+# ------------------------------------------------------------------------------------------------------- sentences
+
+
+def test_a_share_of_the_reviews_is_one_sentence(tmp_path):
+    texts = [f"First part of {i}. Now the second! <br /><br />Third, no dot {i}" for i in range(60)]
+    rows = [(text, ("negative", "positive")[i % 2]) for i, text in enumerate(texts)]
+    loaded = data.load(str(write_csv(tmp_path / "own.csv", rows)), min_count=1, sentences=0.5)
+    reviews = loaded.train
+    words = [loaded.vocabulary.words[i] for i in reviews.tokens.tolist()]
+    sentences = {" ".join(words[a:b]) for a, b in itertools.pairwise(reviews.sentence_starts.tolist())}
+    assert {"now the second !"} < sentences
+    assert len(reviews.sentence_starts) == 3 * len(reviews) + 1
+    assert {sentence.split()[0] for sentence in sentences} == {"first", "now", "third"}
+    drawn = Counter()
+    for epoch in range(20):
+        read = {}
+        for tokens, lengths, _, index in reviews.batches(8, (0, epoch)):
+            for row, n, i in zip(tokens, lengths, index.tolist()):
+                read[i] = " ".join(loaded.vocabulary.words[k] for k in row[:n].tolist())
+                assert not row[n:].any()
+        assert read.keys() == set(range(len(reviews)))
+        drawn.update(text.split()[0] if text in sentences else "whole" for text in read.values())
+    shares = {name: count / drawn.total() for name, count in drawn.items()}
+    assert shares == pytest.approx({"whole": 1 / 2, "first": 1 / 6, "now": 1 / 6, "third": 1 / 6}, abs=0.05)
+    whole = data.load(str(tmp_path / "own.csv"), min_count=1).train
+    assert [n for _, n, _, _ in reviews.batches(99)][0].equal(whole.lengths.sort().values), "evaluation reads it all"
+
+
+def test_sentences_have_the_words_of_the_review(tmp_path):
+    text = "Mr. T. said: 'Wow!' <br /><br />... So?! It isn't 3.5 feet. n't"
+    assert sum(map(data.tokenize, data.split_sentences(text)), []) == data.tokenize(text)
+    odd = ["...", "? the", "the the. the", text]
+    loaded = data.load(str(write_csv(tmp_path / "own.csv", own_reviews())), sentences=1.0)
+    vocabulary = data.Vocabulary(["wow"], frozenset({"the"}))
+    reviews = data.build(
+        range(4), {i: data.tokenize(text) for i, text in enumerate(odd)}, [0] * 4, vocabulary, 9, "end"
+    )
+    starts = data.sentence_starts(reviews, odd, vocabulary)
+    assert set(reviews.starts.tolist()) <= set(starts.tolist()) and starts.diff().min() == 1
+    assert loaded.val.sentence_starts is None and loaded.test.sentence_starts is None
+
+
 # ------------------------------------------------------------------------------------------------- steps and options
 
 
@@ -280,7 +352,7 @@ def small(**settings):
 
 def first_network(args):
     """(initial network, its data) of a run with the options `args`."""
-    loaded = train.load_data(args)
+    loaded = train.load_data(args, args.sentences)
     torch.manual_seed(args.seed)
     return train.build_model(args, len(loaded.vocabulary), len(loaded.corpus.classes)), loaded
 
@@ -395,6 +467,7 @@ OPTIONS_OF_TRAINING = {
     "pool": ("max", {}),
     "word_dropout": (0.5, {}),
     "adversarial": (0.5, {}),
+    "sentences": (0.5, {}),
     "seed": (1, {}),
     "limit": (30, {}),
 }
@@ -406,7 +479,14 @@ def test_every_option_is_in_a_table():
     tables = OPTIONS_OF_TRAINING.keys() | OPTIONS_OF_OTHER_TESTS | OPTIONS_OF_COMMON
     assert tables == options_of(train.Options).keys()
     pretraining = options_of(load("lstm_imdb", "pretrain").Options).keys()
-    assert pretraining == tables - {"pool", "word_dropout", "adversarial", "vectors", "init"}
+    assert pretraining == tables - {
+        "pool",
+        "word_dropout",
+        "adversarial",
+        "sentences",
+        "vectors",
+        "init",
+    }
     assert len({str(train.parse(["--recipe", name])) for name in train.RECIPES}) == len(train.RECIPES)
 
 
@@ -425,7 +505,7 @@ def test_each_option_changes_the_training(name):
     assert outcomes[0] != outcomes[1]
 
 
-@pytest.mark.parametrize("name", ["plain", "best", "tiny"])
+@pytest.mark.parametrize("name", ["plain", "best", "short", "tiny"])
 def test_each_recipe_makes_a_step(name):
     args = dataclasses.replace(train.parse(["--recipe", name]), data="builtin", limit=20, epochs=1, max_len=20)
     net, loaded = first_network(args)
@@ -896,6 +976,73 @@ def test_the_push_of_a_word_is_gradient_times_input(finished):
     net.float()
 
 
+def test_unknown_words_are_grey_and_doubts_are_said(finished):
+    predict, saved = load("lstm_imdb", "predict"), load("lstm_imdb", "saved")
+    found = saved.open_model(str(finished))
+    assert found.temperature == found.final["temperature"] != 1
+    (answer,) = predict.explain(found, ["Superb xylophonist superb"])
+    assert [value is None for value in answer.push] == [False, True, False]
+    assert predict.coloured(answer.words, answer.push, True).split()[1] == "\033[90mxylophonist\033[0m"
+    assert predict.coloured(answer.words, [0.1, None, -1.0], False) == "superb [?xylophonist] [-superb]"
+    assert predict.shades([None]) == [None]
+    tokens = found.encode("Superb xylophonist superb")
+    logits = found.net(tokens, torch.tensor([3]))
+    calibrated = (logits / found.temperature).softmax(1)[0].tolist()
+    assert answer.probabilities == pytest.approx(calibrated, abs=1e-5)
+    titles = [predict.title_of(found, answer._replace(probabilities=[p, 1 - p])) for p in (0.301, 0.299, 0.95)]
+    assert titles == ["unsure: positive 69.9%", "positive 70.1%", "negative 95.0%"]
+    name = found._replace(classes=["negative", "posi\033tive"])
+    assert "\033" not in predict.title_of(name, answer._replace(probabilities=[0.1, 0.9]))
+
+
+def test_how_far_probabilities_can_be_trusted():
+    probabilities = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.4, 0.6], [0.31, 0.69], [0.1, 0.9]])
+    labels = torch.tensor([0, 1, 1, 0, 1])  # right, wrong, right and unsure, wrong and unsure, right
+    facts = outcome.sureness(probabilities, labels)
+    assert facts["unsure"] == pytest.approx(2 / 5) and facts["false_alarms"] == pytest.approx(1 / 3)
+    assert facts["unsure_right"] == pytest.approx(1 / 3) and facts["unsure_wrong"] == pytest.approx(1 / 2)
+    doubtful = outcome.sureness(torch.tensor([[0.6, 0.4]]), torch.tensor([0]))
+    assert doubtful["false_alarms"] is None and doubtful["unsure_wrong"] is None and doubtful["unsure_right"] == 1
+
+
+def test_the_minimal_pairs():
+    pairs = load("lstm_imdb", "pairs").read_pairs()
+    counts = Counter((pair.kind, pair.split) for pair in pairs)
+    kinds = {"plain": 20, "negation": 25, "contrast": 20, "intensity": 20, "sarcasm": 15}
+    assert counts == {(kind, split): count for kind, count in kinds.items() for split in ("choose", "table")}
+    texts = [text for pair in pairs for text in (pair.negative, pair.positive)]
+    assert len(set(texts)) == 400
+    shown = [pair.positive for pair in pairs if pair.split == "table"]
+    for text in ("This film is good.", "Would watch again.", "The director knows exactly what he is doing"):
+        assert text in shown
+
+
+def test_pairs_are_counted(finished, tmp_path, monkeypatch, capsys):
+    pairs, predict = load("lstm_imdb", "pairs"), load("lstm_imdb", "predict")
+    three = [
+        pairs.Pair("plain", "table", "bad", "good"),
+        pairs.Pair("plain", "table", "poor", "fine"),
+        pairs.Pair("sarcasm", "choose", "great, not", "great"),
+    ]
+    positive = {"bad": 0.1, "good": 0.9, "poor": 0.55, "fine": 0.95, "great, not": 0.8, "great": 0.6}
+
+    def explain(found, texts):
+        return [predict.Answer([], [], [1 - positive[text], positive[text]], 0) for text in texts]
+
+    monkeypatch.setattr(pairs, "read_pairs", lambda: three)
+    monkeypatch.setattr(predict, "explain", explain)
+    rows = pairs.main([str(finished), "--out", str(tmp_path)])
+    counts = {(row["split"], row["kind"]): row[finished.name] for row in rows}
+    assert (
+        counts["table", "plain"] == counts["table", "all"] == dict(pairs_right=1, texts_right=3, sure=3, sure_right=3)
+    )
+    assert counts["choose", "sarcasm"] == dict(pairs_right=0, texts_right=1, sure=1, sure_right=0)
+    assert run.read_json(tmp_path / "pairs.json")["rows"][0]["state"] == "done"
+    assert "plain" in capsys.readouterr().out
+    found = load("lstm_imdb", "saved").open_model(str(finished))
+    assert one_line(failure(pairs.answer, found._replace(classes=["bad", "good"]), three)[1])
+
+
 def test_predictions_of_odd_texts(finished, tmp_path, capsys, monkeypatch):
     predict = load("lstm_imdb", "predict")
     argv = ["--run", str(finished), "--device", "cpu"]
@@ -982,7 +1129,18 @@ def test_a_small_file_of_weights_with_odd_options_is_refused(name, value, small_
 
 
 @pytest.mark.parametrize(
-    "key, text", [("args", "[" * 100_000), ("args", "[]"), ("classes", "5"), ("classes", "[1, 2]"), ("words", "")]
+    "key, text",
+    [
+        ("args", "[" * 100_000),
+        ("args", "[]"),
+        ("classes", "5"),
+        ("classes", "[1, 2]"),
+        ("words", ""),
+        ("final", "5"),
+        ("final", '{"temperature": 0}'),
+        ("final", '{"temperature": "x"}'),
+        ("final", '{"temperature": NaN}'),
+    ],
 )
 def test_a_small_file_of_weights_with_an_odd_header_is_refused(key, text, small_file, tmp_path):
     saved = load("lstm_imdb", "saved")
@@ -1027,12 +1185,14 @@ def test_without_a_run_the_newest_or_else_the_committed_model(tmp_path, monkeypa
     saved, predict = load("lstm_imdb", "saved"), load("lstm_imdb", "predict")
     monkeypatch.setattr(run, "ROOT", tmp_path)
     if saved.COMMITTED.exists():
-        assert saved.COMMITTED.stat().st_size < 3_000_000
+        assert saved.COMMITTED.stat().st_size < 4_000_000
         (title, *_), (other, *_) = predict.main(["A wonderful film.", "A terrible waste of time.", "--device", "cpu"])
         assert title.startswith("positive") and other.startswith("negative")
-        assert "plain.safetensors" in capsys.readouterr().err
+        line = capsys.readouterr().err
+        assert one_line(line) and "short.safetensors: recipe short, trained on imdb, right on 9" in line
     train.main(TINY)
-    assert saved.open_model().path.name == "builtin-tiny-s0-1"
+    newest = saved.open_model()
+    assert newest.path.name == "builtin-tiny-s0-1" and "another run of train.py, or " in saved.describe(newest)
 
 
 def test_models_are_compared_on_the_same_reviews(tmp_path):
@@ -1154,7 +1314,6 @@ def test_the_benchmark_and_the_analysis(finished, tmp_path, capsys):
     analysis = analyze.main(["--run", str(finished), "--device", "cpu", "--out", str(tmp_path)])
     assert analysis["accuracy"] > 0.95 and sum(row["reviews"] for row in analysis["length"]) == 1200
     assert {"analysis.json", "analysis.png", "mistakes.txt"} <= {file.name for file in tmp_path.iterdir()}
-    assert analysis["minimal_pairs"]["pairs"] == len(analyze.minimal_pairs()) > 30
     message = failure(analyze.main, ["--run", str(finished), "--data", str(make_aclimdb(tmp_path / "aclImdb"))])[1]
     assert "is not the dataset of this model's training" in message
 

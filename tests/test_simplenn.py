@@ -11,7 +11,7 @@ import shlex
 import shutil
 import sys
 
-from common import image_files
+from common import calibration, image_files
 from common.options import options_of
 
 import numpy as np
@@ -28,8 +28,8 @@ from helpers import Silent, drawn_too, names, record_networks, write_idx
 train = lazy("simplenn")
 data = lazy("simplenn", "data")
 model = lazy("simplenn", "model")
-analyze, bench, predict, saved, sweep, train_optax = (
-    lazy("simplenn", name) for name in ("analyze", "bench", "predict", "saved", "sweep", "train_optax")
+analyze, bench, predict, reliability, saved, sweep, train_optax = (
+    lazy("simplenn", name) for name in ("analyze", "bench", "predict", "reliability", "saved", "sweep", "train_optax")
 )
 hessian, training = lazy("simplenn", "studies.hessian"), lazy("simplenn", "studies.training")
 
@@ -512,7 +512,9 @@ def test_photos_of_digits_are_read_as_the_digits(dark, shadow, tmp_path):
     for i in range(8):
         digit = test_set.images[i, 0].numpy()
         photo(digit, dark=dark, shadow=shadow, seed=i).save(tmp_path / "photo.png")
-        seen, direct = predict.prepare(tmp_path / "photo.png"), predict.center_as_mnist(digit / 255)
+        seen, two_digits = predict.prepare(tmp_path / "photo.png")
+        direct = predict.center_as_mnist(digit / 255)
+        assert not two_digits
         assert np.corrcoef(seen.ravel(), direct.ravel())[0, 1] > 0.85
 
 
@@ -544,6 +546,91 @@ def test_a_run_is_opened_saved_and_opened_again(trained, tmp_path):
     small, x = saved.open_model(str(tmp_path / "small.safetensors")), torch.randn(4, 1, 28, 28)
     assert (network.net(x) - small.net(x)).abs().max() < 0.05 and small.classes == [str(i) for i in range(10)]
     assert small.mean == network.mean and small.std == network.std
+
+
+def test_probabilities_are_calibrated_on_validation_images(trained, tmp_path):
+    """A run, and the file that is saved from it, have the temperature that fits its validation images best."""
+    network = saved.open_model(str(trained))
+    val_set = data.load("builtin", limit=200)[1]
+    logits = saved.logits_of(network, val_set.images)
+    expected = calibration.fit_temperature(logits, val_set.labels)
+    assert network.temperature == pytest.approx(expected, rel=0.05)  # of logits in bfloat16
+    saved.main([str(trained), "--out", str(tmp_path / "small.safetensors")])
+    small = saved.open_model(str(tmp_path / "small.safetensors"))
+    assert small.temperature == pytest.approx(expected, rel=1e-4)
+    assert torch.equal(saved.probabilities(network, val_set.images), (logits / network.temperature).softmax(1))
+
+
+@pytest.mark.slow
+def test_the_temperature_of_the_committed_network(data_dir):
+    network = saved.open_model(str(saved.COMMITTED))
+    val_set = data.load("mnist", str(data_dir("MNIST")))[1]
+    expected = calibration.fit_temperature(saved.logits_of(network, val_set.images), val_set.labels)
+    assert network.temperature == pytest.approx(expected, rel=1e-3) and expected < 1, (
+        "it was trained on smoothed labels"
+    )
+
+
+@pytest.mark.parametrize("probability, unsure", [(0.91, False), (0.89, True)])
+def test_below_the_threshold_it_is_unsure(probability, unsure, trained, tmp_path, monkeypatch, capsys):
+    photo(data.load("builtin")[2].images[0, 0].numpy(), size=(120, 160), box=(10, 30, 100)).save(tmp_path / "photo.png")
+    odds = torch.full((1, 10), (1 - probability) / 9)
+    odds[0, 3] = probability
+    monkeypatch.setattr(saved, "probabilities", lambda model, images: odds)
+    predict.main([str(tmp_path / "photo.png"), "--run", str(trained), "--out", str(tmp_path)])
+    expected = f"photo.png: 3 {probability:.1%}" + (", unsure" if unsure else "") + "   ("
+    assert expected in capsys.readouterr().out
+
+
+def strokes(*boxes, size=(40, 60)):
+    """Ink (H, W) with a filled box (top, bottom, left, right) for each stroke."""
+    ink = np.zeros(size)
+    for top, bottom, left, right in boxes:
+        ink[top:bottom, left:right] = 1
+    return ink
+
+
+@pytest.mark.parametrize(
+    "boxes, two",
+    [
+        ([(5, 35, 10, 14)], False),
+        ([(5, 35, 10, 14), (5, 35, 30, 34)], True),  # 11
+        ([(5, 35, 10, 14), (15, 36, 30, 34)], True),  # one of them smaller and lower
+        ([(5, 35, 10, 14), (5, 9, 18, 40)], False),  # the bar of a 5, away from its bow
+        ([(5, 18, 10, 30), (20, 35, 10, 30)], False),  # an 8 in two halves
+        ([(5, 35, 10, 14), (30, 34, 30, 34)], False),  # a speck
+        ([(5, 35, 30, 34), (5, 19, 10, 25)], False),  # an open 4: its left part is short
+        ([(5, 35, 10, 14), (16, 24, 14, 30), (5, 35, 30, 34)], False),  # joined
+    ],
+)
+def test_two_large_shapes_side_by_side_are_two_digits(boxes, two):
+    assert predict.shows_two_digits(strokes(*boxes)) == two
+
+
+def test_a_photo_of_two_digits_is_asked_about(trained, tmp_path, capsys):
+    images = data.load("builtin")[2].images[:, 0].numpy()
+    pair = reliability.paste_pair(images[0], images[1], gap=4, shift=1)
+    square = np.zeros((60, 60), np.uint8)
+    square[4 : 4 + len(pair), 2 : 2 + pair.shape[1]] = pair
+    photo(square, size=(120, 160), box=(10, 30, 100)).save(tmp_path / "pair.png")
+    photo(images[0], size=(120, 160), box=(10, 30, 100)).save(tmp_path / "one.png")
+    files = [str(tmp_path / name) for name in ("pair.png", "one.png")]
+    (_, _, title), (_, _, other) = predict.main([*files, "--run", str(trained), "--out", str(tmp_path)])
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert "pair.png: two digits?" in line and "two digits?" in title and "two digits?" not in other
+
+
+def test_reliability_counts_what_predict_says(trained, tmp_path, capsys):
+    argv = ["--run", str(trained), "--limit", "60", "--pairs", "20", "--out", str(tmp_path)]
+    rows = {row["setting"]: row for row in reliability.main(argv)}
+    network, test_set = saved.open_model(str(trained)), data.load("builtin", limit=60)[2]
+    confidence, predicted = saved.probabilities(network, test_set.images).max(1)
+    wrong = predicted != test_set.labels
+    assert rows["unsure, of digits read wrong"]["of"] == wrong.sum() > 0
+    assert rows["unsure, of digits read wrong"]["count"] == (wrong & (confidence < predict.UNSURE)).sum()
+    assert rows["two digits, of single digits"]["count"] <= 2 and rows["two digits, of pairs"]["share"] > 0.8
+    record = json.loads((tmp_path / "reliability.json").read_text())
+    assert record["calibration"]["test_accuracy"] == pytest.approx(1 - wrong.double().mean().item())
 
 
 def test_the_weights_of_an_unfinished_run_are_not_saved(trained, tmp_path):

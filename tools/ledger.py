@@ -13,7 +13,8 @@ stands between it and the closing comment:
     -->
     <!-- /ledger -->
 
-records: files or globs, relative to the Markdown file; each is a run.json, or the {"rows": [...]} of a sweep or bench.
+records: files or globs, relative to the Markdown file; each is a run.json, the {"rows": [...]} of a sweep or bench, or
+committed weights, whose header has the facts.
 rows: the keys that group the runs; every combination of their values is a row. "where: KEY = VALUE" selects runs.
 columns: "Title = key format"; dots in a key reach into nested values, and `runs` is the number of runs.
 names: "OLD = NEW; OLD = NEW", optional: what the first column shows for values of old records.
@@ -46,10 +47,19 @@ def read_records(folder, patterns):
         if not files:
             raise SystemExit(f"ledger: {folder / pattern}: no such record")
         for file in files:
-            record = json.loads(file.read_text(encoding="utf-8"))
+            weights = file.suffix == ".safetensors"
+            record = read_header(file) if weights else json.loads(file.read_text(encoding="utf-8"))
             common = {k: v for k, v in record.items() if k != "rows"}
             rows += [with_todays_names(common | row) for row in record.get("rows", [{}])]
     return rows
+
+
+def read_header(file):
+    """The facts in the header of a safetensors file, which is JSON behind its length in 8 bytes."""
+    content = file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    return json.loads(header["__metadata__"]["facts"])
 
 
 def with_todays_names(row):

@@ -27,7 +27,12 @@ from common.modules import import_from  # noqa: E402
 
 DPI = 110
 COLOURS = 128  # of a figure: a third of the size that all colours need
-FIGURES = [ROOT / "figures", *sorted(ROOT.glob("*/figures")), *sorted(ROOT.glob("*/*/figures"))]  # all folders of them
+FIGURES = [  # the folders of them
+    ROOT / "figures",
+    ROOT / "figures" / "gallery",
+    *sorted(ROOT.glob("*/figures")),
+    *sorted(ROOT.glob("*/*/figures")),
+]
 
 
 def read_lists() -> dict[Path, dict]:
