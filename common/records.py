@@ -44,9 +44,24 @@ def read_record(path: Path) -> dict:
         wrong.append("dataset")
     if not isinstance(record.get("final") or {}, dict):
         wrong.append("final")
+    if not isinstance(record.get("script", ""), str):
+        wrong.append("script")
     if wrong:
         raise UserError(f"{path}: is damaged (not valid: {', '.join(wrong)})")
     return record
+
+
+def runs_by_age(place: Path) -> list[tuple[Path, dict]]:
+    """(folder, record) of every run in the folder `place`, the newest last. Records that are damaged, or of another
+    version, are left out."""
+    found = []
+    for file in place.glob("*/run.json"):
+        try:
+            found.append((file.stat().st_mtime, file.parent, read_record(file)))
+        except (OSError, UserError):
+            pass
+    found.sort(key=lambda entry: entry[:2])
+    return [(folder, record) for _, folder, record in found]
 
 
 SECONDS = (  # a metrics.csv has one of these columns

@@ -66,7 +66,7 @@ from common.machine import (  # noqa: F401
     to_device,
 )
 from common.metrics import append_row, read_rows, write_rows
-from common.records import FORMAT, read_json, read_record, recorded_args  # noqa: F401
+from common.records import FORMAT, read_json, read_record, recorded_args, runs_by_age  # noqa: F401
 from common.terminal import Diverged, UserError, cli, error_line, is_main_script, printable  # noqa: F401
 from common.weights import (  # noqa: F401
     Checkpoint,
@@ -86,17 +86,22 @@ from tqdm import tqdm
 
 def newest_run(experiment: str, accept=lambda record: True) -> Path | None:
     """The folder of the newest finished run of `experiment` below out/ that has a best.pt and whose record passes
-    `accept`."""
-    finished = []
-    for best in (ROOT / "out" / experiment).glob("*/best.pt"):
-        file = best.with_name("run.json")
-        try:
-            record = read_record(file)
-            if record["state"] == "done" and accept(record):
-                finished.append((file.stat().st_mtime, file.parent))
-        except (OSError, UserError):
-            pass  # damaged, or of another version
-    return max(finished)[1] if finished else None
+    `accept`. A newer one that was interrupted is named on standard error, with the command that continues it."""
+    newest = None
+    interrupted = None
+    for folder, record in runs_by_age(ROOT / "out" / experiment):
+        if not accept(record):
+            continue
+        if record["state"] == "done" and (folder / "best.pt").exists():
+            newest = folder
+            interrupted = None
+        if record["state"] in ("interrupted", "running") and (folder / "last.pt").exists():
+            interrupted = folder
+            script = typed_path(ROOT / experiment / record.get("script", "train.py"))
+    if interrupted:
+        again = shlex.join(["python", script, "--resume", typed_path(interrupted)])
+        print(f"{display_path(interrupted)} has not finished; to continue it: {printable(again)}", file=sys.stderr)
+    return newest
 
 
 # ------------------------------------------------------------------------------------------------------ the run
@@ -138,6 +143,7 @@ class Run:
         self._before = old.get("wall_s", 0.0)
         self.record = old | {
             "experiment": self.script.parent.name,
+            "script": self.script.name,
             "format": FORMAT,
             "args": record_args(args),
             "options": sorted(record_args(args)),

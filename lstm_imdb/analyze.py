@@ -9,7 +9,6 @@ known if the files are named after them, as in aclImdb.
 
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 from common import run
 from common.arguments import (
@@ -54,8 +53,9 @@ def groups(values: torch.Tensor, correct: torch.Tensor, edges) -> list[dict]:
     return rows
 
 
-def draw(path: Path, analysis: dict):
+def draw(record):
     """Panels: error by length, by stars if known, and accuracy against truncation."""
+    analysis = record["analysis"]
     panels = ["length", "truncation"]
     if analysis["stars"]:
         panels.append("stars")
@@ -80,7 +80,7 @@ def draw(path: Path, analysis: dict):
             axes.tick_params(axis="x", rotation=45 if name == "length" else 0)
             axes.set(xlabel="words of the review" if name == "length" else "stars", ylabel="test error")
         axes.grid(alpha=0.3)
-    run.write_figure(path, figure)
+    return figure
 
 
 @dataclass(kw_only=True)
@@ -122,20 +122,18 @@ def main(argv=None):
             score = train.evaluate(found.net, loaded.test, evaluator)[1]
             analysis["truncation"].append({"keep": keep, "words": words, "test_accuracy": score})
     run.write(out / "mistakes.txt", outcome.mistakes(loaded, (logits / found.temperature).softmax(1)))
-    draw(out / "analysis.png", analysis)
     recorded = {name: value for name, value in vars(values).items() if name in ("recipe", "seed", "max_len", "keep")}
     common = {"state": "done", "args": recorded, "dataset": loaded.facts}
     rows = [common | {"study": "truncation"} | row for row in analysis["truncation"]]
-    run.write_json(
-        out / "analysis.json",
-        {
-            "study": "analysis",
-            **run.environment(device, __file__, argv),
-            "args": recorded,
-            "analysis": analysis,
-            "rows": rows,
-        },
-    )
+    record = {
+        "study": "analysis",
+        **run.environment(device, __file__, argv),
+        "args": recorded,
+        "analysis": analysis,
+        "rows": rows,
+    }
+    run.write_json(out / "analysis.json", record)
+    run.write_figure(out / "analysis.png", draw(record))
     print(f"test accuracy {accuracy:.2%} on {len(loaded.test):,} reviews")
     for row in analysis["truncation"]:
         print(f"the {row['keep']:5} of a review, {row['words']:>3} words: {row['test_accuracy']:.2%}")

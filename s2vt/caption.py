@@ -3,8 +3,8 @@
     python s2vt/videos.py --out clips && python s2vt/caption.py clips/clip0.mp4
     python s2vt/caption.py my.mp4 --run out/s2vt/msvd-gru-s0-1 --beam 5
 
-The network is --run, else the newest finished run, else the committed one, which knows the built-in videos alone. The
-frames go through the extractor that the network was trained with.
+The network is --run, else the newest finished run whose extractor is known, else the committed one, which knows the
+built-in videos alone. The frames go through the extractor that the network was trained with.
 """
 
 import sys
@@ -62,10 +62,8 @@ def main(argv=None):
     args = parse_options(__file__, Options, argv)
     run.set_threads(args.threads, AUTO_THREADS)
     device = run.pick_device(args.device)
-    trained = checkpoint.load(args.run, device)
+    trained = checkpoint.load(args.run, device, lambda dataset: args.extractor or dataset.get("extractor"))
     extractor = extractor_for(trained, args.extractor)
-    if args.run is None:
-        print(f"no run named: using {trained.name}, trained on {trained.config['dataset']}", file=sys.stderr)
     files, _ = find_videos(args.videos)
     broken = 0
     for file in files:

@@ -1,6 +1,7 @@
 """A trained model in a file: best.pt of a run, or the committed weights (bfloat16 safetensors)."""
 
 import json
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,10 +48,21 @@ def build(config: dict, vocab_size: int) -> S2VT:
     return S2VT(config["features"], vocab_size, **{key: config[key] for key in MODEL_KEYS})
 
 
-def load(name: str | None = None, device="cpu") -> Trained:
-    """The trained network in the run folder or file `name`; None: of the newest finished run, else the committed one.
-    Raises UserError."""
-    path = Path(name) if name else run.newest_run(FOLDER.name) or COMMITTED
+def load(name: str | None = None, device="cpu", accept=lambda dataset: True) -> Trained:
+    """The trained network in the run folder or file `name`; None: of the newest finished run whose dataset, as its
+    record has it, passes `accept`, else the committed one; a line on standard error says which it is and what else
+    there is. Raises UserError."""
+    if name:
+        return read(Path(name), device)
+    newest = run.newest_run(FOLDER.name, lambda record: accept(record.get("dataset", {})))
+    trained = read(newest or COMMITTED, device)
+    others = f"the committed network is --run {run.display_path(COMMITTED)}" if newest else "name another with --run"
+    print(f"no run named: using {trained.name}, trained on {trained.config['dataset']}; {others}", file=sys.stderr)
+    return trained
+
+
+def read(path: Path, device="cpu") -> Trained:
+    """The trained network in a run folder or file. Raises UserError."""
     is_run = path.is_dir() or path.with_name("run.json").exists()
     path = path / "best.pt" if path.is_dir() else path
     if not path.exists():

@@ -1,10 +1,11 @@
 """Draw clips with their captions: a GIF that moves, and a PNG with the frames in a row.
 
-    python s2vt/show.py                              # six built-in test clips, by the newest run or the committed one
+    python s2vt/show.py                              # six built-in clips, by the newest run on them
     python s2vt/show.py my.mp4 --run out/s2vt/msvd-gru-s0-1
     python s2vt/show.py --backwards                  # the same clips played backwards: the captions must turn around
 
-Writes captions.gif and captions.png into --out. A network with attention also shows which frames each word looked at.
+Writes captions.gif and captions.png into --out, by default below out/. A network with attention also shows which
+frames each word looked at.
 """
 
 import io
@@ -70,6 +71,13 @@ def builtin_clips(trained, first, count, width, backwards):
             frames = frames[::-1].copy()
             events = [event._replace(forwards=not event.forwards) for event in events[::-1]]
         yield describe(trained, frames, extractors.extract("small", frames)[None], width, events)
+
+
+def is_wanted(args, dataset: dict) -> bool:
+    """Can a network that was trained on `dataset` describe what `args` asks for?"""
+    if args.videos:
+        return bool(args.extractor or dataset.get("extractor"))
+    return dataset.get("name") == "builtin" and dataset.get("extractor") == "small"
 
 
 def clips_of_files(args, trained, device):
@@ -170,7 +178,7 @@ class Options(ScriptOptions):
     device: str = device_option()
     threads: int | str = threads_option()
     out: str | None = option(
-        None, "folder for the two files (default: the run folder, else this one)", type=path_arg, metavar="DIR"
+        None, "folder for the two files (default: the run folder, else out/s2vt)", type=path_arg, metavar="DIR"
     )
 
     def check(self):
@@ -182,7 +190,7 @@ def main(argv=None):
     args = parse_options(__file__, Options, argv)
     run.set_threads(args.threads, AUTO_THREADS)
     device = run.pick_device(args.device)
-    trained = checkpoint.load(args.run, device)
+    trained = checkpoint.load(args.run, device, lambda dataset: is_wanted(args, dataset))
     print(f"captions by {trained.name}, trained on {trained.config['dataset']}")
     if args.videos:
         clips = list(clips_of_files(args, trained, device))
@@ -191,7 +199,7 @@ def main(argv=None):
     for clip in clips:
         print(" ".join(clip.words) + ("   (the order is WRONG)" if clip.right is False else ""))
     is_run = args.run is not None and Path(args.run).is_dir()
-    folder = run.make_folder(args.out or (args.run if is_run else "."))
+    folder = run.make_folder(args.out or (args.run if is_run else run.ROOT / "out" / "s2vt"))
     draw_gif(clips, folder / "captions.gif")
     run.write_figure(folder / "captions.png", draw_png(clips))
     print(f"captions.gif and captions.png in {run.display_path(folder)}")

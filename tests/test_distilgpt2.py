@@ -709,7 +709,8 @@ def test_the_end_of_a_text_is_learned(tmp_path):
 
 
 def test_generate_and_mode_gen(trained, tmp_path, monkeypatch, capsys):
-    """All strategies side by side, in the run folder or the current one; the newest run, and it is named."""
+    """All strategies side by side, in the run folder or below out/; the newest run, and it is named; else a model that
+    is here, and nothing is asked of the hub."""
     rows = generate.main(["--model", str(trained("full")), "--length", "5", "--prompt", "The town", "It has"])
     text = (trained("full") / "distilgpt2.txt").read_text()
     assert [row["strategy"] for row in rows][:3] == ["greedy", "beam=5", "repetition=1.2"] and len(rows) == 11
@@ -725,8 +726,14 @@ def test_generate_and_mode_gen(trained, tmp_path, monkeypatch, capsys):
     train.main(["--data", "builtin", "--mode", "gen", "--device", "cpu"])
     assert (place / "distilgpt2.txt").exists() and "using" in capsys.readouterr().err
     shutil.rmtree(place)
-    generate.main(["--device", "cpu", "--length", "3", "--data-dir", str(tmp_path)])
-    assert "USING THE BUILT-IN MODEL tiny" in capsys.readouterr().err and (tmp_path / "distilgpt2.txt").exists()
+    monkeypatch.setattr(pretrained.importlib.util, "find_spec", lambda name: None)  # as if smollm2 were not installed
+    monkeypatch.setattr(pretrained, "hub", None)
+    generate.main(["--device", "cpu", "--length", "12", "--data-dir", str(tmp_path)])
+    said = capsys.readouterr()
+    assert "using" in said.err and "weights/tiny" in said.err.replace("\\", "/") and "smollm2" in said.err
+    assert "The town was founded in 1" in said.out  # the model has learned the built-in text
+    assert {file.name for file in place.parent.iterdir()} == {"distilgpt2.txt", "distilgpt2.json"}
+    assert not (tmp_path / "distilgpt2.txt").exists()
 
 
 def test_evaluate_names_form_block_and_stride(trained, tmp_path, capsys, monkeypatch):

@@ -62,6 +62,25 @@ def test_the_default_run_folder_is_the_first_free_one(folder, tmp_path, monkeypa
 
 
 @two_folders
+def test_a_newer_run_that_was_interrupted_is_named_with_its_command(folder, finished, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    place = tmp_path / "out" / folder
+    for i, (name, state) in enumerate({"a": "done", "b": "interrupted", "c": "failed", "d": "running"}.items()):
+        shutil.copytree(finished(folder), place / name)
+        record = json.loads((place / name / "run.json").read_text())
+        (place / name / "run.json").write_text(json.dumps(record | {"state": state}))
+        os.utime(place / name / "run.json", (1e9 + i, 1e9 + i))
+    script = Path(folder, "train.py")
+    for name in "db":  # the newest, and after it is gone the one before
+        assert run.newest_run(folder).name == "a"
+        message = f"{Path('out', folder, name)} has not finished; to continue it: python {script} --resume "
+        assert capsys.readouterr().err == f"{message}{Path('out', folder, name)}\n"
+        shutil.rmtree(place / name)
+    assert run.newest_run(folder).name == "a" and not capsys.readouterr().err
+
+
+@two_folders
 def test_a_second_process_in_the_same_folder(folder, copied):
     out = copied(folder)
     lock = run.lock_folder(out)

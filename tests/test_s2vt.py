@@ -1733,6 +1733,42 @@ def test_show_plays_a_video_file_backwards(tmp_path, clips, capsys):
     assert code == 1 and one_line(message) and "no videos" in message
 
 
+@pytest.fixture
+def own_run(finished, tmp_path, monkeypatch):
+    """The newest run below out/ is one on features of one's own, of an extractor that is not known."""
+    place = shutil.copytree(finished, tmp_path / "out" / "s2vt" / "own")
+    record = json.loads((place / "run.json").read_text())
+    record["dataset"] |= {"name": "course", "extractor": None}
+    (place / "run.json").write_text(json.dumps(record))
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    return place
+
+
+def test_a_run_that_cannot_do_it_is_passed_over_and_the_network_is_named(own_run, capsys):
+    committed = run.display_path(checkpoint.COMMITTED)
+    assert checkpoint.load().folder == own_run
+    said = capsys.readouterr().err
+    assert f"using {run.display_path(own_run / 'best.pt')}, " in said
+    assert said.endswith(f"; the committed network is --run {committed}\n")
+    assert checkpoint.load(accept=lambda dataset: dataset["extractor"]).name == committed
+    assert capsys.readouterr().err == f"no run named: using {committed}, trained on builtin; name another with --run\n"
+
+
+@pytest.mark.slow
+@pytest.mark.draws
+def test_a_newer_run_on_features_of_ones_own_does_not_take_the_demos_away(own_run, clips, tmp_path, capsys):
+    """caption.py and show.py take the committed network then; --extractor reaches the run."""
+    caption, show = load("s2vt", "caption"), load("s2vt", "show")
+    for main, argv in ((caption.main, [str(clips / "clip0.mp4")]), (show.main, ["--count", "1"])):
+        main(argv)
+        said = capsys.readouterr()
+        assert f"using {run.display_path(checkpoint.COMMITTED)}, trained on builtin; name another" in said.err
+        assert "red bar moves" in said.out
+    assert (tmp_path / "out" / "s2vt" / "captions.png").exists()
+    caption.main([str(clips / "clip0.mp4"), "--extractor", "small"])
+    assert "own" in capsys.readouterr().err
+
+
 def test_a_step_in_the_middle_of_an_epoch_is_resumed_bit_for_bit(tmp_path, monkeypatch):
     """The run is told to stop after a seeded step of its first epoch; the resumed run ends with the same weights."""
     arguments = ["--data", "builtin", "--recipe", "tiny", "--limit", "20", "--bs", "4", "--scheduled-sampling", "0.5"]
