@@ -183,19 +183,27 @@ def draw_weights(axes, rows, out):
 DRAW = {"lr": draw_learning_rates, "bn": draw_learning_rates}
 
 
-def report(name, rows, out):
-    """Write STUDY.json and STUDY.png, and print the table."""
-    run.write_json(out / f"{name}.json", {"study": name, "rows": rows})
+def draw(record, out=None):
+    """The figure of a study. Those of all but l1-vs-l2, which shows the weights of the runs in `out`, are drawn from
+    the record alone."""
+    name = record["study"]
     figure = Figure(figsize=(9 if name == "l1-vs-l2" else 6.5, 4), layout="constrained")
     axes = figure.subplots()
     if name == "l1-vs-l2":
-        draw_weights(axes, rows, out)
+        draw_weights(axes, record["rows"], out)
     else:
-        DRAW.get(name, draw_epochs)(axes, rows)
+        DRAW.get(name, draw_epochs)(axes, record["rows"])
     if axes.get_legend_handles_labels()[0]:
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
-    run.write_figure(out / f"{name}.png", figure)
+    return figure
+
+
+def report(name, rows, out):
+    """Write STUDY.json and STUDY.png, and print the table."""
+    record = {"study": name, "rows": rows}
+    run.write_json(out / f"{name}.json", record)
+    run.write_figure(out / f"{name}.png", draw(record, out))
     print(f"\n{name}")
     for setting in dict.fromkeys(row["setting"] for row in rows):
         states = [row["state"] for row in rows if row["setting"] == setting]

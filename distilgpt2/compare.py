@@ -164,18 +164,28 @@ def write_texts(args, out):
     run.write(out / "compare.txt", "\n".join(lines) + "\n")
 
 
-def report(name, rows, out):
-    """Write STUDY.json and STUDY.png, and print the table."""
-    run.write_json(out / f"{name}.json", {"study": name, "rows": rows})
-    figure = Figure(figsize=(10, 2.8) if name == "methods" else (5, 3.5), layout="constrained")
+def draw(record):
+    """The figure of a study, from its record alone."""
+    name = record["study"]
+    rows = record["rows"]
+    figure = Figure(figsize=(9, 2.8) if name == "methods" else (5, 3.5), layout="constrained")
     if name == "methods":
         draw_methods(figure, rows)
     else:
         axes = figure.subplots()
-        draw = draw_epochs if name == "epochs" else draw_points
-        draw(axes, rows)
+        if name == "epochs":
+            draw_epochs(axes, rows)
+        else:
+            draw_points(axes, rows)
         axes.grid(alpha=0.3)
-    run.write_figure(out / f"{name}.png", figure)
+    return figure
+
+
+def report(name, rows, out):
+    """Write STUDY.json and STUDY.png, and print the table."""
+    record = {"study": name, "rows": rows}
+    run.write_json(out / f"{name}.json", record)
+    run.write_figure(out / f"{name}.png", draw(record))
     print(f"\n{name}")
     for setting in dict.fromkeys(row["setting"] for row in rows):
         losses = finals(rows, setting, "val_loss")

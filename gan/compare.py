@@ -96,8 +96,9 @@ def jobs_of(args, out):
     return study.plan(train, studies, args, lambda setting, seed: out / folder_name(setting, seed), dataset, cost)
 
 
-def draw_curves(name, rows, out):
+def draw(record):
     """FID of the held-out images against epochs and against seconds of training: mean and range over seeds."""
+    rows = record["rows"]
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     by_epoch, by_seconds = figure.subplots(1, 2, sharey=True)
     for setting in dict.fromkeys(row["setting"] for row in rows):
@@ -115,7 +116,7 @@ def draw_curves(name, rows, out):
     figure.legend(*by_epoch.get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=8)
     for axes in (by_epoch, by_seconds):
         axes.grid(alpha=0.3)
-    run.write_figure(out / f"{name}.png", figure)
+    return figure
 
 
 def draw_samples(name, rows, out):
@@ -168,8 +169,9 @@ def collect(name, args, out):
 
 def report(name, rows, out):
     """Write STUDY.json and its figures, and print the table."""
-    run.write_json(out / f"{name}.json", {"study": name, "rows": rows})
-    draw_curves(name, rows, out)
+    record = {"study": name, "rows": rows}
+    run.write_json(out / f"{name}.json", record)
+    run.write_figure(out / f"{name}.png", draw(record))
     draw_samples(name, rows, out)
     print(f"\n{name}")
     for setting in dict.fromkeys(row["setting"] for row in rows):

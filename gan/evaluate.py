@@ -65,6 +65,14 @@ def real_against_real(args, device):
         too_few = size <= real.shape[1]  # for the dimensions of the features
         rows.append({"images": size, "fid": statistics.mean(values), "pairs": values, "too_few": too_few})
         print(f"{size:>6,} real images against {size:,} others: FID {rows[-1]['fid']:.2f} ({pairs} pairs)")
+    record = {"dataset": facts, "features": seen_by.facts(), "dimensions": real.shape[1], "rows": rows}
+    run.write_figure(out / "real.png", draw_real(record))
+    return out / f"real-{name}.json", record
+
+
+def draw_real(record):
+    """The FID of real images against the number of images: a dot for each pair of sets, a line through the means."""
+    rows = record["rows"]
     figure = Figure(figsize=(5.5, 3.4), layout="constrained")
     axes = figure.subplots()
     for row in rows:
@@ -72,9 +80,7 @@ def real_against_real(args, device):
     axes.plot([row["images"] for row in rows], [row["fid"] for row in rows], "o-")
     axes.set(xscale="log", xlabel="images on each side", ylabel="FID of real against real images", ylim=(0, None))
     axes.grid(alpha=0.3)
-    run.write_figure(out / "real.png", figure)
-    record = {"dataset": facts, "features": seen_by.facts(), "dimensions": real.shape[1], "rows": rows}
-    return out / f"real-{name}.json", record
+    return figure
 
 
 def evaluate(args, device):

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sweep import write_study
+from sweep import rounded, write_study
 
 WIDTH = 16  # units of a hidden layer in steps 5 and 6
 CLASSES = 3
@@ -342,24 +342,48 @@ def check(args):
 # --------------------------------------------------------------------------------------------------------------- main
 
 
-def draw(results):
-    """One column per step: the loss of every iteration, and below it the recovered parameters beside the true ones."""
-    figure = matplotlib.figure.Figure(figsize=(max(4, 2.6 * len(results)), 5), layout="constrained")
-    panels = figure.subplots(2, len(results), squeeze=False)
-    for (step, (losses, found, truth)), upper, lower in zip(results.items(), panels[0], panels[1]):
-        upper.plot(losses, lw=0.7)
-        upper.set(title=f"step {step}", xlabel="iteration", yscale="log")
-        upper.grid(alpha=0.3)
-        true, recovered = (np.concatenate([np.ravel(values[name]) for name in truth]) for values in (truth, found))
-        lower.bar(np.arange(len(true)), true, 0.8, color="0.8", label="true")
-        lower.plot(recovered, "x", color="tab:red", label="recovered")
+def block_means(losses: list[float]) -> list[float]:
+    """The losses as about a hundred means of successive iterations, to four significant digits: a curve to draw."""
+    size = max(1, len(losses) // 100)
+    blocks = np.reshape(losses[: len(losses) // size * size], (-1, size))
+    return rounded(blocks.mean(1))
+
+
+def tasks_of(rows: list[dict]) -> list[list[dict]]:
+    """The steps that fit the same data, together: 1 and 2, 5 and 6."""
+    tasks = []
+    for row in rows:
+        if tasks and tasks[-1][0]["final"]["true"] == row["final"]["true"]:
+            tasks[-1].append(row)
+        else:
+            tasks.append([row])
+    return tasks
+
+
+def draw(record):
+    """A column for each task: the losses of its steps, and below them what they recovered beside the truth."""
+    tasks = tasks_of(record["rows"])
+    figure = matplotlib.figure.Figure(figsize=(max(4, 2.25 * len(tasks)), 5), layout="constrained")
+    for rows, (upper, lower) in zip(tasks, figure.subplots(2, len(tasks), squeeze=False).T):
+        for row, style, marker in zip(rows, ("-", "--"), ("x", "+")):
+            curve = row["curve"]
+            iterations = (np.arange(len(curve)) + 0.5) * row["args"]["iters"] / len(curve)
+            upper.plot(iterations, curve, style, lw=1.5, label=row["setting"])
+            true = np.concatenate([np.ravel(values) for values in row["final"]["true"].values()])
+            found = np.concatenate([np.ravel(values) for values in row["final"]["found"].values()])
+            lower.plot(found, marker, ms=9, mew=1.5, label=row["setting"])
+        lower.bar(np.arange(len(true)), true, 0.8, color="0.8", label="truth")
         names = []
-        for name, values in truth.items():
+        for name, values in rows[0]["final"]["true"].items():
             numbered = [f"{name}{i}" for i in range(np.size(values))]
             names += numbered if len(numbered) > 1 else [name]
-        lower.set_xticks(np.arange(len(true)), names, fontsize=7)
-    panels[0, 0].set(ylabel="loss")
-    panels[1, 0].legend(fontsize=8)
+        lower.set_xticks(np.arange(len(true)), names, rotation=90 if len(names) > 5 else 0)
+        scale = "log" if max(curve) > 10 * min(curve) else "linear"
+        upper.set(title=" and ".join(row["setting"] for row in rows), xlabel="iteration", ylabel="loss", yscale=scale)
+        upper.grid(alpha=0.3)
+        for axes in (upper, lower):
+            axes.legend(fontsize=8)
+        lower.set(xlabel="parameter" if names[0] != "f0" else "point")
     return figure
 
 
@@ -392,10 +416,9 @@ def main(argv=None):
     if args.check_gradients:
         return check(args)
     out = run.make_folder(args.out)
-    results = {}
     rows = []
     for step in [args.step] if args.step else STEPS:
-        results[step] = losses, found, truth = run_step(step, args)
+        losses, found, truth = run_step(step, args)
         loss = float(np.mean(losses[-100:]))
         print(f"step {step}: {STEPS[step].__doc__.splitlines()[0]}\n  loss {losses[0]:.4f} -> {loss:.4f}")
         for name in truth:
@@ -410,10 +433,11 @@ def main(argv=None):
                 "seed": args.seed,
                 "state": "done",
                 "args": {name: getattr(args, name) for name in ("iters", "bs", "lr", "layers")},
+                "curve": block_means(losses),
                 "final": final,
             }
         )
-    write_study(__file__, out, f"step{args.step}" if args.step else "ladder", rows, draw(results))
+    write_study(__file__, out, f"step{args.step}" if args.step else "ladder", rows, draw)
 
 
 if __name__ == "__main__":

@@ -30,13 +30,20 @@ from train import format_optional, measured_misadjustment, mse
 RATES = ("data", "target", "epochs", "lr")  # the options that only the study rates reads
 
 
-def write_study(script: str, out: Path, study: str, rows: list[dict], figure=None, **facts):
-    """Write the record STUDY.json of `script`, with `facts` and the rows, and the figure STUDY.png into `out`."""
+def write_study(script: str, out: Path, study: str, rows: list[dict], draw=None, **facts):
+    """Write the record STUDY.json of `script`, with `facts` and the rows, and the figure STUDY.png that `draw` makes of
+    the record alone."""
     machine = run.environment(torch.device("cpu"), script)
-    run.write_json(out / f"{study}.json", {"study": study, **facts, "rows": [row | machine for row in rows]})
-    if figure:
-        run.write_figure(out / f"{study}.png", figure)
-    print(f"-> {run.display_path(out / study)}.json{', .png' if figure else ''}\n")
+    record = {"study": study, **facts, "rows": [row | machine for row in rows]}
+    run.write_json(out / f"{study}.json", record)
+    if draw:
+        run.write_figure(out / f"{study}.png", draw(record))
+    print(f"-> {run.display_path(out / study)}.json{', .png' if draw else ''}\n")
+
+
+def rounded(values) -> list[float]:
+    """Four significant digits, enough for a curve."""
+    return [float(f"{value:.4g}") for value in values]
 
 
 # -------------------------------------------------------------------------------------------------------------- rates
@@ -84,8 +91,32 @@ def rates(args, out):
                 }
             rows.append(row | {"final": final})
     print_rates(problem, bounds, wiener, rows)
-    figure = draw_rates(errors, rows, X, max(wiener.mse, 1e-12 * np.mean(d**2)), bounds)
-    write_study(__file__, out, "rates", rows, figure, bounds=bounds._asdict(), wiener_mse=wiener.mse)
+    curves = learning_curves(errors, rows)
+    theory = predictions(X, [bounds.trace, *args.lr])
+    facts = {"bounds": bounds._asdict(), "wiener_mse": wiener.mse, "floor": max(wiener.mse, 1e-12 * np.mean(d**2))}
+    write_study(__file__, out, "rates", rows, draw_rates, **facts, curves=curves, theory=theory)
+
+
+def learning_curves(errors: np.ndarray, rows: list[dict]) -> list[dict]:
+    """Of each step size, the mean squared error in 60 bins of samples, as wide on a logarithmic axis, over seeds; up to
+    the bin in which a run diverged. errors (seeds, step sizes, samples)."""
+    steps = errors.shape[-1]
+    edges = np.unique(np.geomspace(1, steps + 1, 60).astype(int)) - 1
+    curves = []
+    for i, (lr, _, _, diverged) in enumerate(by_rate(rows)):
+        complete = np.searchsorted(edges, min(diverged, default=steps), side="right") - 1
+        squared = np.fmin(abs(errors[:, i]), 1e50) ** 2  # above the axis limit, but without overflow
+        means = np.add.reduceat(squared.mean(0), edges[:-1]) / np.diff(edges)
+        curves.append({"lr": lr, "samples": edges[1 : complete + 1].tolist(), "mse": rounded(means[:complete])})
+    return curves
+
+
+def predictions(X: np.ndarray, lrs: list[float]) -> dict[str, list]:
+    """The misadjustments that theory predicts, from below the smallest of `lrs` to above the largest; a prediction that
+    does not exist is None."""
+    step_sizes = np.geomspace(min(lrs) / 2, max(lrs) * 2, 200)
+    textbook, exact = zip(*(model.misadjustment(X, r) for r in step_sizes))
+    return {"r": rounded(step_sizes), "textbook": list(textbook), "exact": list(exact)}
 
 
 def by_rate(rows):
@@ -114,35 +145,28 @@ def print_rates(problem, bounds, wiener, rows):
         print(f"{lr:8g} {predicted['textbook']:>25} {predicted['exact']:>8}    {text}")
 
 
-def draw_rates(errors, rows, X, wiener_mse, bounds):
+def draw_rates(record):
     """Left: the MSE against samples for every step size. Right: the misadjustment against the step size."""
-    figure = matplotlib.figure.Figure(figsize=(11.5, 4.4), layout="constrained")
+    figure = matplotlib.figure.Figure(figsize=(9, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    steps, top = errors.shape[-1], 1e8 * wiener_mse
-    edges = np.unique(np.geomspace(1, steps + 1, 60).astype(int)) - 1  # bins of equal width on the logarithmic axis
-    for i, (lr, _, measured, diverged) in enumerate(by_rate(rows)):
-        complete = np.searchsorted(edges, min(diverged, default=steps), side="right") - 1  # bins before a run diverged
-        squared = np.fmin(abs(errors[:, i]), 1e50) ** 2  # above the axis limit, but without overflow
-        curve = (np.add.reduceat(squared.mean(0), edges[:-1]) / np.diff(edges))[:complete]
+    top = 1e8 * record["floor"]
+    for curve, (lr, _, measured, diverged) in zip(record["curves"], by_rate(record["rows"])):
         label = f"r = {lr:g}" + (", diverged" if diverged else "")
-        (line,) = left.plot(edges[1 : complete + 1], curve, lw=1.2, label=label)
+        (line,) = left.plot(curve["samples"], curve["mse"], lw=1.2, label=label)
         left.plot(diverged, [top / 3] * len(diverged), "x", color=line.get_color())
         if measured and min(measured) > 0:
             mean, color = np.mean(measured), line.get_color()
             bars = [[mean - min(measured)], [max(measured) - mean]]
             right.errorbar(lr, mean, bars, fmt="o", capsize=3, color=color)
-    left.axhline(wiener_mse, color="k", ls="--", lw=1, label="Wiener")
+    left.axhline(record["floor"], color="k", ls="--", lw=1, label="Wiener")
     left.set(xlabel="samples", ylabel="MSE, a priori (x: diverged)", xscale="log", yscale="log")
-    left.set(ylim=(wiener_mse / 2, top))
-    lrs = [bounds.trace, *(row["lr"] for row in rows)]  # with the bound, below which there is a prediction to draw
-    step_sizes = np.geomspace(min(lrs) / 2, max(lrs) * 2, 200)
-    predicted = [model.misadjustment(X, r) for r in step_sizes]
-    for k, (label, style) in enumerate((("textbook", "k:"), ("exact", "k-"))):
-        points = [(r, both[k]) for r, both in zip(step_sizes, predicted) if both[k] is not None]
-        right.plot(*np.reshape(points, (-1, 2)).T, style, lw=1, label=label)
+    left.set(ylim=(record["floor"] / 2, top))
+    for name, style in (("textbook", "k:"), ("exact", "k-")):
+        points = [(r, value) for r, value in zip(record["theory"]["r"], record["theory"][name]) if value is not None]
+        right.plot(*np.reshape(points, (-1, 2)).T, style, lw=1, label=f"predicted, {name}")
     colors = {"mean_square": "tab:red", "trace": "tab:gray", "mean": "tab:olive"}
     for (name, color), label in zip(colors.items(), ("mean square", "2 / trace", "2 / lambda_max")):
-        if (bound := getattr(bounds, name)) is not None:
+        if (bound := record["bounds"][name]) is not None:
             right.axvline(bound, color=color, ls="--", lw=1, label=f"{label} = {bound:.3g}")
     right.set(xlabel="step size r", ylabel="misadjustment", xscale="log", yscale="log")
     for axes in (left, right):
@@ -152,6 +176,8 @@ def draw_rates(errors, rows, X, wiener_mse, bounds):
 
 
 # ------------------------------------------------------------------------------------------------------------ filters
+
+BLOCK = 10  # samples of a point in the figure
 
 FILTERS = {
     "LMS, r = 0.01": lambda X, d: model.lms_blocks(X, d, 0.01),
@@ -163,7 +189,8 @@ FILTERS = {
 
 def filters(args, out):
     """Every filter identifies an unknown filter, in one pass in the order of time; halfway, the system changes."""
-    rows, misalignment = [], {name: [] for name in FILTERS}  # ||w - h||^2 / ||h||^2 for every seed, (N,)
+    rows = []
+    misalignment = {name: [] for name in FILTERS}  # ||w - h||^2 / ||h||^2 for every seed, (N,)
     new_response = -data.RESPONSE[::-1]
     for seed in tqdm(range(args.seeds), "filters", leave=False, disable=None):
         before, after = data.fir(seed), data.fir(args.seeds + seed, response=new_response)
@@ -182,19 +209,29 @@ def filters(args, out):
                 {"study": "filters", "setting": name, "seed": seed, "state": "done", "misalignment_db": decibels}
             )
     print("filters: misalignment ||w - h||^2 / ||h||^2 in the last tenth before and after the system changes")
-    figure = matplotlib.figure.Figure(figsize=(8.5, 4.2), layout="constrained")
-    axes = figure.subplots()
+    curves = {}
     for name, values in misalignment.items():
         decibels = [row["misalignment_db"] for row in rows if row["setting"] == name]
         before = np.mean([value["before"] for value in decibels])
         after = np.mean([value["after"] for value in decibels])
         print(f"  {name:22} {before:6.1f} dB {after:6.1f} dB")
-        axes.plot(10 * np.log10(np.mean(values, 0)), lw=1, label=name)
-    axes.axvline(half, color="k", ls=":", lw=1, label="the system changes")
+        blocks = np.mean(values, 0).reshape(-1, BLOCK)
+        curves[name] = rounded(10 * np.log10(blocks.mean(1)))
+    write_study(__file__, out, "filters", rows, draw_filters, change=half, block=BLOCK, curves=curves)
+
+
+def draw_filters(record):
+    """The misalignment of each filter against samples, means of blocks of samples over seeds."""
+    figure = matplotlib.figure.Figure(figsize=(9, 4), layout="constrained")
+    axes = figure.subplots()
+    for name, decibels in record["curves"].items():
+        samples = (np.arange(len(decibels)) + 0.5) * record["block"]
+        axes.plot(samples, decibels, lw=1.2, label=name)
+    axes.axvline(record["change"], color="k", ls=":", lw=1, label="the system changes")
     axes.set(xlabel="samples", ylabel="misalignment (dB)")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    write_study(__file__, out, "filters", rows, figure)
+    return figure
 
 
 # --------------------------------------------------------------------------------------------------------------- main

@@ -9,7 +9,6 @@ in one word; it counts if both are right.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from common import run
 from common.arguments import (
@@ -97,8 +96,9 @@ def groups(values: torch.Tensor, correct: torch.Tensor, edges) -> list[dict]:
     return rows
 
 
-def draw(path: Path, analysis: dict):
+def draw(record):
     """Panels: error by length, by stars if known, and accuracy against truncation."""
+    analysis = record["analysis"]
     panels = ["length", "truncation"]
     if analysis["stars"]:
         panels.append("stars")
@@ -123,7 +123,7 @@ def draw(path: Path, analysis: dict):
             axes.tick_params(axis="x", rotation=45 if name == "length" else 0)
             axes.set(xlabel="words of the review" if name == "length" else "stars", ylabel="test error")
         axes.grid(alpha=0.3)
-    run.write_figure(path, figure)
+    return figure
 
 
 @dataclass(kw_only=True)
@@ -165,7 +165,6 @@ def main(argv=None):
             score = train.evaluate(found.net, loaded.test, evaluator)[1]
             analysis["truncation"].append({"keep": keep, "words": words, "test_accuracy": score})
     run.write(out / "mistakes.txt", outcome.mistakes(loaded, logits.softmax(1)))
-    draw(out / "analysis.png", analysis)
     recorded = {name: value for name, value in vars(values).items() if name in ("recipe", "seed", "max_len", "keep")}
     common = {"state": "done", "args": recorded, "dataset": loaded.facts}
     rows = [common | {"study": "truncation"} | row for row in analysis["truncation"]]
@@ -174,16 +173,15 @@ def main(argv=None):
         for how in ("plain", "negated", "both"):
             row[how] = analysis["minimal_pairs"][f"{kind}_{how}"]
         rows.append(common | row)
-    run.write_json(
-        out / "analysis.json",
-        {
-            "study": "analysis",
-            **run.environment(device, __file__, argv),
-            "args": recorded,
-            "analysis": analysis,
-            "rows": rows,
-        },
-    )
+    record = {
+        "study": "analysis",
+        **run.environment(device, __file__, argv),
+        "args": recorded,
+        "analysis": analysis,
+        "rows": rows,
+    }
+    run.write_json(out / "analysis.json", record)
+    run.write_figure(out / "analysis.png", draw(record))
     pairs = analysis["minimal_pairs"]
     print(f"test accuracy {accuracy:.2%} on {len(loaded.test):,} reviews")
     for kind in ("positive", "negative"):

@@ -69,11 +69,22 @@ def jobs_of(args, out):
     return study.plan(train, STUDIES, args, lambda setting, seed: out / folder_name(setting, seed), dataset, cost)
 
 
-def report(name, rows, out):
-    """Write STUDY.json and STUDY.png, and print the table."""
-    run.write_json(out / f"{name}.json", {"study": name, "rows": rows})
+def draw(record):
+    """The figure of a study, from its record alone."""
     figure = Figure(figsize=(6.5, 4), layout="constrained")
     axes = figure.subplots()
+    draw_epochs(axes, record["rows"])
+    axes.grid(alpha=0.3)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=8)
+    return figure
+
+
+def report(name, rows, out):
+    """Write STUDY.json and STUDY.png, and print the table."""
+    record = {"study": name, "rows": rows}
+    run.write_json(out / f"{name}.json", record)
+    run.write_figure(out / f"{name}.png", draw(record))
     print(f"\n{name}")
     for setting in dict.fromkeys(row["setting"] for row in rows):
         done = [row for row in rows if row["setting"] == setting and row["state"] == "done"]
@@ -83,11 +94,6 @@ def report(name, rows, out):
         val_accuracy = np.mean([row["final"]["val_accuracy"] for row in done])
         test_accuracy = np.mean([row["final"]["test_accuracy"] for row in done])
         print(f"  {setting:32} validation {val_accuracy:.2%}  test {test_accuracy:.2%}  {len(done)} runs")
-    draw_epochs(axes, rows)
-    axes.grid(alpha=0.3)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=8)
-    run.write_figure(out / f"{name}.png", figure)
 
 
 @dataclass(kw_only=True)

@@ -184,9 +184,11 @@ DRAW = {"lr": draw_best, "weight-decay": draw_best, "gradients": draw_gradients}
 DRAW |= dict.fromkeys(("fast", "paper", "clock", "mnist"), draw_clock)
 
 
-def report(name, rows, gradients, out):
-    """Write STUDY.json and STUDY.png, and print the table."""
-    run.write_json(out / f"{name}.json", {"study": name, "rows": rows + gradients})
+def draw(record):
+    """The figure of a study, from its record alone."""
+    name = record["study"]
+    rows = [row for row in record["rows"] if row["study"] != "gradients"]
+    gradients = [row for row in record["rows"] if row["study"] == "gradients"]
     figure = Figure(figsize=(11 if name == "shortcut" else 6.5, 4), layout="constrained")
     axes = np.atleast_1d(figure.subplots(1, 2 if name == "shortcut" else 1))
     DRAW.get(name, draw_epochs)(axes[0], rows or gradients)
@@ -196,7 +198,14 @@ def report(name, rows, gradients, out):
         panel.grid(alpha=0.3)
         if panel.get_legend_handles_labels()[0]:
             panel.legend(fontsize=8)
-    run.write_figure(out / f"{name}.png", figure)
+    return figure
+
+
+def report(name, rows, gradients, out):
+    """Write STUDY.json and STUDY.png, and print the table."""
+    record = {"study": name, "rows": rows + gradients}
+    run.write_json(out / f"{name}.json", record)
+    run.write_figure(out / f"{name}.png", draw(record))
     print(f"\n{name}")
     for row in gradients:
         print(f"  {row['setting']:40} largest gradient over smallest {row['final']['spread']:.3g}")

@@ -117,7 +117,8 @@ def drift(train_set, sizes, args):
     return found
 
 
-def draw_drift(found):
+def draw_drift(record):
+    found = record["drift"]
     figure = matplotlib.figure.Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.plot(found["steps"], found["float32"]["torch"], lw=2, label="PyTorch, float32")
@@ -182,9 +183,7 @@ def main(argv=None):
     args.data = facts["name"] if args.data == "auto" else args.data
     sizes = [784, *args.hidden, len(parts[0].classes)]
     found = drift(parts[0], sizes, args)
-    run.write_figure(out / "drift.png", draw_drift(found))
     rows, final = train(parts, sizes, args)
-    run.write_figure(out / "losses.png", draw_losses(rows))
     machine = run.environment(torch.device("cpu"), __file__)
     machine["versions"] |= {"jax": jax.__version__, "optax": optax.__version__}
     wall = round(time.monotonic() - began, 1)
@@ -205,6 +204,8 @@ def main(argv=None):
         "final": final,
     }
     run.write_json(out / "optax.json", record)
+    run.write_figure(out / "drift.png", draw_drift(record))
+    run.write_figure(out / "losses.png", draw_losses(rows))
     print(
         f"test accuracy {final['test_accuracy']:.2%} with the weights of epoch {final['best_epoch']} (validation "
         f"{final['val_accuracy']:.2%}); {wall:.0f} s; {run.display_path(out)}"

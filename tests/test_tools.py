@@ -26,8 +26,8 @@ def load_tool(name):
     return module
 
 
-address, ledger, export, overview, runs, reproduce, seconds = map(
-    load_tool, ("address", "ledger", "export", "overview", "runs", "reproduce", "seconds")
+address, ledger, export, redraw, runs, reproduce, seconds = map(
+    load_tool, ("address", "ledger", "export", "redraw", "runs", "reproduce", "seconds")
 )
 mutate, faults = load_tool("mutate"), load_tool("faults")
 by_path = dict(ids=lambda path: path.relative_to(ROOT).as_posix())
@@ -203,7 +203,7 @@ def test_export_does_not_write_into_the_code(place, capsys):
     assert caught.value.code == 2 and "among the code" in capsys.readouterr().err and not target.exists()
 
 
-@pytest.mark.parametrize("tool", [ledger, export, overview, runs, reproduce, seconds, mutate], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("tool", [ledger, export, redraw, runs, reproduce, seconds, mutate], ids=lambda m: m.__name__)
 def test_help_does_nothing_else(tool, capsys, monkeypatch):
     monkeypatch.setattr(Path, "write_text", None)
     monkeypatch.setattr(Image.Image, "save", None)
@@ -368,17 +368,47 @@ def test_the_colab_notebook_trains_and_shows_the_curves(clone, monkeypatch, caps
 # ------------------------------------------------------------------------------------------ files that must agree
 
 
+FIGURES = redraw.read_lists()
+OF_NUMBERS = [path for path, line in FIGURES.items() if "draw" in line]
+
+
+def test_every_figure_is_listed_with_what_draws_it():
+    assert sorted(FIGURES) == sorted(
+        path for folder in redraw.FIGURES for path in folder.iterdir() if path.suffix != ".json"
+    )
+    assert len(FIGURES) <= 60
+    for path, line in FIGURES.items():
+        assert path.stat().st_size < (500_000 if path.suffix == ".gif" else 150_000)
+        assert "draw" in line or (ROOT / line["command"].split()[1]).is_file()
+        if "record" in line:
+            assert (path.parent.parent / "results" / line["record"]).is_file()
+
+
 @pytest.mark.draws
 @pytest.mark.slow
-def test_the_overview_is_drawn_from_the_records(tmp_path, monkeypatch):
-    committed = ROOT / "figures" / "overview.png"
-    assert committed.stat().st_size < 150_000
-    for folder in FOLDERS:
-        shutil.copytree(ROOT / folder / "results", tmp_path / folder / "results")
-    (tmp_path / "figures").mkdir()
-    monkeypatch.setattr(overview, "ROOT", tmp_path)
-    overview.main([])
-    assert Image.open(tmp_path / "figures" / "overview.png").size == Image.open(committed).size
+@pytest.mark.parametrize("path", OF_NUMBERS, **by_path)
+def test_a_figure_shows_what_is_in_its_record(path):
+    line = FIGURES[path]
+    message = "older than its record or its code: python tools/redraw.py, look at it, and commit it"
+    assert line.get("data") == redraw.digest_of_data(redraw.draw(path, line)), message
+    assert line["file"] == redraw.digest(path.read_bytes()), message
+
+
+@pytest.mark.draws
+def test_the_digest_of_a_figure_is_of_its_numbers_and_words():
+    from matplotlib.figure import Figure
+
+    def drawn(values=(1, 2, 3), label="a", color="b", bar=4.0):
+        figure = Figure()
+        axes = figure.subplots()
+        axes.plot(values, label=label, color=color)
+        axes.bar([0], [bar])
+        axes.inset_axes([0, 0, 0.5, 0.5]).imshow([values])
+        return redraw.digest_of_data(figure)
+
+    changed = [drawn(values=(1, 2, 3.001)), drawn(label="b"), drawn(bar=4.001)]
+    assert drawn() == drawn(color="r") == drawn(values=(1, 2, 3 + 1e-12))
+    assert len({drawn(), *changed}) == 4
 
 
 def test_constraints_pin_every_requirement_once():

@@ -1,17 +1,14 @@
-"""Draw figures/overview.png, the figure of the top README: one panel for each experiment, from its committed records.
+"""The figure of the top README: one panel for each experiment, from its committed records.
 
-python tools/overview.py
+python tools/redraw.py figures/overview.png
 """
 
-import argparse
 import json
 import sys
-from io import BytesIO
 from pathlib import Path
 from statistics import median
 
 from matplotlib.figure import Figure
-from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -27,13 +24,18 @@ def read(record):
 
 
 def label(ax, text, point, color, offset, ha="left"):
-    ax.annotate(text, point, xytext=offset, textcoords="offset points", color=color, ha=ha, va="center")
+    shown = ax.annotate(text, point, xytext=offset, textcoords="offset points", color=color, ha=ha, va="center")
+    shown.set_in_layout(False)  # it may reach into the margin
 
 
-def dots(ax, values, color):
-    """A bar for the mean of each name, and a dot for each value."""
+def dots(ax, values, color, bars=True):
+    """A bar for the mean of each name, where the axis begins at zero, and a dot for each value."""
     for i, (name, points) in enumerate(values.items()):
-        ax.barh(i, sum(points) / len(points), color=color(name), alpha=0.7, height=0.6)
+        mean = sum(points) / len(points)
+        if bars:
+            ax.barh(i, mean, color=color(name), alpha=0.7, height=0.6)
+        else:
+            ax.plot([mean, mean], [i - 0.3, i + 0.3], color=color(name), lw=3, alpha=0.7)
         ax.plot(points, [i] * len(points), "k.", ms=5)
     ax.set_yticks(range(len(values)), values)
     ax.invert_yaxis()
@@ -52,7 +54,7 @@ def lms(ax):
     ax.set(xscale="log", yscale="log", xlim=(0.004, 2), xlabel="learning rate", ylabel="excess MSE / minimum MSE")
     label(ax, "theory", (0.02, theory[0.01]), GREY, (0, -3))
     label(ax, "measured,\na dot for each seed", (0.0045, 3), BLUE, (0, 0))
-    label(ax, "unstable\nin theory", (bound, 0.02), ORANGE, (10, 0))
+    label(ax, "unstable\nin theory", (bound, 0.02), ORANGE, (4, 0))
     label(ax, "diverged", (diverged[0], 3e4), ORANGE, (0, -14), "center")
     return "What is a gradient step? LMS against theory"
 
@@ -71,7 +73,7 @@ def simplenn(ax):
         ax.plot(places.values(), [median(values) for values in losses.values()], color=color)
         label(
             ax,
-            "square wave" if function == "square" else function,
+            "square\nwave" if function == "square" else function,
             (places[depths[-1]], median(losses[depths[-1]])),
             color,
             (10, 0),
@@ -100,9 +102,10 @@ def resnet(ax):
         layers, shortcuts = row["setting"].split(", ")
         accuracy = [100 * value for value in row["val_accuracy"]]
         style, color = "-" if shortcuts == "with shortcuts" else "--", BLUE if layers == "20 layers" else ORANGE
-        ax.plot(range(1, len(accuracy) + 1), accuracy, style, color=color, marker="o", ms=4, label=row["setting"])
+        network = row["setting"].removesuffix(", with shortcuts")
+        ax.plot(range(1, len(accuracy) + 1), accuracy, style, color=color, marker="o", ms=4, label=network)
     ax.set(xlabel="epoch", ylabel="validation accuracy (%)", xticks=range(1, len(accuracy) + 1), ylim=(0, 100))
-    ax.legend(frameon=False, loc="upper left", ncols=2, columnspacing=0.8, handlelength=2.4, fontsize=7)
+    ax.legend(frameon=False, loc="upper left", ncols=2, columnspacing=0.8, handlelength=1.5, fontsize=8)
     return "What do shortcuts buy? CIFAR-10, four epochs"
 
 
@@ -118,8 +121,8 @@ def nanogpt(ax):
             offset = (-3, -18)
             ha = "center"
         label(ax, text, (seconds[-1], losses[-1]), color, offset, ha)
-    ax.set(xlim=(-10, 195), xlabel="seconds on two CPU cores", ylabel="validation loss (nats per character)")
-    return "What does a language model take? On Shakespeare"
+    ax.set(xlim=(-10, 225), xlabel="seconds on two CPU cores", ylabel="validation loss on Shakespeare")
+    return "What does a language model take?"
 
 
 def distilgpt2(ax):
@@ -150,8 +153,8 @@ def lstm_imdb(ax):
         records = sorted((ROOT / "lstm_imdb/results").glob(f"{recipe}-s*.json"))
         if records:
             accuracies[f"LSTM,\n{recipe}"] = [100 * read(record)["final"]["test_accuracy"] for record in records]
-    dots(ax, accuracies, lambda name: BLUE if name.startswith("LSTM") else GREY)
-    ax.set(xlim=(84, 94), xlabel="test accuracy (%), a dot for each seed")
+    dots(ax, accuracies, lambda name: BLUE if name.startswith("LSTM") else GREY, bars=False)
+    ax.set(xlim=(90, 92.5), xlabel="test accuracy (%), a dot for each seed")
     return "Can an LSTM tell praise from blame? IMDB"
 
 
@@ -174,23 +177,20 @@ def s2vt(ax):
     ax.set_yticks(range(len(shares)), shares)
     ax.invert_yaxis()
     ax.set(xlim=(0, 100), xlabel="stated directions that are right (%)")
-    return "Does a caption know the order? Rendered videos"
+    return "Does a caption know the order of events?"
 
 
-def main(argv=None):
-    argparse.ArgumentParser(description=__doc__).parse_args(argv)
-    figure = Figure(figsize=(14.5, 10.5), layout="constrained")
+def draw():
+    figure = Figure(figsize=(11.5, 9.5), layout="constrained")
     figure.get_layout_engine().set(hspace=0.06)
     panels = (lms, simplenn, cifar, resnet, lstm_imdb, nanogpt, distilgpt2, gan, s2vt)
     for ax, panel in zip(figure.subplots(3, 3).flat, panels):
-        ax.set_title(panel(ax), loc="left", size="medium", color="#444444")
+        ax.set_title(panel(ax), loc="left", size="small", color="#444444")
         ax.text(0, 1.11, f"{panel.__name__}/", transform=ax.transAxes, size="x-large", weight="bold")
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(alpha=0.2)
-    drawn = BytesIO()
-    figure.savefig(drawn, dpi=80)
-    Image.open(drawn).convert("RGB").quantize(96).save(ROOT / "figures" / "overview.png", optimize=True)
+    return figure
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit("this module only draws: python tools/redraw.py figures/overview.png writes the figure")

@@ -38,10 +38,11 @@ def report(work: Path, script: str) -> dict:
         "comparisons": comparisons,
     }
     run.write_json(work / "report.json", record)
+    if small_finetuned(record):
+        run.write_figure(work / "report.png", draw(record))
     for name, part in (("others", other_rows(work)), ("comparisons", comparison_rows(comparisons))):
         if part:
             run.write_json(work / f"{name}.json", made | {"study": name, "rows": part})
-    draw([row for row in rows if row["finetuned"] and row["size"] == "small"], work / "report.png")
     for row in record["rows"]:
         scores = row["scores"]
         levels = [level for level in ("all", *exercises.LEVELS) if level in scores]
@@ -51,6 +52,10 @@ def report(work: Path, script: str) -> dict:
         print(f"{name}: {sentence(name, found)}")
     print(f"report.json and report.png in {run.display_path(work)}")
     return record
+
+
+def small_finetuned(record: dict) -> list[dict]:
+    return [row for row in record["rows"] if row.get("finetuned") and row["size"] == "small"]
 
 
 def other_rows(work: Path) -> list[dict]:
@@ -188,10 +193,9 @@ def sentence(name: str, found: dict | None) -> str:
     return f"{arms}: {points}, {total['seeds']} seeds; detectable: {100 * total['detectable']:.1f}"
 
 
-def draw(rows: list[dict], path: Path):
-    """pass@1 of the fine-tuned models: a group for each level, a bar for each arm, a dot for each seed."""
-    if not rows:
-        return
+def draw(record: dict) -> Figure:
+    """pass@1 of the small fine-tuned models: a group for each level, a bar for each arm, a dot for each seed."""
+    rows = small_finetuned(record)
     figure = Figure(figsize=(10, 4), layout="constrained")
     axes = figure.subplots()
     arms = [arm for arm in LABELS if any(row["arm"] == arm for row in rows)]
@@ -212,4 +216,4 @@ def draw(rows: list[dict], path: Path):
     axes.set(ylabel="pass@1 on held-out compositions (%)", ylim=(0, 102))
     axes.grid(alpha=0.3, axis="y")
     figure.legend(loc="outside upper center", ncols=6, fontsize=8)
-    run.write_figure(path, figure)
+    return figure

@@ -29,7 +29,7 @@ def functions(ctx: tools.Context):
     logged = tools.log_steps(steps)
     train_sets = {name: ctx.points(name)[0] for name in FUNCTIONS}
     rows = []
-    predictions = {}  # of seed 0: {(function, network): outputs (N,)}
+    predictions = {name: {"x": points.x[::3, 0], "truth": points.y[::3, 0]} for name, points in train_sets.items()}
     for setting, sizes in MLPS.items():
         nets, targets, losses, outputs = train_stack(sizes, train_sets, steps, seeds)
         accuracies = ((outputs - targets).abs() <= 0.05).float().mean((1, 2)).tolist()
@@ -37,7 +37,8 @@ def functions(ctx: tools.Context):
         for k in range(len(nets)):
             seed, which = divmod(k, len(FUNCTIONS))
             name = FUNCTIONS[which]
-            predictions.setdefault((name, setting), outputs[k, :, 0].numpy())
+            if seed == 0:
+                predictions[name][setting] = outputs[k, ::3, 0]
             below = (losses[:, k] < THRESHOLD).nonzero()
             rows.append(
                 {
@@ -56,8 +57,7 @@ def functions(ctx: tools.Context):
                     },
                 }
             )
-    figure = draw_functions(rows, logged, train_sets, predictions)
-    ctx.save(rows, figure, steps=logged.tolist(), threshold=THRESHOLD)
+    ctx.save(rows, draw_functions, steps=logged.tolist(), threshold=THRESHOLD, predictions=predictions)
 
 
 def train_stack(sizes, train_sets, steps, seeds):
@@ -82,27 +82,27 @@ def train_stack(sizes, train_sets, steps, seeds):
         return nets, y, curves, stack(x)
 
 
-def draw_functions(rows, logged, train_sets, predictions):
-    """A line of panels per function: losses, predictions, accuracies."""
+def draw_functions(record):
+    """A line of panels per function: losses, predictions of seed 0, accuracies."""
     figure, axes = tools.panels(2, 3)
-    for (curves, functions, dots), (name, points) in zip(axes, train_sets.items()):
-        rows_of_function = [row for row in rows if row["function"] == name]
-        x = points.x[:, 0].numpy()
+    steps = record["steps"]
+    for (curves, functions, dots), (name, points) in zip(axes, record["predictions"].items()):
+        rows_of_function = [row for row in record["rows"] if row["function"] == name]
         for i, (setting, runs) in enumerate(tools.groups(rows_of_function, "network").items()):
             color = f"C{i}"
             losses = np.log10([row["curve"] for row in runs])
             low, middle, high = np.quantile(losses, (0.1, 0.5, 0.9), axis=0)
-            curves.plot(logged, 10**middle, label=f"{setting}, {runs[0]['parameters']} parameters", color=color)
-            curves.fill_between(logged, 10**low, 10**high, alpha=0.15, color=color, lw=0)
-            functions.plot(x, predictions[name, setting], lw=1, label=setting)
+            curves.plot(steps, 10**middle, label=setting, color=color)
+            curves.fill_between(steps, 10**low, 10**high, alpha=0.15, color=color, lw=0)
+            functions.plot(points["x"], points[setting], lw=1, color=color)
             accuracies = [row["final"]["accuracy"] for row in runs]
             dots.plot([i] * len(accuracies), accuracies, "o", alpha=0.5, color=color)
-        curves.axhline(THRESHOLD, color="k", ls=":", lw=1)
+        curves.axhline(record["threshold"], color="k", ls=":", lw=1)
         curves.set(xscale="log", yscale="log", xlabel="epoch", ylabel="training loss")
         curves.set_title(f"{name}: median of seeds")
-        functions.plot(x, points.y[:, 0].numpy(), "k:", lw=1, label="truth")
-        functions.set(xlabel="x", xticks=(-1, -0.5, 0, 0.5, 1), title="prediction of seed 0")
-        dots.set(ylabel="points within 0.05", ylim=(0, 1), title="accuracy, a dot for each seed")
+        functions.plot(points["x"], points["truth"], "k:", lw=1, label="truth")
+        functions.set(xlabel="x", xticks=(-1, 0, 1), ylabel="y", title="prediction of seed 0")
+        dots.set(ylabel="points within 0.05", ylim=(0, 1.02), title="a dot for each seed")
         dots.set_xticks(range(3), ["one", "four", "seven"])
         dots.set_xlabel("hidden layers")
     tools.finish_axes(axes)
@@ -159,23 +159,31 @@ def mnist(ctx: tools.Context):
         for n in (1, 2, 4)
         for name in REGULARIZATION
     ]
-    rows = ctx.map(train_cnn, tasks)
+    ctx.save(ctx.map(train_cnn, tasks), draw_mnist)
+
+
+def draw_mnist(record):
+    """A column of panels per regularization: losses and accuracies."""
     figure, axes = tools.panels(2, 3)
     for column, name in enumerate(REGULARIZATION):
-        regularized = [row for row in rows if row["regularization"] == name]
+        regularized = [row for row in record["rows"] if row["regularization"] == name]
         for n, runs in tools.groups(regularized, "convolutions").items():
-            label = f"{n} convolutions, {runs[0]['parameters']:,} parameters"
+            label = f"{n} convolution{'s' if n > 1 else ''}"
             for panel, quantity in zip(axes[:, column], ("loss", "accuracy")):
-                x = range(1, epochs + 1)
                 test, train = ([row["curves"][f"{part}_{quantity}"] for row in runs] for part in ("test", "train"))
+                x = range(1, len(test[0]) + 1)
                 color = tools.draw_band(panel, x, test, label)
                 tools.draw_band(panel, x, train, None, "--", color)
-                panel.set(xlabel="epoch", ylabel=f"{quantity}: test (dashed: training)")
-        axes[0, column].set(title=f"regularization: {name}", yscale="log")
-        if not ctx.quick:
+                panel.set(xlabel="epoch")
+        axes[0, column].set(title=name if name != "none" else "no regularization", yscale="log")
+        if not record["quick"]:
+            axes[0, column].set(ylim=(0.01, 0.7))
             axes[1, column].set(ylim=(0.9, 1.002))
+        tools.label_plainly(axes[0, column].yaxis)
+    axes[0, 0].set_ylabel("loss: test (dashed: training)")
+    axes[1, 0].set_ylabel("accuracy: test (dashed: training)")
     tools.finish_axes(axes)
-    ctx.save(rows, figure)
+    return figure
 
 
 PARTS = {"functions": functions, "mnist": mnist}

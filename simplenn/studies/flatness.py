@@ -90,20 +90,24 @@ def line(ctx: tools.Context):
     train_set, test_set = ctx.digits(10_000, 5000, flat=False)
     alphas = np.linspace(-1, 2, ctx.pick(31, 7)).round(3).tolist()
     tasks = [(train_set, test_set, pair, seed, ctx.pick(20, 2), alphas) for seed in range(ctx.seeds) for pair in PAIRS]
-    rows = ctx.map(along_line, tasks)
+    ctx.save(ctx.map(along_line, tasks), draw_line, alphas=alphas)
+
+
+def draw_line(record):
+    """A column of panels per pair of networks: loss and accuracy along the line."""
     figure, axes = tools.panels(2, len(PAIRS))
-    for column, (pair, runs) in enumerate(tools.groups(rows, "setting").items()):
+    for column, (pair, runs) in enumerate(tools.groups(record["rows"], "setting").items()):
         first, second = PAIRS[pair]
         for panel, quantity in zip(axes[:, column], ("loss", "accuracy")):
             train, test = ([row["curves"][f"{part}_{quantity}"] for row in runs] for part in ("train", "test"))
-            tools.draw_band(panel, alphas, train, "training", "--")
-            tools.draw_band(panel, alphas, test, "test")
+            tools.draw_band(panel, record["alphas"], train, "training", "--")
+            tools.draw_band(panel, record["alphas"], test, "test")
             for a in (0, 1):
                 panel.axvline(a, color="k", lw=0.7, alpha=0.5)
-            panel.set(xlabel=f"a (0: {first}; 1: {second})", ylabel=quantity)
-        axes[0, column].set(title=pair, yscale="log")
+            panel.set(xlabel=f"a\n0: {first}\n1: {second}", ylabel=quantity)
+        axes[0, column].set(title=pair.replace(", ", ",\n"), yscale="log")
     tools.finish_axes(axes)
-    ctx.save(rows, figure, alphas=alphas)
+    return figure
 
 
 def filter_normalized(parameters, generator):
@@ -161,20 +165,25 @@ def surface(ctx: tools.Context):
         for seed in range(ctx.seeds)
         for name in MINIMA
     ]
-    rows = ctx.map(around_minimum, tasks)
+    ctx.save(ctx.map(around_minimum, tasks), draw_surface, radii=radii, grid=grid)
+
+
+def draw_surface(record):
+    """The surfaces of seed 0 around the minima of both batch sizes, and the mean rise of the loss around all four."""
     figure, axes = tools.panels(1, 3)
     levels = np.geomspace(0.003, 10, 18)
-    for panel, row in zip(axes[0], rows[:2]):
+    grid = record["grid"]
+    for panel, row in zip(axes[0], record["rows"][:2]):
         z = np.clip(row["surface"], levels[0], levels[-1])
         contours = panel.contourf(grid, grid, z, levels, norm="log", cmap="viridis")
-        panel.set(title=f"{row['setting']}: training loss", xlabel="direction 1", ylabel="direction 2", aspect="equal")
-    bar = figure.colorbar(contours, ax=axes[0, :2].tolist(), ticks=[0.01, 0.1, 1, 10])
+        panel.set(title=row["setting"], xlabel="direction 1", ylabel="direction 2", aspect="equal")
+    bar = figure.colorbar(contours, ax=axes[0, :2].tolist(), ticks=[0.01, 0.1, 1, 10], label="training loss")
     bar.ax.set_yticklabels(["0.01", "0.1", "1", "10"])
-    for name, runs in tools.groups(rows, "setting").items():
-        tools.draw_band(axes[0, 2], radii, [row["rises"] for row in runs], name)
+    for name, runs in tools.groups(record["rows"], "setting").items():
+        tools.draw_band(axes[0, 2], record["radii"], [row["rises"] for row in runs], name)
     axes[0, 2].set(xlabel="distance, in filter norms", ylabel="mean rise of the training loss", yscale="log")
     tools.finish_axes(axes[0, 2])
-    ctx.save(rows, figure, radii=radii, grid=grid)
+    return figure
 
 
 PARTS = {"line": line, "surface": surface}

@@ -6,6 +6,8 @@ import torch
 from model import MLP
 from studies import tools, training
 
+BLOCKS = 40  # points of a curve in the figure
+
 
 def functions(ctx: tools.Context):
     """Full-batch Adam on the sinc, as in deep_vs_shallow: the norm of the exact gradient."""
@@ -33,7 +35,7 @@ def functions(ctx: tools.Context):
         }
         for seed in range(seeds)
     ]
-    ctx.save(rows, draw(rows, every, "the sinc, full batch"), every=every)
+    ctx.save(rows, draw, every=every)
 
 
 def final_values(loss: torch.Tensor, norm: torch.Tensor) -> dict:
@@ -71,18 +73,28 @@ def mnist(ctx: tools.Context):
     rows = ctx.map(train_one, [(train_set, seed, ctx.pick(10, 2)) for seed in range(ctx.seeds)])
     every = max(1, len(rows[0]["loss"]) // 600)
     rows = [row | {k: row[k][::every] for k in ("loss", "norm")} for row in rows]
-    ctx.save(rows, draw(rows, every, "MNIST, batches of 128"), every=every)
+    ctx.save(rows, draw, every=every)
 
 
-def draw(rows, every, title):
+def draw(record):
+    """Loss and gradient norm: of each block of steps the geometric mean, and a band from the lowest to the highest."""
     figure, axes = tools.panels(1, 2)
-    for row in rows:
-        x = np.arange(len(row["loss"])) * every + 1
+    every = record["every"]
+    for i, row in enumerate(record["rows"]):
         for panel, name in zip(axes[0], ("loss", "norm")):
-            panel.plot(x, row[name], lw=0.7, alpha=0.8, label=f"seed {row['seed']}")
+            values = np.log10(row[name])
+            size = max(1, len(values) // BLOCKS)
+            blocks = values[: len(values) // size * size].reshape(-1, size)
+            x = (np.arange(len(blocks)) + 0.5) * size * every
+            panel.fill_between(x, 10 ** blocks.min(1), 10 ** blocks.max(1), color=f"C{i}", alpha=0.12, lw=0)
+            panel.plot(x, 10 ** blocks.mean(1), color=f"C{i}", label=f"seed {row['seed']}" if name == "loss" else None)
+    title = f"mean and range of {size * every} iterations"
     axes[0, 0].set(xlabel="iteration", ylabel="training loss", yscale="log", title=title)
-    axes[0, 1].set(xlabel="iteration", ylabel="norm of the gradient", yscale="log")
+    axes[0, 1].set(xlabel="iteration", ylabel="norm of the gradient", yscale="log", title=title)
     tools.finish_axes(axes)
+    if min(min(row["norm"]) for row in record["rows"]) > 0.01:
+        for panel in axes[0]:
+            tools.label_plainly(panel.yaxis)
     return figure
 
 

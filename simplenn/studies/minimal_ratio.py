@@ -106,9 +106,13 @@ def functions(ctx: tools.Context):
         }
         for k in range(count)
     ]
+    ctx.save(rows, draw_functions, tolerance=TOLERANCE, small=SMALL, points=len(x))
+
+
+def draw_functions(record):
     figure, axes = tools.panels(1, 2)
-    for critical, finals in tools.groups([row["final"] for row in rows], "critical").items():
-        label = f"gradient norm {'below' if critical else 'above'} {SMALL:g}: {len(finals)} runs"
+    for critical, finals in tools.groups([row["final"] for row in record["rows"]], "critical").items():
+        label = f"gradient norm {'below' if critical else 'above'} {record['small']:g}: {len(finals)} runs"
         style = dict(marker="o" if critical else "x", ls="", alpha=0.6, label=label)
         losses = [final["train_loss"] for final in finals]
         axes[0, 0].plot(losses, [final["minimal_ratio"] for final in finals], **style)
@@ -116,7 +120,7 @@ def functions(ctx: tools.Context):
     axes[0, 0].set(xscale="log", xlabel="loss", ylabel="fraction of positive eigenvalues")
     axes[0, 1].set(xscale="log", xlabel="loss", ylabel="negative eigenvalues")
     tools.finish_axes(axes)
-    ctx.save(rows, figure, tolerance=TOLERANCE, small=SMALL, points=len(x))
+    return figure
 
 
 def mnist(ctx: tools.Context):
@@ -140,19 +144,30 @@ def mnist(ctx: tools.Context):
                     row = {"setting": case, "seed": seed, "epoch": epoch, "parameters": run.count_parameters(net)}
                     final = estimate(net, sizes, x, labels, probes, steps, seed, with_dense=case == "dense")
                     rows.append(row | {"final": final})
+    ctx.save(rows, draw_mnist, tolerance=LANCZOS_TOLERANCE, probes=probes, lanczos_steps=steps)
+
+
+def draw_mnist(record):
+    """Estimates of each network with their errors; seeds side by side. A cross: the dense Hessian."""
     figure, axes = tools.panels(1, 2)
-    for panel, (case, runs) in zip(axes[0], tools.groups(rows, "setting").items()):
-        for row in runs:
-            final = row["final"]
-            share, error = final["positive_share"], final["positive_error"]
-            panel.errorbar(row["epoch"], share, error, fmt="o", color="C0", capsize=3)
-            if case == "dense":
-                panel.plot(row["epoch"], final["positive_dense"], "kx")
-        crosses = ", crosses: dense Hessian" if case == "dense" else ""
-        panel.set(xlabel="epoch", title=f"{runs[0]['parameters']:,} parameters{crosses}")
+    for panel, (case, runs) in zip(axes[0], tools.groups(record["rows"], "setting").items()):
+        by_epoch = tools.groups(runs, "epoch")
+        for place, rows_of_epoch in enumerate(by_epoch.values()):
+            for i, row in enumerate(rows_of_epoch):
+                final = row["final"]
+                x = place + 0.15 * (i - (len(rows_of_epoch) - 1) / 2)
+                first = place == i == 0
+                label = "estimate and its error, a seed each" if first else None
+                panel.errorbar(
+                    x, final["positive_share"], final["positive_error"], fmt="o", color="C0", capsize=3, label=label
+                )
+                if case == "dense":
+                    panel.plot(x, final["positive_dense"], "kx", label="dense Hessian" if first else None, zorder=3)
+        panel.set_xticks(range(len(by_epoch)), list(by_epoch))
+        panel.set(xlabel="epoch", title=f"{runs[0]['parameters']:,} parameters", ylim=(0, None))
         panel.set_ylabel("fraction of positive eigenvalues")
     tools.finish_axes(axes)
-    ctx.save(rows, figure, tolerance=LANCZOS_TOLERANCE, probes=probes, lanczos_steps=steps)
+    return figure
 
 
 def estimate(net, sizes, x, labels, probes, steps, seed, with_dense):

@@ -123,7 +123,7 @@ def report(ctx, paths: Paths, f, layer_name, layer):
     weights (K, T, L) of one layer."""
     plane = plane_of(paths.weights)
     plane_of_layer = plane_of(layer)
-    grid, z = contours_on_plane(f, plane, ctx.pick(31, 7))
+    grid, losses_on_plane = contours_on_plane(f, plane, ctx.pick(31, 7))
     rows = []
     for k, weights in enumerate(paths.weights):
         final = {
@@ -132,23 +132,19 @@ def report(ctx, paths: Paths, f, layer_name, layer):
             "distance": (weights[-1] - weights[0]).norm().item(),
             "length": weights.diff(dim=0).norm(dim=1).sum().item(),
         }
-        row = {"setting": "path", "seed": k, "path": plane.tracks[k], "loss": paths.losses[k]}
-        rows.append(row | {"accuracy": paths.accuracies[k], "final": final})
-    figure, axes = tools.panels(1, 2, 5.4, 4.4)
-    draw_contours(figure, axes[0, 0], grid, z)
-    digits = 0 if ctx.name.endswith("functions") else 1
-    labels = [f"{accuracy:.{digits}%}" for accuracy in paths.accuracies[:, -1]]
-    draw_tracks(axes[0, 0], plane, "whole model", labels)
-    draw_tracks(axes[0, 1], plane_of_layer, layer_name, labels)
-    ctx.save(
+        row = {"setting": "path", "seed": k, "path": plane.tracks[k], "path_of_layer": plane_of_layer.tracks[k]}
+        rows.append(row | {"loss": paths.losses[k], "accuracy": paths.accuracies[k], "final": final})
+    record = ctx.save(
         rows,
-        figure,
+        draw,
         variance={"whole model": plane.fraction, layer_name: plane_of_layer.fraction},
         every=paths.every,
         unit=paths.unit,
         layer=layer_name,
+        grid=grid,
+        losses_on_plane=losses_on_plane,
     )
-    run.write(ctx.out / f"{ctx.name}.gif", animate(grid, z, plane.tracks, paths, ctx.pick(26, 3)))
+    run.write(ctx.out / f"{ctx.name}.gif", animate(record, ctx.pick(26, 3)))
 
 
 def contours_on_plane(f, plane: Plane, size: int):
@@ -163,36 +159,49 @@ def contours_on_plane(f, plane: Plane, size: int):
         return grid, torch.cat([vmap(f)(part) for part in w.split(8)]).view(size, size).numpy()
 
 
-def draw_contours(figure, axes, grid, z):
-    z = np.log10(z)
-    shown = axes.contourf(*grid, z, 20, cmap="Greys_r", alpha=0.8)
-    if figure:
-        figure.colorbar(shown, ax=axes, label="log10 of the training loss on the plane")
+def draw(record):
+    """The paths of the whole model on the losses of its plane, and those of one layer on the plane of the layer."""
+    figure, axes = tools.panels(1, 2, height=4)
+    whole, layer = record["variance"]
+    contours = draw_contours(axes[0, 0], record)
+    figure.colorbar(contours, ax=axes[0, 0], label="training loss on the plane", format="%.2g")
+    draw_tracks(axes[0, 0], [row["path"] for row in record["rows"]], record["variance"][whole], whole)
+    draw_tracks(axes[0, 1], [row["path_of_layer"] for row in record["rows"]], record["variance"][layer], layer)
+    axes[0, 1].legend(fontsize=8)
+    return figure
 
 
-def draw_tracks(axes, plane: Plane, name: str, labels: list[str]):
-    """The projected paths, with a label at the end of each."""
-    for k, (track, label) in enumerate(zip(plane.tracks, labels)):
-        axes.plot(*track.T, ".-", color=f"C{k}", ms=3, lw=1)
-        axes.annotate(label, track[-1], fontsize=8, color="k", xytext=(3, 3), textcoords="offset points")
-        axes.plot(*track[0], "o", mfc="w", color=f"C{k}", ms=5)
-    axes.set(title=f"{name}: the plane holds {plane.fraction.sum():.0%} of the variance")
-    axes.set(xlabel="component 1", ylabel="component 2")
+def draw_contours(axes, record):
+    losses = np.array(record["losses_on_plane"])
+    levels = np.geomspace(losses.min(), losses.max() * 1.001, 13)
+    return axes.contourf(*record["grid"], losses, levels, norm="log", cmap="Greys", alpha=0.6)
+
+
+def draw_tracks(axes, tracks: list, fractions: list[float], name: str):
+    """The projected paths, from circles to dots. fractions: of the variance along each component."""
+    for k, track in enumerate(tracks):
+        x, y = np.transpose(track)
+        axes.plot(x, y, color=f"C{k}", lw=1.5)
+        axes.plot(x[0], y[0], "o", mfc="w", color=f"C{k}", ms=6, label="initial weights" if k == 0 else None)
+        axes.plot(x[-1], y[-1], "o", color=f"C{k}", ms=6, label="trained weights" if k == 0 else None)
+    axes.set(title=f"{name}: {sum(fractions):.0%} of the variance", xlabel="component 1", ylabel="component 2")
     axes.margins(0.12)
 
 
-def animate(grid, z, tracks: np.ndarray, paths: Paths, frames: int) -> bytes:
+def animate(record: dict, frames: int) -> bytes:
     """A GIF of the paths as they grow."""
     images = []
-    for last in np.unique(np.linspace(0, tracks.shape[1] - 1, frames).astype(int)):
+    rows = record["rows"]
+    for last in np.unique(np.linspace(0, len(rows[0]["path"]) - 1, frames).astype(int)):
         figure = Figure(figsize=(4.4, 3.6), layout="constrained")
         axes = figure.subplots()
-        draw_contours(None, axes, grid, z)
-        for k, track in enumerate(tracks):
-            axes.plot(*track[: last + 1].T, "-", color=f"C{k}", lw=1.2)
-            axes.plot(*track[last], "o", color=f"C{k}", ms=4)
-        accuracy = paths.accuracies[:, last].mean()
-        axes.set(title=f"{paths.unit} {last * paths.every}: mean accuracy {accuracy:.0%}")
+        draw_contours(axes, record)
+        for k, row in enumerate(rows):
+            axes.plot(*np.transpose(row["path"][: last + 1]), "-", color=f"C{k}", lw=1.5)
+            axes.plot(*row["path"][last], "o", color=f"C{k}", ms=5)
+        accuracy = np.mean([row["accuracy"][last] for row in rows])
+        title = f"{record['unit']} {last * record['every']}: mean accuracy {accuracy:.0%}"
+        axes.set(title=title, xlabel="component 1", ylabel="component 2")
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
         images.append(Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy()))

@@ -11,6 +11,7 @@ from studies.random_labels import randomize
 WIDTHS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1300)  # 795 parameters a hidden unit, and 10
 NOISY_WIDTHS = (4, 8, 12, 20, 30, 40, 50, 60, 80, 120, 200, 400)  # 4,000 images x 10 classes: at 50 units
 NOISE = 0.2
+INTERPOLATION = 40_000  # parameters: as many as 4,000 images have logits
 
 
 def train_one(train_set, val_set, test_set, width, seed, epochs, bs, lr, noise=0.0):
@@ -51,17 +52,19 @@ def run_widths(ctx, widths, train, epochs, bs, lr, noise=0.0):
     return ctx.map(train_one, tasks)
 
 
-def draw(rows, title, threshold=None):
+def draw(record):
     figure, axes = tools.panels(1, 2)
-    by_width = tools.groups(rows, "parameters")
+    by_width = tools.groups(record["rows"], "parameters")
+    noise = record["rows"][0]["noise"]
+    title = f"{noise:.0%} of the labels are random" if noise else "true labels"
     lines = [("test", "final", "test, last epoch", "-"), ("train", "final", "training, last epoch", "--")]
     lines.append(("test", "early", "test, best validation epoch", ":"))
     for panel, quantity in zip(axes[0], ("loss", "accuracy")):
         for part, when, label, style in lines:
             values = [[row[when][f"{part}_{quantity}"] for row in runs] for runs in by_width.values()]
             tools.draw_band(panel, list(by_width), list(zip(*values)), label, style)
-        if threshold:
-            panel.axvline(threshold, color="k", lw=1, alpha=0.5)
+        if noise:
+            panel.axvline(INTERPOLATION, color="k", lw=1, alpha=0.5)
         panel.set(xscale="log", xlabel="parameters", ylabel=quantity, title=title)
     axes[0, 0].set_yscale("log")
     tools.finish_axes(axes)
@@ -71,14 +74,14 @@ def draw(rows, title, threshold=None):
 def widths(ctx: tools.Context):
     """Eleven widths, 10,000 images with true labels, 20 epochs of Adam at 0.001, batches of 100."""
     rows = run_widths(ctx, WIDTHS, 10_000, 20, 100, 0.001)
-    ctx.save(rows, draw(rows, "10,000 images, true labels"))
+    ctx.save(rows, draw)
 
 
 def double_descent(ctx: tools.Context):
     """4,000 images, 20% of whose labels are random: 300 epochs of Adam at 0.002, batches of 200. The validation images,
     by which an epoch is chosen, have true labels."""
     rows = run_widths(ctx, NOISY_WIDTHS, 4000, 300, 200, 0.002, NOISE)
-    ctx.save(rows, draw(rows, "4,000 images, 20% random labels", threshold=40_000))
+    ctx.save(rows, draw)
 
 
 PARTS = {"widths": widths, "double_descent": double_descent}

@@ -63,19 +63,23 @@ def mnist(ctx: tools.Context):
         for seed in range(ctx.seeds)
         for fraction in FRACTIONS
     ]
-    rows = ctx.map(train_one, tasks)
+    ctx.save(ctx.map(train_one, tasks), draw, target=target)
+
+
+def draw(record):
     figure, axes = tools.panels(1, 3)
-    for i, runs in enumerate(tools.groups(rows, "fraction").values()):
+    for i, runs in enumerate(tools.groups(record["rows"], "fraction").values()):
         for row in runs:
             label = row["setting"] if row is runs[0] else None
             for panel, name in zip(axes[0], ("train_loss", "test_loss", "test_accuracy")):
                 values = row["curves"][name]
                 panel.plot(np.arange(1, len(values) + 1), values, color=f"C{i}", lw=1, label=label)
-    labels = ("training loss, on the labels given", "test loss, on true labels", "test accuracy")
+    labels = ("training loss, given labels", "test loss, true labels", "test accuracy")
     for panel, name in zip(axes[0], labels):
         panel.set(xscale="log", xlabel="epoch", ylabel=name, yscale="linear" if "accuracy" in name else "log")
-    tools.finish_axes(axes)
-    ctx.save(rows, figure, target=target)
+        panel.grid(alpha=0.3)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=8)
+    return figure
 
 
 PARTS = {"mnist": mnist}

@@ -73,29 +73,38 @@ def batch(ctx: tools.Context):
         for bs in batches
         for regime in REGIMES
     ]
-    rows = ctx.map(train_one, tasks)
-    figure, axes = tools.panels(2, 3)
+    ctx.save(ctx.map(train_one, tasks), draw_batch)
+
+
+def draw_batch(record):
+    """Six quantities against the batch size: a line for the mean of each regime, a dot for each seed."""
+    figure, axes = tools.panels(2, 3, height=2.9)
     quantities = {
         "train_loss": "training loss",
         "test_loss": "test loss",
         "test_accuracy": "test accuracy",
         "sensitivity": "sensitivity of the logits",
         "sensitivity_probabilities": "sensitivity of the probabilities",
-        "sharpness": "largest eigenvalue of the Hessian",
+        "sharpness": "largest Hessian eigenvalue",
     }
-    for i, (regime, rows_of_regime) in enumerate(tools.groups(rows, "setting").items()):
+    for i, (regime, rows_of_regime) in enumerate(tools.groups(record["rows"], "setting").items()):
         by_size = tools.groups([row for row in rows_of_regime if row["final"]], "bs")
         for panel, (name, label) in zip(axes.flat, quantities.items()):
             values = [[row["final"][name] for row in runs] for runs in by_size.values()]
             means = [sum(v) / len(v) for v in values]
-            panel.plot(list(by_size), means, "-" if i % 2 == 0 else "--", color=f"C{i // 2}", label=regime)
-            for bs, v in zip(by_size, values):
-                panel.plot([bs] * len(v), v, ".", color=f"C{i // 2}", ms=4)
-            panel.set(xscale="log", xlabel="batch size", ylabel=label, yscale="linear" if "accuracy" in name else "log")
+            places = [bs * 1.08 ** (2 * i - 3) for bs in by_size]  # the four regimes side by side
+            panel.plot(places, means, "-" if i % 2 == 0 else "--", color=f"C{i}", lw=1, label=regime)
+            for x, v in zip(places, values):
+                panel.plot([x] * len(v), v, ".", color=f"C{i}", ms=5)
+            panel.set(xscale="log", xlabel="batch size", title=label, yscale="linear" if "accuracy" in name else "log")
+            panel.set_xticks(list(by_size), list(by_size))
+            panel.minorticks_off()
     for panel in axes.flat:
         panel.grid(alpha=0.3)
-    axes[0, 0].legend(fontsize=7)
-    ctx.save(rows, figure)
+    tools.label_plainly(axes[0, 1].yaxis)
+    tools.label_plainly(axes[1, 1].yaxis)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=8)
+    return figure
 
 
 def gradient_one(train_set, bs, seed, epochs, probe):
@@ -136,7 +145,10 @@ def gradient(ctx: tools.Context):
         for seed in range(ctx.seeds)
         for bs in ctx.pick(GRADIENT_BATCHES, (10, 60))
     ]
-    rows = ctx.map(gradient_one, tasks)
+    ctx.save(ctx.map(gradient_one, tasks), draw_gradient)
+
+
+def draw_gradient(record):
     figure, axes = tools.panels(1, 2)
     names = {
         "mean_norm": "batch gradient, mean over five epochs",
@@ -144,7 +156,7 @@ def gradient(ctx: tools.Context):
         "full_norm_at_end": "full gradient, at the end",
         "norm_at_initial_weights": "batch gradient, at the initial weights",
     }
-    by_size = tools.groups(rows, "bs")
+    by_size = tools.groups(record["rows"], "bs")
     for panel, chosen in ((axes[0, 0], names), (axes[0, 1], {"train_loss": "after five epochs"})):
         for name, label in chosen.items():
             curves = [[row["final"][name] for row in runs] for runs in by_size.values()]
@@ -153,7 +165,7 @@ def gradient(ctx: tools.Context):
     axes[0, 0].set_ylabel("norm of the gradient")
     axes[0, 1].set_ylabel("training loss")
     tools.finish_axes(axes)
-    ctx.save(rows, figure)
+    return figure
 
 
 PARTS = {"batch": batch, "gradient": gradient}

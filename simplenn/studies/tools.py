@@ -12,10 +12,13 @@ from common import run
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from PIL import Image
 from tqdm import tqdm
 
 import data
+
+WIDTH = 9  # inches of a figure
 
 
 @dataclass
@@ -61,8 +64,8 @@ class Context:
             results = [pool.apply_async(function, task) for task in tasks]
             return [result.get() for result in tqdm(results, **bar)]
 
-    def save(self, rows: list[dict], figure: Figure, **facts) -> dict:
-        """Write the record STUDY-PART.json and the figure STUDY-PART.png."""
+    def save(self, rows: list[dict], draw: Callable[[dict], Figure], **facts) -> dict:
+        """Write the record STUDY-PART.json, and the figure STUDY-PART.png that `draw` makes of the record alone."""
         machine = run.environment(torch.device("cpu"), Path(__file__).parents[1] / "sweep.py")
         rows = [{"study": self.name, "state": "done", "command": self.command} | row for row in rows]
         record = {
@@ -75,7 +78,7 @@ class Context:
             "rows": rounded(rows),
         }
         run.write_json(self.out / f"{self.name}.json", record)
-        write_small_figure(self.out / f"{self.name}.png", figure)
+        write_small_figure(self.out / f"{self.name}.png", draw(record))
         print(f"{self.name}: {record['wall_s']:.0f} s -> {run.display_path(self.out / self.name)}.json, .png")
         return record
 
@@ -124,9 +127,9 @@ def draw_band(axes, x, curves, label, style="-", color=None):
     return line.get_color()
 
 
-def panels(rows: int, columns: int, width: float = 4.4, height: float = 3.3):
-    """(figure, axes (rows, columns))"""
-    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+def panels(rows: int, columns: int, height: float = 3.1):
+    """(figure, axes (rows, columns)). Every figure is equally wide, so that its letters are equally large on a page."""
+    figure = Figure(figsize=(WIDTH, height * rows), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
@@ -135,4 +138,11 @@ def finish_axes(axes):
     for panel in np.ravel(axes):
         panel.grid(alpha=0.3)
         if panel.get_legend_handles_labels()[0]:
-            panel.legend(fontsize=7.5)
+            panel.legend(fontsize=8)
+
+
+def label_plainly(axis):
+    """Numbers such as 0.2 and 0.5 at a logarithmic axis that spans few powers of ten."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
