@@ -193,7 +193,9 @@ def main(argv=None):
     if not rows:
         photos.raise_errors(errors)
 
-    ids, images, labels = [ids[row] for row in rows], [images[row] for row in rows], labels[rows]
+    ids = [ids[row] for row in rows]
+    images = [images[row] for row in rows]
+    labels = labels[rows]
     probability, predicted = odds.max(1)
     write_predictions(out / "predictions.csv", ids, predicted, trained.classes, probability)
     if args.images:

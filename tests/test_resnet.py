@@ -19,6 +19,7 @@ import types
 import warnings
 import zlib
 
+from common.calibration import calibration_error, unsure_shares
 from common.options import to_argv
 
 import numpy as np
@@ -31,7 +32,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import processes
 from conftest import ROOT, failure, lazy, load, one_line, run
-from helpers import make_images, mutations, names, write_drop_in
+from helpers import draw_pictures, make_images, mutations, names, write_drop_in
 
 train = lazy("resnet")
 data = lazy("resnet", "data")
@@ -1300,6 +1301,32 @@ def test_weights_in_a_small_file(trained, tmp_path, capsys):
     facts = json.loads(run.read_safetensors(tmp_path / "a.safetensors")[1]["facts"])
     assert facts["unsure_below"] == 0.5 and 0 <= facts["unsure"]["right"] < facts["unsure"]["all"]
     assert "unsure: " in capsys.readouterr().out
+
+
+def test_the_readme_shows_what_the_committed_network_says(tmp_path, monkeypatch, capsys):
+    predict = load("resnet", "predict")
+    monkeypatch.setattr(predict.run, "ROOT", tmp_path)  # where there is no run
+    predict.main([str(draw_pictures(tmp_path / "pictures")), "--out", str(tmp_path / "out")])
+    said = capsys.readouterr()
+    readme = (ROOT / "resnet" / "README.md").read_text(encoding="utf-8")
+    gradient, square, *_ = said.out.splitlines()
+    for line in (gradient, square):
+        assert f"pictures/{line.rpartition('pictures')[2][1:]}" in readme
+    assert said.err.rpartition("resnet/")[2] in readme
+    code, message = failure(predict.main, [])
+    assert code == 1 and one_line(message) and "name image files" in message, "a demo never downloads its test set"
+
+
+@pytest.mark.slow
+def test_the_committed_network_is_as_sure_as_its_header_says(data_dir):
+    trained = load("resnet", "trained")
+    network = trained.load(trained.COMMITTED)
+    test_set = data.load("cifar10", data_dir("cifar-10-batches-py"))[2]
+    facts = json.loads(run.read_safetensors(trained.COMMITTED)[1]["facts"])
+    odds = trained.probabilities(network, test_set.images)
+    assert (odds.argmax(1) == test_set.labels).float().mean() == pytest.approx(facts["test_accuracy"], abs=2e-4)
+    assert calibration_error(odds, test_set.labels) == pytest.approx(facts["test_calibration_error"], abs=1e-3)
+    assert unsure_shares(odds, test_set.labels, 0.5) == pytest.approx(facts["unsure"], abs=1e-3)
 
 
 def test_a_sweep_lists_commands_that_train_takes(tmp_path, capsys):
