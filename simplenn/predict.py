@@ -35,6 +35,7 @@ UNSURE = 0.9  # below this probability a prediction is called unsure
 LEAST_INK = 0.2  # times the ink of the largest
 LEAST_HEIGHT = 0.5  # times the height of the taller one
 LEAST_OVERLAP = 0.5  # of their rows, times the height of the smaller one
+LEAST_WIDTH = 0.9  # of both together, times the height of the taller one: an open 4 is narrower
 
 
 def open_grey(path: Path) -> np.ndarray:
@@ -74,15 +75,16 @@ def shows_two_digits(ink: np.ndarray) -> bool:
     sums = ndimage.sum_labels(ink, shapes, range(1, count + 1))
     small, large = np.argsort(sums)[-2:]
     boxes = ndimage.find_objects(shapes)
-    (top_rows, top_columns), (rows, columns) = boxes[large], boxes[small]
-    heights = [extent.stop - extent.start for extent in (top_rows, rows)]
-    overlap = min(top_rows.stop, rows.stop) - max(top_rows.start, rows.start)
-    beside = columns.start >= top_columns.stop or top_columns.start >= columns.stop
+    left, right = sorted((boxes[small], boxes[large]), key=lambda box: box[1].start)  # each (rows, columns)
+    heights = [rows.stop - rows.start for rows, _ in (left, right)]
+    overlap = min(left[0].stop, right[0].stop) - max(left[0].start, right[0].start)
+    width = right[1].stop - left[1].start
     return bool(
-        beside
+        right[1].start >= left[1].stop  # side by side
         and sums[small] >= LEAST_INK * sums[large]
         and min(heights) >= LEAST_HEIGHT * max(heights)
         and overlap >= LEAST_OVERLAP * min(heights)
+        and width >= LEAST_WIDTH * max(heights)
     )
 
 

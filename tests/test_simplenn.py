@@ -594,13 +594,14 @@ def strokes(*boxes, size=(40, 60)):
     "boxes, two",
     [
         ([(5, 35, 10, 14)], False),
-        ([(5, 35, 10, 14), (5, 35, 30, 34)], True),  # 11
-        ([(5, 35, 10, 14), (15, 36, 30, 34)], True),  # one of them smaller and lower
+        ([(5, 35, 10, 14), (5, 35, 34, 38)], True),  # 11
+        ([(5, 35, 10, 14), (15, 36, 34, 38)], True),  # one of them smaller and lower
+        ([(5, 35, 10, 14), (5, 35, 22, 26)], False),  # an open 4, whose parts are equally tall
         ([(5, 35, 10, 14), (5, 9, 18, 40)], False),  # the bar of a 5, away from its bow
         ([(5, 18, 10, 30), (20, 35, 10, 30)], False),  # an 8 in two halves
-        ([(5, 35, 10, 14), (30, 34, 30, 34)], False),  # a speck
-        ([(5, 35, 30, 34), (5, 19, 10, 25)], False),  # an open 4: its left part is short
-        ([(5, 35, 10, 14), (16, 24, 14, 30), (5, 35, 30, 34)], False),  # joined
+        ([(5, 35, 10, 14), (30, 34, 34, 38)], False),  # a speck
+        ([(5, 35, 30, 34), (5, 19, 6, 25)], False),  # an open 4: its left part is short
+        ([(5, 35, 10, 14), (16, 24, 14, 34), (5, 35, 34, 38)], False),  # joined
     ],
 )
 def test_two_large_shapes_side_by_side_are_two_digits(boxes, two):
