@@ -11,6 +11,7 @@ corpora/prepared.py.
 """
 
 import hashlib
+import itertools
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -187,7 +188,12 @@ def blocks(
 
 
 def load(
-    name: str, data_dir: str | Path | None = None, limit: int | None = None, tokens: str = "char", tokenizer=None
+    name: str,
+    data_dir: str | Path | None = None,
+    limit: int | None = None,
+    tokens: str = "char",
+    tokenizer=None,
+    held_out: bool = False,
 ) -> Text:
     """Load, split and tokenize the text `name`.
 
@@ -195,10 +201,13 @@ def load(
     can be downloaded, else the built-in text, with a warning on standard error.
     tokens: "char", "word", "gpt2", or "bpe" (byte pairs trained on the training part).
     limit: only the first `limit` tokens of each part. tokenizer: the tokenizer of a model to start
-    from, in place of `tokens`. Raises UserError.
+    from, in place of `tokens`. held_out: validate on the last tenth of the training part, and read no other part.
+    Raises UserError.
     """
     data_dir = run.data_dir(data_dir)
     name = choose(name, data_dir)
+    if held_out and (prepared.is_prepared(name) or name == "openwebtext"):
+        raise UserError(f"--held-out: is for texts, and {display_name(name)} is stored as tokens")
     if prepared.is_prepared(name):
         if tokens != "bpe":
             raise UserError(f"{display_name(name)}: is stored as byte pairs: use --tokens bpe, not {tokens}")
@@ -215,6 +224,8 @@ def load(
         if tokens not in READS[kind]:
             raise UserError(f"--tokens {tokens}: the model of --init reads {kind} tokens")
     parts = read_parts(name, data_dir)
+    if held_out:
+        parts = split(parts[0], 0.9)
     digest = hashlib.blake2b("\0".join(parts).encode(), digest_size=16).hexdigest()
     tokenizer = tokenizer or make_tokenizer(tokens, name, parts, data_dir)
     encoded = {}
@@ -260,15 +271,20 @@ def read_parts(name: str, data_dir: Path) -> list[str]:
         return [path.read_text(encoding="utf-8") for path in prepare(name, data_dir)]
     if name == "shakespeare":
         text = prepare(name, data_dir)[0].read_text(encoding="utf-8")
-        return [text[: int(0.9 * len(text))], text[int(0.9 * len(text)) :]]  # nanoGPT's split
+        return split(text, 0.9)  # as nanoGPT does
     if name == "builtin":
         text = builtin()
     elif name in PUBLISHED:
         text = prepare(name, data_dir)[0].read_text(encoding="utf-8")
     else:
         text = read_path(Path(name))
-    first, second = int(0.8 * len(text)), int(0.9 * len(text))
-    return [text[:first], text[first:second], text[second:]]
+    return split(text, 0.8, 0.9)
+
+
+def split(text: str, *shares: float) -> list[str]:
+    """The parts of a text that end after these shares of it, and the rest: 0.8, 0.9 make 80%, 10% and 10%."""
+    ends = [0, *(int(share * len(text)) for share in shares), len(text)]
+    return [text[start:end] for start, end in itertools.pairwise(ends)]
 
 
 def read_path(path: Path) -> str:

@@ -112,6 +112,8 @@ def read_lines() -> Iterator[str]:
         try:
             yield input(question)
         except EOFError:
+            if question:
+                print()  # the question stands on this line
             return
         except UnicodeDecodeError:
             raise run.UserError("standard input is not UTF-8") from None

@@ -4,6 +4,7 @@
     python nanogpt/sweep.py --study seeds                       # how much cpu and fast depend on the seed
     python nanogpt/sweep.py --study options                     # what each modern option does to the loss
     python nanogpt/sweep.py --study words --jobs 1              # bigram, MLP and GPT of equal size, in equal time
+    python nanogpt/sweep.py --study long --jobs 1               # best with 2.5 times the steps, and dropout: an hour
     python nanogpt/sweep.py --study options --list              # only print the commands, for another engine to run
 
 Run again, the same command continues where it stopped. --jobs 1 gives each run all cores, for studies of seconds.
@@ -38,7 +39,14 @@ STUDIES = {  # study: {setting: arguments of train.py}
         "+ rotary, QK-norm, squared ReLU": dict(recipe="muon", rotary=True, qk_norm=True, mlp="relu2"),
     },
     "words": {name: dict(recipe=name) for name in ("word-bigram", "word-mlp", "word-gpt")},
+    "long": {  # 2.5 times the steps of best: with which dropout? The validation text is not read
+        "best": dict(recipe="best", held_out=True),
+        "2.5 times the steps": dict(recipe="best", held_out=True, iters=4500),
+        "and dropout 0.1": dict(recipe="best", held_out=True, iters=4500, dropout=0.1),
+        "and dropout 0.2": dict(recipe="best", held_out=True, iters=4500, dropout=0.2),
+    },
 }
+SHORT = ("clock", "seeds", "options", "words")  # minutes of a run; a run of `long` takes six, of two cores
 
 
 def folder_of(out, name, setting, seed):
@@ -55,7 +63,7 @@ def jobs_of(args, out):
         for name in args.study:
             for setting, values in STUDIES[name].items():
                 argv = study.argv_of(train, values | {"data": dataset, "seed": seed} | changes)
-                options = replace(train.RECIPES[values["recipe"]], **changes)
+                options = replace(train.RECIPES[values["recipe"]], **values | changes)
                 tokens = options.iters * options.bs * options.block_size
                 jobs.append(study.Job(folder_of(out, name, setting, seed), argv + where, cost=tokens))
     return jobs
@@ -124,7 +132,7 @@ def draw_seconds(axes, runs):
 
 @dataclass(kw_only=True)
 class Options(study.StudyOptions):
-    study: tuple[str, ...] = study.study_option(STUDIES)
+    study: tuple[str, ...] = study.study_option(STUDIES, SHORT)
     data: str = option("auto", DATA_HELP, type=dataset_arg, metavar="NAME|PATH")
     data_dir: str | None = run.data_dir_option()
     out: str = option(str(run.ROOT / "out/nanogpt/sweep"), "folder of the study", type=run.path_arg, metavar="DIR")

@@ -58,6 +58,7 @@ class Options(run.TrainOptions):
     recipe: str = option("cpu", "a named set of hyper-parameters; flags override it", choices=RECIPE_NAMES)
     tokens: str = option("char", "what a token is", choices=TOKENS)
     init: str | None = option(None, INIT_HELP, type=init_arg, metavar="RUN|FILE|NAME")
+    held_out: bool = option(False, "validate on the last tenth of the training text, and read no other part")
     overfit: bool = option(False, "the same batch at every step: the loss must go to near 0")
     iters: int = option(2000, "training steps", above=0)
     bs: int = option(12, "batch size: sequences of one optimizer step, over all processes", above=0)
@@ -340,7 +341,7 @@ def parse(argv=None) -> Options:
 def main(argv=None):
     args = parse(argv)
     init = load_init(args.init, args.resume) if args.init else None
-    text = data.load(args.data, args.data_dir, args.limit, args.tokens, init and init.tokenizer)
+    text = data.load(args.data, args.data_dir, args.limit, args.tokens, init and init.tokenizer, args.held_out)
     args.data = text.name if args.data == "auto" else args.data
     name, micro_batch = f"{text.name}-{args.recipe}", ddp.micro_batch_size(args.bs, args.micro_batch)
     data.check_batch_size(args.bs, text)
@@ -365,7 +366,9 @@ def main(argv=None):
             results.append(f"{final['sampled_loss']:.4f} as nanoGPT estimates it")
         if text.characters_per_token:  # bits per character
             final["val_bits"] = val_loss / math.log(2) / text.characters_per_token["val"]
-        if text.test is None:
+        if args.held_out:
+            results.append("on the last tenth of the training text")
+        elif text.test is None:
             results.append("no test part in this corpus, so slightly optimistic")
         else:
             final["test_loss"] = evaluate(model, text.test, micro_batch, r)

@@ -387,6 +387,7 @@ OPTIONS = {  # option: (other flags, flags of both runs); they must end with oth
     "init": ("--init WEIGHTS", "--data FILE"),
     "seed": ("--seed 4", ""),
     "precision": ("--precision bf16", ""),
+    "held_out": ("--held-out", ""),
     "overfit": ("--overfit", ""),
     "iters": ("--iters 5", ""),
     "bs": ("--bs 4", ""),
@@ -800,7 +801,7 @@ def test_the_commands_of_the_studies(capsys, tmp_path):
     sweep = load("nanogpt", "sweep")
     sweep.main(["--list", "--seeds", "1", "--data", "builtin", "--out", str(tmp_path)])
     commands = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
-    assert len(commands) == sum(map(len, sweep.STUDIES.values())) and not list(tmp_path.iterdir())
+    assert len(commands) == sum(len(sweep.STUDIES[name]) for name in sweep.SHORT) and not list(tmp_path.iterdir())
     args = [train.parse(words[2:]) for words in commands]
     assert all(words[0] == "python" and words[1].endswith("train.py") for words in commands)
     options = [one for one in args if one.recipe == "muon"]
@@ -808,6 +809,10 @@ def test_the_commands_of_the_studies(capsys, tmp_path):
     shape = [field.name for field in dataclasses.fields(model.GPTConfig) if field.name != "vocab_size"]
     changed = [{name for name in shape if getattr(one, name) != getattr(train.MUON, name)} for one in options]
     assert changed == [set(), set(), {"rotary"}, {"norm"}, {"mlp"}, {"mlp"}, {"qk_norm"}, {"rotary", "qk_norm", "mlp"}]
+    sweep.main(["--list", "--seeds", "1", "--study", "long", "--data", "builtin", "--out", str(tmp_path)])
+    long = [train.parse(shlex.split(line)[2:]) for line in capsys.readouterr().out.splitlines()]
+    assert [one.dropout for one in long] == [0, 0, 0.1, 0.2] and {one.iters for one in long[1:]} == {4500}
+    assert all(one.held_out for one in long), "length and dropout are not chosen on the validation text"
 
 
 @pytest.mark.slow

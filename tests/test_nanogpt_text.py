@@ -256,6 +256,17 @@ def test_the_builtin_text(builtin):
     assert not twice, "the validation part contains text of the training part"
 
 
+def test_the_last_tenth_of_the_training_text_is_held_out(builtin):
+    """To choose a recipe without the validation text."""
+    found = data.load("builtin", held_out=True)
+    halves = [found.tokenizer.decode(part.tolist()) for part in (found.train, found.val)]
+    assert "".join(halves) == builtin.tokenizer.decode(builtin.train.tolist())
+    assert len(found.val) == pytest.approx(len(builtin.train) / 10, abs=1)
+    assert found.test is None and found.digest != builtin.digest
+    code, message = failure(data.load, "openwebtext", None, None, "gpt2", None, True)
+    assert code == 1 and "--held-out" in message
+
+
 def test_a_folder_of_articles(tmp_path):
     for i in range(30):
         (tmp_path / "a" / str(i)).mkdir(parents=True)
