@@ -19,6 +19,7 @@ from common.options import option
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from PIL import Image
 
 import fid
@@ -97,7 +98,7 @@ def jobs_of(args, out):
 
 
 def draw(record):
-    """FID of the held-out images against epochs and against seconds of training: mean and range over seeds."""
+    """FID of the held-out images against epochs and against seconds of training: mean over seeds, and range."""
     rows = record["rows"]
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     by_epoch, by_seconds = figure.subplots(1, 2, sharey=True)
@@ -105,14 +106,22 @@ def draw(record):
         done = [row for row in rows if row["setting"] == setting and row["state"] == "done"]
         if not done:
             continue
-        distances = np.array([row["val_fid"] for row in done])
-        epochs = done[0]["epoch"]
-        (line,) = by_epoch.plot(epochs, distances.mean(0), marker=".", label=setting)
-        by_epoch.fill_between(epochs, distances.min(0), distances.max(0), alpha=0.15, color=line.get_color())
-        for row in done:
-            by_seconds.plot(row["seconds"], row["val_fid"], marker=".", color=line.get_color(), alpha=0.7)
+        distances = np.array([row["val_fid"] for row in done])  # (seeds, evaluations)
+        mean = distances.mean(0)
+        lowest = distances.min(0)
+        highest = distances.max(0)
+        seconds = np.mean([row["seconds"] for row in done], 0)
+        (line,) = by_epoch.plot(done[0]["epoch"], mean, marker=".", label=setting)
+        by_epoch.fill_between(done[0]["epoch"], lowest, highest, alpha=0.15, color=line.get_color())
+        by_seconds.errorbar(
+            seconds, mean, (mean - lowest, highest - mean), marker=".", capsize=2, color=line.get_color()
+        )
     by_epoch.set(xlabel="epoch of the discriminator", ylabel=f"FID to {rows[0]['reference']}")
     by_seconds.set(xlabel="seconds of training", xscale="log")
+    by_seconds.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    by_seconds.xaxis.set_major_formatter("{x:,.0f}")
+    by_seconds.xaxis.set_minor_formatter(NullFormatter())
+    by_epoch.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(*by_epoch.get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=8)
     for axes in (by_epoch, by_seconds):
         axes.grid(alpha=0.3)
