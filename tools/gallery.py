@@ -62,8 +62,8 @@ def bars(axes, names: list[str], odds: list[float]):
     axes.barh(range(len(names)), odds, color="#2a6fb0")
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.invert_yaxis()
-    axes.set(xlim=(0, 1), xticks=(0, 0.5, 1))
-    axes.set_xticklabels(("0", "50%", "100%"), fontsize=8)
+    axes.set(xlim=(0, 1), xticks=(0, 1))
+    axes.set_xticklabels(("0", "100%"), fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
 
 
@@ -119,14 +119,15 @@ def resnet(args) -> Figure:
         photograph.save(file)
         seen = images.pixels(file, network)  # uint8 (3, 32, 32)
     odds = trained.probabilities(network, seen[None])[0]
-    likeliest = odds.argsort(descending=True)[:4].tolist()
+    likeliest = odds.argsort(descending=True)[:3].tolist()
     figure = picture()
-    left, middle, right = figure.subplots(1, 3, gridspec_kw=FILLED | {"wspace": 0.1, "width_ratios": (1.35, 1, 0.8)})
+    left = figure.add_axes((0.01, 0.05, 0.35, 0.83))
+    middle = figure.add_axes((0.37, 0.05, 0.29, 0.83))
+    right = figure.add_axes((0.855, 0.3, 0.11, 0.4))
     photograph.thumbnail((112, 112))
     show(left, photograph, "a photograph")
     show(middle, seen.permute(1, 2, 0), "32 x 32 pixels")
     bars(right, [network.classes[i] for i in likeliest], odds[likeliest].tolist())
-    right.set_box_aspect(1)
     return figure
 
 
