@@ -1203,33 +1203,28 @@ def test_predictions_of_the_test_set(trained, tmp_path):
 
 
 @pytest.mark.parametrize("labelled", [True, False])
-@pytest.mark.draws
 def test_predictions_of_a_folder(labelled, trained, tmp_path, capsys):
-    predict = load("resnet", "predict")
-    images = tmp_path / "images"
-    test_set = data.load("builtin", family="mnist")[2]
+    images, test_set = tmp_path / "images", data.load("builtin", family="mnist")[2]
     for i in range(12):
         folder = images / test_set.classes[test_set.labels[i]] if labelled else images
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(test_set.images[i, 0].numpy()).save(folder / f"{i:02}.png")
     (images / "bad.png").write_bytes(b"rubbish")
-    words = [str(images), "--run", str(trained), "--out", str(tmp_path)]
-    code, message = failure(predict.main, words)
-    assert code == 1 and one_line(message) and "bad.png" in message
-    (images / "bad.png").unlink()
-    assert (predict.main(words) is not None) == labelled and (tmp_path / "confusion.png").exists() == labelled
-    assert Image.open(tmp_path / "seen.png").size[0] > 500
+    code, message = failure(
+        load("resnet", "predict").main, [str(images), "--run", str(trained), "--out", str(tmp_path)]
+    )
+    assert code == 1 and one_line(message) and "bad.png" in message, "said when the others are predicted"
+    *lines, seen, last = capsys.readouterr().out.splitlines()
+    assert len(lines) == 12 and "seen.png" in seen and (tmp_path / "seen.png").exists()
+    assert ("of 12 labelled" in last) == (tmp_path / "confusion.png").exists() == labelled
     with open(tmp_path / "predictions.csv", newline="") as file:
         rows = {int(row["id"].split("/")[-1][:2]): row for row in csv.DictReader(file)}
     opened = load("resnet", "trained").load(trained)
     logits = opened.net((test_set.images[:12] - opened.mean) / opened.std)
     odds = (logits / opened.temperature).softmax(1).detach()
-    for i, row in enumerate(odds):
-        assert int(rows[i]["label"]) == row.argmax() and float(rows[i]["probability"]) == pytest.approx(
-            row.max().item(), abs=1e-4
-        )
+    assert [int(rows[i]["label"]) for i in range(12)] == odds.argmax(1).tolist()
+    assert [float(rows[i]["probability"]) for i in range(12)] == pytest.approx(odds.amax(1).tolist(), abs=1e-4)
     likeliest = test_set.classes[odds[0].argmax()]
-    lines = capsys.readouterr().out.splitlines()
     assert any("00.png: " in line and f"{likeliest} {odds[0].max():.0%}" in line for line in lines)
 
 
@@ -1253,6 +1248,11 @@ def test_predict_takes_the_newest_finished_run(trained, tmp_path, monkeypatch, c
     said = capsys.readouterr().err
     assert "newest: mnist trained on builtin" in said and "--run RUN" in said
     assert (tmp_path / "out" / "resnet" / "newest" / "predictions.csv").exists()
+
+
+def test_data_is_not_taken_for_data_dir(capsys):
+    assert failure(load("resnet", "predict").main, ["--data", "pictures"])[0] == 2
+    assert "--data" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_predict_refuses_what_is_no_run_of_resnet(trained, tmp_path):
