@@ -23,7 +23,7 @@ import train
 
 FOLDER = Path(__file__).resolve().parent
 COMMITTED = {file.stem: file for file in sorted((FOLDER / "weights").glob("*.safetensors"))}
-DEFAULT = "cifar10-dcgan"  # of the committed generators
+DEFAULT = "mnist-dcgan"  # of the committed generators
 FACTS = ("experiment", "args", "git", "dataset", "final")  # of a run, in the header of its committed weights
 HELP = f"a run folder, or one of {', '.join(COMMITTED)} (default: the newest finished run, else {DEFAULT})"
 TRAIN = "train one first: python gan/train.py --data builtin, 2 minutes"
@@ -96,7 +96,7 @@ def introduce(name: str, trained: Trained, newest: Path | None):
     others = [other for other in COMMITTED if other != name]
     if newest and Path(name).resolve() != newest.resolve():
         others.append(run.typed_path(newest))
-    others.append("a new one, python gan/train.py")
+    others.append("one of your own (python gan/train.py)")
     print(run.printable(f"model: {run.typed_path(name)}: {text}; others: {', '.join(others)}"), file=sys.stderr)
 
 
