@@ -1,11 +1,12 @@
 """Images from a trained generator: grids, files, paths between two noises, classes, and the nearest training images.
 
-    python gan/sample.py                                   # of the newest finished run
+    python gan/sample.py                                   # of the newest finished run, else of the committed model
     python gan/sample.py RUN --kind images --count 1000    # 1,000 PNG files
     python gan/sample.py --out_dir RUN --kind neighbours   # is it memorizing its training images?
 
 Kinds: grid; images; interpolation, from one noise to another in ten steps; classes, one per row (ACGAN); neighbours,
-each sample beside the training images that are nearest to it. Default: all but images.
+each sample beside the training images that are nearest to it. Default: all that apply, but no images, and no neighbours
+of a committed generator, whose training images may not be here.
 """
 
 from dataclasses import dataclass
@@ -26,9 +27,8 @@ from trained import RunOptions, data_of, open_run
 AUTO_THREADS = 1  # a few images gain nothing from more
 
 KINDS = ("grid", "images", "interpolation", "classes", "neighbours")
-ALL_KINDS = ("grid", "interpolation", "classes", "neighbours")  # but images, which are many files
-UNCONDITIONAL_KINDS = ("grid", "interpolation", "neighbours")
-KIND_HELP = f"any of {', '.join(KINDS)} (default: all but images)"
+KIND_HELP = f"any of {', '.join(KINDS)} (default: see above)"
+OUT_HELP = "folder to write to (default: the run folder, else out/gan/NAME)"
 
 
 def spherical(a: Tensor, b: Tensor, steps: int) -> Tensor:
@@ -95,6 +95,15 @@ def neighbours(trained, args, device, rows=8, k=5):
     return grids.tile(torch.cat(shown), 2 * (k + 1))
 
 
+def default_kinds(trained) -> list[str]:
+    kinds = ["grid", "interpolation"]
+    if trained.gan.generator.classes:
+        kinds.append("classes")
+    if trained.gan.discriminator:
+        kinds.append("neighbours")
+    return kinds
+
+
 @dataclass(kw_only=True)
 class Options(RunOptions):
     kind: tuple[str, ...] = option((), KIND_HELP, choices=list(KINDS), nargs="+", metavar="KIND")
@@ -104,7 +113,7 @@ class Options(RunOptions):
     seed: int = option(0, "seed of the noise", at_least=0)
     device: str = run.device_option()
     threads: int | str = run.threads_option()
-    out: str | None = option(None, "folder to write to (default: the run folder)", type=run.path_arg, metavar="DIR")
+    out: str | None = option(None, OUT_HELP, type=run.path_arg, metavar="DIR")
 
 
 def main(argv=None):
@@ -113,9 +122,7 @@ def main(argv=None):
     device = run.pick_device(args.device)
     trained = open_run(args, device)
     conditional = trained.gan.generator.classes > 0
-    kinds = args.kind
-    if not kinds:
-        kinds = ALL_KINDS if conditional else UNCONDITIONAL_KINDS
+    kinds = args.kind or default_kinds(trained)
     if "classes" in kinds and not conditional:
         raise run.UserError(f"--kind classes: {trained.args.model} is not class-conditional; train --model acgan")
     out = run.make_folder(args.out or trained.folder)

@@ -90,7 +90,7 @@ def open_model(name: str | None = None, device="cpu") -> Model:
 def describe(found: Model) -> str:
     """Which model it is and what else there is, in a line."""
     others = "a run of train.py"
-    if found.path != COMMITTED:
+    if found.path.resolve() != COMMITTED:
         others = f"another run of train.py, or {run.display_path(COMMITTED)}"
     accuracy = ""
     if "test_accuracy" in found.final:

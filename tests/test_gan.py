@@ -1031,12 +1031,82 @@ def test_sample(trained, tmp_path, capsys):
 
 def test_sample_takes_the_newest_run_and_says_so(trained, tmp_path, monkeypatch, capsys):
     sample = load("gan", "sample")
+    monkeypatch.setattr(run, "ROOT", tmp_path)
     monkeypatch.setattr(run, "newest_run", lambda experiment: trained)
     sample.main(["--kind", "grid", "--out", str(tmp_path)])
-    assert "no run named: using" in capsys.readouterr().out and (tmp_path / "grid.png").exists()
-    monkeypatch.setattr(run, "newest_run", lambda experiment: None)
-    code, message = failure(sample.main, [])
-    assert code == 1 and one_line(message) and "gan/train.py" in message
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and f"model: {run.typed_path(trained)}: acgan, plain network of width 2" in said
+    assert (tmp_path / "grid.png").exists()
+
+
+@pytest.fixture
+def committed(trained, tmp_path, monkeypatch):
+    """The module `trained` with the generator of the run `trained` as the only committed one, and no run below out/."""
+    module = load("gan", "trained")
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    module.main([str(trained), "--out", str(tmp_path / "builtin-acgan.safetensors")])
+    monkeypatch.setattr(module, "COMMITTED", {"builtin-acgan": tmp_path / "builtin-acgan.safetensors"})
+    monkeypatch.setattr(module, "DEFAULT", "builtin-acgan")
+    return module
+
+
+def test_without_a_run_the_committed_generator_is_sampled(trained, committed, tmp_path, monkeypatch, capsys):
+    sample = load("gan", "sample")
+    monkeypatch.setattr(sample, "open_run", committed.open_run)
+    capsys.readouterr()
+    sample.main([])
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "builtin-acgan" in said and "python gan/train.py" in said
+    drawn = tmp_path / "out" / "gan" / "builtin-acgan"
+    assert {file.name for file in drawn.iterdir()} == {"grid.png", "interpolation.png", "classes.png"}
+    ours = committed.open_committed("builtin-acgan").gan
+    whole = committed.load(trained).gan.ema
+    for name, weight in whole.state_dict().items():
+        expected = weight.bfloat16().float() if weight.is_floating_point() else weight
+        assert torch.equal(ours.ema.state_dict()[name], expected)
+    assert ours.generator.state_dict().keys() == whole.state_dict().keys()
+
+
+@pytest.mark.parametrize("words", [["--weights", "generator"], ["--checkpoint", "last"]])
+def test_what_a_committed_generator_does_not_have(words, committed):
+    code, message = failure(load("gan", "sample").main, ["builtin-acgan", *words])
+    assert code == 1 and one_line(message)
+
+
+def test_weights_of_something_else(committed, tmp_path):
+    file = tmp_path / "other.safetensors"
+    for header in ({}, {"facts": "{"}, {"facts": "[]"}, {"facts": json.dumps({"experiment": "gan", "final": {}})}):
+        run.write_safetensors(file, {"weight": torch.ones(2)}, header)
+        with pytest.raises(run.UserError, match="other.safetensors"):
+            committed.open_safetensors(file)
+    record = json.loads(run.read_safetensors(tmp_path / "builtin-acgan.safetensors")[1]["facts"])
+    for facts in (record, record | {"experiment": "cifar"}):
+        run.write_safetensors(file, {"weight": torch.ones(2)}, {"facts": json.dumps(facts)})
+        with pytest.raises(run.UserError, match="other.safetensors"):
+            committed.open_safetensors(file)
+
+
+@pytest.mark.parametrize("saved", [True, False])
+@pytest.mark.parametrize("state", ["interrupted", "running"])
+def test_an_unfinished_run_is_named(state, saved, trained, committed, tmp_path, capsys):
+    folder = tmp_path / "out" / "gan" / "begun"
+    folder.mkdir(parents=True)
+    record = json.loads((trained / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(record | {"state": state}))
+    if saved:
+        (folder / "best.pt").write_bytes((trained / "best.pt").read_bytes())
+    capsys.readouterr()
+    committed.open_run(committed.RunOptions(), "cpu")
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2 and f"python gan/train.py --resume {run.typed_path(folder)}" in said[0]
+    assert ("best epoch so far" in said[0]) == saved
+    if saved:
+        assert committed.load(folder).epoch == committed.load(trained).epoch
+    else:
+        with pytest.raises(run.UserError, match="--resume"):
+            committed.load(folder)
+    with pytest.raises(run.UserError, match="--resume"):
+        committed.save(folder)
 
 
 def test_memorized_images_are_found(builtin):
