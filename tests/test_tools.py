@@ -375,7 +375,7 @@ OF_NUMBERS = [path for path, line in FIGURES.items() if "draw" in line]
 def test_every_figure_is_listed_with_what_draws_it():
     files = [path for folder in redraw.FIGURES for path in folder.iterdir() if path.is_file()]
     assert sorted(FIGURES) == sorted(path for path in files if path.suffix != ".json")
-    assert len(FIGURES) <= 60
+    assert len([path for path in FIGURES if path.parent.name == "figures"]) <= 60
     for path, line in FIGURES.items():
         assert path.stat().st_size < (500_000 if path.suffix == ".gif" else 150_000)
         assert "draw" in line or (ROOT / line["command"].split()[1]).is_file()
