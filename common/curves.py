@@ -8,7 +8,7 @@ from common.files import plain_text, write_figure
 import numpy as np
 
 WIDE = 1000  # values whose largest is this many times the smallest are drawn on a logarithmic scale
-LARGEST = 1e280  # of what is drawn: with matplotlib's margins, larger numbers overflow
+LARGEST = 1e240  # of what is drawn: beyond it, the next tick of matplotlib's axis may overflow
 
 
 def draw_curves(rows: list[dict], path: Path, title: str, best: float | None = None, explosion: list[dict] = ()):

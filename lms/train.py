@@ -3,7 +3,7 @@
     python lms/train.py                                     # a plane: r = 0.005, 20 epochs, some seconds
     python lms/train.py --data fir                          # an unknown filter of 16 taps
     python lms/train.py --data houses.csv --target price    # a CSV of your own
-    python lms/train.py --lr 1.0                            # too large a step size: diverges and names the sample
+    python lms/train.py --lr 1.0                            # too large a step size: it explodes, as curves.png shows
 
 The run folder gets metrics.csv with the MSE of every epoch, learning.png with the excess MSE and the distance of the
 weights from the Wiener solution, and planes.png (two features: all points and both planes) or weights.png.

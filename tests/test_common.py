@@ -460,6 +460,21 @@ def test_curves_of_an_explosion_can_be_read(curves):
     assert len(curves([], explosion=explosion).axes) == 1  # in the first epoch there is no row yet
 
 
+@pytest.mark.draws
+@pytest.mark.slow
+@pytest.mark.parametrize("sign", [1, -1])
+def test_an_explosion_of_any_size_is_drawn(sign, tmp_path):
+    """Without a warning, up to the largest numbers."""
+    from common.curves import draw_curves
+
+    for decades in (20, 100, 240, 308):
+        explosion = [{"step": i, "loss": sign * 10.0 ** (decades * i / 40)} for i in range(-5, 41)]
+        rows = [{"epoch": i, "train_loss": row["loss"]} for i, row in enumerate(explosion)]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            draw_curves(rows, tmp_path / "curves.png", "title", explosion=explosion)
+
+
 def test_the_title_of_a_run_says_what_is_trained_on_what():
     record = {"experiment": "lstm_imdb", "args": {"recipe": "best", "seed": 1}, "dataset": {"name": "imdb"}}
     assert run.run_title(record) == "lstm_imdb on imdb, recipe best, seed 1"
