@@ -48,7 +48,9 @@ class Convolve(Function):
     @staticmethod
     def backward(ctx, y: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
-        x_grad, weight_grad, bias_grad = None, None, None
+        x_grad = None
+        weight_grad = None
+        bias_grad = None
         if ctx.needs_input_grad[0]:
             x_grad = ConvolveTransposed.apply(y, weight, None)
         if ctx.needs_input_grad[1] and with_weight_gradients:
@@ -68,7 +70,9 @@ class ConvolveTransposed(Function):
     @staticmethod
     def backward(ctx, x: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         y, weight = ctx.saved_tensors
-        y_grad, weight_grad, bias_grad = None, None, None
+        y_grad = None
+        weight_grad = None
+        bias_grad = None
         if ctx.needs_input_grad[0]:
             y_grad = Convolve.apply(x, weight, None)
         if ctx.needs_input_grad[1] and with_weight_gradients:
