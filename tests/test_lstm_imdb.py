@@ -951,9 +951,15 @@ def test_predictions_and_what_pushed_them(finished, tmp_path, capsys):
     ]
     answers = predict.main([*texts, "--run", str(finished), "--colour", "always", "--figure", str(tmp_path / "w.png")])
     assert [title.split()[0] for title, *_ in answers] == ["positive", "negative", "positive"]
-    pushes = [dict(zip(words, push)) for _, words, push in answers]
-    assert pushes[0]["superb"] > 0 > pushes[1]["terrible"]
     assert "\033[" in capsys.readouterr().out and (tmp_path / "w.png").stat().st_size > 1000
+
+
+def test_good_words_push_up_and_bad_ones_down():
+    """In the committed model; the slopes of a small network that is sure of everything have no such meaning."""
+    predict, saved = load("lstm_imdb", "predict"), load("lstm_imdb", "saved")
+    texts = ["Overall, the film was superb!", "Overall, the film was terrible!"]
+    superb, terrible = predict.explain(saved.open_model(str(saved.COMMITTED)), texts)
+    assert superb.push[superb.words.index("superb")] > 0 > terrible.push[terrible.words.index("terrible")]
 
 
 def test_the_push_of_a_word_is_gradient_times_input(finished):
@@ -1082,14 +1088,8 @@ def test_a_review_without_words_does_not_end_the_call(finished, capsys):
     predict = load("lstm_imdb", "predict")
     code, message = failure(predict.main, ["--run", str(finished), "Superb!", "...", "", "Dull."])
     assert code == 1 and one_line(message) and "review 2 and 1 more: has no words" in message
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
-        "positive",
-        "[+superb]",
-        "no",
-        "no",
-        "negative",
-        "[-dull]",
-    ]
+    lines = [line.split()[0].strip("[+-]") for line in capsys.readouterr().out.splitlines()]
+    assert lines == ["positive", "superb", "no", "no", "negative", "dull"]
 
 
 @pytest.fixture(scope="module")
@@ -1189,7 +1189,7 @@ def test_without_a_run_the_newest_or_else_the_committed_model(tmp_path, monkeypa
         (title, *_), (other, *_) = predict.main(["A wonderful film.", "A terrible waste of time.", "--device", "cpu"])
         assert title.startswith("positive") and other.startswith("negative")
         line = capsys.readouterr().err
-        assert one_line(line) and "short.safetensors: recipe short, trained on imdb, right on 9" in line
+        assert line.count("\n") == 1 and "short.safetensors: recipe short, trained on imdb, right on 9" in line
     train.main(TINY)
     newest = saved.open_model()
     assert newest.path.name == "builtin-tiny-s0-1" and "another run of train.py, or " in saved.describe(newest)
@@ -1216,7 +1216,7 @@ def test_models_are_compared_on_the_same_reviews(tmp_path):
     rows = compare.main([files[0], str(tmp_path / "study.json"), "--out", str(tmp_path / "out")])
     assert [(row["model"], row["seeds"]) for row in rows] == [("best", 1), ("same", 1)]
     committed = {(row["model"], row["seeds"]) for row in compare.main(["--out", str(tmp_path / "out")])}
-    assert committed == {("plain", 3), ("best", 3)}, "studies are compared where they are named"
+    assert committed == {("plain", 3), ("best", 3), ("short", 1)}, "studies are compared where they are named"
 
 
 GOOD = {"args": {"recipe": "best"}, "final": {"test_correct": "ff00"}, "dataset": {"digest": "x", "test": 16}}
