@@ -37,8 +37,8 @@ STROKES = [[(68, 22), (40, 24)], [(40, 24), (36, 47)], [(36, 47), (52, 42), (66,
 PHOTOGRAPH = "f9Won2JpOEU_60_80.avi"  # a frame of this clip
 CLIP = "u4kMN1jamdM_10_20.avi"
 REVIEW = (
-    "The plot is thin and the first half hour drags, but the two leads are wonderful together, and the last scene is "
-    "one of the most moving I have seen in years."
+    "The plot is thin and the middle drags, but the two leads are wonderful together, and the last scene is the most "
+    "moving I have seen in years. A lovely film, and a funny one."
 )
 
 
