@@ -666,11 +666,17 @@ def prose_of(text):
     return [line for line in text.splitlines() if not line.startswith("|")]
 
 
+def widths_of_tables(text):
+    """The number of columns of each table of a page."""
+    return [line.count("|") - 1 for line in text.splitlines() if re.fullmatch(r"\|[-:| ]+\|", line)]
+
+
 @each_folder
 def test_a_readme_has_a_table_and_its_figures(folder):
     text = (ROOT / folder / "README.md").read_text(encoding="utf-8")
     assert "<!-- ledger" in text, "no results table is rendered from records"
-    assert len(prose_of(text)) <= 140
+    assert len(prose_of(text)) <= 120
+    assert max(widths_of_tables(text)) <= 6, "a table of more columns is wider than a screen"
     figures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", text)
     assert figures
     for page in (ROOT / folder).glob("*.md"):
