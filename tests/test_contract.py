@@ -452,6 +452,13 @@ def test_another_validation_set_changes_no_weights(folder, misled, tmp_path):
     assert rows[0] == rows[1] and metrics(misled(folder)[0]) != metrics(usual)
 
 
+# those whose evaluations of equal weights are equal: others have batch normalization, or no epochs
+@pytest.mark.parametrize("folder", ["cifar", "distilgpt2", "lstm_imdb", "s2vt", "simplenn"])
+def test_of_equal_epochs_the_first_is_the_best(folder, tmp_path):
+    record = train(folder, *quick(folder, epochs=3, lr=1e-30, precision="fp32"), "--out", tmp_path / "run")
+    assert record["final"]["best_epoch"] == 1
+
+
 @each_folder
 def test_what_is_reported_is_what_the_best_checkpoint_gives(folder, finished, tmp_path):
     """A finished run that is resumed only evaluates. Its best.pt gets other weights, of an epoch that is not the last.

@@ -927,6 +927,20 @@ def test_a_line_ends_at_a_newline_and_nowhere_else(tmp_path):
     assert len(corpus.wikitext(["a\u2028b"], "detokenized")) == 1
 
 
+def test_no_special_token_is_added_to_a_text():
+    """Some tokenizers of the hub begin each text with one."""
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = pretrained.tiny_tokenizer.__wrapped__()  # not the one that others use
+    usual = pretrained.encode(tokenizer, ["no token"])
+    begins = TemplateProcessing(
+        single=f"{pretrained.EOS} $A", special_tokens=[(pretrained.EOS, tokenizer.eos_token_id)]
+    )
+    tokenizer.backend_tokenizer.post_processor = begins
+    assert tokenizer("no token")["input_ids"][0] == tokenizer.eos_token_id
+    assert pretrained.encode(tokenizer, ["no token"]) == usual
+
+
 @pytest.mark.parametrize("special", ["<|endoftext|>", "<|im_end|>"])
 def test_what_looks_like_a_special_token_is_text(special):
     tokenizer = pretrained.tiny_tokenizer()

@@ -764,6 +764,13 @@ def test_kid():
     assert abs(scores.kid(gaussian(3000, 6), gaussian(3000, 6, seed=1), subsets=20)) < 0.01, "unbiased: about zero"
 
 
+def test_the_radius_of_a_point_is_that_of_its_own_neighbours():
+    """More points than one part of the distances has."""
+    points = gaussian(1100, 2)
+    sorted_distances = torch.cdist(points, points).sort(1).values
+    assert torch.allclose(scores.radii(points, 3), sorted_distances[:, 3], atol=1e-3)
+
+
 def test_precision_and_recall():
     """Half of the modes, drawn well: precise, but half is missing. Far away: neither."""
     left, right = gaussian(300, 4, -10), gaussian(300, 4, 10, seed=1)

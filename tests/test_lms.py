@@ -463,6 +463,14 @@ def test_steps_that_compute_the_same_agree(a, b):
         assert np.allclose(found_a[name], found_b[name], rtol=1e-10)
 
 
+@pytest.mark.draws
+def test_the_ladder_reports_the_mean_of_the_last_hundred_losses(tmp_path):
+    losses, _, _ = ladder.run_step(1, ladder.Options(step=1, iters=150))
+    ladder.main(["--step", "1", "--iters", "150", "--out", str(tmp_path)])
+    (row,) = json.loads((tmp_path / "step1.json").read_text())["rows"]
+    assert row["final"]["loss"] == pytest.approx(sum(losses[50:]) / 100, rel=1e-12)
+
+
 def test_the_log_likelihood_of_large_logits_is_finite(recwarn):
     X, labels = np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([0, 0])
     W = np.array([[5000.0, 0.0, -5000.0], [0.0, 1000.0, 0.0]])

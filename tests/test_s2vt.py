@@ -15,6 +15,7 @@ import shutil
 import sys
 from fractions import Fraction
 from pathlib import Path
+from unittest import mock
 
 from common.options import options_of
 
@@ -1499,6 +1500,21 @@ def test_captions_are_made_in_evaluation_mode_and_without_gradients():
     decode.greedy(net, features, 2)
     decode.beam_search(net, features, 2, 2)
     assert not any(grad for _, grad in modes) and {training for training, _ in modes[:-6]} == {False}
+
+
+def test_builtin_clips_are_drawn_in_parts_of_200(monkeypatch):
+    drawn = []
+
+    def draw(part, count, first):
+        drawn.append((count, first))
+        frames = np.zeros((1, 1), dtype=np.uint8)
+        return [mock.Mock(frames=frames, captions=["a"], events=[]) for _ in range(count)]
+
+    monkeypatch.setattr(data.videos, "draw", draw)
+    monkeypatch.setattr(data, "builtin_features", lambda clips: torch.zeros(len(clips), 1))
+    features, captions, events, _ = data.builtin_part.__wrapped__("val", 450)
+    assert drawn == [(200, 0), (200, 200), (50, 400)]
+    assert len(features) == len(captions) == len(events) == 450
 
 
 def test_the_builtin_clips_stay_as_they_are():

@@ -1015,6 +1015,8 @@ def test_training_on_the_gradient_norm_reaches_critical_points():
     w = torch.tensor([[0.9], [0.1], [-1.2]], dtype=torch.float64)
     found, norms = sweep.minimal_ratio.train_on_gradient_norm(lambda u: (u[0] ** 2 - 1) ** 2, w, 100)
     assert norms.max() < 1e-9 and found[:, 0].round(decimals=6).abs().tolist() == [1, 0, 1]
+    found, norms = sweep.minimal_ratio.train_on_gradient_norm(lambda u: (u[0] ** 2 - 1) ** 2, w, 1)
+    assert torch.allclose(norms, (4 * found * (found**2 - 1)).abs()[:, 0]), "one norm for each of the three"
 
 
 # ------------------------------------------------------------------------------------------------------------- studies

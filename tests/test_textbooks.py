@@ -1083,9 +1083,19 @@ def test_lines_of_json_end_at_the_newline(tmp_path):
     assert benchmarks.read_completions(file, [benchmarks.Problem("t", "", "", None, "")]) == completions
 
 
+@pytest.mark.parametrize("text", ["", "a", "Hello, World 42", "xyx"])
+def test_a_part_of_an_exercise_computes_what_its_source_does(text):
+    for part in textbooks.exercises.TEXTS:
+        for k in (1, 2, 3):
+            source = part.source.format(x="text", k=k)
+            assert eval(source, {"text": text}) == part.function(text, k), part.name
+
+
 def test_functions_are_cut_where_python_counts_their_lines():
     source = '# a form feed:\x0c and \x1c and \u2028\ndef f(x):\n    return "\x0c"\n\n\ndef g(y):\n    return y\n'
     assert textbooks.quality.functions(source) == ['def f(x):\n    return "\x0c"\n', "def g(y):\n    return y\n"]
+    decorated = "@first\n@second\ndef f(x):\n    return x\n"
+    assert textbooks.quality.functions(f"a = 1\n{decorated}") == [decorated], "with its decorators"
     answer = ANSWER.replace("Here it is:", "").replace("Return twice x.", "Return\x0c twice x.")
     assert textbooks.writer.parse(answer).completion == "    return 2 * x\n"
 
