@@ -452,6 +452,27 @@ def test_another_validation_set_changes_no_weights(folder, misled, tmp_path):
     assert rows[0] == rows[1] and metrics(misled(folder)[0]) != metrics(usual)
 
 
+@pytest.mark.parametrize("folder", [name for name in FOLDERS if name != "lms"])
+def test_each_step_is_taken_in_training_mode(folder, tmp_path, monkeypatch):
+    """Also those after an evaluation, which is not in training mode."""
+    modes = []
+    call = torch.nn.Module.__call__
+    running = []
+
+    def recorded(module, *args, **options):
+        if not running and torch.is_grad_enabled() and any(p.requires_grad for p in module.parameters()):
+            modes.append(module.training)
+        running.append(module)
+        try:
+            return call(module, *args, **options)
+        finally:
+            running.pop()
+
+    monkeypatch.setattr(torch.nn.Module, "__call__", recorded)
+    train(folder, *quick(folder, epochs=2, precision="fp32"), "--out", tmp_path / "run")
+    assert modes and all(modes)
+
+
 # those whose evaluations of equal weights are equal: others have batch normalization, or no epochs
 @pytest.mark.parametrize("folder", ["cifar", "distilgpt2", "lstm_imdb", "s2vt", "simplenn"])
 def test_of_equal_epochs_the_first_is_the_best(folder, tmp_path):

@@ -1083,6 +1083,12 @@ def test_lines_of_json_end_at_the_newline(tmp_path):
     assert benchmarks.read_completions(file, [benchmarks.Problem("t", "", "", None, "")]) == completions
 
 
+def test_the_compositions_of_the_levels_stay_as_they_are():
+    """The exercises of the records are drawn from them."""
+    counts = {level: len(textbooks.exercises.compositions(level)) for level in textbooks.exercises.LEVELS}
+    assert counts == dict(operation=42, loop=140, condition=294, string=216, list=49, dictionary=35, composition=234)
+
+
 @pytest.mark.parametrize("text", ["", "a", "Hello, World 42", "xyx"])
 def test_a_part_of_an_exercise_computes_what_its_source_does(text):
     for part in textbooks.exercises.TEXTS:

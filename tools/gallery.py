@@ -143,8 +143,8 @@ def lstm_imdb(args) -> Figure:
     for word, shade in zip(answer.words, predict.shades(answer.push)):
         if x + len(word) > 46:
             x, line = 0, line + 1.15
-        colour = "#1f9e3a" if shade > 0 else "#d7301f"
-        axes.fill_between((x - 0.2, x + len(word) + 0.2), line - 0.4, line + 0.4, color=colour, alpha=abs(shade), lw=0)
+        colour = predict.background(shade)
+        axes.fill_between((x - 0.2, x + len(word) + 0.2), line - 0.4, line + 0.4, color=colour, lw=0)
         axes.text(x, line, word, family="monospace", fontsize=8.6, va="center")
         x += len(word) + 1
     axes.text(0, -0.8, predict.title_of(network, answer), fontsize=10, weight="bold", va="center")
