@@ -1502,6 +1502,14 @@ def test_captions_are_made_in_evaluation_mode_and_without_gradients():
     assert not any(grad for _, grad in modes) and {training for training, _ in modes[:-6]} == {False}
 
 
+def test_the_first_clips_keep_all_that_belongs_to_them():
+    clips, *_ = data.load("builtin", limit=4)
+    first = clips.first(2)
+    for field in dataclasses.fields(clips):
+        whole, part = getattr(clips, field.name), getattr(first, field.name)
+        assert torch.equal(part, whole[:2]) if field.name == "features" else part == whole[:2], field.name
+
+
 def test_builtin_clips_are_drawn_in_parts_of_200(monkeypatch):
     drawn = []
 

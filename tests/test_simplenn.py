@@ -856,6 +856,16 @@ def test_pca_against_scikit_learn():
     assert np.allclose(abs((components * theirs.components_).sum(1)), 1), "up to sign"
 
 
+def test_the_losses_on_a_plane_are_those_of_its_points():
+    module = sweep.optimization_path
+    plane = module.plane_of(torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0)))
+    (xs, ys), losses = module.contours_on_plane(lambda w: (w**2).sum() + w[0], plane, 4)
+    for i, y in enumerate(ys):
+        for k, x in enumerate(xs):
+            w = plane.mean + x * plane.components[0] + y * plane.components[1]
+            assert losses[i, k] == pytest.approx((w**2).sum() + w[0], rel=1e-5)
+
+
 def test_a_stack_trains_like_its_networks_one_by_one():
     train_set, _, _, _ = data.load("sinc")
     x, y = train_set.tensors()
