@@ -241,14 +241,17 @@ def test_simplenn_with_its_options_learns(tmp_path):
 
 
 def test_the_loss_is_the_mean_over_examples_not_batches(tmp_path):
-    """45 images in batches of 32 and 13; at a learning rate of nearly zero, training's loss is that of the initial
-    weights."""
-    fit(tmp_path, "a", "--limit", "45", "--bs", "32", "--lr", "1e-30", "--epochs", "1")
+    """345 images in batches of 32 and one of 25; at a learning rate of nearly zero, training's loss and accuracy are
+    those of the initial weights."""
+    fit(tmp_path, "a", "--limit", "345", "--bs", "32", "--lr", "1e-30", "--epochs", "1")
     torch.manual_seed(0)
-    net, part = model.LeNet5(), data.load("builtin", limit=45)
+    net, part = model.LeNet5(), data.load("builtin", limit=345)
     with torch.no_grad():
-        expected = F.cross_entropy(net(part[0].normalize(part[0].images))[0], part[0].labels).item()
-    assert float(csv_rows(tmp_path / "a")[0]["train_loss"]) == pytest.approx(expected, rel=1e-5)
+        logits = net(part[0].normalize(part[0].images))[0]
+    (row,) = csv_rows(tmp_path / "a")
+    assert float(row["train_loss"]) == pytest.approx(F.cross_entropy(logits, part[0].labels).item(), rel=1e-5)
+    right = (logits.argmax(1) == part[0].labels).sum().item()
+    assert right and float(row["train_accuracy"]) == pytest.approx(right / 345)
 
 
 @pytest.mark.parametrize("penalty, sparse", [("l1", True), ("weight-decay", False)])

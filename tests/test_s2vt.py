@@ -1891,6 +1891,7 @@ def test_committed_weights_describe_the_builtin_clips():
     if not checkpoint.COMMITTED.exists():
         pytest.fail("weights/builtin.safetensors is missing")
     trained = checkpoint.load(str(checkpoint.COMMITTED))
+    assert not trained.net.training
     clips = videos.draw("test", 100)
     features, events = data.builtin_features(clips), [clip.events for clip in clips]
 
