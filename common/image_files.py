@@ -272,7 +272,7 @@ def decode(source: Path | bytes) -> tuple[Image.Image, list[str]]:
     Pixels of 16 bits are divided by 65,535, floats are taken as 0 to 1. What is transparent becomes white.
     """
     if not isinstance(source, bytes) and not source.is_file():  # a FIFO would wait for ever
-        raise OSError("not a regular file")
+        raise OSError("not a regular file" if source.exists() else "there is no such file")
     remarks = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of PIL, about odd headers and large images

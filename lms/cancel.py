@@ -125,6 +125,8 @@ def describe(series: Series, clean: np.ndarray, removed: np.ndarray) -> str:
             f"{-gain['after_db']:.1f} dB below it"
         )
     power = decibels(np.var(clean[half]), np.var(series.values[half]))
+    if series.reference is not None and power >= 0:
+        return "the reference does not predict the series, and subtracting its prediction only adds noise"
     if series.reference is not None:
         return (
             f"{-power:.1f} dB removed, all that the reference predicts; how much of this was noise cannot be measured "
@@ -227,8 +229,9 @@ def main(argv=None):
     how = "with a reference" if series.reference is not None else "from its own past"
     print(
         f"{series.name}, {len(clean):,} samples, {args.filter.upper()} of {args.taps} taps {how}: "
-        f"{describe(series, clean, removed)}; {', '.join(map(run.display_path, [out / 'cancel.png', *files]))}"
+        f"{describe(series, clean, removed)}"
     )
+    print(", ".join(map(run.display_path, [out / "cancel.png", *files])))
     return clean, removed
 
 

@@ -200,7 +200,7 @@ def main(argv=None):
     write_predictions(out / "predictions.csv", ids, predicted, trained.classes, probability)
     if args.images:
         show(images, odds, trained, out)
-    text, accuracy = f"{len(rows):,} images", None
+    text, accuracy = f"{len(rows):,} image{'' if len(rows) == 1 else 's'}", None
     known = labels >= 0
     if known.any():
         accuracy = (predicted == labels)[known].float().mean().item()

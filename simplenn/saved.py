@@ -87,7 +87,7 @@ def open_model(where: str | None = None) -> Model:
     """The network of the run folder or safetensors file `where`; see the top of this file. Raises UserError."""
     path = Path(where) if where else newest_run() or COMMITTED
     if not where:
-        print(f"with the network in {run.display_path(path)}", file=sys.stderr)
+        print(f"with the network in {run.display_path(path)}; a run of your own: --run RUN", file=sys.stderr)
     return build(*read(path), path)
 
 

@@ -333,3 +333,8 @@ def test_a_fifo_named_as_an_image_is_left_out(tmp_path, capsys):
     write_images(tmp_path, {"a": range(4), "b": range(4, 8)})
     os.mkfifo(tmp_path / "a" / "x.tif")
     assert len(image_files.find(tmp_path).train) == 8 and "x.tif" in capsys.readouterr().err
+
+
+def test_a_file_that_is_missing_is_called_missing(tmp_path):
+    code, message = failure(image_files.read_image, tmp_path / "photo.jpg", 3, 32)
+    assert code == 1 and one_line(message) and "there is no such file" in message

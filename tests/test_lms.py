@@ -729,6 +729,13 @@ def test_the_melody_is_heard_again(notes, least, tmp_path, monkeypatch, capsys):
     assert gain(built_in.values, again, built_in.clean) == pytest.approx(gained, abs=0.5)  # rounded to 16 bits
 
 
+def test_a_reference_that_predicts_nothing_is_named():
+    values = np.array([0.0, 1.0, 0.0, 1.0])
+    recorded = series.Series("a table", values, reference=values[::-1])
+    assert "does not predict" in cancel.describe(recorded, 1.1 * values, -0.1 * values)
+    assert "3.0 dB removed" in cancel.describe(recorded, values / 2**0.5, values)
+
+
 def test_a_tone_is_predicted_from_its_own_past(tmp_path, capsys):
     truth = 0.3 * tone(8000)
     noisy = truth + 0.1 * np.random.default_rng(0).normal(size=len(truth))
