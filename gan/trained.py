@@ -104,7 +104,7 @@ def open_folder(folder: Path, checkpoint: str, weights: str, device) -> Trained:
     """The networks of the run in `folder`. Raises UserError."""
     file = folder / "run.json"
     if not file.exists():
-        raise run.UserError(f"{folder}: holds no run; {TRAIN}")
+        raise run.UserError(f"{folder}: holds no run; name a run, or one of {', '.join(COMMITTED)}, or {TRAIN}")
     record = run.read_record(file)
     options, facts = read_facts(record, file)
     weights_file = folder / f"{checkpoint}.pt"

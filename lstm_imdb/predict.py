@@ -170,7 +170,7 @@ def read_texts(args) -> list[str]:
     if args.file:
         return [corpus.decode(Path(args.file))]
     if args.text:
-        return args.text
+        return [corpus.decode(Path(text)) if os.path.isfile(text) else text for text in args.text]
     try:
         text = sys.stdin.buffer.read().decode("utf-8-sig") if hasattr(sys.stdin, "buffer") else sys.stdin.read()
     except UnicodeDecodeError:
@@ -181,7 +181,9 @@ def read_texts(args) -> list[str]:
 
 @dataclass(kw_only=True)
 class Options(ScriptOptions):
-    text: tuple[str, ...] = option((), "reviews (default: standard input, one review per line)", positional=True)
+    text: tuple[str, ...] = option(
+        (), "reviews, or files of one review (default: standard input, one review per line)", positional=True
+    )
     file: str | None = option(None, "a text file that holds one review", type=path_arg, metavar="FILE")
     run: str | None = option(None, "a run folder or a safetensors file of weights", type=path_arg, metavar="RUN")
     figure: str | None = option(None, "draw the reviews as a PNG too", type=path_arg, metavar="FILE")

@@ -62,7 +62,8 @@ def open_model(args) -> tuple[nn.Module, Characters | Words | BytePairs, Path]:
     if name in HUGGING_FACE:
         model, tokenizer = load_gpt2(name), data.gpt2_tokenizer(args.data_dir)
     elif not (path / "best.pt" if path.is_dir() else path).exists():
-        raise run.UserError(f"{path}: is missing; name a run folder, a checkpoint, or one of {NAMES}")
+        names = f"name a run folder, a checkpoint, or one of {NAMES}"
+        raise run.UserError(f"{path}: is missing; {names}; a text to continue goes after --prompt")
     else:
         model, tokenizer = load(path)
     introduce(name, model, newest)

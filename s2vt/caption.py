@@ -65,6 +65,8 @@ def main(argv=None):
     trained = checkpoint.load(args.run, device, lambda dataset: args.extractor or dataset.get("extractor"))
     extractor = extractor_for(trained, args.extractor)
     files, _ = find_videos(args.videos)
+    if trained.config["dataset"] == "builtin":
+        print("this network knows rendered shapes alone: what it says of any other video is wrong", file=sys.stderr)
     broken = 0
     for file in files:
         try:

@@ -1059,6 +1059,8 @@ def test_predictions_of_odd_texts(finished, tmp_path, capsys, monkeypatch):
     assert "the end of the review: 400 of 100,000 words" in capsys.readouterr().out
     (tmp_path / "bad.txt").write_bytes(b"good\xff")
     assert "line 1 is not UTF-8" in failure(predict.main, [*argv, "--file", str(tmp_path / "bad.txt")])[1]
+    (tmp_path / "good.txt").write_text("A good film.")
+    assert [words for _, words, _ in predict.main([*argv, str(tmp_path / "good.txt")])] == [["a", "good", "film"]]
     lines = "\ufeffGood film.\r\n\r\nBad\u2028film.\x85\rFine film.\n"
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines.encode())))
     assert [words for _, words, _ in predict.main(argv)] == [["good", "film"], ["bad", "film"], ["fine", "film"]]
