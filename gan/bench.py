@@ -15,6 +15,7 @@ import time
 from dataclasses import dataclass, replace
 
 from common import run, timing
+from common.convolutions import Downsample, LeakyReLU, Upsample
 from common.options import option
 from common.usual import torchvision_transforms, usual_loader
 
@@ -25,7 +26,6 @@ import model
 import optim
 import train
 from data import DATA_HELP, dataset_arg
-from layers import Downsample, LeakyReLU, Upsample
 
 WAYS = (
     "usual",
@@ -35,7 +35,7 @@ WAYS = (
     "+ generated images used twice",
     "+ no discriminator gradients in the generator's step",
     "+ channels last",
-    "+ gradients of layers.py",
+    "+ gradients of convolutions.py",
 )
 BATCHES, FUSED, TOGETHER, TWICE, NO_GRADIENTS, CHANNELS_LAST, LAYERS = range(1, len(WAYS))
 
@@ -53,7 +53,7 @@ def score_apart(discriminator, real, fake):
 
 
 def use_pytorch_layers(net):
-    """Each layer of layers.py becomes the layer of PyTorch that it is derived from."""
+    """Each layer of common/convolutions.py becomes the layer of PyTorch that it is derived from."""
     for module in net.modules():
         if isinstance(module, Downsample | Upsample | LeakyReLU):
             module.__class__ = type(module).__base__

@@ -8,12 +8,12 @@ import copy
 import math
 from collections.abc import Callable
 
+from common.convolutions import Downsample, LeakyReLU, Upsample, only_input_gradients
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
-
-from layers import Downsample, LeakyReLU, Upsample, only_input_gradients
 
 SIZE = 32  # side of an image in pixels
 MODELS = ("dcgan", "wgan", "wgan-gp", "acgan")

@@ -68,8 +68,7 @@ class Dropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.kept == 256:
             return x
-        integers = torch.empty(math.ceil(x.numel() / 8), dtype=torch.int64, device=x.device)
-        integers.random_(-(2**63), None)  # all 64 bits
+        integers = torch.randint(-(2**63), 2**63 - 1, (math.ceil(x.numel() / 8),), device=x.device)  # of 64 bits
         draws = integers.view(torch.uint8)[: x.numel()].view(x.shape)
         return x * ((draws < self.kept).to(x.dtype) * (256 / self.kept))
 

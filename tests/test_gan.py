@@ -9,7 +9,7 @@ import random
 from dataclasses import replace
 from functools import partial
 
-from common import study
+from common import convolutions, study
 from common.options import flag, options_of
 
 import numpy as np
@@ -26,7 +26,6 @@ train = lazy("gan")
 data = lazy("gan", "data")
 model = lazy("gan", "model")
 features, fid, grids, scores = (lazy("gan", name) for name in ("features", "fid", "grids", "scores"))
-layers = lazy("gan", "layers")
 MODELS = names("gan", "model", "MODELS")
 TINY = ["--recipe", "tiny", "--data", "builtin", "--limit", "200", "--device", "cpu"]
 
@@ -511,9 +510,9 @@ def test_the_convolutions_and_their_gradients(size):
     weight = torch.randn(3, 2, 4, 4, **double)
     downsampling = (x, weight, torch.randn(3, **double))
     upsampling = (y, weight, torch.randn(2, **double))
-    assert_equal_derivatives(layers.Convolve.apply, partial(F.conv2d, stride=2, padding=1), downsampling)
+    assert_equal_derivatives(convolutions.Convolve.apply, partial(F.conv2d, stride=2, padding=1), downsampling)
     assert_equal_derivatives(
-        layers.ConvolveTransposed.apply, partial(F.conv_transpose2d, stride=2, padding=1), upsampling
+        convolutions.ConvolveTransposed.apply, partial(F.conv_transpose2d, stride=2, padding=1), upsampling
     )
 
 
@@ -558,7 +557,7 @@ def test_the_layers_train_as_those_of_pytorch(name, bf16):
 def test_a_piecewise_linear_activation_has_no_second_derivative():
     """PyTorch's has zeros, which cost another backward pass."""
     x = torch.tensor([-2.0, 3.0], requires_grad=True)
-    for activation, has_path in ((layers.LeakyReLU(0.2), False), (nn.LeakyReLU(0.2), True)):
+    for activation, has_path in ((convolutions.LeakyReLU(0.2), False), (nn.LeakyReLU(0.2), True)):
         y_gradient = torch.ones(2, requires_grad=True)
         (gradient,) = torch.autograd.grad(activation(x), x, y_gradient, create_graph=True)
         assert gradient.tolist() == pytest.approx([0.2, 1.0])
@@ -569,10 +568,10 @@ def test_a_piecewise_linear_activation_has_no_second_derivative():
 
 def test_only_input_gradients():
     x = torch.randn(1, 2, 8, 8, requires_grad=True)
-    layer = layers.Downsample(2, 3)
+    layer = convolutions.Downsample(2, 3)
     with torch.autocast("cpu", torch.bfloat16):
         y = layer(x).sum()
-    with layers.only_input_gradients():
+    with convolutions.only_input_gradients():
         of_input, *of_weights = torch.autograd.grad(
             y, (x, layer.weight, layer.bias), retain_graph=True, allow_unused=True
         )

@@ -1134,6 +1134,7 @@ def test_figures_of_studies_are_drawn_from_their_records():
 
 
 @pytest.mark.slow
+@pytest.mark.draws
 def test_the_walkthrough_runs(monkeypatch):
     """Its code cells in order, in a new namespace."""
     notebook = json.loads((ROOT / "nanogpt" / "walkthrough.ipynb").read_text(encoding="utf-8"))
