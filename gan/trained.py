@@ -55,7 +55,7 @@ def open_run(args: RunOptions, device) -> Trained:
     if args.run and args.out_dir:
         raise run.UserError(f"name one run: {args.run} or --out_dir {args.out_dir}")
     name = args.run or args.out_dir
-    newest = run.newest_run(FOLDER.name)
+    newest = run.newest_run(FOLDER.name, is_done)  # `name_unfinished_run` says more of the others
     if not name:
         name = str(newest) if newest else DEFAULT
         name_unfinished_run(newest)
@@ -69,19 +69,20 @@ def open_run(args: RunOptions, device) -> Trained:
     return trained
 
 
+def is_done(record: dict) -> bool:
+    return record["state"] == "done"
+
+
 def name_unfinished_run(newest: Path | None):
     """Say on standard error which run has been begun after the newest finished one, and how to go on with it."""
-    since = (newest / "run.json").stat().st_mtime if newest else 0.0
-    unfinished = []
-    for file in (run.ROOT / "out" / FOLDER.name).glob("*/run.json"):
-        try:
-            state = run.read_record(file)["state"]
-            if state in ("running", "interrupted") and file.stat().st_mtime > since:
-                unfinished.append((file.stat().st_mtime, file.parent, state))
-        except (OSError, run.UserError):
-            pass  # damaged, or of another version
+    unfinished = None
+    for folder, record in run.runs_by_age(run.ROOT / "out" / FOLDER.name):
+        if folder == newest:
+            unfinished = None
+        elif record["state"] in ("running", "interrupted"):
+            unfinished = folder, record["state"]
     if unfinished:
-        _, folder, state = max(unfinished)
+        folder, state = unfinished
         shown = run.typed_path(folder)
         text = f"{shown} has not finished ({state}); it goes on with: python gan/train.py --resume {shown}"
         if (folder / "best.pt").exists():

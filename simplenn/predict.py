@@ -15,7 +15,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import image_files, run
+from common import image_files, photos, run
 from common.arguments import ROOT, ScriptOptions, parse_options, path_arg
 from common.options import option
 
@@ -175,10 +175,7 @@ def main(argv=None):
     if answers:
         run.write_figure(out / "seen.png", draw_seen(answers))
         print(f"what the network saw: {run.display_path(out / 'seen.png')}")
-    for line in failed[:-1]:
-        print(f"error: {line}", file=sys.stderr)
-    if failed:
-        raise run.UserError(failed[-1])
+    photos.raise_errors(failed)
     return answers
 
 

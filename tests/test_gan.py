@@ -1038,7 +1038,7 @@ def test_sample(trained, tmp_path, capsys):
 def test_sample_takes_the_newest_run_and_says_so(trained, tmp_path, monkeypatch, capsys):
     sample = load("gan", "sample")
     monkeypatch.setattr(run, "ROOT", tmp_path)
-    monkeypatch.setattr(run, "newest_run", lambda experiment: trained)
+    monkeypatch.setattr(run, "newest_run", lambda experiment, accept: trained)
     sample.main(["--kind", "grid", "--out", str(tmp_path)])
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and f"model: {run.typed_path(trained)}: acgan, plain network of width 2" in said
@@ -1100,7 +1100,8 @@ def test_an_unfinished_run_is_named(state, saved, trained, committed, tmp_path, 
     record = json.loads((trained / "run.json").read_text())
     (folder / "run.json").write_text(json.dumps(record | {"state": state}))
     if saved:
-        (folder / "best.pt").write_bytes((trained / "best.pt").read_bytes())
+        for name in ("best.pt", "last.pt"):
+            (folder / name).write_bytes((trained / name).read_bytes())
     capsys.readouterr()
     committed.open_run(committed.RunOptions(), "cpu")
     said = capsys.readouterr().err.splitlines()

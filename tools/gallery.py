@@ -27,9 +27,11 @@ from common.files import make_folder, write  # noqa: E402
 from common.modules import import_from  # noqa: E402
 from common.terminal import UserError, cli  # noqa: E402
 
+from redraw import png_of  # noqa: E402
+
 FIGURES = ROOT / "figures" / "gallery"
 INCHES = (4.2, 2.3)
-COLOURS = 128  # of a picture's palette
+DPI = 100
 FILLED = {"left": 0.02, "right": 0.98, "bottom": 0.02, "top": 0.9, "wspace": 0.04}  # axes that fill a picture
 
 # a 5 in strokes, in a square of 100 x 100: a bar, a neck and a bowl
@@ -47,7 +49,7 @@ def module(folder: str, name: str):
 
 
 def picture() -> Figure:
-    return Figure(figsize=INCHES, dpi=100)
+    return Figure(figsize=INCHES, dpi=DPI)
 
 
 def show(axes, image, title: str):
@@ -213,16 +215,6 @@ PICTURES = {draw.__name__: draw for draw in (simplenn, resnet, lstm_imdb, nanogp
 FROM_VIDEOS = {"resnet", "s2vt"}
 
 
-def as_png(figure: Figure) -> bytes:
-    """The figure as a PNG with a palette, which is a third as large."""
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="png")
-    content = io.BytesIO()
-    image = Image.open(drawn).convert("RGB")
-    image.quantize(COLOURS, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(content, "PNG", optimize=True)
-    return content.getvalue()
-
-
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="*", help=f"of {', '.join(PICTURES)} (default: all that can be drawn)")
@@ -236,7 +228,7 @@ def main(argv=None):
     out = make_folder(args.out)
     torch.set_num_threads(1)
     for name in chosen:
-        write(out / f"{name}.png", as_png(PICTURES[name](args)))
+        write(out / f"{name}.png", png_of(PICTURES[name](args), DPI))
         print(out / f"{name}.png")
 
 
