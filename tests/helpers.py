@@ -6,6 +6,7 @@ import csv
 import functools
 import gzip
 import importlib
+import json
 import os
 import sys
 import tempfile
@@ -289,3 +290,15 @@ def mutations(content, rng, count):
                 else:
                     data[at : at + rng.randrange(40)] = rng.randbytes(rng.randrange(40))
         yield bytes(data)
+
+
+def assert_as_sure_as_its_header(file, odds, labels):
+    """The committed network in `file` has the accuracy and the doubts on its test set that its header names. odds: its
+    calibrated probabilities (N, classes); labels: (N,)."""
+    from common.calibration import calibration_error, unsure_shares
+    from common.weights import read_safetensors
+
+    facts = json.loads(read_safetensors(file)[1]["facts"])
+    assert (odds.argmax(1) == labels).float().mean() == pytest.approx(facts["test_accuracy"], abs=2e-4)
+    assert calibration_error(odds, labels) == pytest.approx(facts["test_calibration_error"], abs=1e-3)
+    assert unsure_shares(odds, labels, 0.5) == pytest.approx(facts["unsure"], abs=1e-3)

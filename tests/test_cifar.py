@@ -10,7 +10,6 @@ import subprocess
 import sys
 
 from common import photos, study
-from common.calibration import calibration_error, unsure_shares
 from common.options import options_of
 
 import pytest
@@ -20,7 +19,7 @@ from PIL import Image
 
 import processes
 from conftest import ROOT, failure, lazy, load, one_line, run, start
-from helpers import draw_pictures, make_images, names
+from helpers import assert_as_sure_as_its_header, draw_pictures, make_images, names
 
 train = lazy("cifar")
 data = lazy("cifar", "data")
@@ -586,11 +585,7 @@ def test_the_newest_run_does_not_hide_the_committed_network(finished, photograph
 def test_the_committed_network_is_as_sure_as_its_header_says(data_dir):
     network = trained.load(trained.COMMITTED)
     test_set = data.load("cifar10", data_dir("cifar-10-batches-py"))[2]
-    facts = json.loads(run.read_safetensors(trained.COMMITTED)[1]["facts"])
-    odds = trained.probabilities(network, test_set.images)
-    assert (odds.argmax(1) == test_set.labels).float().mean() == pytest.approx(facts["test_accuracy"], abs=2e-4)
-    assert calibration_error(odds, test_set.labels) == pytest.approx(facts["test_calibration_error"], abs=1e-3)
-    assert unsure_shares(odds, test_set.labels, 0.5) == pytest.approx(facts["unsure"], abs=1e-3)
+    assert_as_sure_as_its_header(trained.COMMITTED, trained.probabilities(network, test_set.images), test_set.labels)
 
 
 def test_other_files_than_images_are_one_line_each(finished, photographs, tmp_path, capsys):

@@ -19,7 +19,6 @@ import types
 import warnings
 import zlib
 
-from common.calibration import calibration_error, unsure_shares
 from common.options import to_argv
 
 import numpy as np
@@ -32,7 +31,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import processes
 from conftest import ROOT, failure, lazy, load, one_line, run
-from helpers import draw_pictures, make_images, mutations, names, write_drop_in
+from helpers import assert_as_sure_as_its_header, draw_pictures, make_images, mutations, names, write_drop_in
 
 train = lazy("resnet")
 data = lazy("resnet", "data")
@@ -1322,11 +1321,7 @@ def test_the_committed_network_is_as_sure_as_its_header_says(data_dir):
     trained = load("resnet", "trained")
     network = trained.load(trained.COMMITTED)
     test_set = data.load("cifar10", data_dir("cifar-10-batches-py"))[2]
-    facts = json.loads(run.read_safetensors(trained.COMMITTED)[1]["facts"])
-    odds = trained.probabilities(network, test_set.images)
-    assert (odds.argmax(1) == test_set.labels).float().mean() == pytest.approx(facts["test_accuracy"], abs=2e-4)
-    assert calibration_error(odds, test_set.labels) == pytest.approx(facts["test_calibration_error"], abs=1e-3)
-    assert unsure_shares(odds, test_set.labels, 0.5) == pytest.approx(facts["unsure"], abs=1e-3)
+    assert_as_sure_as_its_header(trained.COMMITTED, trained.probabilities(network, test_set.images), test_set.labels)
 
 
 def test_a_sweep_lists_commands_that_train_takes(tmp_path, capsys):
