@@ -873,14 +873,14 @@ def test_a_stack_trains_like_its_networks_one_by_one():
     nets = [model.MLP([1, 8, 4, 1]) for _ in range(3)]
     stack, alone = training.Stack(nets), []
     for net in nets:
-        optimizer = torch.optim.Adam(net.parameters(), 0.01)
+        optimizer = torch.optim.Adam(net.parameters(), 0.01, weight_decay=0.1)
         for _ in range(30):
             loss = F.mse_loss(net(x), y)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
         alone.append(loss.item())
-    *_, (_, losses, outputs) = training.fit_stack(stack, x, y, 30, 0.01)
+    *_, (_, losses, outputs) = training.fit_stack(stack, x, y, 30, 0.01, weight_decay=0.1)
     assert np.allclose(losses.tolist(), alone, rtol=1e-4) and outputs.shape == (3, 300, 1)
     for i, net in enumerate(nets):
         assert torch.allclose(stack.vectors()[i], hessian.vector_of(net), atol=1e-4)
@@ -906,6 +906,26 @@ def test_the_networks_of_deep_vs_shallow_have_equal_parameters():
     counts = [run.count_parameters(study.cnn(n)) for n in (1, 2, 4)]
     assert max(counts) / min(counts) < 1.01 and min(counts) > 25_000
     assert study.cnn(4)(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+
+
+def test_activation_and_weight_decay_of_deep_vs_shallow():
+    """Two steps of a network with one hidden layer, against Adam on that network alone."""
+    study = sweep.deep_vs_shallow
+    train_sets = {name: data.load(name)[0] for name in study.FUNCTIONS}
+    x, y = train_sets["sinc"].tensors()
+    for activation, layer, decay in (("relu", torch.nn.ReLU, 0.0), ("leaky", torch.nn.LeakyReLU, 1.0)):
+        _, targets, losses, outputs = study.train_stack([1, 8, 1], train_sets, 2, 1, activation, decay)
+        torch.manual_seed(0)
+        net = torch.nn.Sequential(torch.nn.Linear(1, 8), layer(), torch.nn.Linear(8, 1))
+        optimizer = torch.optim.Adam(net.parameters(), 0.0012, weight_decay=decay)
+        for step in range(2):
+            loss = F.mse_loss(net(x), y)
+            assert losses[step, 0].item() == pytest.approx(loss.item(), rel=1e-5)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        assert torch.allclose(outputs[0], net(x), atol=1e-6) and torch.equal(targets[0], y)
+    assert study.VARIANTS["LeakyReLU, weight decay"] == dict(activation="leaky", weight_decay=1e-4)
 
 
 def test_random_labels():
@@ -1003,6 +1023,22 @@ def test_only_the_batches_that_count_have_their_initial_gradient_computed(monkey
     )
     sweep.sensitivity.gradient_one(data.load("builtin")[0].subset(100, flat=True), bs=10, seed=0, epochs=1, probe=2)
     assert sizes == [10, 10, 100]
+
+
+def test_norms_of_the_batch_gradient_by_hand():
+    """One step: the norm of all numbers, and the mean of the norms of the four tensors."""
+    train_set = data.load("builtin")[0].subset(60, flat=True)
+    row = sweep.sensitivity.gradient_one(train_set, bs=60, seed=3, epochs=1, probe=1)
+    torch.manual_seed(3)
+    net = model.MLP([784, 64, 10])
+    x, y = train_set.tensors()
+    F.cross_entropy(net(x), y).backward()
+    squares = [p.grad.square().sum().item() for p in net.parameters()]
+    whole = sum(squares) ** 0.5
+    assert row["final"]["mean_norm"] == pytest.approx(whole, rel=1e-4)
+    assert row["final"]["mean_norm_last_epoch"] == pytest.approx(whole, rel=1e-4)
+    assert row["final"]["norm_at_initial_weights"] == pytest.approx(whole, rel=1e-4)
+    assert row["final"]["mean_norm_of_tensors"] == pytest.approx(sum(v**0.5 for v in squares) / 4, rel=1e-4)
 
 
 def test_the_networks_of_the_minimal_ratio_train_once(tmp_path, monkeypatch):

@@ -15,14 +15,20 @@ MLPS = {
     "seven hidden layers": [1, 5, 10, 10, 10, 10, 10, 5, 1],
 }
 FUNCTIONS = ("sinc", "square")
+VARIANTS = {  # what all networks have in common
+    "ReLU": dict(activation="relu"),
+    "LeakyReLU": dict(activation="leaky"),
+    "LeakyReLU, weight decay": dict(activation="leaky", weight_decay=1e-4),
+}
 THRESHOLD = 0.001
 REGULARIZATION = {"none": {}, "dropout 0.3": dict(dropout=0.3), "weight decay 0.3": dict(weight_decay=0.3)}
 
 
 def functions(ctx: tools.Context):
-    """Three MLPs of 571, 572 and 571 parameters: full-batch Adam at 0.0012 on 300 points, ten seeds each.
+    """Three MLPs of 571, 572 and 571 parameters: full-batch Adam at 0.0012 on 300 points, ten seeds each, with ReLU,
+    with LeakyReLU, and with LeakyReLU and weight decay.
 
-    All runs of an architecture, on both functions, train as one stack.
+    All runs of an architecture and a variant, on both functions, train as one stack.
     """
     steps = ctx.pick(6000, 20)
     seeds = ctx.pick(10, 2)
@@ -30,83 +36,111 @@ def functions(ctx: tools.Context):
     train_sets = {name: ctx.points(name)[0] for name in FUNCTIONS}
     rows = []
     predictions = {name: {"x": points.x[::3, 0], "truth": points.y[::3, 0]} for name, points in train_sets.items()}
-    for setting, sizes in MLPS.items():
-        nets, targets, losses, outputs = train_stack(sizes, train_sets, steps, seeds)
-        accuracies = ((outputs - targets).abs() <= 0.05).float().mean((1, 2)).tolist()
-        final_losses = (outputs - targets).square().mean((1, 2)).tolist()
-        for k in range(len(nets)):
-            seed, which = divmod(k, len(FUNCTIONS))
-            name = FUNCTIONS[which]
-            if seed == 0:
-                predictions[name][setting] = outputs[k, ::3, 0]
-            below = (losses[:, k] < THRESHOLD).nonzero()
-            rows.append(
-                {
-                    "setting": f"{name}, {setting}",
-                    "function": name,
-                    "network": setting,
-                    "seed": seed,
-                    "hidden_layers": len(sizes) - 2,
-                    "parameters": run.count_parameters(nets[0]),
-                    "curve": losses[logged - 1, k].tolist(),
-                    "final": {
-                        "train_loss": final_losses[k],
-                        "accuracy": accuracies[k],
-                        "reached": len(below) > 0,
-                        "epochs_to_threshold": int(below[0]) + 1 if len(below) else None,
-                    },
-                }
-            )
+    for variant, options in VARIANTS.items():
+        for network, sizes in MLPS.items():
+            parameters, targets, losses, outputs = train_stack(sizes, train_sets, steps, seeds, **options)
+            accuracies = ((outputs - targets).abs() <= 0.05).float().mean((1, 2)).tolist()
+            final_losses = (outputs - targets).square().mean((1, 2)).tolist()
+            for k in range(len(targets)):
+                seed, which = divmod(k, len(FUNCTIONS))
+                name = FUNCTIONS[which]
+                if seed == 0:
+                    predictions[name][f"{network}, {variant}"] = outputs[k, ::3, 0]
+                below = (losses[:, k] < THRESHOLD).nonzero()
+                rows.append(
+                    {
+                        "setting": f"{name}, {network}, {variant}",
+                        "function": name,
+                        "network": network,
+                        "variant": variant,
+                        "seed": seed,
+                        "hidden_layers": len(sizes) - 2,
+                        "parameters": parameters,
+                        "curve": losses[logged - 1, k].tolist(),
+                        "final": {
+                            "train_loss": final_losses[k],
+                            "accuracy": accuracies[k],
+                            "reached": len(below) > 0,
+                            "epochs_to_threshold": int(below[0]) + 1 if len(below) else None,
+                        },
+                    }
+                )
     ctx.save(rows, draw_functions, steps=logged.tolist(), threshold=THRESHOLD, predictions=predictions)
 
 
-def train_stack(sizes, train_sets, steps, seeds):
+def train_stack(sizes, train_sets, steps, seeds, activation, weight_decay=0.0):
     """K networks, one per seed and function, trained as one stack of N points each.
 
-    Returns (networks before training, targets (K, N, 1), losses (steps, K), outputs after training (K, N, 1)).
+    Returns (parameters of one network, targets (K, N, 1), losses (steps, K), outputs after training (K, N, 1)).
     """
     nets = []
     targets = []
     for seed in range(seeds):
         torch.manual_seed(seed)
         for name in FUNCTIONS:
-            nets.append(MLP(sizes))
+            nets.append(MLP(sizes, activation))
             targets.append(train_sets[name].y)
     x = train_sets["sinc"].x  # (N, 1), the same for all functions
     y = torch.stack(targets)
     stack = training.Stack(nets)
     curves = torch.empty(steps, len(nets))
-    for step, losses, _ in training.fit_stack(stack, x, y, steps, lr=0.0012):
+    for step, losses, _ in training.fit_stack(stack, x, y, steps, lr=0.0012, weight_decay=weight_decay):
         curves[step - 1] = losses
     with torch.no_grad():
-        return nets, y, curves, stack(x)
+        return run.count_parameters(nets[0]), y, curves, stack(x)
 
 
 def draw_functions(record):
-    """A line of panels per function: losses, predictions of seed 0, accuracies."""
-    figure, axes = tools.panels(2, 3)
-    steps = record["steps"]
-    for (curves, functions, dots), (name, points) in zip(axes, record["predictions"].items()):
-        rows_of_function = [row for row in record["rows"] if row["function"] == name]
-        for i, (setting, runs) in enumerate(tools.groups(rows_of_function, "network").items()):
-            color = f"C{i}"
-            losses = np.log10([row["curve"] for row in runs])
-            low, middle, high = np.quantile(losses, (0.1, 0.5, 0.9), axis=0)
-            curves.plot(steps, 10**middle, label=setting, color=color)
-            curves.fill_between(steps, 10**low, 10**high, alpha=0.15, color=color, lw=0)
-            functions.plot(points["x"], points[setting], lw=1, color=color)
-            accuracies = [row["final"]["accuracy"] for row in runs]
-            dots.plot([i] * len(accuracies), accuracies, "o", alpha=0.5, color=color)
-        curves.axhline(record["threshold"], color="k", ls=":", lw=1)
-        curves.set(xscale="log", yscale="log", xlabel="epoch", ylabel="training loss")
-        curves.set_title(f"{name}: median of seeds")
-        functions.plot(points["x"], points["truth"], "k:", lw=1, label="truth")
-        functions.set(xlabel="x", xticks=(-1, 0, 1), ylabel="y", title="prediction of seed 0")
-        dots.set(ylabel="points within 0.05", ylim=(0, 1.02), title="a dot for each seed")
-        dots.set_xticks(range(3), ["one", "four", "seven"])
-        dots.set_xlabel("hidden layers")
+    """A line of panels per function: losses with ReLU and with LeakyReLU, predictions of seed 0, accuracies."""
+    figure, axes = tools.panels(2, 4)
+    for line, (name, points) in zip(axes, record["predictions"].items()):
+        of_function = [row for row in record["rows"] if row["function"] == name]
+        variants = tools.groups(of_function, "variant")
+        for panel, variant in zip(line, ("ReLU", "LeakyReLU")):
+            draw_losses(panel, record, variants[variant])
+            panel.set_title(f"{name}, {variant}")
+        line[0].set_ylabel("training loss, median of seeds")
+        line[1].sharey(line[0])
+        draw_predictions(line[2], points, "LeakyReLU")
+        draw_accuracies(line[3], {variant: variants[variant] for variant in ("ReLU", "LeakyReLU")})
+    for panel in axes[-1, :2]:
+        panel.set_xlabel("epoch")
+    axes[-1, 2].set_xlabel("x")
+    axes[-1, 3].set_xlabel("hidden layers")
     tools.finish_axes(axes)
     return figure
+
+
+def draw_losses(panel, record, rows):
+    """The median of each network, and a band from 10% to 90% of its seeds."""
+    steps = record["steps"]
+    for i, (network, runs) in enumerate(tools.groups(rows, "network").items()):
+        losses = np.log10([row["curve"] for row in runs])
+        low, middle, high = np.quantile(losses, (0.1, 0.5, 0.9), axis=0)
+        panel.plot(steps, 10**middle, label=network.split()[0], color=f"C{i}")
+        panel.fill_between(steps, 10**low, 10**high, alpha=0.15, color=f"C{i}", lw=0)
+    panel.axhline(record["threshold"], color="k", ls=":", lw=1)
+    panel.set(xscale="log", yscale="log")
+
+
+def draw_predictions(panel, points, variant):
+    """The outputs of seed 0 of each network."""
+    for i, network in enumerate(MLPS):
+        panel.plot(points["x"], points[f"{network}, {variant}"], lw=1, color=f"C{i}")
+    panel.plot(points["x"], points["truth"], "k:", lw=1, label="truth")
+    panel.set(xticks=(-1, 0, 1), title=f"seed 0, {variant}")
+
+
+def draw_accuracies(panel, variants):
+    """A dot for each seed: hollow with ReLU, full with LeakyReLU."""
+    for side, (variant, rows) in zip((-0.13, 0.13), variants.items()):
+        for i, runs in enumerate(tools.groups(rows, "network").values()):
+            accuracies = [row["final"]["accuracy"] for row in runs]
+            color = f"C{i}"
+            face = "none" if variant == "ReLU" else color
+            panel.plot([i + side] * len(accuracies), accuracies, "o", alpha=0.5, color=color, markerfacecolor=face)
+    panel.set(ylabel="points within 0.05", ylim=(0, 1.02), title="hollow: ReLU; full: leaky")
+    panel.set_xticks(range(len(MLPS)), [network.split()[0] for network in MLPS])
 
 
 def cnn(convolutions: int, dropout: float = 0.0) -> nn.Module:

@@ -109,20 +109,23 @@ def draw_batch(record):
 
 def gradient_one(train_set, bs, seed, epochs, probe):
     """Adam at 0.001: mean norms of the batch gradient, of the full gradient, and of the first `probe` batches at the
-    initial weights."""
+    initial weights. The course averaged the norms of the gradients of the single weight matrices and biases."""
     torch.manual_seed(seed)
     x, y = train_set.tensors()
     net = MLP([784, 64, 10])
-    norms = []
+    tensor_norms = []  # of each step, (number of tensors,)
     bs = min(bs, len(x))
     starts = range(0, len(x) - bs + 1, bs)[:probe]
     initial = [batch_gradient_norm(net, x[i : i + bs], y[i : i + bs]) for i in starts]
     for _ in training.fit(net, x, y, epochs, bs, seed=seed):
-        norms.append(torch.cat([p.grad.flatten() for p in net.parameters()]).norm())
-    last = torch.stack(norms[-(len(x) // bs) :])
+        tensor_norms.append(torch.stack([p.grad.norm() for p in net.parameters()]))
+    tensor_norms = torch.stack(tensor_norms)
+    norms = tensor_norms.norm(dim=1)  # (steps,), of the whole gradient
+    last = norms[-(len(x) // bs) :]
     final = {
-        "mean_norm": torch.stack(norms).mean().item(),
+        "mean_norm": norms.mean().item(),
         "mean_norm_last_epoch": last.mean().item(),
+        "mean_norm_of_tensors": tensor_norms.mean().item(),
         "full_norm_at_end": batch_gradient_norm(net, x, y),
         "norm_at_initial_weights": sum(initial) / len(initial),
         "train_loss": training.evaluate(net, x, y)[0],
@@ -153,6 +156,7 @@ def draw_gradient(record):
     names = {
         "mean_norm": "batch gradient, mean over five epochs",
         "mean_norm_last_epoch": "batch gradient, last epoch",
+        "mean_norm_of_tensors": "batch gradient, mean over the tensors",
         "full_norm_at_end": "full gradient, at the end",
         "norm_at_initial_weights": "batch gradient, at the initial weights",
     }

@@ -108,12 +108,15 @@ class Stack:
         return torch.cat([p.grad.flatten(1) for p in self.parameters.values()], 1).norm(dim=1)
 
 
-def fit_stack(stack: Stack, x: Tensor, y: Tensor, steps: int, lr: float) -> Iterator[tuple[int, Tensor, Tensor]]:
+def fit_stack(
+    stack: Stack, x: Tensor, y: Tensor, steps: int, lr: float, weight_decay: float = 0.0
+) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Full-batch Adam on mean squared errors. x (N, 1); y (N, 1) or (K, N, 1) for targets of each network.
+    weight_decay: this times a weight is added to its gradient (L2, not decoupled).
 
     Yields (step, losses (K,) before the step, outputs (K, N, 1) before the step).
     """
-    optimizer = torch.optim.Adam(list(stack.parameters.values()), lr, fused=True)
+    optimizer = torch.optim.Adam(list(stack.parameters.values()), lr, weight_decay=weight_decay, fused=True)
     for step in range(1, steps + 1):
         outputs = stack(x)
         losses = (outputs - y).square().mean((1, 2))
