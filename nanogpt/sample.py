@@ -173,6 +173,8 @@ def write_text(args, model: nn.Module, tokenizer, prompt: list[int], number: int
         pieces.append(piece)
         print(run.printable(piece, keep="\n\t"), end="", flush=True)
     print("\n" + "-" * 40)
+    if not tokens:
+        print("the model ends this text at once; give it a beginning: --prompt TEXT", file=sys.stderr)
     return "".join(pieces), len(tokens)
 
 

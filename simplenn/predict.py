@@ -1,6 +1,6 @@
 """Read handwritten digits: photos or scans, dark on light or light on dark, of any size.
 
-    python simplenn/predict.py photo.jpg scan.png           # with the newest run, else the committed network
+    python simplenn/predict.py photo.jpg scans/             # files and folders: the newest run, else the committed one
     python simplenn/predict.py digit.png --run RUN          # RUN: a run folder or a safetensors file
 
 Each image must show one digit. It is prepared as MNIST's digits were: scaled to a box of 20 x 20 pixels, then placed in
@@ -127,7 +127,8 @@ def prepare(path: Path, as_mnist: bool = True) -> tuple[np.ndarray, bool]:
 
 
 def draw_seen(answers):
-    """The network's input, with its answer. answers: (name, image (28, 28), title)."""
+    """The network's input, with its answer. answers: (name, image (28, 28), title), of which 24 are drawn at most."""
+    answers = answers[: photos.MOST_DRAWN]
     columns = min(len(answers), 6)
     rows = -(-len(answers) // columns)
     figure = matplotlib.figure.Figure(figsize=(1.9 * columns, 2.2 * rows), layout="constrained")
@@ -141,7 +142,7 @@ def draw_seen(answers):
 
 @dataclass(kw_only=True)
 class Options(ScriptOptions):
-    images: tuple[str, ...] = option((), "image files, one digit in each", positional=True, nargs="+", metavar="IMAGE")
+    images: tuple[str, ...] = option((), "image files, or folders of them", positional=True, nargs="+", metavar="IMAGE")
     run: str | None = option(None, "a run folder or a safetensors file of weights", type=path_arg, metavar="RUN")
     out: str = option(str(ROOT / "out/simplenn/predict"), "folder of seen.png", type=path_arg, metavar="DIR")
 
@@ -153,7 +154,7 @@ def main(argv=None):
     out = run.make_folder(args.out)
     answers = []
     failed = []
-    for path in map(Path, args.images):
+    for path in photos.list_images(args.images):
         try:
             image, two_digits = prepare(path, model.as_mnist)
         except run.UserError as error:

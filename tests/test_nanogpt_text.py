@@ -683,6 +683,14 @@ def test_samples_whose_output_cannot_be_written(how, tmp_path):
     assert len((tmp_path / "generated_nanogpt.txt").read_text(encoding="utf-8")) > 400
 
 
+def test_a_text_that_ends_at_once_says_how_to_begin(tmp_path, capsys):
+    """phi1 answers an empty line with the end of the text."""
+    sample.main(["phi1", "--temperature", "0", "--device", "cpu", "--out", str(tmp_path)])
+    assert "--prompt TEXT" in capsys.readouterr().err
+    sample.main(["phi1", "--temperature", "0", "--device", "cpu", "--out", str(tmp_path), "--prompt", "def "])
+    assert "--prompt TEXT" not in capsys.readouterr().err
+
+
 def test_sample_takes_the_newest_run_or_the_committed_model(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(run, "ROOT", tmp_path)
     monkeypatch.chdir(tmp_path)

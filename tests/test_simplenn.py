@@ -673,7 +673,9 @@ def test_a_run_on_images_of_ones_own_sees_an_image_as_in_training(ink, paper, tm
     network = saved.open_model(str(tmp_path / "run"))
     assert not network.as_mnist
     files = sorted((tmp_path / "own").glob("*/*.png"))
-    answers = predict.main([*map(str, files), "--run", str(tmp_path / "run"), "--out", str(tmp_path / "out")])
+    folders = [str(folder) for folder in sorted((tmp_path / "own").iterdir())]
+    answers = predict.main([*folders, "--run", str(tmp_path / "run"), "--out", str(tmp_path / "out")])
+    assert [name for name, _, _ in answers] == [file.name for file in files]
     seen = {image.tobytes() for _, image, _ in answers}
     trained_on = torch.cat([part.images for part in data.load(str(tmp_path / "own"))[:3]])
     assert seen == {image.numpy().tobytes() for image in trained_on[:, 0]}
