@@ -457,6 +457,9 @@ def test_every_layout_of_a_folder_has_a_test_set(parts, counts, tmp_path):
     again = data.load(str(tmp_path / "b"), family="imagenet")
     assert [part.names for part in again[:3]] == [part.names for part in sets]
     assert again[3]["digest"] == facts["digest"] and (again[3]["name"], facts["name"]) == ("b", "a")
+    changed = next(file for file in sorted((tmp_path / "b").rglob("*")) if file.is_file())
+    changed.write_bytes(changed.read_bytes() + b" ")
+    assert data.load(str(tmp_path / "b"), family="imagenet")[3]["digest"] != facts["digest"], "names and sizes count"
     assert [len(part) for part in data.load(str(tmp_path / "a"), limit=3, family="imagenet")[:3]] == [3, 3, 3]
 
 

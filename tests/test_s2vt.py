@@ -29,8 +29,8 @@ from conftest import failure, lazy, load, one_line, run
 from helpers import Silent, names
 
 train, data, model = (lazy("s2vt", name) for name in ("train", "data", "model"))
-checkpoint, decode, extractors, scores, videos = (
-    lazy("s2vt", name) for name in ("checkpoint", "decode", "extractors", "scores", "videos")
+checkpoint, decode, extractors, readers, scores, videos = (
+    lazy("s2vt", name) for name in ("checkpoint", "decode", "extractors", "readers", "scores", "videos")
 )
 PAD, BOS, EOS, UNK = range(4)
 AT_ONCE = {"gru": torch.nn.GRUCell, "lstm": torch.nn.LSTMCell}
@@ -575,6 +575,16 @@ def test_fuzzed_files_of_videos_and_weights(tmp_path, clips):
         weights.write_bytes(content)
         code, message = failure(checkpoint.load, str(weights))
         assert code == 1 and one_line(message) and "w.safetensors" in message
+
+
+@pytest.mark.parametrize("count, end", [(10, "clip9)"), (11, "clip9, ...)")])
+def test_ten_clips_that_are_left_out_are_named(count, end, tmp_path, capsys):
+    notes = readers.Notes()
+    for i in range(count):
+        notes.add("clips without captions", f"clip{i}")
+    notes.print(tmp_path)
+    line = capsys.readouterr().err.strip()
+    assert f"{count} clips without captions (clip0, clip1," in line and line.endswith(end)
 
 
 @pytest.mark.slow

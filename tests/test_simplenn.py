@@ -776,6 +776,24 @@ def test_optax_agrees_with_pytorch_in_float64():
         assert np.allclose(*losses, rtol=tolerance, atol=0) and losses[0][-1] < losses[0][0] / 2
 
 
+def test_losses_of_pytorch_beside_optax_by_hand():
+    """Two steps of Adam: the first moves each number by the learning rate, against the sign of its gradient."""
+    train_set = data.load("builtin", limit=64, flat=True)[0]
+    losses = train_optax.torch_losses(train_set, [784, 8, 10], 32, 1e-3, 0, torch.float64, 3)
+    net = train_optax.network([784, 8, 10], 0, torch.float64)
+    first = [torch.zeros_like(p) for p in net.parameters()]  # moments
+    second = [torch.zeros_like(p) for p in net.parameters()]
+    batches = train_optax.batches(train_set, 32, 0, torch.float64)
+    for step, (x, y) in zip(range(1, 4), batches):
+        loss = F.cross_entropy(net(x), y)
+        assert losses[step - 1] == pytest.approx(loss.item(), rel=1e-9)
+        gradients = torch.autograd.grad(loss, list(net.parameters()))
+        for p, g, m, v in zip(net.parameters(), gradients, first, second):
+            m.lerp_(g, 0.1)
+            v.lerp_(g * g, 0.001)
+            p.data -= 1e-3 * (m / (1 - 0.9**step)) / ((v / (1 - 0.999**step)).sqrt() + 1e-8)
+
+
 @pytest.mark.slow
 @pytest.mark.draws
 def test_optax_trains_to_the_end(tmp_path):
