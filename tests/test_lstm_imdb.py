@@ -418,7 +418,7 @@ def test_a_step_is_the_formula(name):
     assert_same_step(parameters, moved, large, args)
 
 
-def test_a_step_of_pretraining_is_the_formula():
+def test_a_step_of_pretraining_is_the_formula(monkeypatch):
     pretrain = load("lstm_imdb", "pretrain")
     args = pretrain.from_recipe("tiny", data="builtin", limit=6, bs=20, epochs=1, dropout=0.0, bidirectional=True)
     loaded = train.load_data(args)
@@ -436,9 +436,14 @@ def test_a_step_of_pretraining_is_the_formula():
     parameters = {
         name: p for name, p in lm.named_parameters() if not name.startswith("net.linear")
     }  # has no part in it
+    gradients = torch.autograd.grad(loss, list(parameters.values()), retain_graph=True)
     moved, large = step_of_adamw(parameters, loss, args)
+    norms = []  # before clipping: the first step of AdamW does not depend on the scale of the gradients
+    clip = torch.nn.utils.clip_grad_norm_
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *given: norms.append(clip(*given)))
     r = Silent()
     pretrain.pretrain(args, r, lm, loaded)
+    assert norms[0].item() == pytest.approx(torch.cat([g.flatten() for g in gradients]).norm().item(), rel=1e-4)
     assert r.rows[0]["train_loss"] == pytest.approx(loss.item(), abs=1e-5)
     assert_same_step(parameters, moved, large, args)
 

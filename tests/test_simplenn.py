@@ -801,6 +801,7 @@ def test_optax_trains_to_the_end(tmp_path):
     words = ["--data", "builtin", "--limit", "300", "--epochs", "3", "--hidden", "32", "--out", str(tmp_path)]
     record = train_optax.main(words)
     assert record["final"]["test_accuracy"] > 0.6 and len(record["curve"]) == 3
+    assert record["dataset"]["train"] <= 300 == record["args"]["limit"]
     assert {"optax.json", "drift.png", "losses.png"} <= {f.name for f in tmp_path.iterdir()}
 
 

@@ -383,6 +383,13 @@ def problems(data_dir):
     return [json.loads(line) for line in (data_dir / "code" / "mbpp.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.parametrize(
+    "vocabulary, tokens, size", [(1024, 10**6, 614_400), (1024, 10**5, 300_000), (300, 10, 20_000)]
+)
+def test_byte_pairs_are_learned_from_enough_text(vocabulary, tokens, size):
+    assert textbooks.prepare.sample_size(vocabulary, tokens) == size
+
+
 def test_a_planted_copy_is_caught(data_dir):
     """A solution in the middle of a document; one in another layout; one with every tenth word replaced."""
     item = max(problems(data_dir("code")), key=lambda item: len(item["code"]))

@@ -49,7 +49,7 @@ def prepare(args, work: Path) -> dict:
         documents[name], removed[name] = clean.decontaminate(up_to(texts_of_source, longest), index)
     solved = [row["prompt"] + row["completion"] for row in clean_rows]
     print(f"byte pairs: learning {args.vocabulary:,}", flush=True)
-    sample = max(20_000, min(600 * args.vocabulary, 3 * args.tokens))  # characters of each source
+    sample = sample_size(args.vocabulary, args.tokens)
     mixture = [cut(texts_of_source, sample) for texts_of_source in (*documents.values(), solved)]
     tokenizer = train_tokenizer("\n".join(mixture), args.vocabulary)
     record = {
@@ -169,6 +169,12 @@ def up_to(documents: list[str], characters: int) -> list[str]:
 
 def cut(documents: Iterable[str], characters: int) -> str:
     return "\n".join(up_to(list(documents), characters))[:characters]
+
+
+def sample_size(vocabulary: int, tokens: int) -> int:
+    """How many characters of each source the byte pairs are learned from: more for a large vocabulary, at most about as
+    many as are trained on, and never very few."""
+    return max(20_000, min(600 * vocabulary, 3 * tokens))
 
 
 def train_tokenizer(text: str, size: int) -> BytePairs:
