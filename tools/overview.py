@@ -60,7 +60,8 @@ def lms(ax):
 
 
 def simplenn(ax):
-    rows = [row for row in read("simplenn/results/deep_vs_shallow-functions.json")["rows"] if row["state"] == "done"]
+    rows = read("simplenn/results/deep_vs_shallow-functions.json")["rows"]
+    rows = [row for row in rows if row["state"] == "done" and row["variant"] == "LeakyReLU"]
     for function, color, shift in (("sinc", BLUE, -0.12), ("square", ORANGE, 0.12)):
         chosen = [row for row in rows if row["function"] == function]
         depths = sorted({row["hidden_layers"] for row in chosen})

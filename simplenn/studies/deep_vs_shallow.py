@@ -103,6 +103,8 @@ def draw_functions(record):
         line[1].sharey(line[0])
         draw_predictions(line[2], points, "LeakyReLU")
         draw_accuracies(line[3], {variant: variants[variant] for variant in ("ReLU", "LeakyReLU")})
+    for variant, fill in (("ReLU", "none"), ("LeakyReLU", "full")):
+        axes[0, 3].plot([], [], "ko", alpha=0.5, fillstyle=fill, label=variant)
     for panel in axes[-1, :2]:
         panel.set_xlabel("epoch")
     axes[-1, 2].set_xlabel("x")
@@ -134,12 +136,11 @@ def draw_predictions(panel, points, variant):
 def draw_accuracies(panel, variants):
     """A dot for each seed: hollow with ReLU, full with LeakyReLU."""
     for side, (variant, rows) in zip((-0.13, 0.13), variants.items()):
+        fill = "none" if variant == "ReLU" else "full"
         for i, runs in enumerate(tools.groups(rows, "network").values()):
             accuracies = [row["final"]["accuracy"] for row in runs]
-            color = f"C{i}"
-            face = "none" if variant == "ReLU" else color
-            panel.plot([i + side] * len(accuracies), accuracies, "o", alpha=0.5, color=color, markerfacecolor=face)
-    panel.set(ylabel="points within 0.05", ylim=(0, 1.02), title="hollow: ReLU; full: leaky")
+            panel.plot([i + side] * len(accuracies), accuracies, "o", alpha=0.5, color=f"C{i}", fillstyle=fill)
+    panel.set(ylabel="points within 0.05", ylim=(0, 1.02), title="a dot for each seed")
     panel.set_xticks(range(len(MLPS)), [network.split()[0] for network in MLPS])
 
 
