@@ -796,8 +796,9 @@ def test_losses_of_pytorch_beside_optax_by_hand():
 
 @pytest.mark.slow
 @pytest.mark.draws
-def test_optax_trains_to_the_end(tmp_path):
+def test_optax_trains_to_the_end(tmp_path, monkeypatch):
     pytest.importorskip("optax", reason="JAX and optax are not installed: pip install jax optax")
+    monkeypatch.setattr(train_optax, "DRIFT_STEPS", 1001)
     words = ["--data", "builtin", "--limit", "300", "--epochs", "3", "--hidden", "32", "--out", str(tmp_path)]
     record = train_optax.main(words)
     assert record["final"]["test_accuracy"] > 0.6 and len(record["curve"]) == 3
