@@ -1,5 +1,6 @@
 """The programs in tools/, the notebooks' first cell, and the files at the top that must agree with each other."""
 
+import argparse
 import importlib.util
 import json
 import os
@@ -15,7 +16,7 @@ from PIL import Image
 
 import conftest
 import processes
-from conftest import FOLDERS, ROOT, load, quick
+from conftest import FOLDERS, ROOT, failure, load, one_line, quick
 
 
 def load_tool(name):
@@ -366,6 +367,50 @@ def test_the_colab_notebook_trains_and_shows_the_curves(clone, monkeypatch, caps
 
 
 # ------------------------------------------------------------------------------------------ files that must agree
+
+
+@pytest.fixture(scope="module")
+def gallery():
+    return load_tool("gallery")  # which imports PyTorch
+
+
+@pytest.mark.slow
+@pytest.mark.draws
+@pytest.mark.parametrize(
+    "name, shown",
+    [
+        ("simplenn", "it reads: 5"),
+        ("resnet", "32 x 32 pixels"),
+        ("lstm_imdb", "positive"),
+        ("nanogpt", "ROMEO:"),
+        ("gan", None),
+        ("s2vt", "“"),
+    ],
+)
+def test_a_picture_of_the_gallery(name, shown, gallery, monkeypatch):
+    """What the committed networks make of their inputs; a meadow stands for the clips, which are not here."""
+
+    def meadow(videos, clip, count=1):
+        return [Image.new("RGB", (320, 240), (90, 150, 60)) for _ in range(count)]
+
+    monkeypatch.setattr(gallery, "middle_frames", meadow)
+    figure = gallery.PICTURES[name](argparse.Namespace(videos=None))
+    texts = [text.get_text() for axes in figure.axes for text in (axes.title, *axes.texts)]
+    texts += [text.get_text() for text in figure.texts]
+    if shown:
+        assert any(shown in text for text in texts), texts
+    else:
+        (image,) = figure.axes[0].images
+        assert image.get_array().std() > 20, "digits, not one colour"
+
+
+@pytest.mark.slow
+def test_the_gallery_names_what_it_lacks(gallery, tmp_path):
+    code, message = failure(gallery.main, ["s2vt", "--out", str(tmp_path)])
+    assert code == 1 and one_line(message) and "--videos DIR" in message and not list(tmp_path.iterdir())
+    assert failure(gallery.main, ["lms", "--out", str(tmp_path)])[0] == 2
+    gallery.main(["nanogpt", "--out", str(tmp_path)])
+    assert Image.open(tmp_path / "nanogpt.png").size == (420, 230)
 
 
 FIGURES = redraw.read_lists()

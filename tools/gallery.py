@@ -128,7 +128,7 @@ def resnet(args) -> Figure:
     right = figure.add_axes((0.855, 0.3, 0.11, 0.4))
     photograph.thumbnail((112, 112))
     show(left, photograph, "a photograph")
-    show(middle, seen.permute(1, 2, 0), "32 x 32 pixels")
+    show(middle, seen.permute(1, 2, 0).numpy(), "32 x 32 pixels")
     bars(right, [network.classes[i] for i in likeliest], odds[likeliest].tolist())
     return figure
 
