@@ -11,6 +11,7 @@ import math
 import os
 import random
 import re
+import shlex
 import shutil
 import sys
 from fractions import Fraction
@@ -1315,6 +1316,122 @@ def test_an_interval_of_a_difference_holds_it_and_excludes_zero_where_one_is_alw
         better, same = rows["S2VT, GRU", score], rows["same", score]
         assert 0 < better["low"] <= better["difference"] <= better["high"]
         assert same["low"] == same["difference"] == same["high"] == 0
+
+
+@pytest.fixture(scope="module")
+def described(tmp_path_factory):
+    """The folder of a run on twelve built-in clips, which stand for those of MSVD."""
+    out = tmp_path_factory.mktemp("described") / "run"
+    train.main(["--data", "builtin", "--recipe", "tiny", "--limit", "12", "--epochs", "2", "--out", str(out)])
+    return out
+
+
+@pytest.fixture
+def compare(monkeypatch):
+    module = load("s2vt", "compare")
+    built_in = data.load("builtin", limit=12)
+    monkeypatch.setattr(module.data, "load", lambda *args, **options: built_in)
+    monkeypatch.setattr(module, "ALL", len(built_in[0]))
+    monkeypatch.setattr(module, "RESAMPLES", 20)
+    return module
+
+
+def copy_runs(run_folder, runs, names):
+    for name in names:
+        shutil.copytree(run_folder, runs / name)
+
+
+@pytest.mark.slow
+def test_the_folds_are_scored_as_one_set_of_clips(described, compare, tmp_path, capsys):
+    settings = [s for name, s in compare.STUDIES["folds"].items() if name.startswith("S2VT, GRU, dropout 0.3")]
+    folders = [compare.folder_name(setting, 0) for setting in settings]
+    copy_runs(described, tmp_path, folders)
+    compare.main(["folds", "--runs", str(tmp_path)])
+    printed = capsys.readouterr().out
+    rows = json.loads((tmp_path / "choice.json").read_text())["rows"]
+    kinds = [row["captioner"] for row in rows]
+    assert {kind: kinds.count(kind) for kind in kinds} == {
+        "best constant caption": 1,
+        "nearest neighbours": 2 * len(compare.NEIGHBOURS),
+        "S2VT, GRU": len(compare.WIDTHS),
+    }
+    _, val, *_ = compare.data.load()
+    greedy = checkpoint.load(str(described)).captions(val.features, 1)
+    (row,) = (row for row in rows if row.get("width") == 1)
+    assert row["bleu4"] == pytest.approx(scores.bleu(greedy * 5, val.captions * 5)[3])
+    assert row["cider"] == pytest.approx(scores.cider(greedy * 5, val.captions * 5))
+    best = max((row for row in rows if row["captioner"] == "S2VT, GRU"), key=lambda row: row["bleu4"] + row["cider"])
+    first_line = next(line for line in printed.splitlines() if line.startswith("S2VT, GRU"))
+    assert f"BLEU-4 {best['bleu4']:.3f}   CIDEr-D {best['cider']:.3f}" in first_line
+
+    record = json.loads((tmp_path / folders[-1] / "run.json").read_text())
+    (tmp_path / folders[-1] / "run.json").write_text(json.dumps(record | {"state": "interrupted"}))
+    compare.main(["folds", "--runs", str(tmp_path)])
+    rows = json.loads((tmp_path / "choice.json").read_text())["rows"]
+    assert all(row["captioner"] != "S2VT, GRU" for row in rows), "a fold is missing"
+
+
+@pytest.mark.slow
+def test_the_test_clips_are_described_by_every_run_that_has_ended(described, compare, tmp_path, capsys):
+    names = {name: compare.folder_name(setting, 0) for name, setting in compare.STUDIES["clips"].items()}
+    sizes = [compare.folder_name(setting, 0) for setting in compare.STUDIES["sizes"].values()]
+    copy_runs(described, tmp_path, [names["S2VT, GRU"], names["mean of the frames"], sizes[0]])
+    compare.main(["test", "--runs", str(tmp_path), "--seeds", "1", "--beam", "2", "--neighbours", "3"])
+    printed = capsys.readouterr().out
+    assert printed.count("has not ended, and is left out") == len(names) - 2 + len(sizes) - 1
+
+    def read(name):
+        return json.loads((tmp_path / name).read_text())
+
+    (test_set,) = (compare.data.load()[2],)
+    rows = read("scores-clips.json")["rows"]
+    assert [(row["captioner"], row.get("width"), row.get("neighbours")) for row in rows] == [
+        ("best constant caption", None, None),
+        ("nearest clip", None, 1),
+        ("nearest neighbours", None, 3),
+        ("S2VT, GRU", 1, None),
+        ("S2VT, GRU", 2, None),
+        ("mean of the frames", 1, None),
+        ("mean of the frames", 2, None),
+    ]
+    assert [row["train_clips"] for row in read("scores-sizes.json")["rows"]] == [35, 35]
+    told = read("captions.json")
+    network = checkpoint.load(str(described))
+    assert told["ids"] == test_set.ids and told["rows"][3]["captions"] == network.captions(test_set.features, 1)
+    for row, text in zip(rows, told["rows"]):
+        assert row["bleu4"] == pytest.approx(scores.bleu(text["captions"], test_set.captions)[3])
+    leads = [row for row in read("intervals.json")["rows"] if row["captioner"] == "S2VT, GRU"]
+    same = [row["difference"] for row in leads if row["against"] == "mean of the frames"]
+    assert same == [0.0, 0.0], "the two runs are copies of one"
+
+
+@pytest.mark.parametrize("name", ["order", "parts", "folds", "clips", "sizes"])
+def test_every_setting_of_a_study_is_another_training(name, capsys):
+    sweep = load("s2vt", "sweep")
+    sweep.main(["--study", name, "--seeds", "2", "--list"])
+    lines = [line for line in capsys.readouterr().out.splitlines() if "train.py" in line]
+    trainings = []
+    for line in lines:
+        words = shlex.split(line)
+        options = train.parse(words[[word.endswith("train.py") for word in words].index(True) + 1 :])
+        trainings.append({key: value for key, value in vars(options).items() if key != "out"})
+    assert len(trainings) == 2 * len(sweep.STUDIES[name])
+    assert all(first != second for i, first in enumerate(trainings) for second in trainings[:i])
+
+
+@pytest.mark.draws
+def test_a_study_reports_means_over_the_runs_that_ended(tmp_path, capsys):
+    sweep = load("s2vt", "sweep")
+
+    def row(setting, seed, bleu4, state="done"):
+        curve = dict(epoch=[1, 2], val_bleu4=[0.1, bleu4])
+        return {"setting": setting, "seed": seed, "state": state, "final": {"test_bleu4": bleu4, "order": 0.5}} | curve
+
+    rows = [row("S2VT", 0, 0.2), row("S2VT", 1, 0.4), row("S2VT", 2, 0.9, "diverged"), row("pooled", 0, 0.1, "killed")]
+    sweep.report("order", rows, tmp_path)
+    out = capsys.readouterr().out
+    assert "BLEU-4 0.300   order right in 50.0%   (2 runs)" in out and "pooled" not in out
+    assert json.loads((tmp_path / "order.json").read_text())["rows"] == rows and (tmp_path / "order.png").exists()
 
 
 # ----------------------------------------------------------------------------------------------- steps and options

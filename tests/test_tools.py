@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -369,6 +370,46 @@ def test_the_colab_notebook_trains_and_shows_the_curves(clone, monkeypatch, caps
 # ------------------------------------------------------------------------------------------ files that must agree
 
 
+@pytest.mark.draws
+def test_a_figure_is_redrawn_when_its_record_changes(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(redraw, "ROOT", tmp_path)
+    folder = tmp_path / "steps" / "figures"
+    monkeypatch.setattr(redraw, "FIGURES", [folder])
+    folder.mkdir(parents=True)
+    record = tmp_path / "steps" / "results" / "losses.json"
+    record.parent.mkdir()
+    record.write_text("[3, 2, 1]")
+    code = """
+        from matplotlib.figure import Figure
+        def draw(record):
+            figure = Figure()
+            figure.subplots().plot(record)
+            return figure
+    """
+    (tmp_path / "steps" / "plots.py").write_text(textwrap.dedent(code))
+    lines = {
+        "losses.png": {"draw": "plots.draw", "record": "losses.json"},
+        "photo.png": {"command": "python steps/x.py"},
+    }
+    redraw.write_list(folder, lines)
+
+    def drawn(*argv):
+        redraw.main([str(word) for word in argv])
+        return capsys.readouterr().out.split()
+
+    assert drawn() == ["steps/figures/losses.png"] and Image.open(folder / "losses.png").size[0] > 100
+    line = json.loads((folder / "figures.json").read_text())["losses.png"]
+    assert line["file"] == redraw.digest((folder / "losses.png").read_bytes()) and len(line["data"]) == 16
+    assert drawn() == [], "nothing has changed"
+    assert drawn(folder / "losses.png") == ["steps/figures/losses.png"], "in any case"
+    record.write_text("[3, 2, 0]")
+    assert drawn() == ["steps/figures/losses.png"]
+    assert json.loads((folder / "figures.json").read_text())["losses.png"]["data"] != line["data"]
+    assert "plots.draw" in drawn("--list") and json.loads((folder / "figures.json").read_text()).keys() == lines.keys()
+    for wrong in ("photo.png", "none.png"):
+        assert failure(redraw.main, [str(folder / wrong)])[0] == 2
+
+
 @pytest.fixture(scope="module")
 def gallery():
     return load_tool("gallery")  # which imports PyTorch
@@ -405,6 +446,7 @@ def test_a_picture_of_the_gallery(name, shown, gallery, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.draws
 def test_the_gallery_names_what_it_lacks(gallery, tmp_path):
     code, message = failure(gallery.main, ["s2vt", "--out", str(tmp_path)])
     assert code == 1 and one_line(message) and "--videos DIR" in message and not list(tmp_path.iterdir())
