@@ -41,7 +41,7 @@ from checkpoint import (
 )
 from data import DATA_HELP, TOKENS, dataset_arg
 from model import LAYERS, MLPS, NORMS
-from optim import lr_factor, make_optimizers
+from optim import lr_factor, make_average, make_optimizers
 from sampling import generate
 from training.diagnostics import check_start, draw_layers, gradient_norms, update_ratios
 from training.validation import estimate, eval_tokens, evaluate, loss_of, perplexity, steps_between_evaluations
@@ -77,6 +77,9 @@ class Options(run.TrainOptions):
     decay: str = option("cosine", "how the learning rate falls at the end", choices=["cosine", "linear"])
     cooldown: float = option(1.0, "the last fraction of the run, in which it falls", at_least=0, at_most=1)
     final_lr: float = option(0.1, "the learning rate at the end, as a fraction of --lr", at_least=0)
+    ema: float = option(
+        0.0, "decay of the average of weights that is evaluated and kept; 0: no average", at_least=0, below=1
+    )
     evals: int = option(10, "evaluations in a run", above=0)
     compile: bool = option(False, "torch.compile the model")
     kind: str = option("gpt", "the network", choices=list(KINDS))
@@ -211,10 +214,11 @@ class Progress:
     seconds: float = 0.0  # of training, with evaluations
 
 
-def begin(args, r, text, model, optimizers, micro_batch, init) -> Progress:
+def begin(args, r, text, parts, micro_batch, init) -> Progress:
     """The progress of the run that is resumed, or of a new one, which gets the weights `init`, if any, and whose first
-    loss is checked."""
-    if state := r.load(model=model, optimizer=optimizers):
+    loss is checked. parts: the model, the optimizers and the average, as checkpoints name them."""
+    model = parts["model"]
+    if state := r.load(**parts):
         losses = state["losses"].to(r.device)
         if r.rank:  # a checkpoint has sums over processes
             losses = torch.zeros_like(losses)
@@ -238,11 +242,11 @@ def mean_losses(progress: Progress, r) -> torch.Tensor:
     return losses
 
 
-def save(r, model, optimizers, progress: Progress, **constants):
+def save(r, parts, progress: Progress, **constants):
     losses = torch.zeros(0)
     if progress.losses:
         losses = r.all_reduce(torch.stack(progress.losses))
-    r.save(model=model, optimizer=optimizers, **vars(progress) | {"losses": losses}, **constants)
+    r.save(**parts, **vars(progress) | {"losses": losses}, **constants)
 
 
 def train(args, r, text, init=None):
@@ -253,12 +257,17 @@ def train(args, r, text, init=None):
         run.check_memory(lambda: build(config), r.device, "the sizes of the network")
     model = build(config).to(r.device)
     optimizers = make_optimizers(model, args, r.device)
+    average = make_average(model, args.ema, args.iters) if args.ema else None
+    eval_model = average.module if average else model  # what is evaluated, and saved as best.pt
+    parts = {"model": model, "optimizer": optimizers}
+    if average:
+        parts["average"] = average
     eval_every = steps_between_evaluations(args)
     n_eval = eval_tokens(args, text, model.block_size)
     share = args.bs // r.world
     micro_batch = ddp.micro_batch_size(args.bs, args.micro_batch)
     describe(args, r, text, model, n_eval)
-    progress = begin(args, r, text, model, optimizers, micro_batch, init)
+    progress = begin(args, r, text, parts, micro_batch, init)
     r.note(muon_precision=optimizers[-1].param_groups[0].get("precision"))  # of its products; a resumed run keeps it
     ddp_model, _ = r.wrap(model)
     ddp_model = torch.compile(ddp_model) if args.compile else ddp_model
@@ -278,6 +287,8 @@ def train(args, r, text, init=None):
             gradients = gradient_norms(model)
             before = [p.detach().clone() for p in model.parameters()]
         update(model, optimizers, args, progress.step)
+        if average:
+            average.update_parameters(model)
         progress.step += 1
         bar.update()
 
@@ -285,23 +296,23 @@ def train(args, r, text, init=None):
             losses = mean_losses(progress, r)
             bar.set_postfix(loss=f"{losses[-1].item():.3f}")
         if evaluating:
-            val_loss = evaluate(model, text.val, micro_batch, r, n_eval)
+            val_loss = evaluate(eval_model, text.val, micro_batch, r, n_eval)
             r.check_finite(torch.tensor([val_loss]), progress.step)
             row = {"iter": progress.step, "train_loss": losses.mean().item(), "val_loss": val_loss}
             row |= {"lr": optimizers[0].param_groups[0]["lr"], "elapsed_seconds": round(time.monotonic() - began, 2)}
             r.log(row | gradients | update_ratios(model, before))
-            print_evaluation(args, r, row, sample(model, text, args.seed, progress.step, r))
+            print_evaluation(args, r, row, sample(eval_model, text, args.seed, progress.step, r))
             progress.losses = []
             if val_loss < progress.best:
                 progress.best = val_loss
                 losses_of_best = {"train_loss": row["train_loss"], "val_loss": val_loss}
-                r.save_best(model=model, step=progress.step, **losses_of_best, **constants)
+                r.save_best(model=eval_model, step=progress.step, **losses_of_best, **constants)
 
         stopping = r.should_stop()
         due = r.save_due(SAVE_SECONDS)
         if evaluating or stopping or due:
             progress.seconds = round(time.monotonic() - began, 2)
-            save(r, model, optimizers, progress, **constants)
+            save(r, parts, progress, **constants)
         if stopping:
             r.stop()
     bar.close()

@@ -401,6 +401,7 @@ OPTIONS = {  # option: (other flags, flags of both runs); they must end with oth
     "decay": ("--decay linear", ""),
     "cooldown": ("--cooldown 0.5", ""),
     "final_lr": ("--final-lr 0.5", ""),
+    "ema": ("--ema 0.5", "--iters 40"),
     "evals": ("--evals 2", ""),
     "kind": ("--kind bigram", ""),
     "block_size": ("--block-size 8", ""),
@@ -431,6 +432,28 @@ def short_run(folder, *flags):
     weights = torch.load(folder / "last.pt", weights_only=True)["model"]
     rows = [{name: value for name, value in row.items() if "seconds" not in name} for row in metrics(folder)]
     return rows, {name: p.tolist() for name, p in weights.items()}
+
+
+def test_the_average_of_weights_is_its_formula(tmp_path, monkeypatch, quick_samples):
+    """a <- d a + (1 - d) w after each step, from the first weights on; d is at most 1 - 10 / 40 in 40 steps."""
+    average = {}
+    update = train.update
+
+    def recorded(model, *rest):
+        update(model, *rest)
+        for name, p in model.named_parameters():
+            now = p.detach().double()
+            average[name] = 0.75 * average[name] + 0.25 * now if name in average else now
+
+    monkeypatch.setattr(train, "update", recorded)
+    rows, weights = short_run(tmp_path / "run", "--iters", "40", "--ema", "0.9")
+    best = torch.load(tmp_path / "run" / "best.pt", weights_only=True)["model"]
+    for name, expected in average.items():
+        assert torch.allclose(best[name].double(), expected, atol=1e-6), name
+    assert any(torch.tensor(weights[name]).sub(p).abs().max() > 1e-3 for name, p in best.items()), (
+        "not the last weights"
+    )
+    assert len(rows) == 1
 
 
 @pytest.fixture(scope="module")
@@ -729,7 +752,7 @@ def test_a_run_that_is_stopped_between_evaluations_ends_the_same(tmp_path, monke
         save(r, *name, **state)
 
     monkeypatch.setattr(train.ddp.Run, "save", recorded_save)
-    dropout = ["--dropout", "0.1"]
+    dropout = ["--dropout", "0.1", "--ema", "0.8"]
     fit(tmp_path / "whole", *dropout)
     assert saved == set(range(1, 61))
     steps = iter(range(1, 99))
