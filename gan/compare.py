@@ -2,6 +2,7 @@
 
     python gan/compare.py --study losses --seeds 3     # the four losses on one network, CIFAR-10
     python gan/compare.py --study papers --seeds 1     # each paper's own network
+    python gan/compare.py --study epochs --seeds 3     # 50 epochs of twice the width: hours
     python gan/compare.py --study losses --list        # only print the commands, for another engine to run
     python gan/compare.py --data mnist --epochs 2      # a quick look
 
@@ -42,6 +43,9 @@ STUDIES = {  # study: {setting: arguments of train.py}
         f"{NAMES[m]}, learning rate {lr:g}": dict(LONG, model=m, recipe="plain", epochs=5, lr=lr)
         for m, rates in RATES.items()
         for lr in rates
+    },
+    "epochs": {  # with the rate that the study "rates" chose for all four
+        NAMES[m]: dict(LONG, model=m, recipe="plain", lr=5e-4) for m in NAMES
     },
     "papers": {f"{NAMES[m]}, own network": dict(BUDGET, model=m, recipe="paper") for m in NAMES},
     "wgan-lr": {
