@@ -5,7 +5,6 @@ from common.schedules import cosine
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -98,13 +97,3 @@ def make_optimizers(model: nn.Module, args, device: torch.device) -> list[torch.
         for group in optimizer.param_groups:
             group["peak"] = group["lr"]
     return optimizers
-
-
-def make_average(model: nn.Module, ema: float, steps: int) -> AveragedModel:
-    """The exponential moving average of the weights (Polyak and Juditsky 1992): a <- ema a + (1 - ema) w.
-
-    Its horizon is 1 / (1 - ema) steps, at most a tenth of the run's `steps`; otherwise a short run's average would
-    still contain its initial weights.
-    """
-    ema = max(0.0, min(ema, 1 - 10 / steps))
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema))

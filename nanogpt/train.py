@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from common import ddp, run
+from common.averages import build_average
 from common.options import option
 
 import torch
@@ -41,7 +42,7 @@ from checkpoint import (
 )
 from data import DATA_HELP, TOKENS, dataset_arg
 from model import LAYERS, MLPS, NORMS
-from optim import lr_factor, make_average, make_optimizers
+from optim import lr_factor, make_optimizers
 from sampling import generate
 from training.diagnostics import check_start, draw_layers, gradient_norms, update_ratios
 from training.validation import estimate, eval_tokens, evaluate, loss_of, perplexity, steps_between_evaluations
@@ -257,7 +258,7 @@ def train(args, r, text, init=None):
         run.check_memory(lambda: build(config), r.device, "the sizes of the network")
     model = build(config).to(r.device)
     optimizers = make_optimizers(model, args, r.device)
-    average = make_average(model, args.ema, args.iters) if args.ema else None
+    average = build_average(model, args.ema, args.iters) if args.ema else None
     eval_model = average.module if average else model  # what is evaluated, and saved as best.pt
     parts = {"model": model, "optimizer": optimizers}
     if average:

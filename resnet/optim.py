@@ -1,10 +1,9 @@
-"""The update of the weights: the optimizers and the average of weights."""
+"""The update of the weights: the optimizers and their learning rates."""
 
 from common import run
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -73,13 +72,3 @@ def set_lr(optimizers: list[torch.optim.Optimizer], factor: float):
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * factor
-
-
-def build_average(net: nn.Module, ema: float, steps: int) -> AveragedModel:
-    """The exponential moving average of weights and buffers.
-
-    Its horizon is 1 / (1 - ema) steps, at most a tenth of the run's `steps`; otherwise a short run's average would
-    still contain its initial weights.
-    """
-    ema = max(0.0, min(ema, 1 - 10 / steps))
-    return AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(ema), use_buffers=True)

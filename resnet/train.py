@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from common import ddp, run
+from common.averages import build_average
 from common.calibration import fit_temperature
 from common.options import option
 from common.schedules import lr_factor
@@ -156,7 +157,7 @@ def train(args, r, net, train_set, val_set):
     optimizers = optim.build_optimizers(net, args)
     bs = data.examples_per_step(len(train_set), args.bs, r.world)
     steps = data.steps_per_epoch(len(train_set), args.bs)
-    average = optim.build_average(net, args.ema, args.epochs * steps) if args.ema else None
+    average = build_average(net, args.ema, args.epochs * steps) if args.ema else None
     eval_model = average.module if average else net  # the network that is validated, and saved as best.pt
     parts = {"model": net, "optimizers": optimizers}
     if average:

@@ -912,8 +912,8 @@ def test_the_loss_is_the_mean_over_examples(tmp_path):
 
 def long_average(monkeypatch):
     """The average of weights as in a long run, where a tenth of the run is more than its horizon."""
-    build = optim.build_average
-    monkeypatch.setattr(optim, "build_average", lambda net, ema, steps: build(net, ema, 1000))
+    build = train.build_average
+    monkeypatch.setattr(train, "build_average", lambda net, ema, steps: build(net, ema, 1000))
 
 
 def test_the_average_of_weights_is_the_recursion(tmp_path, monkeypatch):
@@ -939,7 +939,7 @@ def test_the_average_of_weights_is_the_recursion(tmp_path, monkeypatch):
 def test_the_average_of_a_short_run_does_not_contain_its_initial_weights():
     """With ImageNet's 0.9999, 99 % of the average of 90 steps would be the initial weights."""
     net = nn.Linear(1, 1, bias=False)
-    average = optim.build_average(net, 0.9999, 90)
+    average = train.build_average(net, 0.9999, 90)
     for step in range(90):
         net.weight.data.fill_(float(step > 0))
         average.update_parameters(net)

@@ -1383,7 +1383,7 @@ def test_the_test_clips_are_described_by_every_run_that_has_ended(described, com
     def read(name):
         return json.loads((tmp_path / name).read_text())
 
-    (test_set,) = (compare.data.load()[2],)
+    test_set = compare.data.load()[2]
     rows = read("scores-clips.json")["rows"]
     assert [(row["captioner"], row.get("width"), row.get("neighbours")) for row in rows] == [
         ("best constant caption", None, None),

@@ -20,6 +20,7 @@ VARIANTS = {  # what all networks have in common
     "LeakyReLU": dict(activation="leaky"),
     "LeakyReLU, weight decay": dict(activation="leaky", weight_decay=1e-4),
 }
+DRAWN = {"ReLU": "none", "LeakyReLU": "full"}  # variants in the figure, and how their dots are filled
 THRESHOLD = 0.001
 REGULARIZATION = {"none": {}, "dropout 0.3": dict(dropout=0.3), "weight decay 0.3": dict(weight_decay=0.3)}
 
@@ -96,14 +97,14 @@ def draw_functions(record):
     for line, (name, points) in zip(axes, record["predictions"].items()):
         of_function = [row for row in record["rows"] if row["function"] == name]
         variants = tools.groups(of_function, "variant")
-        for panel, variant in zip(line, ("ReLU", "LeakyReLU")):
+        for panel, variant in zip(line, DRAWN):
             draw_losses(panel, record, variants[variant])
             panel.set_title(f"{name}, {variant}")
         line[0].set_ylabel("training loss, median of seeds")
         line[1].sharey(line[0])
         draw_predictions(line[2], points, "LeakyReLU")
-        draw_accuracies(line[3], {variant: variants[variant] for variant in ("ReLU", "LeakyReLU")})
-    for variant, fill in (("ReLU", "none"), ("LeakyReLU", "full")):
+        draw_accuracies(line[3], {variant: variants[variant] for variant in DRAWN})
+    for variant, fill in DRAWN.items():
         axes[0, 3].plot([], [], "ko", alpha=0.5, fillstyle=fill, label=variant)
     for panel in axes[-1, :2]:
         panel.set_xlabel("epoch")
@@ -136,10 +137,10 @@ def draw_predictions(panel, points, variant):
 def draw_accuracies(panel, variants):
     """A dot for each seed: hollow with ReLU, full with LeakyReLU."""
     for side, (variant, rows) in zip((-0.13, 0.13), variants.items()):
-        fill = "none" if variant == "ReLU" else "full"
         for i, runs in enumerate(tools.groups(rows, "network").values()):
             accuracies = [row["final"]["accuracy"] for row in runs]
-            panel.plot([i + side] * len(accuracies), accuracies, "o", alpha=0.5, color=f"C{i}", fillstyle=fill)
+            places = [i + side] * len(runs)
+            panel.plot(places, accuracies, "o", alpha=0.5, color=f"C{i}", fillstyle=DRAWN[variant])
     panel.set(ylabel="points within 0.05", ylim=(0, 1.02), title="a dot for each seed")
     panel.set_xticks(range(len(MLPS)), [network.split()[0] for network in MLPS])
 
