@@ -35,10 +35,13 @@ class Images:
     """Labelled images of one size, all in memory.
 
     images: uint8 (N, C, S, S); labels: int64 (N,); classes: names; mean, std: float32 (1, C, 1, 1), over the
-    training images in units of pixel values.
+    training images in units of pixel values. Crops for training are moved by up to `margin` pixels (None: an eighth of
+    the side) and see the `border` around an image: "zeros", or "mirror", the image itself reflected.
     """
 
     eval_batch_size = 1000
+    margin: int | None = None
+    border: str = "zeros"
 
     def __init__(self, images: Tensor, labels: Tensor, classes: list[str], mean: Tensor, std: Tensor):
         self.images = images
@@ -64,8 +67,12 @@ class Images:
         """uint8 (B, C, S, S) -> float32 of mean 0 and standard deviation 1 in each channel, channels last in memory."""
         return images.float().sub_(self.mean).div_(self.std).contiguous(memory_format=torch.channels_last)
 
+    def margin_at(self, size: int) -> int:
+        """By how many pixels a crop of side `size` is moved at most."""
+        return size // 8 if self.margin is None else self.margin
+
     def padded(self, size: int) -> Tensor:
-        """All images scaled to `size` pixels and padded by an eighth of it: uint8 (N, C, 5/4 size, 5/4 size). The
+        """All images scaled to `size` pixels and padded by the margin m: uint8 (N, C, size + 2 m, size + 2 m). The
         result for the latest size is cached."""
         if size not in self._padded:
             images = self.images
@@ -75,7 +82,14 @@ class Images:
                     for part in images.split(5000)
                 ]
                 images = torch.cat([part.clamp_(0, 255).to(torch.uint8) for part in scaled])
-            self._padded = {size: F.pad(images, (size // 8,) * 4)}
+            margin = self.margin_at(size)
+            if self.border == "mirror":  # F.pad reflects no uint8 images
+                places = torch.arange(-margin, size + margin, device=images.device).abs()  # ..., 2, 1, 0, 1, 2, ...
+                places = size - 1 - (size - 1 - places).abs()
+                padded = images[:, :, places][:, :, :, places]
+            else:
+                padded = F.pad(images, (margin,) * 4)
+            self._padded = {size: padded}
         return self._padded[size]
 
     def batches(
@@ -109,7 +123,7 @@ class Images:
         even = torch.rand(n, generator=torch.Generator().manual_seed(seed)) < 0.5
         flip = (even[order] ^ bool(epoch % 2)) & ("flip" in augment)
         size = size or self.size
-        margin = size // 8
+        margin = self.margin_at(size)
         shift = torch.full((n, 2), margin)
         if "crop" in augment:
             shift = (draws[:, :2] * (2 * margin + 1)).long()

@@ -37,6 +37,7 @@ train = lazy("resnet")
 data = lazy("resnet", "data")
 model = lazy("resnet", "model")
 optim, folders = lazy("resnet", "optim"), lazy("resnet", "folders")
+airbench = lazy("resnet", "airbench")
 terminal = importlib.import_module("common.terminal")
 slow = pytest.mark.slow
 
@@ -230,6 +231,16 @@ def test_crops_of_a_batch_equal_crops_one_by_one(builtin, size):
     flip = torch.rand(100, generator=generator) < 0.5
     crops = data.crop_and_flip(dataset.padded(size), size, index, shift, flip)
     assert torch.equal(crops, crop_one_by_one(dataset, index, shift, flip, size))
+
+
+@pytest.mark.parametrize("size", [32, 24])
+def test_a_mirrored_border_is_torchs(builtin, size):
+    whole = builtin[0]
+    dataset = data.Images(whole.images[:9], whole.labels[:9], whole.classes, whole.mean, whole.std)
+    plain = dataset.padded(size)[:, :, size // 8 : -(size // 8), size // 8 : -(size // 8)]
+    dataset = dataset.to("cpu")
+    dataset.margin, dataset.border = 2, "mirror"
+    assert torch.equal(dataset.padded(size).float(), F.pad(plain.float(), (2, 2, 2, 2), "reflect"))
 
 
 @pytest.mark.parametrize("augment", names("resnet", "data", "AUGMENT"))
@@ -1142,6 +1153,143 @@ def test_statistics_are_synchronized_where_that_is_asked_for(monkeypatch):
     for sync_bn in (True, False):
         net = train.build_model(dataclasses.replace(args, sync_bn=sync_bn), train_set)
         assert any(isinstance(module, nn.SyncBatchNorm) for module in net.modules()) == sync_bn
+
+
+# ------------------------------------------------------------------------------------------------------------- airbench
+
+AIRBENCH = "--data builtin --device cpu --limit 60 --epochs 2 --bs 20 --width 12 --precision fp32".split()
+
+
+def airbench_run(folder, *words):
+    return airbench.main([*AIRBENCH, *words, "--out", str(folder)])
+
+
+def test_airbench_learns(tmp_path):
+    record = airbench_run(tmp_path / "a", "--limit", "1000", "--epochs", "3", "--bs", "50")
+    assert record["final"]["test_accuracy"] > 0.5 and record["final"]["test_accuracy_of_six_views"] > 0.5
+    assert "val_accuracy" not in metrics(tmp_path / "a")[0], "the last epoch is tested, whichever was best"
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_airbench_reads_the_images_that_it_may(held_out, tmp_path, monkeypatch):
+    """All but the test images, or with --held-out all but the validation images, which are then judged; never both."""
+    parts = data.load("builtin", limit=60)[:3]
+    seen = {"training": set(), "judged": set()}
+    normalize = data.Images.normalize
+
+    def spy(self, images):
+        if torch.is_grad_enabled():  # crops; without augmentation they are the images
+            seen["training"] |= {hash(image.tobytes()) for image in images.numpy()}
+        else:
+            seen["judged"] |= {hash(image.tobytes()) for image in images.numpy()}
+        return normalize(self, images)
+
+    monkeypatch.setattr(airbench, "AUGMENT", "none")
+    monkeypatch.setattr(airbench, "build_model", lambda args, train_set: airbench.Network(10, args.width))
+    monkeypatch.setattr(data.Images, "normalize", spy)
+    airbench_run(tmp_path / "a", "--first-size", "32", "--bs", "10", *["--held-out"] * held_out)
+    of_part = [{hash(image.tobytes()) for image in part.images.numpy()} for part in parts]
+    training = of_part[0] if held_out else of_part[0] | of_part[1]
+    assert seen["training"] == training and seen["judged"] == of_part[1 if held_out else 2]
+
+
+def test_filters_begin_as_the_identity():
+    x = torch.randn(2, 5, 6, 6)
+    assert torch.equal(airbench.Convolution(5, 8)(x)[:, :5], x)
+
+
+def test_six_views_are_weighted():
+    """By the mean of one pixel, which tells which view it was: (8, 8) itself, twice as often as its diagonal ones."""
+    images = torch.arange(2 * 3 * 16 * 16.0).view(2, 3, 16, 16)
+
+    class Pixel(nn.Module):
+        def forward(self, x):
+            return x[:, :, 5, 5]
+
+    mirrored = [(images[:, :, r, c], images[:, :, r, m]) for r, c, m in ((5, 5, 10), (4, 4, 9), (6, 6, 11))]
+    (a, b), (c, d), (e, f) = mirrored
+    expected = 0.25 * (a + b) + 0.125 * (c + d) + 0.125 * (e + f)
+    assert torch.allclose(airbench.SixViews(Pixel())(images), expected)
+
+
+def test_one_step_of_airbench_is_the_formula(tmp_path, monkeypatch):
+    """Muon turns each convolution by the learning rate; SGD moves biases and the last layer by the sum of gradients."""
+    monkeypatch.setattr(optim.run, "native_bf16", lambda device: False)
+    words = ["--limit", "24", "--bs", "24", "--epochs", "1", "--held-out"]
+    args = airbench.parse([*AIRBENCH, *words])
+    train_set = data.load("builtin", limit=24)[0]
+    train_set.margin, train_set.border = 2, "mirror"
+    torch.manual_seed(0)
+    net = airbench.build_model(args, train_set)
+    airbench.normalize_filters(net)
+    ((images, labels),) = train_set.batches(24, (0, 0), "crop+flip", size=24)
+    log_p = net(images).log_softmax(1)
+    q = F.one_hot(labels, 10) * 0.8 + 0.02
+    loss = -(q * log_p).sum(1).mean()
+    parameters = {name: p for name, p in net.named_parameters() if p.requires_grad}
+    gradients = dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values()))))
+    airbench_run(tmp_path / "a", *words)
+    ours = weights(tmp_path / "a")
+    assert float(metrics(tmp_path / "a")[0]["train_loss"]) == pytest.approx(loss.item(), rel=1e-5)
+    for name, w in parameters.items():
+        if w.dim() == 4:
+            assert w.norm().item() == pytest.approx(len(w) ** 0.5)
+            new = w - 0.12 * muon_direction(gradients[name])
+        else:
+            lr = 0.67 if name == "fc.weight" else 0.053
+            gradient = 24 * gradients[name] + 24 * 2e-6 / lr * w
+            new = w - lr * (gradient + 0.85 * gradient)
+        change = (new - w).abs().max().item()
+        assert torch.allclose(ours[name], new.detach(), rtol=1e-4, atol=1e-3 * change + 1e-7), name
+
+
+def test_airbench_is_resumed_within_an_epoch(tmp_path, monkeypatch):
+    airbench_run(tmp_path / "whole")
+    calls = []
+    with monkeypatch.context() as m:
+        m.setattr(train.ddp.Run, "should_stop", lambda self: calls.append(self) or len(calls) == 8)
+        with pytest.raises(SystemExit):
+            airbench_run(tmp_path / "broken")
+    state = torch.load(tmp_path / "broken" / "last.pt", weights_only=True)
+    assert (state["epoch"], state["step"]) == (1, 2), "an epoch has 6 steps"
+    airbench.main(["--resume", str(tmp_path / "broken")])
+    assert same_weights(tmp_path / "broken", tmp_path / "whole")
+    assert metrics(tmp_path / "broken") == metrics(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--label-smoothing", "0.3"],
+        ["--lr", "0.2"],
+        ["--first-size", "28"],
+        ["--size", "28"],
+        ["--width", "16"],
+        ["--bs", "10"],
+        ["--micro-batch", "10"],
+        ["--held-out"],
+    ],
+)
+def test_every_option_of_airbench_matters(words, tmp_path):
+    words = ["--epochs", "2", *words]
+    airbench_run(tmp_path / "plain")
+    airbench_run(tmp_path / "other", *words)
+    ours, theirs = weights(tmp_path / "plain"), weights(tmp_path / "other")
+    assert any(ours[name].shape != theirs[name].shape or not torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_the_demo_takes_no_run_of_airbench(tmp_path, monkeypatch):
+    """Its network is another one; `--run` says so in a line."""
+    classifiers = importlib.import_module("common.classifiers")
+    monkeypatch.setattr(classifiers.run, "ROOT", tmp_path)
+    airbench_run(tmp_path / "out" / "resnet" / "cifar10-airbench-s0-1")
+    committed = tmp_path / "committed.safetensors"
+    committed.touch()
+    assert classifiers.find(None, "resnet", committed) == committed
+    predict = load("resnet", "predict")
+    words = ["--run", str(tmp_path / "out" / "resnet" / "cifar10-airbench-s0-1"), str(tmp_path)]
+    code, message = failure(predict.main, words)
+    assert code == 1 and one_line(message) and "airbench.py" in message
 
 
 def test_divergence_is_a_result(tmp_path):
