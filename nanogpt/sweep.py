@@ -4,7 +4,8 @@
     python nanogpt/sweep.py --study seeds                       # how much cpu and fast depend on the seed
     python nanogpt/sweep.py --study options                     # what each modern option does to the loss
     python nanogpt/sweep.py --study words --jobs 1              # bigram, MLP and GPT of equal size, in equal time
-    python nanogpt/sweep.py --study long --jobs 1               # best with 2.5 times the steps, and dropout: an hour
+    python nanogpt/sweep.py --study held-out --seeds 1          # what makes the recipe long better than best: an hour
+    python nanogpt/sweep.py --study long                        # both on the validation text: an hour
     python nanogpt/sweep.py --study options --list              # only print the commands, for another engine to run
 
 Run again, the same command continues where it stopped. --jobs 1 gives each run all cores, for studies of seconds.
@@ -39,14 +40,20 @@ STUDIES = {  # study: {setting: arguments of train.py}
         "+ rotary, QK-norm, squared ReLU": dict(recipe="muon", rotary=True, qk_norm=True, mlp="relu2"),
     },
     "words": {name: dict(recipe=name) for name in ("word-bigram", "word-mlp", "word-gpt")},
-    "long": {  # 2.5 times the steps of best: with which dropout? The validation text is not read
+    "held-out": {  # what makes `long` better than `best`? The validation text is not read
         "best": dict(recipe="best", held_out=True),
-        "2.5 times the steps": dict(recipe="best", held_out=True, iters=4500),
-        "and dropout 0.1": dict(recipe="best", held_out=True, iters=4500, dropout=0.1),
-        "and dropout 0.2": dict(recipe="best", held_out=True, iters=4500, dropout=0.2),
+        "long": dict(recipe="long", held_out=True),
+        "without weight decay": dict(recipe="long", held_out=True, weight_decay=0.0),
+        "without longer sequences": dict(recipe="long", held_out=True, block_size=128, first_block_size=None, bs=16),
+        "without the average": dict(recipe="long", held_out=True, ema=0.0),
+        "with dropout": dict(recipe="long", held_out=True, dropout=0.1, iters=3000),  # in as many seconds
+    },
+    "long": {  # all of the training text; the validation text is read once, in the end
+        "best": dict(recipe="best", evals=1),
+        "long": dict(recipe="long", evals=1),
     },
 }
-SHORT = ("clock", "seeds", "options", "words")  # minutes of a run; a run of `long` takes six, of two cores
+SHORT = ("clock", "seeds", "options", "words")  # minutes of a run; a run of the recipe `long` takes six, of two cores
 
 
 def folder_of(out, name, setting, seed):

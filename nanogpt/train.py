@@ -3,6 +3,7 @@
     python nanogpt/train.py                                        # nanoGPT's laptop run: 0.8 M parameters, Shakespeare
     python nanogpt/train.py --recipe fast                          # as many parameters, a third of the time
     python nanogpt/train.py --recipe best                          # the lowest loss in three minutes on two cores
+    python nanogpt/train.py --recipe long                          # what nanoGPT reaches in three minutes of an A100
     python nanogpt/train.py --recipe gpu --device cuda             # 10.7 M parameters, minutes on one GPU
     python nanogpt/train.py --recipe word-mlp                      # words: Bengio's MLP of 2003
     python nanogpt/train.py --overfit --iters 200                  # overfit one batch: a healthy model can
@@ -47,8 +48,8 @@ from sampling import generate
 from training.diagnostics import check_start, draw_layers, gradient_norms, update_ratios
 from training.validation import estimate, eval_tokens, evaluate, loss_of, perplexity, steps_between_evaluations
 
-RECIPE_NAMES = ["tiny", "cpu", "fast", "muon", "best", "gpu", "gpt2", "phi1", "phi1-finetune", "phi1-large", "phi1-gpu"]
-RECIPE_NAMES += ["phi1-gpu-finetune", "word-bigram", "word-mlp", "word-gpt"]
+RECIPE_NAMES = ["tiny", "cpu", "fast", "muon", "best", "long", "gpu", "gpt2", "phi1", "phi1-finetune", "phi1-large"]
+RECIPE_NAMES += ["phi1-gpu", "phi1-gpu-finetune", "word-bigram", "word-mlp", "word-gpt"]
 SIZE = 2**17  # above any width or length that a machine could hold
 
 
@@ -85,6 +86,12 @@ class Options(run.TrainOptions):
     compile: bool = option(False, "torch.compile the model")
     kind: str = option("gpt", "the network", choices=list(KINDS))
     block_size: int = option(64, "the longest sequence, in tokens", above=0, at_most=SIZE)
+    first_block_size: int | None = option(
+        None,
+        "tokens of a sequence in the first half of the run, in as many more sequences; none: as in the second",
+        above=0,
+        at_most=SIZE,
+    )
     n_layer: int = option(4, "blocks", above=0, at_most=LAYERS, only="gpt")
     n_head: int = option(4, "heads of attention", above=0, at_most=SIZE, only="gpt")
     n_embd: int = option(
@@ -110,6 +117,8 @@ class Options(run.TrainOptions):
 
     def check(self):
         ddp.micro_batch_size(self.bs, self.micro_batch)
+        if self.first_block_size and self.block_size % self.first_block_size:
+            raise run.UserError(f"--first-block-size {self.first_block_size}: does not divide {self.block_size}")
         if self.kind == "hub" and not self.name:
             raise run.UserError("--kind hub: name the model with --init")
         parse_config(model_config(self, vocab_size=1))
@@ -139,6 +148,7 @@ MUON = Options(
 MODERN = replace(MUON, rotary=True, mlp="relu2", qk_norm=True)
 FAST = replace(MODERN, iters=400, evals=4, n_layer=3, n_head=3, n_embd=144)
 BEST = replace(MODERN, iters=1800, evals=9, block_size=128, n_embd=192)
+LONG = replace(BEST, iters=4200, evals=7, bs=8, block_size=256, first_block_size=128, weight_decay=0.1, ema=0.99)
 PHI1 = replace(MODERN, tokens="bpe", iters=800, evals=4, block_size=256)
 PHI1_GPU = replace(GPT2_SHAPE, tokens="bpe", iters=10_000, bs=240, micro_batch=24, warmup=500, evals=50)
 WORDS = replace(CPU, tokens="word", iters=1500, bs=16, lr=3e-3, warmup=50, final_lr=0.0)
@@ -148,6 +158,7 @@ RECIPES = {
     "fast": FAST,
     "muon": MUON,  # the base of sweep.py --study options
     "best": BEST,
+    "long": LONG,
     "gpu": GPU,
     "gpt2": GPT2,
     "phi1": PHI1,  # phi1.py and textbooks/README.md explain these
@@ -265,7 +276,6 @@ def train(args, r, text, init=None):
         parts["average"] = average
     eval_every = steps_between_evaluations(args)
     n_eval = eval_tokens(args, text, model.block_size)
-    share = args.bs // r.world
     micro_batch = ddp.micro_batch_size(args.bs, args.micro_batch)
     describe(args, r, text, model, n_eval)
     progress = begin(args, r, text, parts, micro_batch, init)
@@ -279,10 +289,11 @@ def train(args, r, text, init=None):
     while progress.step < args.iters:
         model.train()
         place = 0 if args.overfit else progress.step
-        x, y = data.batch(text.train, model.block_size, args.bs, args.seed, place)  # (bs, T) each
+        pieces = pieces_of_block(args, progress.step)
+        x, y = data.batch(text.train, model.block_size // pieces, args.bs * pieces, args.seed, place)  # (N, T) each
         targets = (y >= 0).sum() / r.world
-        x, y = (run.to_device(tokens.split(share)[r.rank], r.device) for tokens in (x, y))
-        progress.losses.append(backward(ddp_model, x, y, micro_batch, r, targets))
+        x, y = (run.to_device(tokens.chunk(r.world)[r.rank], r.device) for tokens in (x, y))
+        progress.losses.append(backward(ddp_model, x, y, micro_batch * pieces, r, targets))
         evaluating = (progress.step + 1) % eval_every == 0 or progress.step + 1 == args.iters
         if evaluating:  # norms before clipping, which would hide large gradients
             gradients = gradient_norms(model)
@@ -321,6 +332,13 @@ def train(args, r, text, init=None):
     return model, progress.seconds
 
 
+def pieces_of_block(args, step: int) -> int:
+    """How many sequences take the place of one of args.block_size tokens in step number `step`."""
+    if args.first_block_size and 2 * step < args.iters:
+        return args.block_size // args.first_block_size
+    return 1
+
+
 def print_evaluation(args, r, row: dict, generated: str):
     """Print the losses of an evaluation, and a text that the model has generated."""
     r.print(
@@ -357,6 +375,8 @@ def main(argv=None):
     args.data = text.name if args.data == "auto" else args.data
     name, micro_batch = f"{text.name}-{args.recipe}", ddp.micro_batch_size(args.bs, args.micro_batch)
     data.check_batch_size(args.bs, text)
+    if args.first_block_size and text.train.dim() > 1:
+        raise run.UserError(f"--first-block-size: {data.display_name(args.data)} holds exercises, which are read whole")
     with ddp.Run(
         args, __file__, name, auto_precision=AUTO_PRECISION, auto_threads=AUTO_THREADS, stop_within_epoch=True
     ) as r:

@@ -405,6 +405,7 @@ OPTIONS = {  # option: (other flags, flags of both runs); they must end with oth
     "evals": ("--evals 2", ""),
     "kind": ("--kind bigram", ""),
     "block_size": ("--block-size 8", ""),
+    "first_block_size": ("--first-block-size 8", ""),
     "n_layer": ("--n-layer 2", ""),
     "n_head": ("--n-head 4", ""),
     "n_embd": ("--n-embd 16", ""),
@@ -454,6 +455,24 @@ def test_the_average_of_weights_is_its_formula(tmp_path, monkeypatch, quick_samp
         "not the last weights"
     )
     assert len(rows) == 1
+
+
+def test_sequences_grow_in_the_middle_of_the_run(tmp_path, monkeypatch, quick_samples):
+    """In the first half there are twice as many, of half the length; a step always sees as many tokens."""
+    shapes = []
+    backward = train.backward
+
+    def recorded(model, x, y, micro_batch, *rest):
+        shapes.append((tuple(x.shape), micro_batch))
+        return backward(model, x, y, micro_batch, *rest)
+
+    monkeypatch.setattr(train, "backward", recorded)
+    short_run(tmp_path / "run", "--iters", "5", "--first-block-size", "8", "--bs", "4", "--micro-batch", "2")
+    assert shapes == [((8, 8), 4)] * 3 + [((4, 16), 2)] * 2
+
+
+def test_sequences_that_do_not_fit_a_block_are_refused(refused):
+    assert "7: does not divide 16" in refused(train.parse, *"--recipe tiny --first-block-size 7".split())
 
 
 @pytest.fixture(scope="module")
@@ -832,10 +851,13 @@ def test_the_commands_of_the_studies(capsys, tmp_path):
     shape = [field.name for field in dataclasses.fields(model.GPTConfig) if field.name != "vocab_size"]
     changed = [{name for name in shape if getattr(one, name) != getattr(train.MUON, name)} for one in options]
     assert changed == [set(), set(), {"rotary"}, {"norm"}, {"mlp"}, {"mlp"}, {"qk_norm"}, {"rotary", "qk_norm", "mlp"}]
-    sweep.main(["--list", "--seeds", "1", "--study", "long", "--data", "builtin", "--out", str(tmp_path)])
-    long = [train.parse(shlex.split(line)[2:]) for line in capsys.readouterr().out.splitlines()]
-    assert [one.dropout for one in long] == [0, 0, 0.1, 0.2] and {one.iters for one in long[1:]} == {4500}
-    assert all(one.held_out for one in long), "length and dropout are not chosen on the validation text"
+    studies = ["--study", "held-out", "long"]
+    sweep.main(["--list", "--seeds", "1", *studies, "--data", "builtin", "--out", str(tmp_path)])
+    runs = [train.parse(shlex.split(line)[2:]) for line in capsys.readouterr().out.splitlines()]
+    held_out = [one for one in runs if one.held_out]
+    assert [one.recipe for one in held_out] == ["best"] + ["long"] * 5
+    assert len({json.dumps(dataclasses.asdict(one) | {"out": ""}) for one in held_out}) == 6
+    assert [one.evals for one in runs if not one.held_out] == [1, 1], "the validation text is read once, at the end"
 
 
 @pytest.mark.slow
