@@ -467,12 +467,28 @@ def test_openwebtext_is_streamed_from_parquet(prepare, tmp_path, monkeypatch):
     for part, rows in enumerate((["one", "two"], ["three"])):
         datasets.Dataset.from_dict({"text": rows}).to_parquet(str(tmp_path / f"train-{part}.parquet"))
     monkeypatch.setitem(openwebtext.SOURCE, "data_files", str(tmp_path / "train-*.parquet"))
-    assert [row["text"] for row in openwebtext.open_stream()] == ["one", "two", "three"]
+    assert [row["text"] for row in openwebtext.open_stream(tmp_path / "none")] == ["one", "two", "three"]
     assert prepare("here", None)["documents"] == 3
-    monkeypatch.setattr(openwebtext, "open_stream", lambda: {}["missing"])
+    monkeypatch.setattr(openwebtext, "open_stream", lambda own: {}["missing"])
     code, message = failure(prepare, "there", None)
     assert code == 1 and one_line(message) and "KeyError" in message
     assert not (tmp_path / "there").exists(), "nothing was streamed, so nothing is left"
+
+
+def test_documents_of_ones_own_are_read_instead_of_the_hub(prepare, tmp_path, data_dir):
+    pytest.importorskip("datasets")
+    (tmp_path / "own").mkdir()
+    lines = [json.dumps({"text": f"Document {i}: {'word ' * i}", "source": "elsewhere"}) for i in range(30)]
+    (tmp_path / "own" / "documents.jsonl").write_text("\n".join(lines) + "\n")
+    progress = prepare("own", None)
+    assert progress["documents"] == 30 and progress["complete"]
+    tokens = np.fromfile(tmp_path / "own" / "train.bin", np.uint16).tolist()
+    documents = data.gpt2_tokenizer(data_dir("gpt2_tokenizer")).decode(tokens).split("<|endoftext|>")
+    assert documents == [f"Document {i}: {'word ' * i}" for i in range(25, 30)] + [""]
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "documents.jsonl").write_text("no JSON\n")
+    code, message = failure(prepare, "broken", None)
+    assert code == 1 and one_line(message) and "broke off" in message
 
 
 def test_openwebtext_is_memory_mapped(prepare, tmp_path, data_dir, monkeypatch):
@@ -993,7 +1009,7 @@ def test_fuzzed_openwebtext(prepare, tmp_path, data_dir, monkeypatch):
     prepare("good", Documents(40))
     files = data.prepare("gpt2_tokenizer", data_dir("gpt2_tokenizer"))
     monkeypatch.setattr(data, "prepare", lambda name, folder: files)
-    monkeypatch.setattr(openwebtext, "open_stream", lambda: Documents(40))
+    monkeypatch.setattr(openwebtext, "open_stream", lambda own: Documents(40))
     rng, read = random.Random(0), 0
     progress = json.loads((tmp_path / "good" / "progress.json").read_text())
     texts = [json.dumps(changed(progress, rng)).encode() for _ in range(30)]

@@ -46,12 +46,18 @@ RECIPES = {  # command: (flags that train a part of it, how many such parts the 
     },
     "resnet/train.py --data mnist": ("--epochs 1", 5),
     "resnet/train.py": ("--epochs 1 --limit 9000", 40 * 5),
+    "resnet/airbench.py": (
+        "--epochs 1 --first-size 28 --held-out --limit 4500",
+        8 * 50_000 / 4500,
+    ),  # 28: the mean size
     "resnet/train.py --recipe paper": ("--epochs 1 --limit 4500", 182 * 10),
     "lstm_imdb/train.py": ("--epochs 1 --limit 6400", 5 * 34_708 / 6400),
+    "lstm_imdb/train.py --recipe short": ("--epochs 1 --limit 6400", 6 * 34_708 / 6400),
     "lstm_imdb/train.py --recipe best": ("--epochs 1 --limit 3200", 6 * 34_708 / 3200),
     "nanogpt/train.py": ("--iters 200 --evals 1", 10),
     "nanogpt/train.py --recipe fast": ("--iters 100 --evals 1", 4),
     "nanogpt/train.py --recipe best": ("--iters 200 --evals 1", 9),
+    "nanogpt/train.py --recipe long": ("--iters 200 --evals 1", 14),
     **{
         f"distilgpt2/train.py --recipe smollm2 --method {method}": (CLIPPED, 51 / 8)
         for method in ("full", "lora", "last")

@@ -26,6 +26,7 @@ SOURCE = dict(
     streaming=True,
     data_files="hf://datasets/Skylion007/openwebtext@c6680bb039f28c472e44d33acb240c3068b89a82/data/train-*.parquet",
 )
+OWN = "documents.jsonl"  # in the corpus's folder, a line {"text": ...} for each document: read instead of the hub
 DOCUMENTS = 8_013_769
 VAL_DOCUMENTS = 1_000  # the first ones, so the validation set does not depend on how much was fetched; or a tenth
 VAL_TOKENS = 2**20  # of these documents; GPT-2 evaluates 2**20 tokens in a minute on a GPU
@@ -76,7 +77,7 @@ def prepare(folder: Path, tokenizer: BytePairs, limit: int | None = None, stream
             raise run.UserError(f"{run.display_path(file)}: is damaged; remove its folder to start again")
     if progress["complete"] or (limit and progress["train"] >= limit):
         return progress
-    chunks = read_stream(stream, progress["stream"], chunk_size)
+    chunks = read_stream(stream, folder / OWN, progress["stream"], chunk_size)
     first = list(islice(chunks, 1))  # before anything is created, which would be in vain without a network
     lock = run.lock_folder(run.make_folder(folder))
     run.write_json(file, progress)  # marks the token files as ours
@@ -133,13 +134,13 @@ def split_small(folder: Path, progress: dict, end: int) -> dict:
     return {"train": len(tokens) - first_tenth, "val": first_tenth}
 
 
-def read_stream(stream, state: dict | None, chunk_size: int) -> Iterator[tuple[list[dict], dict]]:
+def read_stream(stream, own: Path, state: dict | None, chunk_size: int) -> Iterator[tuple[list[dict], dict]]:
     """Yield (up to chunk_size documents, the state of the stream after them), continuing from `state`.
 
     Raises UserError for whatever goes wrong in the stream: errors of the network have no base class in common.
     """
     try:
-        stream = stream or open_stream()
+        stream = stream or open_stream(own)
         if state:
             stream.load_state_dict(state)
         documents = iter(stream)
@@ -150,8 +151,9 @@ def read_stream(stream, state: dict | None, chunk_size: int) -> Iterator[tuple[l
         raise run.UserError(f"openwebtext: the stream broke off ({reason}); the same command continues") from error
 
 
-def open_stream():
-    """OpenWebText as the hub streams it, an iterable of {"text": ...}."""
+def open_stream(own: Path):
+    """The documents, an iterable of {"text": ...}: of the file `own` if there is one, else as the hub streams them."""
     import datasets
 
-    return datasets.load_dataset(**SOURCE)
+    source = SOURCE | dict(path="json", data_files=str(own)) if own.exists() else SOURCE
+    return datasets.load_dataset(**source)
