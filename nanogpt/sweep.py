@@ -46,7 +46,8 @@ STUDIES = {  # study: {setting: arguments of train.py}
         "without weight decay": dict(recipe="long", held_out=True, weight_decay=0.0),
         "without longer sequences": dict(recipe="long", held_out=True, block_size=128, first_block_size=None, bs=16),
         "without the average": dict(recipe="long", held_out=True, ema=0.0),
-        "with dropout": dict(recipe="long", held_out=True, dropout=0.1, iters=3000),  # in as many seconds
+        "with dropout": dict(recipe="long", held_out=True, dropout=0.1, iters=2000),  # in as many seconds
+        "with the steps of best": dict(recipe="long", held_out=True, iters=1800),
     },
     "long": {  # all of the training text; the validation text is read once, in the end
         "best": dict(recipe="best", evals=1),

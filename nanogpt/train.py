@@ -148,7 +148,7 @@ MUON = Options(
 MODERN = replace(MUON, rotary=True, mlp="relu2", qk_norm=True)
 FAST = replace(MODERN, iters=400, evals=4, n_layer=3, n_head=3, n_embd=144)
 BEST = replace(MODERN, iters=1800, evals=9, block_size=128, n_embd=192)
-LONG = replace(BEST, iters=4200, evals=7, bs=8, block_size=256, first_block_size=128, weight_decay=0.1, ema=0.99)
+LONG = replace(BEST, iters=2800, evals=7, bs=8, block_size=256, first_block_size=128, weight_decay=0.1, ema=0.997)
 PHI1 = replace(MODERN, tokens="bpe", iters=800, evals=4, block_size=256)
 PHI1_GPU = replace(GPT2_SHAPE, tokens="bpe", iters=10_000, bs=240, micro_batch=24, warmup=500, evals=50)
 WORDS = replace(CPU, tokens="word", iters=1500, bs=16, lr=3e-3, warmup=50, final_lr=0.0)

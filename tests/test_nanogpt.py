@@ -855,8 +855,8 @@ def test_the_commands_of_the_studies(capsys, tmp_path):
     sweep.main(["--list", "--seeds", "1", *studies, "--data", "builtin", "--out", str(tmp_path)])
     runs = [train.parse(shlex.split(line)[2:]) for line in capsys.readouterr().out.splitlines()]
     held_out = [one for one in runs if one.held_out]
-    assert [one.recipe for one in held_out] == ["best"] + ["long"] * 5
-    assert len({json.dumps(dataclasses.asdict(one) | {"out": ""}) for one in held_out}) == 6
+    assert [one.recipe for one in held_out] == ["best"] + ["long"] * 6
+    assert len({json.dumps(dataclasses.asdict(one) | {"out": ""}) for one in held_out}) == 7
     assert [one.evals for one in runs if not one.held_out] == [1, 1], "the validation text is read once, at the end"
 
 
