@@ -2,7 +2,7 @@
 
     python resnet/airbench.py                    # train on all 50,000 images, test once
     python resnet/airbench.py --held-out         # train on 45,000 and validate on the rest; no test image is read
-    python resnet/airbench.py --epochs 3         # less accurate, sooner
+    python resnet/airbench.py --epochs 4         # less accurate, sooner
     python resnet/airbench.py --data builtin     # a look without any download
 
 The ideas are from "94% on CIFAR-10 in 3.29 seconds on a single GPU" (arXiv:2404.00498) and its successor with Muon:
@@ -47,7 +47,7 @@ MARGIN = 2  # pixels by which a crop is moved at most
 class Options(run.TrainOptions):
     data: str = option("auto", DATA_HELP, type=run.dataset_arg("auto", "builtin", "cifar10"), metavar="NAME|PATH")
     held_out: bool = option(False, "train without the validation images, test on them, and read no test image")
-    epochs: int = option(8, "passes over the training set", above=0)
+    epochs: int = option(10, "passes over the training set", above=0)
     bs: int = option(500, "images of one optimizer step", above=0)
     micro_batch: int = option(250, "images of one forward pass in each process, at most", above=0)
     lr: float = option(0.12, "the first step of Muon, relative to the norm of a layer's weights", above=0, at_most=1)
@@ -66,10 +66,10 @@ class Options(run.TrainOptions):
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """With a bias and no weight. Its running mean follows the last few batches: the run is short."""
+    """With a bias and no weight."""
 
     def __init__(self, channels: int):
-        super().__init__(channels, momentum=0.4)
+        super().__init__(channels)
         self.weight.requires_grad_(False)
 
 

@@ -48,7 +48,7 @@ RECIPES = {  # command: (flags that train a part of it, how many such parts the 
     "resnet/train.py": ("--epochs 1 --limit 9000", 40 * 5),
     "resnet/airbench.py": (
         "--epochs 1 --first-size 28 --held-out --limit 4500",
-        8 * 50_000 / 4500,
+        10 * 50_000 / 4500,
     ),  # 28: the mean size
     "resnet/train.py --recipe paper": ("--epochs 1 --limit 4500", 182 * 10),
     "lstm_imdb/train.py": ("--epochs 1 --limit 6400", 5 * 34_708 / 6400),
