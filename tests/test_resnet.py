@@ -1257,6 +1257,18 @@ def test_airbench_is_resumed_within_an_epoch(tmp_path, monkeypatch):
     assert metrics(tmp_path / "broken") == metrics(tmp_path / "whole")
 
 
+@slow
+def test_two_processes_of_airbench_share_each_batch(tmp_path):
+    """Each normalizes its own half of a batch, so that they are not quite the run of one process."""
+    script = ROOT / "resnet" / "airbench.py"
+    processes.assert_done(*processes.torchrun(script, *AIRBENCH, "--out", tmp_path / "two"))
+    airbench_run(tmp_path / "one")
+    (one, two) = (json.loads((tmp_path / name / "run.json").read_text()) for name in ("one", "two"))
+    assert two["processes"] == 2 and two["final"].keys() == one["final"].keys()
+    losses = [float(metrics(tmp_path / name)[-1]["train_loss"]) for name in ("one", "two")]
+    assert losses[0] == pytest.approx(losses[1], rel=0.2) and losses[0] != losses[1]
+
+
 @pytest.mark.parametrize(
     "words",
     [

@@ -110,6 +110,7 @@ def prepare(folder: Path, tokenizer: BytePairs, limit: int | None = None, stream
                 progress |= split_small(folder, progress, tokenizer.vocabulary[END_OF_TEXT])
             progress |= {"complete": True, "stream": None}
             run.write_json(file, progress)
+            os.truncate(folder / "val.bin", 2 * progress["val"])  # nanoGPT's script reads the whole file
     except OSError as error:
         raise run.UserError(f"{folder}: cannot be written ({error.strerror}); the same command continues") from error
     finally:
