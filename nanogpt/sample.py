@@ -1,8 +1,8 @@
 r'''Generate text with a trained model. It streams to the terminal and is saved as generated_nanogpt.txt.
 
-python nanogpt/sample.py                                          # the newest run, else the committed model best
+python nanogpt/sample.py                                          # the newest run, else the committed model long
 python nanogpt/sample.py --interactive                            # type a prompt, read its continuation, again
-python nanogpt/sample.py best --prompt "ROMEO:" --temperature 0.7 --stop "JULIET:"
+python nanogpt/sample.py long --prompt "ROMEO:" --temperature 0.7 --stop "JULIET:"
 python nanogpt/sample.py --out_dir out/nanogpt/shakespeare-best-s0-1 --prompt-file scene.txt --length 2000
 python nanogpt/sample.py phi1 --prompt $'def count_vowels(text):\n    """Return the number of vowels in text."""\n'
 python nanogpt/sample.py gpt2 --prompt "What is the answer to life?" --top-p 0.95  # OpenAI's weights, downloaded
@@ -32,7 +32,7 @@ FOLDER = Path(__file__).resolve().parent
 COMMITTED = {file.stem: file for file in sorted((FOLDER / "weights").glob("*.safetensors"))}
 HUGGING_FACE = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
 NAMES = ", ".join([*COMMITTED, *HUGGING_FACE])
-DEFAULT = "best"  # of the committed models
+DEFAULT = "long"  # of the committed models
 MODEL_HELP = f"a run folder, a checkpoint, or one of {NAMES} (default: the newest finished run, else {DEFAULT})"
 
 

@@ -714,7 +714,7 @@ def test_sample_takes_the_newest_run_or_the_committed_model(tmp_path, monkeypatc
     output = tmp_path / "out" / "nanogpt"
     sample.main(["--length", "5", "--device", "cpu"])
     first_line = capsys.readouterr().err.splitlines()[0]
-    assert first_line.startswith("model: best, a gpt with 1,783,680 parameters")
+    assert first_line.startswith("model: long, a gpt with 1,783,680 parameters")
     assert all(other in first_line for other in ("cpu", "phi1", "train.py"))
     assert (output / "generated_nanogpt.txt").exists()
     train = load("nanogpt")
@@ -730,7 +730,7 @@ def test_sample_takes_the_newest_run_or_the_committed_model(tmp_path, monkeypatc
     sample.main(["--out_dir", str(folder), "--length", "5", "--device", "cpu", "--out", "."])
     assert (tmp_path / "generated_nanogpt.txt").read_text() == text
     sample.main(["cpu", "--length", "5", "--device", "cpu"])
-    assert f"there are also best, phi1, {own}" in capsys.readouterr().err
+    assert f"there are also long, phi1, {own}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", [file.stem for file in sorted((ROOT / "nanogpt" / "weights").glob("*.safetensors"))])
