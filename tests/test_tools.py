@@ -635,6 +635,7 @@ ODD_RECORDS = {  # a record: what is said of it
     '{"args": {}, "wall_s": "long"}': "an invalid wall_s",
     '{"args": {}, "device": "cpu"}': "an invalid device",
     '{"args": {}, "final": [0.5]}': "an invalid final",
+    '{"args": {}, "script": "../train.py"}': "an invalid script",
 }
 
 
@@ -666,6 +667,12 @@ def lms_record(tmp_path_factory):
 def test_the_command_of_a_record_is_the_shortest_that_gives_its_arguments(lms_record, capsys):
     reproduce.main([str(lms_record), "--head"])
     assert capsys.readouterr().out == "the run: python lms/train.py --data fir --epochs 3 --lr 0.01\n"
+
+
+@pytest.mark.slow
+def test_the_command_names_the_script_of_the_record(capsys):
+    reproduce.main([str(ROOT / "resnet" / "results" / "airbench-s0.json"), "--head"])
+    assert capsys.readouterr().out == "the run: python resnet/airbench.py --data cifar10\n"
 
 
 @pytest.fixture

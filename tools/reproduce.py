@@ -31,15 +31,16 @@ from common.study import last_line  # noqa: E402
 from common.terminal import UserError, cli, printable  # noqa: E402
 
 KEYS = ("study", "setting", "bs", "epoch", "seed")  # keys that tell the rows of a record apart
-KINDS = {"args": dict, "final": dict, "git": dict, "device": dict, "command": list, "wall_s": int | float}  # or null
+KINDS = {"args": dict, "final": dict, "git": dict, "device": dict, "command": list, "wall_s": int | float}
+KINDS["script"] = str  # each may be null, too
 SPEED = re.compile("second|_per_s$|^times_")  # metrics that depend on the machine
 
-# This runs in the tree whose code is asked. It finds the shortest command line of FOLDER/train.py that gives the
-# arguments on standard input, and prints {"argv": [...], "differ": {name: [recorded, parsed]}}.
+# This runs in the tree whose code is asked. It finds the shortest command line of a script, FOLDER/train.py say, that
+# gives the arguments on standard input, and prints {"argv": [...], "differ": {name: [recorded, parsed]}}.
 PROBE = """
-import contextlib, io, json, sys
+import contextlib, importlib, io, json, sys
 sys.path.insert(0, sys.argv[1])
-import train
+train = importlib.import_module(sys.argv[2])
 
 wanted, flags, groups = json.load(sys.stdin), {}, []
 if hasattr(train, "Options"):
@@ -106,6 +107,8 @@ def not_valid(row: dict) -> str | None:
             return name
     if commit_of(row) is not None and not re.fullmatch("[0-9a-f]{7,64}", str(commit_of(row))):
         return "git.commit"
+    if not re.fullmatch(r"\w+(\.py)?", row.get("script") or "train.py"):
+        return "script"
     words = row.get("command") or []
     if not all(isinstance(word, str) for word in words):
         return "command"
@@ -114,16 +117,18 @@ def not_valid(row: dict) -> str | None:
     return None
 
 
-def command(tree: Path, folder: str, args: dict) -> tuple[list[str], dict]:
-    """The command line of FOLDER/train.py in `tree` that gives `args`; {name: [recorded, parsed]} if they differ."""
-    words = [sys.executable, "-c", PROBE, str(tree / folder)]
+def command(tree: Path, script: str, args: dict) -> tuple[list[str], dict]:
+    """The command line of FOLDER/NAME.py, `script`, in `tree` that gives `args`; {name: [recorded, parsed]} if they
+    differ."""
+    path = tree / script
+    words = [sys.executable, "-c", PROBE, str(path.parent), path.stem]
     done = subprocess.run(words, input=json.dumps(args), capture_output=True, text=True, cwd=tree)
     if done.returncode:
         why = (done.stderr.strip() or "it ended").splitlines()[-1]
-        raise UserError(f"{folder}/train.py of that commit cannot be asked for its command ({why})")
+        raise UserError(f"{script} of that commit cannot be asked for its command ({why})")
     answer = json.loads(done.stdout.splitlines()[-1])
     if answer["differ"] is None:
-        raise UserError(f"{folder}/train.py of that commit takes none of the arguments on record")
+        raise UserError(f"{script} of that commit takes none of the arguments on record")
     return answer["argv"], answer["differ"]
 
 
@@ -314,13 +319,14 @@ def main(argv=None):
                     print(f"{title(row)}: has no command on record")
                     continue
                 arguments = recorded_args(row["args"]) if args.head else row["args"]
-                words, differ = command(tree_of(row), folder, arguments)
-                print(f"{title(row)}: python {folder}/train.py {printable(shlex.join(words))}")
+                script = f"{folder}/{row.get('script') or 'train.py'}"
+                words, differ = command(tree_of(row), script, arguments)
+                print(f"{title(row)}: python {script} {printable(shlex.join(words))}")
                 for name, (then, now) in differ.items():
                     print(f"  cannot be set: {printable(name)} was {then!r} and is {now!r}")
                 if args.run:
                     out = Path(scratch) / f"run{i}"
-                    train(row, tree_of(row), [f"{folder}/train.py", *words], out, args.data_dir)
+                    train(row, tree_of(row), [script, *words], out, args.data_dir)
                     agree &= judge(row, read_json(out / "run.json"), [r for r in every if same_setting(r, row)])
         finally:
             for tree in trees.values():
