@@ -855,8 +855,8 @@ def test_seconds_multiplies_by_the_length_of_the_recipe():
     """The number of parts follows from the epochs or iterations of the recipe, and with --limit is more than that."""
     for command, (part, parts) in seconds.RECIPES.items():
         script, *words = command.split()
-        folder = script.split("/")[0]
-        train = load(folder, "train")
+        folder, file = script.split("/")
+        train = load(folder, file.removesuffix(".py"))
         args, short = (vars(train.parse([*words, *more])) for more in ([], part.split()))
         length = "iters" if folder == "nanogpt" else "epochs"
         whole = args[length] / short[length]
