@@ -151,14 +151,12 @@ def build_optimizers(net: Network, args) -> list[torch.optim.Optimizer]:
         {"params": [net.conv1.bias, *biases], "lr": args.bs * BIAS_LR, "weight_decay": SGD_DECAY / BIAS_LR},
         {"params": [net.fc.weight], "lr": args.bs * HEAD_LR, "weight_decay": SGD_DECAY / HEAD_LR},
     ]
-    precision = "bf16" if run.native_bf16(net.fc.weight.device) else "fp32"
+    precision = optim.precision_on(net.fc.weight.device)
     optimizers = [
         torch.optim.SGD(groups, momentum=SGD_MOMENTUM, nesterov=True),
         optim.ConvMuon(filters, args.lr, MUON_MOMENTUM, precision=precision),
     ]
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["peak"] = group["lr"]
+    optim.set_peaks(optimizers)
     return optimizers
 
 

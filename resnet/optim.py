@@ -59,12 +59,22 @@ def build_optimizers(net: nn.Module, args) -> list[torch.optim.Optimizer]:
     options = dict(momentum=0.9, weight_decay=args.weight_decay, nesterov=args.nesterov)
     optimizers = [torch.optim.SGD(rest, args.lr, fused=rest[0].device.type in ("cpu", "cuda"), **options)]
     if weights:
-        precision = "bf16" if run.native_bf16(weights[0].device) else "fp32"  # emulated bfloat16 is 20 times slower
+        precision = precision_on(weights[0].device)
         optimizers.append(ConvMuon(weights, args.lr / 10, weight_decay=args.muon_decay, precision=precision))
+    set_peaks(optimizers)
+    return optimizers
+
+
+def precision_on(device: torch.device) -> str:
+    """In what Muon multiplies on a device: emulated bfloat16 is 20 times slower than float32."""
+    return "bf16" if run.native_bf16(device) else "fp32"
+
+
+def set_peaks(optimizers: list[torch.optim.Optimizer]):
+    """Every learning rate now is the peak that `set_lr` scales."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak"] = group["lr"]
-    return optimizers
 
 
 def set_lr(optimizers: list[torch.optim.Optimizer], factor: float):

@@ -31,8 +31,15 @@ from common.study import last_line  # noqa: E402
 from common.terminal import UserError, cli, printable  # noqa: E402
 
 KEYS = ("study", "setting", "bs", "epoch", "seed")  # keys that tell the rows of a record apart
-KINDS = {"args": dict, "final": dict, "git": dict, "device": dict, "command": list, "wall_s": int | float}
-KINDS["script"] = str  # each may be null, too
+KINDS = {  # of the fields of a row; each may be null, too
+    "args": dict,
+    "final": dict,
+    "git": dict,
+    "device": dict,
+    "command": list,
+    "wall_s": int | float,
+    "script": str,
+}
 SPEED = re.compile("second|_per_s$|^times_")  # metrics that depend on the machine
 
 # This runs in the tree whose code is asked. It finds the shortest command line of a script, FOLDER/train.py say, that

@@ -46,10 +46,8 @@ RECIPES = {  # command: (flags that train a part of it, how many such parts the 
     },
     "resnet/train.py --data mnist": ("--epochs 1", 5),
     "resnet/train.py": ("--epochs 1 --limit 9000", 40 * 5),
-    "resnet/airbench.py": (
-        "--epochs 1 --first-size 28 --held-out --limit 4500",
-        10 * 50_000 / 4500,
-    ),  # 28: the mean size
+    # 28 pixels a side: as many pixels as the mean of the two sizes
+    "resnet/airbench.py": ("--epochs 1 --first-size 28 --held-out --limit 4500", 10 * 50_000 / 4500),
     "resnet/train.py --recipe paper": ("--epochs 1 --limit 4500", 182 * 10),
     "lstm_imdb/train.py": ("--epochs 1 --limit 6400", 5 * 34_708 / 6400),
     "lstm_imdb/train.py --recipe short": ("--epochs 1 --limit 6400", 6 * 34_708 / 6400),
