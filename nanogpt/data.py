@@ -82,7 +82,7 @@ class Text:
     train, val, test: uint16 (N,) each, or rows, int32 (N, 2, T), of corpora/prepared.py. test is None if there is no
     third part; the validation loss is then slightly optimistic, since it chooses the checkpoint. characters_per_token:
     {part: ratio} or None. The ratio converts a loss in nats per token to bits per character, loss / ln 2 / ratio, which
-    is comparable between tokenizers.
+    is comparable between tokenizers. bytes_per_token: the same for bits per byte, where the text is stored as tokens.
     """
 
     name: str
@@ -93,6 +93,7 @@ class Text:
     test: Tensor | None
     digest: str
     characters_per_token: dict[str, float] | None = None
+    bytes_per_token: dict[str, float] | None = None
 
     def facts(self) -> dict:
         """The text's entry in run.json."""
@@ -108,6 +109,8 @@ class Text:
             "selected_on": self.test is None,
             "characters_per_token": self.characters_per_token,
         }
+        if self.bytes_per_token:
+            facts["bytes_per_token"] = self.bytes_per_token
         if self.train.dim() == 3:
             facts["targets"] = n_targets(self.train)
         return facts
@@ -206,8 +209,8 @@ def load(
     """
     data_dir = run.data_dir(data_dir)
     name = choose(name, data_dir)
-    if held_out and (prepared.is_prepared(name) or name == "openwebtext"):
-        raise UserError(f"--held-out: is for texts, and {display_name(name)} is stored as tokens")
+    if held_out and prepared.is_prepared(name):
+        raise UserError(f"--held-out: is for texts, and {display_name(name)} holds exercises")
     if prepared.is_prepared(name):
         if tokens != "bpe":
             raise UserError(f"{display_name(name)}: is stored as byte pairs: use --tokens bpe, not {tokens}")
@@ -218,7 +221,12 @@ def load(
             raise UserError(f"openwebtext is stored as GPT-2 tokens: use --tokens gpt2, not {tokens}")
         tokenizer = gpt2_tokenizer(data_dir)
         train, val, digest = openwebtext.memory_maps(data_dir / "openwebtext", tokenizer, limit)
-        return Text(name, tokens, tokenizer, train, val, None, digest)
+        if held_out:
+            first_nine_tenths = int(0.9 * len(train))
+            train, val = train[:first_nine_tenths], train[first_nine_tenths:][: openwebtext.VAL_TOKENS]
+            digest = hashlib.blake2b(f"held out of {digest}".encode(), digest_size=16).hexdigest()
+        val_bytes = openwebtext.count_bytes(val, tokenizer)
+        return Text(name, tokens, tokenizer, train, val, None, digest, bytes_per_token={"val": val_bytes / len(val)})
     if tokenizer is not None:
         kind = tokenizer.state()["kind"]
         if tokens not in READS[kind]:

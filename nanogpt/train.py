@@ -4,6 +4,7 @@
     python nanogpt/train.py --recipe fast                          # as many parameters, a third of the time
     python nanogpt/train.py --recipe best                          # the lowest loss in three minutes on two cores
     python nanogpt/train.py --recipe long                          # what nanoGPT reaches in three minutes of an A100
+    python nanogpt/train.py --recipe web --data openwebtext        # real web text, by byte pairs: ten minutes
     python nanogpt/train.py --recipe gpu --device cuda             # 10.7 M parameters, minutes on one GPU
     python nanogpt/train.py --recipe word-mlp                      # words: Bengio's MLP of 2003
     python nanogpt/train.py --overfit --iters 200                  # overfit one batch: a healthy model can
@@ -48,8 +49,8 @@ from sampling import generate
 from training.diagnostics import check_start, draw_layers, gradient_norms, update_ratios
 from training.validation import estimate, eval_tokens, evaluate, loss_of, perplexity, steps_between_evaluations
 
-RECIPE_NAMES = ["tiny", "cpu", "fast", "muon", "best", "long", "gpu", "gpt2", "phi1", "phi1-finetune", "phi1-large"]
-RECIPE_NAMES += ["phi1-gpu", "phi1-gpu-finetune", "word-bigram", "word-mlp", "word-gpt"]
+RECIPE_NAMES = ["tiny", "cpu", "fast", "muon", "best", "long", "web", "gpu", "gpt2", "phi1", "phi1-finetune"]
+RECIPE_NAMES += ["phi1-large", "phi1-gpu", "phi1-gpu-finetune", "word-bigram", "word-mlp", "word-gpt"]
 SIZE = 2**17  # above any width or length that a machine could hold
 
 
@@ -149,6 +150,7 @@ MODERN = replace(MUON, rotary=True, mlp="relu2", qk_norm=True)
 FAST = replace(MODERN, iters=400, evals=4, n_layer=3, n_head=3, n_embd=144)
 BEST = replace(MODERN, iters=1800, evals=9, block_size=128, n_embd=192)
 LONG = replace(BEST, iters=2800, evals=7, bs=8, block_size=256, first_block_size=128, weight_decay=0.1, ema=0.997)
+WEB = replace(MODERN, tokens="gpt2", iters=1500, evals=3, bs=8, block_size=128)
 PHI1 = replace(MODERN, tokens="bpe", iters=800, evals=4, block_size=256)
 PHI1_GPU = replace(GPT2_SHAPE, tokens="bpe", iters=10_000, bs=240, micro_batch=24, warmup=500, evals=50)
 WORDS = replace(CPU, tokens="word", iters=1500, bs=16, lr=3e-3, warmup=50, final_lr=0.0)
@@ -159,6 +161,7 @@ RECIPES = {
     "muon": MUON,  # the base of sweep.py --study options
     "best": BEST,
     "long": LONG,
+    "web": WEB,
     "gpu": GPU,
     "gpt2": GPT2,
     "phi1": PHI1,  # phi1.py and textbooks/README.md explain these
@@ -398,6 +401,8 @@ def main(argv=None):
             results.append(f"{final['sampled_loss']:.4f} as nanoGPT estimates it")
         if text.characters_per_token:  # bits per character
             final["val_bits"] = val_loss / math.log(2) / text.characters_per_token["val"]
+        if text.bytes_per_token:
+            final["val_bits_per_byte"] = val_loss / math.log(2) / text.bytes_per_token["val"]
         if args.held_out:
             results.append("on the last tenth of the training text")
         elif text.test is None:

@@ -29,6 +29,7 @@ baselines = lazy("nanogpt", "networks.baselines")
 checkpoint = lazy("nanogpt", "checkpoint")
 diagnostics = lazy("nanogpt", "training.diagnostics")
 optim = lazy("nanogpt", "optim")
+validation = lazy("nanogpt", "training.validation")
 MODERN = dict(rotary=True, norm="rms", mlp="relu2", qk_norm=True)
 
 
@@ -180,6 +181,39 @@ def test_squared_relu_is_its_formula():
     h = torch.randn(5, 7, dtype=torch.float64, requires_grad=True)
     assert torch.equal(model.SquaredReLU.apply(h), F.relu(h).square())
     assert torch.autograd.gradcheck(model.SquaredReLU.apply, h)
+
+
+def test_the_loss_of_a_large_head_is_its_formula(monkeypatch):
+    """Also over several pieces, the last of which is shorter."""
+    monkeypatch.setattr(model, "HEAD_ROWS", 4)
+    h = torch.randn(11, 5, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(7, 5, dtype=torch.float64, requires_grad=True)
+    y = torch.randint(7, (11,))
+    loss = model.HeadLoss.apply(h, weight, y)
+    torch.testing.assert_close(loss, F.cross_entropy(F.linear(h, weight), y, reduction="sum"))
+    assert torch.autograd.gradcheck(model.HeadLoss.apply, (h, weight, y))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("precision, tolerance", [("fp32", 1e-5), ("bf16", 2e-2)])
+def test_a_large_vocabulary_has_the_same_loss_and_gradients(tied, precision, tolerance, monkeypatch):
+    """Targets of -1 do not count."""
+    monkeypatch.setattr(model, "HEAD_ROWS", 16)
+    net = small(vocab_size=300, tied=tied)
+    x, y = torch.randint(300, (2, 3, net.block_size))
+    y[0, :5] = -1
+    r = lazy("nanogpt", "bench").OneProcess(torch.device("cpu"), precision)
+    found = []
+    for large in (301, 300):
+        monkeypatch.setattr(validation, "LARGE_VOCABULARY", large)
+        net.zero_grad()
+        loss = validation.loss_of(net, x, y, r)
+        loss.backward()
+        with torch.no_grad():
+            torch.testing.assert_close(validation.loss_of(net, x, y, r), loss.detach())
+        found.append([loss.detach(), *(p.grad for p in net.parameters())])
+    for plain, pieces in zip(*found):
+        assert (plain - pieces).norm() <= tolerance * plain.norm()
 
 
 def test_a_wrong_configuration_is_refused():
@@ -826,14 +860,16 @@ def test_two_processes_equal_one(tmp_path):
 @pytest.mark.slow
 def test_the_bench_measures_everything(tmp_path, monkeypatch):
     bench = load("nanogpt", "bench")
-    for name in ("cpu", "fast"):
+    for name in ("cpu", "fast", "web"):
         monkeypatch.setitem(bench.train.RECIPES, name, dataclasses.replace(train.TINY, iters=20, evals=2))
     text = data.load("builtin", limit=3000)
     monkeypatch.setattr(bench.data, "load", lambda *args: text)
     rows = bench.main(["--data", "builtin", "--device", "cpu", "--steps", "2", "--whole", "--out", str(tmp_path)])
     speeds, whole = ([row for row in rows if (row["what"] == "whole run") == w] for w in (False, True))
     assert [row["way"] for row in whole] == ["reference", "cpu", "fast"]
-    assert {"reference", "cpu", "fast", "with cache", "without cache"} == {row["way"] for row in speeds}
+    ways = {"reference", "cpu", "fast", "with cache", "without cache", "all logits", "HeadLoss"}
+    assert ways == {row["way"] for row in speeds}
+    assert bench.validation.LARGE_VOCABULARY == validation.LARGE_VOCABULARY
     assert all(row["tokens_per_s"] > 0 for row in speeds) and all(row["val_loss"] < 4.5 for row in whole)
     assert json.loads((tmp_path / "bench.json").read_text())["rows"] == rows
     assert failure(bench.main, ["--whole", "--limit", "5"])[0] == 2
@@ -878,3 +914,102 @@ def test_a_sweep_continues_where_it_stopped(tmp_path, capsys):
     assert [file.parent.name for file in first if first[file] != again[file]] == ["words-0-s0"]
     code, message = failure(sweep.main, [*argv, "--iters", "20"])
     assert code == 1 and "--iters" in message, "a quick look is not taken for the study"
+
+
+# ------------------------------------------------------------------------------------------ beside nanoGPT's own script
+
+THEIR_MODEL = """
+from dataclasses import dataclass
+import torch
+
+@dataclass
+class GPTConfig:
+    vocab_size: int = 50304
+    block_size: int = 64
+
+class GPT(torch.nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.table = torch.nn.Embedding(config.vocab_size, 1)
+        self.table.weight.data.zero_()
+
+    def forward(self, idx, targets=None):
+        logits = (0 * self.table(idx)).expand(*idx.shape, self.config.vocab_size)
+        return (logits, 0.0) if targets is not None else (logits[:, -1:], None)
+"""
+THEIR_SCRIPT = """
+import os, shutil, sys
+
+class torch:
+    manual_seed = print  # PyTorch itself would take seconds to import
+
+options = dict(word.removeprefix("--").split("=") for word in sys.argv[2:])
+seed_offset = 0
+torch.manual_seed(1337 + seed_offset)
+assert os.path.getsize("data/openwebtext/train.bin") > os.path.getsize("data/openwebtext/val.bin") > 0
+for i in range(int(options["max_iters"]) + 1):
+    print(f"iter {i}: loss 9.0000, time {900 if i == 0 else 10}.00ms, mfu -100.00%")
+os.makedirs("out-shakespeare-char", exist_ok=True)
+shutil.copyfile(f"CHECKPOINTS/{options['block_size']}.pt", "out-shakespeare-char/ckpt.pt")
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch, data_dir):
+    """(beside.py with a recipe of four steps, a folder like nanoGPT's, a data folder with two small token files)"""
+    beside = load("nanogpt", "beside")
+    theirs = tmp_path / "nanoGPT"
+    (theirs / "config").mkdir(parents=True)
+    (theirs / "train.py").write_text(THEIR_SCRIPT.replace("CHECKPOINTS", theirs.as_posix()))
+    (theirs / "model.py").write_text(THEIR_MODEL)
+    shape = dict(block_size=64, vocab_size=50304)
+    torch.save({"model": {"table.weight": torch.zeros(50304, 1)}, "model_args": shape}, theirs / "64.pt")
+    for name in ("configurator.py", "config/train_shakespeare_char.py"):
+        (theirs / name).write_text("")
+    tokenizer = beside.data.prepare("gpt2_tokenizer", data_dir("gpt2_tokenizer"))
+    monkeypatch.setattr(beside.data, "prepare", lambda name, folder: tokenizer)
+    (tmp_path / "data/openwebtext").mkdir(parents=True)
+    for part, n in (("train", 400), ("val", 150)):
+        tokens = torch.randint(50_257, (n,)).to(torch.uint16)
+        (tmp_path / f"data/openwebtext/{part}.bin").write_bytes(tokens.numpy().tobytes())
+    recipe = dataclasses.replace(beside.train.TINY, tokens="gpt2", iters=4, evals=1)
+    monkeypatch.setitem(beside.train.RECIPES, "web", recipe)
+    return beside, theirs, tmp_path / "data"
+
+
+@pytest.mark.draws
+def test_nanogpts_script_trains_for_as_many_seconds_on_the_same_tokens(stand_in, tmp_path, monkeypatch, quick_samples):
+    beside, theirs, folder = stand_in
+    argv = ["--nanogpt", str(theirs), "--data-dir", str(folder), "--out", str(tmp_path / "out")]
+    rows = beside.main(argv)
+    ours, nanogpts = rows
+    assert [row["setting"] for row in rows] == ["recipe web", "nanoGPT's train.py"]
+    iters = max(beside.TRIAL, round(ours["final"]["seconds"] / 0.01))
+    assert nanogpts["args"] == {"iters": iters} and f"--max_iters={iters}" in nanogpts["command"]
+    assert nanogpts["final"]["seconds"] == pytest.approx(0.9 + 0.01 * iters) and nanogpts["tokens_per_step"] == 12 * 64
+    assert nanogpts["final"]["val_loss"] == pytest.approx(math.log(50304), abs=1e-4), "each token is as likely as any"
+    ratios = [row["final"]["val_loss"] / row["final"]["val_bits_per_byte"] for row in rows]
+    assert ratios[0] == pytest.approx(ratios[1])
+    assert "manual_seed(1337 + seed_offset)" in (tmp_path / "out/nanogpt-s0/train.py").read_text()
+    monkeypatch.setattr(beside, "their_row", lambda *args: pytest.fail("it was trained again"))
+    assert beside.main(argv) == rows
+    assert json.loads((tmp_path / "out/web.json").read_text())["rows"] == rows
+
+
+def test_another_seed_of_nanogpts_script(stand_in, tmp_path):
+    beside, theirs, folder = stand_in
+    beside.copy_script(theirs, tmp_path / "copy", 2, folder / "openwebtext")
+    assert "manual_seed(1339 + seed_offset)" in (tmp_path / "copy/train.py").read_text()
+    (theirs / "train.py").write_text("print('something else')")
+    code, message = failure(beside.copy_script, theirs, tmp_path / "copy", 2, folder / "openwebtext")
+    assert code == 1 and one_line(message) and "manual_seed" in message
+    (theirs / "model.py").unlink()
+    assert "model.py" in failure(beside.copy_script, theirs, tmp_path / "copy", 2, folder / "openwebtext")[1]
+
+
+def test_nanogpts_script_that_fails_says_why(stand_in, tmp_path):
+    beside, _, _ = stand_in
+    (tmp_path / "train.py").write_text("import no_such_module")
+    code, message = failure(beside.run_script, tmp_path, 5)
+    assert code == 1 and one_line(message) and "no_such_module" in message

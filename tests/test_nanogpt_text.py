@@ -263,8 +263,6 @@ def test_the_last_tenth_of_the_training_text_is_held_out(builtin):
     assert "".join(halves) == builtin.tokenizer.decode(builtin.train.tolist())
     assert len(found.val) == pytest.approx(len(builtin.train) / 10, abs=1)
     assert found.test is None and found.digest != builtin.digest
-    code, message = failure(data.load, "openwebtext", None, None, "gpt2", None, True)
-    assert code == 1 and "--held-out" in message
 
 
 def test_a_folder_of_articles(tmp_path):
@@ -504,6 +502,12 @@ def test_openwebtext_is_memory_mapped(prepare, tmp_path, data_dir, monkeypatch):
         assert documents[0].startswith(f"Document {first}: ") and documents[-1] == ""
         numbers = [int(document.split(":")[0].removeprefix("Document ")) for document in documents[:-1]]
         assert numbers == list(range(first, first + len(numbers)))
+    written = "".join(documents[:-1]).encode()  # of the training part, without <|endoftext|>
+    assert openwebtext.count_bytes(text.train, ours) == len(written)
+    assert text.bytes_per_token["val"] * len(text.val) == openwebtext.count_bytes(text.val, ours)
+    held_out = data.load("openwebtext", tmp_path, tokens="gpt2", held_out=True)
+    assert torch.equal(torch.cat([held_out.train, held_out.val]), text.train) and held_out.digest != text.digest
+    assert len(held_out.val) == pytest.approx(len(text.train) / 10, abs=1)
     assert len(data.load("openwebtext", tmp_path, limit=50, tokens="gpt2").train) == 50
     assert "gpt2" in failure(data.load, "openwebtext", tmp_path, None, "char")[1]
     (tmp_path / "openwebtext" / "train.bin").write_bytes(b"\0\0")

@@ -55,6 +55,15 @@ def memory_maps(folder: Path, tokenizer: BytePairs, limit: int | None = None) ->
     return *parts, digest.hexdigest()
 
 
+def count_bytes(tokens: Tensor, tokenizer: BytePairs) -> int:
+    """The number of bytes of the text that `tokens` (N,) stand for, without <|endoftext|>."""
+    ids = tokens.long()
+    ids = ids[ids != tokenizer.vocabulary[END_OF_TEXT]]
+    characters = [tokenizer.token[i] for i in range(tokenizer.vocab_size)]  # each of which stands for a byte
+    lengths = torch.tensor([len(token) for token in characters])
+    return int(lengths[ids].sum())
+
+
 def prepare(folder: Path, tokenizer: BytePairs, limit: int | None = None, stream=None, chunk_size: int = 1000) -> dict:
     """Stream documents and append their tokens to val.bin (the first VAL_DOCUMENTS documents) and train.bin. Of
     a corpus that has no more, the first tenth of the documents is for validation.
