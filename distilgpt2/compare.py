@@ -2,12 +2,13 @@
 
     python distilgpt2/compare.py --study lr-full lr-lora lr-last   # short runs: each method gets its own learning rate
     python distilgpt2/compare.py --study methods --seeds 3         # one epoch of 2% of WikiText-2
+    python distilgpt2/compare.py --study tenth --seeds 3           # of 10%: four hours on one core
     python distilgpt2/compare.py --study ranks epochs --seeds 1    # LoRA's rank; three epochs, where overfitting begins
     python distilgpt2/compare.py --study methods --list            # only print the commands, for another engine
 
 Run again, the command continues where it stopped. Under --out: a run folder for every setting and seed, results.txt,
-and for every study its record STUDY.json and its figure STUDY.png; for `methods` also compare.txt, what the model
-writes before and after.
+and for every study its record STUDY.json and its figure STUDY.png; for `methods` and `tenth` also STUDY.txt, what the
+model writes before and after.
 """
 
 import itertools
@@ -27,27 +28,29 @@ import scoring
 import train
 from data import DATA_HELP, dataset_arg
 
-LEARNING_RATES = {
-    "full": (1e-5, 3e-5, 1e-4, 3e-4, 1e-3),
-    "lora": (3e-4, 1e-3, 3e-3, 1e-2),
-    "last": (1e-4, 3e-4, 1e-3, 3e-3),
+LEARNING_RATES = {  # four values some three times apart, then four more between the neighbours of the best one
+    "full": (3e-5, 1e-4, 1.5e-4, 2e-4, 3e-4, 4.5e-4, 6.5e-4, 1e-3),
+    "lora": (3e-4, 1e-3, 1.5e-3, 2e-3, 3e-3, 4.5e-3, 6.5e-3, 1e-2),
+    "last": (1e-4, 3e-4, 4.5e-4, 6.5e-4, 1e-3, 1.5e-3, 2e-3, 3e-3),
 }
 RANKS = (1, 4, 16, 64)
 SHORT = dict(max_steps=20, val_tokens=8192, test_tokens=0)
 BASE = dict(recipe="smollm2")
 SHORT_STUDIES = tuple(f"lr-{method}" for method in LEARNING_RATES)
-STUDIES = {  # study: {setting: arguments of train.py}; the learning rate of the last three comes from the first three
+STUDIES = {  # study: {setting: arguments of train.py}; the first three choose the learning rates of the others
     **{
         f"lr-{method}": {f"{lr:g}": dict(BASE, **SHORT, method=method, lr=lr) for lr in rates}
         for method, rates in LEARNING_RATES.items()
     },
     "methods": {method: dict(BASE, method=method) for method in LEARNING_RATES},
+    "tenth": {method: dict(BASE, method=method, fraction=0.1) for method in LEARNING_RATES},
     "ranks": {
         f"{rank}": dict(BASE, method="lora", rank=rank, alpha=2.0 * rank, bs=2, epochs=2, max_steps=100, test_tokens=0)
         for rank in RANKS
     },
     "epochs": {method: dict(BASE, method=method, epochs=3) for method in ("full", "lora")},
 }
+COMPARISONS = ("methods", "tenth")  # studies whose table, figure and texts compare the methods
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
@@ -147,9 +150,9 @@ def draw_methods(figure, rows):
         axes.margins(y=0.15)
 
 
-def write_texts(args, out):
-    """compare.txt: texts that the model writes, greedily, before fine-tuning and after each method (seed 0)."""
-    table = settings(args, out)["methods"]
+def write_texts(name, args, out):
+    """STUDY.txt: texts that the model writes, greedily, before fine-tuning and after each method (seed 0)."""
+    table = settings(args, out)[name]
     models = {"before": pretrained.resolve(train.RECIPES[args.recipe]["full"].model)}
     models |= {f"after {method}": str(out / folder_name(values, 0)) for method, values in table.items()}
     texts = {prompt: [] for prompt in generate.PROMPTS}
@@ -161,15 +164,15 @@ def write_texts(args, out):
             new = generate.continuation(net, tokenizer, ids, {"greedy": None}, 60, 0)
             texts[prompt].append(f"--- {title}\n{prompt}{tokenizer.decode(new, skip_special_tokens=True)}")
     lines = itertools.chain.from_iterable(texts.values())
-    run.write(out / "compare.txt", "\n".join(lines) + "\n")
+    run.write(out / f"{name}.txt", "\n".join(lines) + "\n")
 
 
 def draw(record):
     """The figure of a study, from its record alone."""
     name = record["study"]
     rows = record["rows"]
-    figure = Figure(figsize=(9, 2.8) if name == "methods" else (5, 3.5), layout="constrained")
-    if name == "methods":
+    figure = Figure(figsize=(9, 2.8) if name in COMPARISONS else (5, 3.5), layout="constrained")
+    if name in COMPARISONS:
         draw_methods(figure, rows)
     else:
         axes = figure.subplots()
@@ -210,8 +213,8 @@ def main(argv=None):
     if study.run_jobs(train, jobs_of(args, out), args):
         for name in args.study:
             report(name, rows_of(name, args, out), out)
-            if name == "methods":
-                write_texts(args, out)
+            if name in COMPARISONS:
+                write_texts(name, args, out)
 
 
 def rows_of(name, args, out):

@@ -1564,6 +1564,12 @@ def test_two_processes_equal_one(tmp_path):
             assert float(ours[name]) == pytest.approx(float(theirs[name]), rel=1e-11 if name == "val_loss" else 1e-6)
 
 
+def test_each_method_gets_its_learning_rate_from_as_many_values():
+    compare = load("distilgpt2", "compare")
+    assert {len(set(rates)) for rates in compare.LEARNING_RATES.values()} == {8}
+    assert all(list(rates) == sorted(rates) for rates in compare.LEARNING_RATES.values())
+
+
 @pytest.mark.slow
 @pytest.mark.draws
 def test_compare_studies_methods_ranks_and_epochs(tmp_path, monkeypatch, capsys):
@@ -1584,7 +1590,7 @@ def test_compare_studies_methods_ranks_and_epochs(tmp_path, monkeypatch, capsys)
         rows = json.loads((tmp_path / f"{name}.json").read_text())["rows"]
         assert all(row["state"] == "done" and row["peak_memory_mb"] and row["val_loss"] for row in rows)
         assert (tmp_path / f"{name}.png").stat().st_size > 5000
-    text = (tmp_path / "compare.txt").read_text()
+    text = (tmp_path / "methods.txt").read_text()
     assert text.count("--- before") == text.count("--- after lora") == len(generate.PROMPTS)
 
 
