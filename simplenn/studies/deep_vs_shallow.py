@@ -1,5 +1,7 @@
 """Deep against shallow networks with the same number of parameters, on two functions and on MNIST."""
 
+import itertools
+
 from common import run
 
 import numpy as np
@@ -40,33 +42,34 @@ def functions(ctx: tools.Context):
     for variant, options in VARIANTS.items():
         for network, sizes in MLPS.items():
             parameters, targets, losses, outputs = train_stack(sizes, train_sets, steps, seeds, **options)
-            accuracies = ((outputs - targets).abs() <= 0.05).float().mean((1, 2)).tolist()
-            final_losses = (outputs - targets).square().mean((1, 2)).tolist()
-            for k in range(len(targets)):
-                seed, which = divmod(k, len(FUNCTIONS))
-                name = FUNCTIONS[which]
+            members = itertools.product(range(seeds), FUNCTIONS)  # in the order of the stack
+            for k, (seed, name) in enumerate(members):
+                row = {
+                    "setting": f"{name}, {network}, {variant}",
+                    "function": name,
+                    "network": network,
+                    "variant": variant,
+                    "seed": seed,
+                    "hidden_layers": len(sizes) - 2,
+                    "parameters": parameters,
+                    "curve": losses[logged - 1, k].tolist(),
+                    "final": final_of(losses[:, k], outputs[k], targets[k]),
+                }
+                rows.append(row)
                 if seed == 0:
                     predictions[name][f"{network}, {variant}"] = outputs[k, ::3, 0]
-                below = (losses[:, k] < THRESHOLD).nonzero()
-                rows.append(
-                    {
-                        "setting": f"{name}, {network}, {variant}",
-                        "function": name,
-                        "network": network,
-                        "variant": variant,
-                        "seed": seed,
-                        "hidden_layers": len(sizes) - 2,
-                        "parameters": parameters,
-                        "curve": losses[logged - 1, k].tolist(),
-                        "final": {
-                            "train_loss": final_losses[k],
-                            "accuracy": accuracies[k],
-                            "reached": len(below) > 0,
-                            "epochs_to_threshold": int(below[0]) + 1 if len(below) else None,
-                        },
-                    }
-                )
     ctx.save(rows, draw_functions, steps=logged.tolist(), threshold=THRESHOLD, predictions=predictions)
+
+
+def final_of(losses, outputs, targets) -> dict:
+    """The results of one network: losses (steps,), of each step; outputs (N, 1) after training, and targets (N, 1)."""
+    below = (losses < THRESHOLD).nonzero()
+    return {
+        "train_loss": (outputs - targets).square().mean().item(),
+        "accuracy": ((outputs - targets).abs() <= 0.05).float().mean().item(),
+        "reached": len(below) > 0,
+        "epochs_to_threshold": int(below[0]) + 1 if len(below) else None,
+    }
 
 
 def train_stack(sizes, train_sets, steps, seeds, activation, weight_decay=0.0):
