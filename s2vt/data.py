@@ -439,12 +439,19 @@ def builtin_part(part: str, count: int) -> tuple[Tensor, list[list[str]], list, 
 def builtin_parts(limit, digest):
     """The rendered clips with the features of the extractor `small`."""
     parts = []
-    for part, count in videos.PARTS.items():
-        features, captions, events, own_digest = builtin_part(part, min(count, limit or count))
+    for part in ("train", "val", "test"):
+        clips, own_digest = builtin_clips(part, limit)
         digest.update(own_digest)
-        ids = [f"{part}{i}" for i in range(len(captions))]
-        parts.append(Clips(ids, features, captions, captions, [], events))
+        parts.append(clips)
     return parts
+
+
+def builtin_clips(part: str, limit: int | None = None) -> tuple[Clips, bytes]:
+    """(clips, digest) of a part of the built-in videos, of videos.PARTS; `limit` clips at most."""
+    count = videos.PARTS[part]
+    features, captions, events, digest = builtin_part(part, min(count, limit or count))
+    ids = [f"{part}{i}" for i in range(len(captions))]
+    return Clips(ids, features, captions, captions, [], events), digest
 
 
 @dataclass(kw_only=True)

@@ -3,6 +3,7 @@
     python s2vt/sweep.py --study order               # S2VT, and the same network on the mean of the frames
     python s2vt/sweep.py --study folds --seeds 1     # real clips: the runs that choose, and then
     python s2vt/sweep.py --study clips sizes         # those that are tested; compare.py scores both
+    python s2vt/sweep.py --study dropout             # validation chooses, other clips than the test clips judge
     python s2vt/sweep.py --study parts --seeds 3     # one change at a time
     python s2vt/sweep.py --study parts --list        # only print the commands, for another engine to run
 
@@ -21,8 +22,10 @@ from common.options import option
 import numpy as np
 from matplotlib.figure import Figure
 
+import checkpoint
 import data
 import train
+from evaluate import score
 
 MODELS = {
     "S2VT, GRU": {},
@@ -31,6 +34,7 @@ MODELS = {
     "mean of the frames": dict(pooled=True),
 }
 DROPOUTS = (0.3, 0.5)
+BUILTIN_DROPOUTS = (0.0, 0.1, 0.2)
 SIZES = {35: 28, 70: 20, 140: 14, 279: 10}  # training clips: epochs, in proportion to 1 / sqrt(clips)
 
 
@@ -59,6 +63,7 @@ STUDIES = {  # study: {setting: arguments of train.py}
         "a constant learning rate": dict(decay="none"),
         "dropout 0.1": dict(dropout=0.1),
     },
+    "dropout": {f"dropout {dropout}": dict(dropout=dropout) for dropout in BUILTIN_DROPOUTS},
     "folds": folds_of({name: MODELS[name] for name in ("S2VT, GRU", "mean of the frames")}),
     "clips": on_clips(MODELS, split="train+val"),
     "sizes": {
@@ -107,6 +112,13 @@ def report(name, rows, out):
     run.write_figure(out / f"{name}.png", figure)
 
 
+def score_fresh_clips(folder: Path) -> dict:
+    """The scores of the greedy captions of the part "fresh" of the rendered videos, by the network of a run."""
+    clips, _ = data.builtin_clips("fresh")
+    captions = checkpoint.load(str(folder)).captions(clips.features)
+    return score(captions, clips)
+
+
 @dataclass(kw_only=True)
 class Options(study.StudyOptions):
     study: tuple[str, ...] = study.study_option(STUDIES)
@@ -126,7 +138,13 @@ def main(argv=None):
         rows = []
         for setting, values in STUDIES[name].items():
             for seed in range(args.seeds):
-                rows.append(study.row(name, setting, seed, out / folder_name(values, seed), **curves))
+                folder = out / folder_name(values, seed)
+                row = study.row(name, setting, seed, folder, **curves)
+                if name == "dropout" and row["state"] == "done":
+                    epochs = zip(row["val_bleu4"], row["val_cider"])
+                    row["val_score"] = max(bleu4 + cider for bleu4, cider in epochs)  # as train.py chooses the epoch
+                    row["fresh"] = score_fresh_clips(folder)
+                rows.append(row)
         report(name, rows, out)
 
 

@@ -21,7 +21,7 @@ from extractors import write_video
 
 FRAMES, SIZE = 16, 32
 CAPTIONS = 5  # of each clip
-PARTS = {"train": 4000, "val": 200, "test": 400}
+PARTS = {"train": 4000, "val": 200, "test": 400, "fresh": 400}  # fresh: a second test, by which nothing was chosen
 COLOURS = {
     "red": (230, 40, 40),
     "green": (40, 200, 60),

@@ -1405,7 +1405,7 @@ def test_the_test_clips_are_described_by_every_run_that_has_ended(described, com
     assert same == [0.0, 0.0], "the two runs are copies of one"
 
 
-@pytest.mark.parametrize("name", ["order", "parts", "folds", "clips", "sizes"])
+@pytest.mark.parametrize("name", ["order", "parts", "dropout", "folds", "clips", "sizes"])
 def test_every_setting_of_a_study_is_another_training(name, capsys):
     sweep = load("s2vt", "sweep")
     sweep.main(["--study", name, "--seeds", "2", "--list"])
@@ -1432,6 +1432,22 @@ def test_a_study_reports_means_over_the_runs_that_ended(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "BLEU-4 0.300   order right in 50.0%   (2 runs)" in out and "pooled" not in out
     assert json.loads((tmp_path / "order.json").read_text())["rows"] == rows and (tmp_path / "order.png").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.draws
+def test_the_study_of_dropout_scores_clips_by_which_nothing_was_chosen(tmp_path, monkeypatch):
+    sweep = load("s2vt", "sweep")
+    monkeypatch.setitem(sweep.data.videos.PARTS, "fresh", 12)
+    monkeypatch.setattr(sweep, "STUDIES", {"dropout": {"dropout 0.1": dict(dropout=0.1)}})
+    sweep.main(["--study", "dropout", "--seeds", "1", "--epochs", "2", "--limit", "20", "--out", str(tmp_path)])
+    (row,) = json.loads((tmp_path / "dropout.json").read_text())["rows"]
+    best = int(np.argmax([bleu4 + cider for bleu4, cider in zip(row["val_bleu4"], row["val_cider"])]))
+    assert row["val_score"] == row["val_bleu4"][best] + row["val_cider"][best]
+    clips, _ = sweep.data.builtin_clips("fresh")
+    captions = checkpoint.load(str(tmp_path / "dropout-0.1-s0")).captions(clips.features)
+    assert len(clips) == 12 and row["fresh"] == sweep.score(captions, clips)
+    assert not any(torch.equal(clips.features[0], other) for other in sweep.data.builtin_clips("test", 50)[0].features)
 
 
 # ----------------------------------------------------------------------------------------------- steps and options
