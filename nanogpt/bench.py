@@ -10,11 +10,9 @@ is the speed of one product of two 2048 x 2048 matrices in the same precision. W
 
 import contextlib
 import csv
-import math
 import statistics
 import time
 from dataclasses import dataclass
-from functools import partial
 
 from common import run, timing
 from common.options import option, to_argv
@@ -30,10 +28,8 @@ from checkpoint import build, config_of, model_config
 from data import DATA_HELP, dataset_arg
 from optim import make_optimizers
 from sampling import generate
-from training import validation
 
 NANOGPT = 1.898  # the loss on the whole validation text with which nanoGPT's own script ends
-GPT2_VOCABULARY = 50_257
 NEW_TOKENS = 63  # generated, after one token
 
 
@@ -145,52 +141,6 @@ def training_rows(text, device, steps):
     return rows
 
 
-@contextlib.contextmanager
-def all_logits():
-    """The logits of all positions at once, whatever the vocabulary."""
-    limit, validation.LARGE_VOCABULARY = validation.LARGE_VOCABULARY, math.inf
-    try:
-        yield
-    finally:
-        validation.LARGE_VOCABULARY = limit
-
-
-def head_rows(device, steps):
-    """Rows of training steps of the recipe web, with GPT-2's vocabulary: with all logits at once, and by HeadLoss."""
-    fast = "bf16" if run.native_bf16(device) else "fp32"
-    args = train.RECIPES["web"]
-    tokens = torch.randint(GPT2_VOCABULARY, (args.bs * args.block_size * 10,)).to(torch.uint16)
-    net = build(model_config(args, GPT2_VOCABULARY)).to(device)
-    optimizers = make_optimizers(net, args, device)
-
-    def step(precision, i):
-        x, y = data.batch(tokens, net.block_size, args.bs, 0, i, device)
-        train.backward(net, x, y, args.bs, OneProcess(device, precision))
-        train.update(net, optimizers, args, i)
-
-    def step_with_all_logits(precision, i):
-        with all_logits():
-            step(precision, i)
-
-    rows = []
-    for precision in dict.fromkeys(["fp32", fast]):
-        ways = {"all logits": partial(step_with_all_logits, precision), "HeadLoss": partial(step, precision)}
-        times = timing.turns(ways, steps)
-        seconds = {way: statistics.median(turns) for way, turns in times.items()}
-        rows += [
-            {
-                "what": "head",
-                "way": way,
-                "precision": precision,
-                "tokens_per_s": args.bs * args.block_size / seconds[way],
-                "ms_per_step": 1000 * seconds[way],
-                "times_all_logits": seconds["all logits"] / seconds[way],
-            }
-            for way in ways
-        ]
-    return rows
-
-
 def generation_rows(text, device):
     """Rows of generation with and without a cache."""
     _, net = fresh("cpu", text, device)
@@ -296,14 +246,6 @@ def main(argv=None):
     rows += generation_rows(text, device)
     for row in rows[-2:]:
         print(f"generation  {row['way']:<13}  fp32  {row['tokens_per_s']:>9,.0f} tokens/s")
-    if device.type == "cpu":  # elsewhere the logits are always made at once
-        heads = head_rows(device, math.ceil(args.steps / 20))
-        for row in heads:
-            print(
-                f"head        {row['way']:<13}  {row['precision']}  {row['tokens_per_s']:>9,.0f} tokens/s, "
-                f"{row['times_all_logits']:.2f} times all logits at once"
-            )
-        rows += heads
     if args.whole:
         rows += whole_runs(text, device, args, out)
         for row in rows[-3:]:

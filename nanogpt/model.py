@@ -16,7 +16,6 @@ from torch import Tensor, nn
 NORMS, MLPS = ("layer", "rms"), ("gelu", "relu2", "swiglu")
 LAYERS = 1000  # above any number of layers
 FUSED_ABOVE = 256  # tokens; on a CPU `attend` is faster than PyTorch's fused attention up to this length (bench.py)
-HEAD_ROWS = 256  # rows of logits that `HeadLoss` holds at a time: fewer take longer for W's gradient, more for memory
 
 
 @dataclass
@@ -112,50 +111,6 @@ class SquaredReLU(torch.autograd.Function):
     def backward(ctx, grad):
         (h,) = ctx.saved_tensors
         return (grad * h).mul_(2)
-
-
-class HeadLoss(torch.autograd.Function):
-    """The sum of the cross-entropies of a linear head, and their gradients, without a table of all the logits.
-
-    With V = 50,257 tokens, the logits of 2,048 positions and their gradients take 0.4 GB each. Here they are made for
-    HEAD_ROWS positions at a time, in one piece of memory that is used again. For row n, with the logits z = W h_n:
-
-        loss      log sum_v exp(z_v) - z_y = -log p_y,  where p = softmax(z)
-        gradient  of z: p - onehot(y),  of h_n: W^T (p - onehot(y)),  of W: the sum over n of (p - onehot(y)) h_n^T
-
-    h: (N, C), weight: (V, C), y: int64 (N,). Under autocast the products are in its dtype, the softmax in float32.
-    """
-
-    @staticmethod
-    @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.bfloat16)
-    def forward(ctx, h, weight, y):
-        training = any(ctx.needs_input_grad)
-        exact = torch.promote_types(h.dtype, torch.float32)
-        grad_h = torch.empty_like(h)
-        grad_weight = torch.zeros_like(weight, dtype=exact)
-        products = h.new_empty(HEAD_ROWS, len(weight))
-        logits = h.new_empty(HEAD_ROWS, len(weight), dtype=exact)
-        total = h.new_zeros((), dtype=exact)
-        for first in range(0, len(h), HEAD_ROWS):
-            rows = slice(first, first + HEAD_ROWS)
-            target = y[rows, None]  # (R, 1), where R is HEAD_ROWS, and fewer at the end
-            z = logits[: len(target)]  # (R, V)
-            product = products[: len(target)]
-            z.copy_(torch.mm(h[rows], weight.T, out=product))
-            log_p = torch.log_softmax(z, 1, out=z)
-            total -= log_p.gather(1, target).sum()
-            if training:
-                grad_z = log_p.exp_().scatter_add_(1, target, -torch.ones_like(target, dtype=exact))
-                grad_z = product.copy_(grad_z)
-                torch.mm(grad_z, weight, out=grad_h[rows])
-                grad_weight += grad_z.T @ h[rows]
-        ctx.save_for_backward(grad_h, grad_weight)
-        return total
-
-    @staticmethod
-    def backward(ctx, grad):
-        grad_h, grad_weight = ctx.saved_tensors
-        return grad_h * grad, grad_weight * grad, None
 
 
 class Attention(nn.Module):
@@ -301,18 +256,13 @@ class GPT(nn.Module):
             x = block(x, rotary, cache[i] if cache is not None else None, maps)
         return self.norm(x)
 
-    def forward(self, idx: Tensor, cache: list | None = None, targets: Tensor | None = None) -> Tensor:
+    def forward(self, idx: Tensor, cache: list | None = None) -> Tensor:
         """idx: (B, T) int64. Returns logits (B, T, V). Raises UserError if T exceeds `block_size`.
 
         `cache`, from `new_cache()`, holds the keys and values of the tokens before idx, and gets idx's.
-        targets, int64 (B, T): returns their mean cross-entropy instead, by `HeadLoss`; targets of -1 do not count.
         """
-        x = self.hidden(idx, cache)  # (B, T, C)
-        weight = self.tokens.weight if self.head is None else self.head.weight
-        if targets is None:
-            return F.linear(x, weight)
-        counted = targets >= 0
-        return HeadLoss.apply(x[counted], weight, targets[counted]) / counted.sum()
+        x = self.hidden(idx, cache)
+        return F.linear(x, self.tokens.weight) if self.head is None else self.head(x)
 
     def new_cache(self) -> list:
         """An empty cache: for each block a list that `forward` fills with its keys and values."""

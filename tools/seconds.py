@@ -39,6 +39,7 @@ RECIPES = {  # command: (flags that train a part of it, how many such parts the 
     "simplenn/train.py --model mlp": ("--epochs 1", 10),
     "simplenn/train.py --model cnn": ("--epochs 1", 3),
     "simplenn/train.py --model cnn --recipe best": ("--epochs 1", 4),
+    "cifar/train.py --lr 0.01 --bs 16": ("--epochs 1", 10),  # the first command of the README
     **{
         f"cifar/train.py --model {model} --recipe {recipe}": ("--epochs 1", epochs)
         for model, best in (("lenet5", 90), ("simplenn", 30))

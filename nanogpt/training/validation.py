@@ -7,9 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import data
-from model import GPT
 
-LARGE_VOCABULARY = 8192  # tokens; from here on, a CPU computes the loss by model.HeadLoss
 ESTIMATE_BATCHES = 20  # as in nanoGPT's laptop run
 EVAL_COST = 0.1  # evaluations may take this fraction of the training time
 SMALL, SMALL_COST = 2**17, 0.4  # a validation text of up to SMALL characters is evaluated whole, within SMALL_COST
@@ -18,10 +16,6 @@ SMALL, SMALL_COST = 2**17, 0.4  # a validation text of up to SMALL characters is
 def loss_of(model: nn.Module, x: Tensor, y: Tensor, r) -> Tensor:
     """The mean cross-entropy, in nats per target, of predicting y from x; int64 (B, T) each. Targets of -1 do not
     count."""
-    network = getattr(model, "module", model)  # of DistributedDataParallel
-    if isinstance(network, GPT) and network.vocab_size >= LARGE_VOCABULARY and r.device.type == "cpu":
-        with r.autocast():
-            return model(x, targets=y)
     with r.autocast():
         logits = model(x)  # (B, T) -> (B, T, V)
     logits = logits.float() if r.precision == "bf16" else logits
