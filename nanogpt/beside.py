@@ -153,7 +153,9 @@ def their_row(seed: int, args, folder: Path, seconds: float, text) -> dict:
 
 @dataclass(kw_only=True)
 class Options(run.ScriptOptions):
-    nanogpt: str = option("nanoGPT", "a clone of github.com/karpathy/nanoGPT", type=run.path_arg, metavar="DIR")
+    nanogpt: str = option(
+        "", "a clone of github.com/karpathy/nanoGPT", type=run.path_arg, metavar="NANOGPT", positional=True
+    )
     data_dir: str | None = run.data_dir_option()
     seeds: int = option(1, "seeds 0 to N - 1", above=0)
     out: str = option(str(run.ROOT / "out/nanogpt/beside"), "folder of the runs", type=run.path_arg, metavar="DIR")

@@ -945,7 +945,7 @@ def stand_in(tmp_path, monkeypatch, data_dir):
 @pytest.mark.draws
 def test_nanogpts_script_trains_for_as_many_seconds_on_the_same_tokens(stand_in, tmp_path, monkeypatch, quick_samples):
     beside, theirs, folder = stand_in
-    argv = ["--nanogpt", str(theirs), "--data-dir", str(folder), "--out", str(tmp_path / "out")]
+    argv = [str(theirs), "--data-dir", str(folder), "--out", str(tmp_path / "out")]
     rows = beside.main(argv)
     ours, nanogpts = rows
     assert [row["setting"] for row in rows] == ["recipe web", "nanoGPT's train.py"]
