@@ -25,7 +25,7 @@ COMMITTED = Path(__file__).resolve().parent / "weights" / "simplenn.safetensors"
 
 def load(where: str | Path) -> Classifier:
     """The network of the run folder or safetensors file `where`. Raises UserError."""
-    return classifiers.load(where, EXPERIMENT, train.Options, train.build_model)
+    return classifiers.load(where, EXPERIMENT, {"train.py": (train.Options, train.build_model)})
 
 
 @torch.no_grad()

@@ -43,22 +43,17 @@ class Classifier(NamedTuple):
 
 def find(where: str | None, experiment: str, committed: Path) -> Path:
     """The run folder or small file `where`, else the newest finished run, else the committed file. Raises UserError."""
-    path = Path(where) if where else run.newest_run(experiment, of_train) or committed
+    path = Path(where) if where else run.newest_run(experiment) or committed
     if path == committed and not path.exists():
         raise UserError(f"{path}: is missing; name a run of your own with --run RUN")
     return path
 
 
-def of_train(record: dict) -> bool:
-    """Is it the record of a run of train.py?"""
-    return record.get("script", "train.py") == "train.py"
-
-
-def load(where: str | Path, experiment: str, options: type, make: Callable, device="cpu") -> Classifier:
+def load(where: str | Path, experiment: str, scripts: dict[str, tuple[type, Callable]], device="cpu") -> Classifier:
     """The network in the run folder or small file `where`.
 
-    options: the class of the options of the experiment's train.py; make(args, classes): its network for such options
-    and a number of classes. Raises UserError.
+    scripts: of the experiment, {"train.py": (the class of its options, make)}, where make(args, classes) is its network
+    for such options and a number of classes. Raises UserError.
     """
     source = Path(where)
     if source.suffix == ".safetensors" and not source.is_dir():
@@ -77,8 +72,10 @@ def load(where: str | Path, experiment: str, options: type, make: Callable, devi
         facts |= {name: final.get(name) for name in ("temperature", "test_accuracy")}
     if record.get("experiment") != experiment:
         raise UserError(f"{source}: holds a run of {record.get('experiment')}/")
-    if not of_train(record):
-        raise UserError(f"{source}: holds a run of {record['script']}; name one of train.py")
+    script = record.get("script", "train.py")  # the only one when older records were made
+    if script not in scripts:
+        raise UserError(f"{source}: holds a run of {script}; name one of {' or '.join(scripts)}")
+    options, make = scripts[script]
     try:
         args = run.recorded_options(options, record, described)
         trained = build(args, str(record["dataset"]["name"]), facts, source)

@@ -16,6 +16,7 @@ Two accuracies are reported: of one view of each image, and of six.
 import math
 import time
 from dataclasses import dataclass
+from typing import ClassVar
 
 from common import ddp, run
 from common.options import option
@@ -57,6 +58,8 @@ class Options(run.TrainOptions):
     )
     size: int | None = option(None, "the same in the second half; none: as they are", at_least=16, below=2000)
     label_smoothing: float = option(0.2, "share of the target spread evenly over all classes", at_least=0, below=1)
+
+    model: ClassVar[str] = "airbench"  # as train.py's options name theirs
 
     def check(self):
         ddp.micro_batch_size(self.bs)

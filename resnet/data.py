@@ -173,7 +173,7 @@ def family_of_data(name: str) -> str | None:
 
 def family_of_model(name: str) -> str:
     """The family of the network `name`: "cifar", "mnist" or "imagenet"."""
-    if name in model.CIFAR_DEPTHS:
+    if name in model.CIFAR_DEPTHS or name == "airbench":
         return "cifar"
     return "mnist" if name == "mnist" else "imagenet"
 

@@ -16,6 +16,7 @@ from common.run import data_dir_option, path_arg
 import torch
 from torch import Tensor
 
+import airbench
 import data
 import model
 import train
@@ -26,11 +27,16 @@ COMMITTED = Path(__file__).resolve().parent / "weights" / "resnet20.safetensors"
 
 def load(where: str | Path, device="cpu") -> Classifier:
     """The network of the run folder or safetensors file `where`. Raises UserError."""
-    return classifiers.load(where, EXPERIMENT, train.Options, build_model, device)
+    scripts = {"train.py": (train.Options, build_model), "airbench.py": (airbench.Options, build_airbench)}
+    return classifiers.load(where, EXPERIMENT, scripts, device)
 
 
 def build_model(args, num_classes: int):
     return model.build(args.model, num_classes, args.shortcut)
+
+
+def build_airbench(args, num_classes: int):
+    return airbench.Network(num_classes, args.width)
 
 
 @torch.no_grad()
@@ -59,6 +65,8 @@ def main(argv=None):
     args = run.parse_options(__file__, Options, argv)
     run.set_threads(auto_threads=1)
     trained = classifiers.in_bfloat16(load(args.run))
+    if isinstance(trained.args, airbench.Options):
+        raise run.UserError(f"{args.run}: was trained on the validation images, too, which would calibrate the file")
     family = data.family_of_model(trained.args.model)
     if family == "imagenet":
         raise run.UserError(f"{args.run}: {trained.args.model} is too large for a small file")

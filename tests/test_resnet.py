@@ -1290,18 +1290,34 @@ def test_every_option_of_airbench_matters(words, tmp_path):
     assert any(ours[name].shape != theirs[name].shape or not torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_the_demo_takes_no_run_of_airbench(tmp_path, monkeypatch):
-    """Its network is another one; `--run` says so in a line."""
+@pytest.mark.draws
+def test_the_demo_takes_a_run_of_airbench(tmp_path, monkeypatch, capsys):
+    """The newest run is taken, whichever script made it; only its probabilities are not calibrated."""
     classifiers = importlib.import_module("common.classifiers")
     monkeypatch.setattr(classifiers.run, "ROOT", tmp_path)
-    airbench_run(tmp_path / "out" / "resnet" / "cifar10-airbench-s0-1")
-    committed = tmp_path / "committed.safetensors"
-    committed.touch()
-    assert classifiers.find(None, "resnet", committed) == committed
+    folder = tmp_path / "out" / "resnet" / "cifar10-airbench-s0-1"
+    airbench_run(folder)
+    assert classifiers.find(None, "resnet", tmp_path / "committed.safetensors") == folder
     predict = load("resnet", "predict")
-    words = ["--run", str(tmp_path / "out" / "resnet" / "cifar10-airbench-s0-1"), str(tmp_path)]
-    code, message = failure(predict.main, words)
-    assert code == 1 and one_line(message) and "airbench.py" in message
+    images = tmp_path / "images"
+    images.mkdir()
+    for i in range(3):
+        pixels = np.random.default_rng(i).integers(0, 255, (40, 50, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(images / f"{i}.png")
+    predict.main(["--run", str(folder), str(images), "--out", str(tmp_path / "predicted")])
+    assert "airbench trained on" in (told := capsys.readouterr().err) and "not calibrated" in told
+    with open(tmp_path / "predicted" / "predictions.csv", newline="", encoding="utf-8") as file:
+        assert len(list(csv.DictReader(file))) == 3
+    trained = load("resnet", "trained")
+    code, message = failure(trained.main, [str(folder), "--out", str(tmp_path / "small.safetensors")])
+    assert code == 1 and one_line(message) and "calibrate" in message
+
+
+def test_a_run_of_an_unknown_script_is_refused(tmp_path):
+    classifiers = importlib.import_module("common.classifiers")
+    airbench_run(tmp_path / "a")
+    code, message = failure(classifiers.load, tmp_path / "a", "resnet", {"train.py": (train.Options, None)})
+    assert code == 1 and one_line(message) and "airbench.py; name one of train.py" in message
 
 
 def test_divergence_is_a_result(tmp_path):
