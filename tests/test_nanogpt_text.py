@@ -474,20 +474,56 @@ def test_openwebtext_is_streamed_from_parquet(prepare, tmp_path, monkeypatch):
     assert not (tmp_path / "there").exists(), "nothing was streamed, so nothing is left"
 
 
+def write_own(folder, lines):
+    folder.mkdir(parents=True)
+    (folder / "documents.jsonl").write_text("\n".join(lines) + "\n")
+
+
 def test_documents_of_ones_own_are_read_instead_of_the_hub(prepare, tmp_path, data_dir):
-    pytest.importorskip("datasets")
-    (tmp_path / "own").mkdir()
     lines = [json.dumps({"text": f"Document {i}: {'word ' * i}", "source": "elsewhere"}) for i in range(30)]
-    (tmp_path / "own" / "documents.jsonl").write_text("\n".join(lines) + "\n")
+    write_own(tmp_path / "own", [*lines, ""])
     progress = prepare("own", None)
     assert progress["documents"] == 30 and progress["complete"]
     tokens = np.fromfile(tmp_path / "own" / "train.bin", np.uint16).tolist()
     documents = data.gpt2_tokenizer(data_dir("gpt2_tokenizer")).decode(tokens).split("<|endoftext|>")
     assert documents == [f"Document {i}: {'word ' * i}" for i in range(25, 30)] + [""]
-    (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "documents.jsonl").write_text("no JSON\n")
-    code, message = failure(prepare, "broken", None)
-    assert code == 1 and one_line(message) and "broke off" in message
+
+
+def test_documents_of_ones_own_are_continued_after_an_interruption(prepare, tmp_path, monkeypatch):
+    for name in ("whole", "broken"):
+        write_own(tmp_path / name, [json.dumps({"text": f"Document {i}"}) for i in range(95)])
+    assert prepare("whole", None)["documents"] == 95
+    assert not prepare("broken", None, limit=60)["complete"], "after some chunks of ten documents"
+    assert prepare("broken", None)["complete"]
+    for part in ("train.bin", "val.bin"):
+        assert (tmp_path / "broken" / part).read_bytes() == (tmp_path / "whole" / part).read_bytes()
+
+
+WRONG_DOCUMENTS = {  # what a line may hold, and a word of the message
+    "no JSON": "is not JSON",
+    '{"text": "\\u00"}': "is not JSON",
+    '{"title": "x"}': "is not of the form",
+    '{"text": 5}': "is not of the form",
+    '{"text": null}': "is not of the form",
+    '{"text": ["a"]}': "is not of the form",
+    "[1, 2]": "is not of the form",
+    '"text"': "is not of the form",
+    '{"text": "a\\ud800b"}': "is not Unicode",
+}
+
+
+@pytest.mark.parametrize("line", WRONG_DOCUMENTS)
+def test_a_line_that_holds_no_document_is_named(line, prepare, tmp_path):
+    write_own(tmp_path / "wrong", ['{"text": "a document"}', line])
+    code, message = failure(prepare, "wrong", None)
+    assert code == 1 and one_line(message) and "line 2" in message and WRONG_DOCUMENTS[line] in message
+
+
+def test_documents_without_text_are_too_few_tokens(tmp_path, data_dir):
+    write_own(tmp_path / "openwebtext", ['{"text": ""}'] * 3)
+    gpt2 = data.gpt2_tokenizer(data_dir("gpt2_tokenizer"))
+    code, message = failure(openwebtext.memory_maps, tmp_path / "openwebtext", gpt2)
+    assert code == 1 and one_line(message) and "needs two" in message
 
 
 def test_openwebtext_is_memory_mapped(prepare, tmp_path, data_dir, monkeypatch):

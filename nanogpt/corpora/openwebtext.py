@@ -4,6 +4,7 @@ The files train.bin and val.bin have nanoGPT's format, uint16 tokens, each docum
 """
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from itertools import chain, islice
@@ -45,8 +46,10 @@ def memory_maps(folder: Path, tokenizer: BytePairs, limit: int | None = None) ->
         file = folder / f"{part}.bin"
         available = file.stat().st_size // 2 if file.exists() else 0
         n = progress.get(part, available)
-        if n < 2 or available < n:
+        if available < n or available == 0:
             raise run.UserError(f"{run.display_path(file)}: {TOO_SHORT}")
+        if n < 2:
+            raise run.UserError(f"{run.display_path(file)}: has one token, and needs two")
         tokens = torch.from_file(str(file), shared=False, size=n, dtype=torch.uint16)
         parts.append(tokens[: min(limit or n, VAL_TOKENS if part == "val" else n)])
         if parts[-1][:VAL_TOKENS].numpy().max() >= tokenizer.vocab_size:
@@ -156,6 +159,8 @@ def read_stream(stream, own: Path, state: dict | None, chunk_size: int) -> Itera
         documents = iter(stream)
         while chunk := list(islice(documents, chunk_size)):
             yield chunk, stream.state_dict()
+    except run.UserError:
+        raise
     except Exception as error:
         reason = f"{type(error).__name__}: {str(error)[:120].strip()}".splitlines()[0]
         raise run.UserError(f"openwebtext: the stream broke off ({reason}); the same command continues") from error
@@ -163,7 +168,45 @@ def read_stream(stream, own: Path, state: dict | None, chunk_size: int) -> Itera
 
 def open_stream(own: Path):
     """The documents, an iterable of {"text": ...}: of the file `own` if there is one, else as the hub streams them."""
+    if own.exists():
+        return Documents(own)
     import datasets
 
-    source = SOURCE | dict(path="json", data_files=str(own)) if own.exists() else SOURCE
-    return datasets.load_dataset(**source)
+    return datasets.load_dataset(**SOURCE)
+
+
+class Documents:
+    """The documents in a file of JSON lines, {"text": ...} each, as a stream like those of `datasets`."""
+
+    def __init__(self, file: Path):
+        self.file = file
+        self.lines = 0  # that have been read
+
+    def __iter__(self) -> Iterator[dict]:
+        with open(self.file, "rb") as file:
+            for line in islice(file, self.lines, None):
+                self.lines += 1
+                if line.strip():
+                    yield {"text": self.text_of(line)}
+
+    def text_of(self, line: bytes) -> str:
+        """The text of a document. Raises UserError."""
+        where = f"{run.display_path(self.file)}, line {self.lines:,}"
+        try:
+            document = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise run.UserError(f"{where}: is not JSON in UTF-8 ({str(error):.80})") from error
+        text = document.get("text") if isinstance(document, dict) else None
+        if not isinstance(text, str):
+            raise run.UserError(f'{where}: is not of the form {{"text": "..."}}')
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # half of a surrogate pair
+            raise run.UserError(f"{where}: its text is not Unicode ({error.reason})") from error
+        return text
+
+    def state_dict(self) -> dict:
+        return {"lines": self.lines}
+
+    def load_state_dict(self, state: dict):
+        self.lines = state["lines"]
