@@ -224,6 +224,8 @@ def load(
         if held_out:
             first_nine_tenths = int(0.9 * len(train))
             train, val = train[:first_nine_tenths], train[first_nine_tenths:][: openwebtext.VAL_TOKENS]
+            if len(val) < 2:
+                raise UserError("openwebtext: is too short: the last tenth for training has one token, and needs 2")
             digest = hashlib.blake2b(f"held out of {digest}".encode(), digest_size=16).hexdigest()
         val_bytes = openwebtext.count_bytes(val, tokenizer)
         return Text(name, tokens, tokenizer, train, val, None, digest, bytes_per_token={"val": val_bytes / len(val)})

@@ -544,6 +544,7 @@ def test_openwebtext_is_memory_mapped(prepare, tmp_path, data_dir, monkeypatch):
     held_out = data.load("openwebtext", tmp_path, tokens="gpt2", held_out=True)
     assert torch.equal(torch.cat([held_out.train, held_out.val]), text.train) and held_out.digest != text.digest
     assert len(held_out.val) == pytest.approx(len(text.train) / 10, abs=1)
+    assert "needs 2" in failure(data.load, "openwebtext", tmp_path, 10, "gpt2", None, True)[1]
     assert len(data.load("openwebtext", tmp_path, limit=50, tokens="gpt2").train) == 50
     assert "gpt2" in failure(data.load, "openwebtext", tmp_path, None, "char")[1]
     (tmp_path / "openwebtext" / "train.bin").write_bytes(b"\0\0")
