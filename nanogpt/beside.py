@@ -97,10 +97,16 @@ def run_script(folder: Path, iters: int) -> tuple[list[str], list[float]]:
     return ["train.py", *arguments], seconds
 
 
-def commit_of(source: Path) -> str | None:
-    """The commit of nanoGPT's clone."""
-    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=source, capture_output=True, text=True)
-    return done.stdout.strip() or None
+def git_state(source: Path) -> dict | None:
+    """{"commit", "dirty"} of nanoGPT's clone; None if it is none."""
+
+    def git(*words):
+        return subprocess.run(["git", *words], cwd=source, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def load_model(folder: Path) -> TheirModel:
@@ -146,7 +152,7 @@ def their_row(seed: int, args, folder: Path, seconds: float, text) -> dict:
         "precision": "fp32",
         "command": command,
         "repository": "github.com/karpathy/nanoGPT",
-        "git": {"commit": commit_of(source)},
+        "git": git_state(source),
         "device": machine.facts(torch.device("cpu"), __file__)["device"],
     }
 

@@ -945,6 +945,10 @@ def stand_in(tmp_path, monkeypatch, data_dir):
 @pytest.mark.draws
 def test_nanogpts_script_trains_for_as_many_seconds_on_the_same_tokens(stand_in, tmp_path, monkeypatch, quick_samples):
     beside, theirs, folder = stand_in
+    assert beside.git_state(tmp_path / "nothing") is None
+    for words in ("init -q", "add .", "-c user.name=a -c user.email=b commit -q -m first"):
+        subprocess.run(["git", *words.split()], cwd=theirs, check=True)
+    commit = beside.git_state(theirs)["commit"]
     argv = [str(theirs), "--data-dir", str(folder), "--out", str(tmp_path / "out")]
     rows = beside.main(argv)
     ours, nanogpts = rows
@@ -953,6 +957,7 @@ def test_nanogpts_script_trains_for_as_many_seconds_on_the_same_tokens(stand_in,
     assert nanogpts["args"] == {"iters": iters} and f"--max_iters={iters}" in nanogpts["command"]
     assert nanogpts["final"]["seconds"] == pytest.approx(0.9 + 0.01 * iters) and nanogpts["tokens_per_step"] == 12 * 64
     assert nanogpts["final"]["val_loss"] == pytest.approx(math.log(50304), abs=1e-4), "each token is as likely as any"
+    assert nanogpts["git"] == {"commit": commit, "dirty": False}
     ratios = [row["final"]["val_loss"] / row["final"]["val_bits_per_byte"] for row in rows]
     assert ratios[0] == pytest.approx(ratios[1])
     assert "manual_seed(1337 + seed_offset)" in (tmp_path / "out/nanogpt-s0/train.py").read_text()
