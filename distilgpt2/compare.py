@@ -156,8 +156,8 @@ def write_texts(name, args, out):
     models = {"before": pretrained.resolve(train.RECIPES[args.recipe]["full"].model)}
     models |= {f"after {method}": str(out / folder_name(values, 0)) for method, values in table.items()}
     texts = {prompt: [] for prompt in generate.PROMPTS}
-    for title, name in models.items():
-        net, tokenizer, _ = pretrained.open_model(name, args.data_dir)
+    for title, source in models.items():
+        net, tokenizer, _ = pretrained.open_model(source, args.data_dir)
         net.eval()
         for prompt in generate.PROMPTS:
             ids = generate.encode(tokenizer, prompt, 60, pretrained.context(net))
