@@ -169,7 +169,7 @@ def test_a_module_that_is_started_names_the_commands_of_its_folder():
     done = subprocess.run(command, capture_output=True, text=True)
     lines = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
     assert done.returncode == 2 and len(lines) == 1 and "torch" not in done.stderr
-    assert lines[0].startswith("error: sampling.py is a module") and "bench.py, data.py" in lines[0]
+    assert lines[0].startswith("error: sampling.py is a module") and "bench.py, beside.py, data.py" in lines[0]
     assert "sample.py" in lines[0] and "model.py" not in lines[0]
 
 
