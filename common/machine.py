@@ -119,8 +119,9 @@ def facts(device: torch.device, script: str, git: dict | None = None) -> dict:
     }
 
 
-def git_state(folder: Path, began: dict | None = None) -> dict | None:
-    """{"commit", "dirty"}: dirty if `folder` or common/ differs from the commit. None outside a git repository.
+def git_state(folder: Path, began: dict | None = None, own: list[str] | None = None) -> dict | None:
+    """{"commit", "dirty"}: dirty if one of the paths `own` of `folder` differs from the commit; by default the folder
+    itself and common/. None outside a git repository.
 
     A resumed run keeps the commit at which it began. It is dirty if it was dirty then or has changed since.
     """
@@ -129,7 +130,7 @@ def git_state(folder: Path, began: dict | None = None) -> dict | None:
         done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True)
         return done.stdout.strip()
 
-    own = [".", os.path.relpath(Path(__file__).parent, folder)]
+    own = own or [".", os.path.relpath(Path(__file__).parent, folder)]
     try:
         commit, dirty = (began["commit"], began.get("dirty")) if began else (git("rev-parse", "HEAD"), False)
         changed = git("status", "--porcelain", "--", *own) or git("diff", "--name-only", commit, "--", *own)

@@ -78,7 +78,7 @@ def copy_script(source: Path, folder: Path, seed: int, bins: Path):
     script = (folder / "train.py").read_text(encoding="utf-8")
     if SEED not in script:
         raise run.UserError(f"{source / 'train.py'}: does not have the line {SEED}")
-    (folder / "train.py").write_text(script.replace("1337", str(1337 + seed)), encoding="utf-8")
+    (folder / "train.py").write_text(script.replace(SEED, SEED.replace("1337", str(1337 + seed))), encoding="utf-8")
     where = folder / "data/openwebtext"
     where.mkdir(parents=True, exist_ok=True)
     for name in ("train.bin", "val.bin"):
@@ -95,18 +95,6 @@ def run_script(folder: Path, iters: int) -> tuple[list[str], list[float]]:
         raise run.UserError(f"nanoGPT's train.py: exit status {done.returncode}: {study.last_line(done.stderr)}")
     seconds = [float(milliseconds) / 1000 for _, milliseconds in STEP.findall(done.stdout)]
     return ["train.py", *arguments], seconds
-
-
-def git_state(source: Path) -> dict | None:
-    """{"commit", "dirty"} of nanoGPT's clone; None if it is none."""
-
-    def git(*words):
-        return subprocess.run(["git", *words], cwd=source, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def load_model(folder: Path) -> TheirModel:
@@ -152,7 +140,7 @@ def their_row(seed: int, args, folder: Path, seconds: float, text) -> dict:
         "precision": "fp32",
         "command": command,
         "repository": "github.com/karpathy/nanoGPT",
-        "git": git_state(source),
+        "git": machine.git_state(source, own=["."]),
         "device": machine.facts(torch.device("cpu"), __file__)["device"],
     }
 

@@ -945,10 +945,10 @@ def stand_in(tmp_path, monkeypatch, data_dir):
 @pytest.mark.draws
 def test_nanogpts_script_trains_for_as_many_seconds_on_the_same_tokens(stand_in, tmp_path, monkeypatch, quick_samples):
     beside, theirs, folder = stand_in
-    assert beside.git_state(tmp_path / "nothing") is None
+    assert beside.machine.git_state(tmp_path / "nothing", own=["."]) is None
     for words in ("init -q", "add .", "-c user.name=a -c user.email=b commit -q -m first"):
         subprocess.run(["git", *words.split()], cwd=theirs, check=True)
-    commit = beside.git_state(theirs)["commit"]
+    commit = beside.machine.git_state(theirs, own=["."])["commit"]
     argv = [str(theirs), "--data-dir", str(folder), "--out", str(tmp_path / "out")]
     rows = beside.main(argv)
     ours, nanogpts = rows

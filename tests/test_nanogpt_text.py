@@ -519,6 +519,14 @@ def test_a_line_that_holds_no_document_is_named(line, prepare, tmp_path):
     assert code == 1 and one_line(message) and "line 2" in message and WRONG_DOCUMENTS[line] in message
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no FIFOs")
+def test_documents_in_a_fifo_are_not_waited_for(prepare, tmp_path):
+    (tmp_path / "fifo").mkdir()
+    os.mkfifo(tmp_path / "fifo" / "documents.jsonl")
+    code, message = failure(prepare, "fifo", None)
+    assert code == 1 and one_line(message) and "not a regular file" in message
+
+
 def test_documents_without_text_are_too_few_tokens(tmp_path, data_dir):
     write_own(tmp_path / "openwebtext", ['{"text": ""}'] * 3)
     gpt2 = data.gpt2_tokenizer(data_dir("gpt2_tokenizer"))

@@ -4,7 +4,6 @@ The files train.bin and val.bin have nanoGPT's format, uint16 tokens, each docum
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator
 from itertools import chain, islice
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from corpora.prepared import parse_json_line
 from tokenizer import END_OF_TEXT, BytePairs
 
 # `datasets` no longer runs the script in the data's repository. Pull request 18 there, by its publisher, holds the same
@@ -183,30 +183,29 @@ class Documents:
         self.lines = 0  # that have been read
 
     def __iter__(self) -> Iterator[dict]:
+        if not self.file.is_file():  # a FIFO would wait for ever
+            raise run.UserError(f"{run.display_path(self.file)}: cannot be read (not a regular file)")
         with open(self.file, "rb") as file:
             for line in islice(file, self.lines, None):
                 self.lines += 1
                 if line.strip():
-                    yield {"text": self.text_of(line)}
-
-    def text_of(self, line: bytes) -> str:
-        """The text of a document. Raises UserError."""
-        where = f"{run.display_path(self.file)}, line {self.lines:,}"
-        try:
-            document = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise run.UserError(f"{where}: is not JSON in UTF-8 ({str(error):.80})") from error
-        text = document.get("text") if isinstance(document, dict) else None
-        if not isinstance(text, str):
-            raise run.UserError(f'{where}: is not of the form {{"text": "..."}}')
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:  # half of a surrogate pair
-            raise run.UserError(f"{where}: its text is not Unicode ({error.reason})") from error
-        return text
+                    place = f"{run.display_path(self.file)}, line {self.lines:,}"
+                    yield parse_json_line(line, place, parse_document, "JSON in UTF-8")
 
     def state_dict(self) -> dict:
         return {"lines": self.lines}
 
     def load_state_dict(self, state: dict):
         self.lines = state["lines"]
+
+
+def parse_document(value) -> dict:
+    """A document {"text": ...}. Raises UserError."""
+    text = value.get("text") if isinstance(value, dict) else None
+    if not isinstance(text, str):
+        raise run.UserError('is not of the form {"text": "..."}')
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # half of a surrogate pair
+        raise run.UserError(f"its text is not Unicode ({error.reason})") from error
+    return {"text": text}

@@ -93,11 +93,19 @@ def read_json_lines(file: Path, parse, what: str, content: bytes | None = None) 
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
-        try:
-            values.append(parse(json.loads(line)))
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            raise UserError(f"{place}, line {number}: is not {what}") from error
+        values.append(parse_json_line(line, f"{place}, line {number}", parse, what))
     return values
+
+
+def parse_json_line(line: str | bytes, place: str, parse, what: str):
+    """What `parse` makes of the JSON value in a line at `place`. Raises UserError: with the words of `parse`, or that
+    the line is not `what`."""
+    try:
+        return parse(json.loads(line))
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from error
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{place}: is not {what}") from error
 
 
 def parse_exercise(value: dict) -> dict:
