@@ -66,7 +66,7 @@ def main(argv=None):
     run.set_threads(auto_threads=1)
     trained = classifiers.in_bfloat16(load(args.run))
     if isinstance(trained.args, airbench.Options):
-        raise run.UserError(f"{args.run}: was trained on the validation images, too, which would calibrate the file")
+        raise run.UserError(f"{args.run}: is a run of airbench.py; only those of train.py are calibrated and written")
     family = data.family_of_model(trained.args.model)
     if family == "imagenet":
         raise run.UserError(f"{args.run}: {trained.args.model} is too large for a small file")
