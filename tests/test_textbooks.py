@@ -12,6 +12,7 @@ import sys
 import types
 from contextlib import nullcontext
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -953,7 +954,7 @@ def test_the_pipeline_from_data_to_report(tmp_path, box, monkeypatch, capsys):
     assert code == 1 and one_line(message) and "phi1.py prepare" in message
     phi1.main(["prepare", *where])
     record = json.loads((tmp_path / "work" / "prepared.json").read_text())
-    tokens = {"raw": 6000, "textbook": 6000, "generated": 6000, "filtered": 6000, "raw4": 24000}
+    tokens = {name: 24000 if name == "raw4" else 6000 for name in textbooks.plan.SEEDS if name != "scratch"}
     assert {name: arm["tokens"] for name, arm in record["arms"].items()} == tokens
     states = {(tmp_path / "work" / "data" / arm / "tokenizer.json").read_text() for arm in record["arms"]}
     assert len(states) == 1 and record["filter"]["accuracy"] > record["filter"]["majority"]
@@ -972,6 +973,23 @@ def test_the_pipeline_from_data_to_report(tmp_path, box, monkeypatch, capsys):
     assert report["comparisons"]["second"] is None and (tmp_path / "work" / "report.png").stat().st_size < 150_000
     assert "nearest docstring" in capsys.readouterr().out and str(ROOT) not in json.dumps(report["rows"])
     assert phi1.main(["finetune", "--arm", "scratch", "--device", "cpu", *where]) is None, "it is finished already"
+
+
+def test_functions_of_a_short_text_are_repeated_and_of_each_text_there_is_one(tmp_path):
+    prepare = textbooks.prepare
+    module = "def double(x):\n    return 2 * x\n\n\ndef half(x):\n    return x / 2\n"
+    functions = prepare.distinct_functions([module, module + "\nx = 1\n"])
+    assert functions == ["def double(x):\n    return 2 * x\n", "def half(x):\n    return x / 2\n"]
+    tokenizer = prepare.train_tokenizer(module, 300)
+    once = prepare.tokens_of(functions, tokenizer, 1000)
+    record = prepare.write_arm(tmp_path, "functions", [module], functions, 1000, tokenizer, [module])
+    assert (record["tokens"], record["distinct_tokens"]) == (1000, len(once))
+    written = np.fromfile(tmp_path / "data" / "functions" / "train.bin", "<u2")
+    assert written.tolist() == (once.tolist() * 1000)[:1000]
+    for name, texts in (("functions", []), ("all-functions", functions)):
+        code, message = failure(prepare.write_arm, tmp_path, name, [module], texts, 1000, tokenizer, [module])
+        assert code == 1 and one_line(message) and f"{name}: has" in message
+    assert prepare.first_documents([module] * 9, tokenizer, 2 * len(tokenizer.encode(module))) == [module] * 2
 
 
 def test_a_model_of_the_hub_goes_through_the_commands(starcoder, folders, ladder, tmp_path, capsys):

@@ -12,7 +12,16 @@ import train
 from model import GPTConfig
 from textbooks.prepare import ARMS, MORE
 
-SEEDS = {"raw": 5, "textbook": 5, "generated": 3, "filtered": 3, "raw4": 3, "scratch": 3}
+SEEDS = {
+    "raw": 5,
+    "textbook": 5,
+    "generated": 3,
+    "filtered": 5,
+    "functions": 5,
+    "all-functions": 5,
+    "raw4": 3,
+    "scratch": 3,
+}
 RECIPES = {"small": "phi1", "large": "phi1-large", "gpu": "phi1-gpu"}
 LARGE_ARMS = ("raw", "textbook", "scratch")  # with one seed
 QUICK = {"iters": 6, "bs": 4, "evals": 1}
@@ -23,6 +32,9 @@ QUESTIONS = {  # pre-registered in PREREGISTRATION.md: (name, arm, against, diff
     "second": ("textbook", "raw4", "all"),
     "generated": ("generated", "raw", "all"),
     "filtered": ("filtered", "raw", "all"),
+    "ranking": ("filtered", "all-functions", "all"),
+    "choice": ("all-functions", "functions", "all"),
+    "form": ("functions", "raw", "all"),
     "pretraining": ("raw", "scratch", "all"),
 }
 

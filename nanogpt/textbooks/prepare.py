@@ -20,7 +20,8 @@ from corpora.prepared import read_json_lines
 from textbooks import benchmarks, clean, exercises, inside, quality, texts, writer
 from tokenizer import END_OF_TEXT, BytePairs
 
-ARMS = ("raw", "textbook", "generated", "filtered", "raw4")
+ARMS = ("raw", "textbook", "generated", "filtered", "functions", "all-functions", "raw4")
+OF_FUNCTIONS = ("filtered", "functions", "all-functions")  # these have functions of raw Python, each of them once
 MORE = 4  # raw4 has MORE times the tokens
 HELD_OUT_PER_LEVEL = 30
 MIN_EXERCISES = 20  # of which some are copies, and two or more are for the validation loss
@@ -63,10 +64,13 @@ def prepare(args, work: Path) -> dict:
     for name, texts_of_source in (documents | {"raw4": documents["raw"]}).items():
         n_val = max(1, int(VAL_SHARE * len(texts_of_source)))
         arms[name] = texts_of_source[:n_val], texts_of_source[n_val:]
-    if "filtered" in args.arms:
+    if set(OF_FUNCTIONS) & set(args.arms):
         val_documents, train_documents = arms["raw"]
-        functions = itertools.chain.from_iterable(map(quality.functions, train_documents))
-        functions = list(dict.fromkeys(functions))
+        functions = distinct_functions(train_documents)
+        functions_of_raw = distinct_functions(first_documents(train_documents, tokenizer, args.tokens))
+        arms["all-functions"] = val_documents, texts.in_random_order(functions)
+        arms["functions"] = val_documents, texts.in_random_order(functions_of_raw)
+    if "filtered" in args.arms:
         print(f"quality filter: ranking {len(functions):,} functions", flush=True)
         ranked, record["filter"] = quality.rank(functions, args.embeddings)
         arms["filtered"] = val_documents, ranked
@@ -77,6 +81,12 @@ def prepare(args, work: Path) -> dict:
     record |= run.environment(torch.device("cpu"), str(Path(__file__).parent.parent / "phi1.py"))
     run.write_json(work / "prepared.json", record)
     return record
+
+
+def distinct_functions(modules: list[str]) -> list[str]:
+    """The functions of modules, each text once."""
+    found = itertools.chain.from_iterable(map(quality.functions, modules))
+    return list(dict.fromkeys(found))
 
 
 def read_sources(args) -> dict[str, list[str]]:
@@ -107,6 +117,9 @@ def write_arm(work: Path, name: str, val_documents, train_documents, budget: int
     wanted = budget * MORE if name == "raw4" else budget
     train_ids = tokens_of(train_documents, tokenizer, wanted)
     val_ids = tokens_of(val_documents, tokenizer, max(200, budget // 40))
+    distinct = len(train_ids)
+    if name == "functions" and distinct:  # whole modules have more tokens than their functions, which are repeated
+        train_ids = np.resize(train_ids, wanted)
     if len(train_ids) < wanted:
         raise UserError(f"{name}: has {len(train_ids):,} tokens, but --tokens needs {wanted:,}; ask for fewer")
     folder = write_folder(work / "data" / name, tokenizer)
@@ -117,6 +130,7 @@ def write_arm(work: Path, name: str, val_documents, train_documents, budget: int
     print(f"{name:>10}: {wanted:12,} tokens, {len(text):12,} characters; {shared:.2%} of the exercises' 8-grams")
     return {
         "tokens": wanted,
+        "distinct_tokens": distinct,
         "val_tokens": len(val_ids),
         "characters": len(text),
         "overlap_with_exercises": shared,
@@ -192,6 +206,18 @@ def tokens_of(documents: Iterable[str], tokenizer: BytePairs, budget: int) -> np
         if len(ids) >= budget:
             break
     return np.array(ids[:budget], np.uint16)
+
+
+def first_documents(documents: Iterable[str], tokenizer: BytePairs, budget: int) -> list[str]:
+    """The documents whose tokens `tokens_of` takes."""
+    total = 0
+    first = []
+    for document in documents:
+        if total >= budget:
+            break
+        first.append(document)
+        total += len(tokenizer.encode(document)) + 1
+    return first
 
 
 def write_folder(folder: Path, tokenizer: BytePairs) -> Path:

@@ -19,6 +19,8 @@ LABELS = {
     "textbook": "documentation",
     "generated": "generated textbook",
     "filtered": "filtered Python",
+    "functions": "functions of the same text",
+    "all-functions": "functions of the whole library",
 }
 
 
@@ -215,5 +217,5 @@ def draw(record: dict) -> Figure:
     axes.set_xticks(range(len(levels)), levels)
     axes.set(ylabel="pass@1 on held-out compositions (%)", ylim=(0, 102))
     axes.grid(alpha=0.3, axis="y")
-    figure.legend(loc="outside upper center", ncols=6, fontsize=8)
+    figure.legend(loc="outside upper center", ncols=4, fontsize=8)
     return figure
