@@ -67,6 +67,14 @@ def test_the_ledger_averages_over_seeds(tmp_path):
     assert "| a | 0.60 ± 0.14 | 2 |" in text and "†" not in text and "‡" not in text
 
 
+def test_the_ledger_has_medians_and_counts(tmp_path):
+    spec = SPEC.replace("Loss = final.loss .2f", "Loss = final.loss median .2f; Low = final.low count")
+    rows = [{"setting": "a", "final": {"loss": loss, "low": loss < 1}} for loss in (0.5, 0.7, 9.0)]
+    rows += [{"setting": "b", "final": {"loss": None, "low": False}}]
+    text = render(tmp_path, *rows, spec=spec)
+    assert "|---|---:|---:|---:|" in text and "| a | 0.70 | 2 | 3 |" in text and "| b |  | 0 | 1 |" in text
+
+
 def test_the_ledger_shows_old_names_as_new_ones(tmp_path):
     rows = [{"setting": name, "final": {"loss": 0.5}} for name in ("./out/x-lr0.1", "b")]
     text = render(tmp_path, *rows, spec=SPEC + "names: ./out/x-lr0.1 = full, rate 0.1; c = d\n")

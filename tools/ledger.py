@@ -17,6 +17,7 @@ records: files or globs, relative to the Markdown file; each is a run.json, the 
 committed weights, whose header has the facts.
 rows: the keys that group the runs; every combination of their values is a row. "where: KEY = VALUE" selects runs.
 columns: "Title = key format"; dots in a key reach into nested values, and `runs` is the number of runs.
+"Title = key median format" has the median of the runs, "Title = key count" in how many of them the key is true.
 names: "OLD = NEW; OLD = NEW", optional: what the first column shows for values of old records.
 Several runs are shown as mean ± standard deviation. A run that diverged, or whose loss is above 1000, is counted as
 diverged and left out of the mean. A mark shows rows from uncommitted code, and rows on built-in data.
@@ -83,10 +84,13 @@ def has_exploded(key, value):
     return isinstance(value, float) and not value < limit
 
 
-def cell(runs, key, form):
+def cell(runs, key, summary, form):
+    """The text of a cell. summary: "median", "count", or None for mean ± standard deviation."""
     if key == "runs":
         return str(len(runs))
     values = [look_up(run, key) for run in runs]
+    if summary == "count":
+        return str(values.count(True))
     exploded = [key.startswith("final.") and has_exploded(key, value) for value in values]
     diverged = sum(run.get("state") == "diverged" or bad for run, bad in zip(runs, exploded))
     values = [value for value, bad in zip(values, exploded) if value is not None and not bad]
@@ -94,6 +98,8 @@ def cell(runs, key, form):
         return "diverged" if diverged == len(runs) else ""
     if isinstance(values[0], str | bool) or not form:
         return ", ".join(dict.fromkeys(str(value) for value in values))
+    if summary == "median":
+        return format(statistics.median(values), form)
     text = format(statistics.mean(values), form)
     if len(set(values)) > 1:
         text += f" ± {format(statistics.stdev(values), form)}"
@@ -122,11 +128,13 @@ def table(folder, spec):
     groups = {}
     for row in rows:
         groups.setdefault(tuple(str(look_up(row, key)) for key in fields["rows"].split()), []).append(row)
-    columns = [re.fullmatch(r"(.+?) = (\S+) ?(\S*)", part.strip()).groups() for part in fields["columns"].split(";")]
-    lines = ["| " + " | ".join(title for title, _, _ in columns) + " |"]
-    lines.append("|" + "|".join("---:" if form or key == "runs" else "---" for _, key, form in columns) + "|")
+    column = re.compile(r"(.+?) = (\S+)(?: (median|count))? ?(\S*)")
+    columns = [column.fullmatch(part.strip()).groups() for part in fields["columns"].split(";")]
+    numbers = [bool(form or summary) or key == "runs" for _, key, summary, form in columns]
+    lines = ["| " + " | ".join(title for title, *_ in columns) + " |"]
+    lines.append("|" + "|".join("---:" if number else "---" for number in numbers) + "|")
     for runs in groups.values():
-        first, *rest = (cell(runs, key, form) for _, key, form in columns)
+        first, *rest = (cell(runs, *how) for _, *how in columns)
         lines.append("| " + " | ".join([names.get(first, first) + mark(runs), *rest]) + " |")
     lines += [f"\n{sign} {why}." for sign, why in MARKS.items() if any(sign in line for line in lines)]
     return "\n".join(lines) + "\n"
