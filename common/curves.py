@@ -8,6 +8,7 @@ from common.files import plain_text, write_figure
 import numpy as np
 
 WIDE = 1000  # values whose largest is this many times the smallest are drawn on a logarithmic scale
+PANELS_IN_A_LINE = 5
 LARGEST = 1e240  # of what is drawn: beyond it, the next tick of matplotlib's axis may overflow
 
 
@@ -23,9 +24,14 @@ def draw_curves(rows: list[dict], path: Path, title: str, best: float | None = N
     names = list(rows[0]) if rows else []
     quantities = list(dict.fromkeys(c.split("_", 1)[1] for c in names if c.startswith(("train_", "val_"))))
     count = len(quantities) + bool(explosion)
-    figure = Figure(figsize=(4.5 * count, 3.6), layout="constrained")
+    lines = math.ceil(count / PANELS_IN_A_LINE)
+    width = math.ceil(count / lines)
+    figure = Figure(figsize=(4.5 * width, 3.6 * lines), layout="constrained")
     figure.suptitle(plain_text(title), fontsize=10)
-    panels = np.atleast_1d(figure.subplots(1, count))
+    grid = figure.subplots(lines, width, squeeze=False).flatten()
+    panels = grid[:count]
+    for axes in grid[count:]:
+        axes.axis("off")
     for axes, quantity in zip(panels, quantities):
         drawn = []
         for part, style in (("train", "--"), ("val", "-")):

@@ -95,13 +95,10 @@ def evaluate(args, device):
         name, train_set, held_out, facts["digest"], trained.folder, *sizes, args.data_dir, args.inception_weights
     )
     tester = fid.Judge(seen_by, test_set, "test", cache, facts["digest"])
-    labels, probe = None, None
-    images, asked_for = fid.generate(trained.gan, args.samples, args.seed + 2, device, args.weights)
-    if trained.args.model == "acgan":
-        judge = fid.Judge(seen_by, held_out, "held out", cache, facts["digest"])
-        probe = fid.linear_probe((judge.real, held_out.labels.cpu()), (tester.real, test_set.labels.cpu()))
-        labels = asked_for
-    values = tester.measure(images, labels, facts["classes"], probe)
+    images, labels = fid.generate(trained.gan, args.samples, args.seed + 2, device, args.weights)
+    judge = fid.Judge(seen_by, held_out, "held out", cache, facts["digest"])
+    tester.probe = fid.probe_of(judge, trained.args.model)
+    values = tester.measure(images, labels if trained.args.model == "acgan" else None) | tester.measure_probe()
     protocol = tester.protocol(args.samples)
     which = f"{args.checkpoint} weights (epoch {trained.epoch}), {args.weights}"
     print(f"{run.display_path(trained.folder)}, {which}; {fid.describe(protocol)}")

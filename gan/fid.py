@@ -1,11 +1,13 @@
 """Generate images and measure them against real ones. Every number goes with its protocol."""
 
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 
 from common import run
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import scores
@@ -32,14 +34,22 @@ def generate(gan: GAN, count: int, seed: int, device, weights: str = "ema") -> t
 class Judge:
     """Real images, as `features` has them, against which generated ones are measured.
 
-    part: "held out" or "test", for the protocol; folder: keeps the features of real images between runs, or None.
+    part: "held out" or "test", for the protocol; folder: keeps the features of real images between runs, or None;
+    probe: says of what class a generated image is, where the features have no classifier of their own.
     """
 
     def __init__(self, features: Features, real: Images, part: str, folder: Path | None, digest: str):
         self.features, self.part = features, part
         name = f"{digest[:12]}-{part.replace(' ', '-')}"
         self.real = features.of_part(real.images, name, folder)
+        self.labels = real.labels.cpu()
+        self.classes = len(real.classes)
         self.moments = scores.moments(self.real)
+        self.probe: Probe | None = None
+
+    @cached_property
+    def region(self) -> scores.RealRegion:
+        return scores.RealRegion(self.real)
 
     def protocol(self, generated: int) -> dict:
         """The protocol of a number: features, counts of generated and real images, source of the real ones."""
@@ -56,45 +66,70 @@ class Judge:
         moments = scores.moments(fake)
         return scores.frechet(*self.moments, *moments), (moments[1].trace() / self.moments[1].trace()).item()
 
-    def measure(self, images: Tensor, labels: Tensor | None, classes: int, probe: dict | None = None) -> dict:
-        """All measures of generated images (N, C, 32, 32). labels: the requested classes, or None; probe: see below."""
+    def measure(self, images: Tensor, labels: Tensor | None = None, subsets: int = 50) -> dict:
+        """All measures of generated images (N, C, 32, 32). labels: the requested classes, or None; subsets: of KID."""
         fake = self.features(images)
         values = dict(zip(("fid", "diversity"), self.distance(fake)))
-        values["kid"] = scores.kid(self.real, fake)
-        values["precision"], values["recall"] = scores.precision_recall(self.real, fake)
-        if self.features.classifier and classes > 1:
-            sure, named = self.features.classifier.probabilities(fake).max(1)
-            values["confident"] = (sure > 0.9).float().mean().item()
-            values["rarest_class"] = named.bincount(minlength=classes).min().item() / len(named)
-        if labels is not None and probe:
-            values["asked_class"] = (probe["classify"](fake) == labels).float().mean().item()
-            values["probe_accuracy"] = probe["accuracy"]
+        values["kid"] = scores.kid(self.real, fake, subsets)
+        values["precision"], values["recall"] = self.region.precision_recall(fake)
+        classifier = self.features.classifier or self.probe
+        if classifier and self.classes > 1:
+            sure, named = classifier.probabilities(fake).max(1)
+            values["confident"] = share_of_sure(sure)
+            values["rarest_class"] = named.bincount(minlength=self.classes).min().item() / len(named)
+        if labels is not None and self.probe:
+            values["asked_class"] = (self.probe.probabilities(fake).argmax(1) == labels).float().mean().item()
         return values
 
+    def measure_probe(self) -> dict:
+        """The shares of real images that the probe puts into their class, and of which it is sure."""
+        if not self.probe:
+            return {}
+        sure, named = self.probe.probabilities(self.real).max(1)
+        accuracy = (named == self.labels).float().mean().item()
+        return {"probe_accuracy": accuracy, "probe_confident": share_of_sure(sure)}
 
-def linear_probe(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> dict:
-    """Logistic regression from features (N, D) to labels (N,) of real images: {"classify": a function from features to
-    labels, "accuracy": on real test images}. It says of what class a generated image is, by the same features as the
-    FID."""
-    mean, std = train[0].mean(0), train[0].std(0) + 1e-6
-    x, count = (train[0] - mean) / std, int(train[1].max()) + 1
-    weights = torch.zeros(x.shape[1] + 1, count, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weights], max_iter=100, line_search_fn="strong_wolfe")
 
-    def loss_of():
-        optimizer.zero_grad()
-        logits = x @ weights[:-1] + weights[-1]
-        loss = torch.nn.functional.cross_entropy(logits, train[1]) + 1e-3 * weights[:-1].square().sum()
-        loss.backward()
-        return loss
+def share_of_sure(probabilities: Tensor) -> float:
+    """The share of images whose likeliest class has a probability above 0.9."""
+    return (probabilities > 0.9).float().mean().item()
 
-    optimizer.step(loss_of)
-    weights = weights.detach()
 
-    def classify(features):
-        return ((features - mean) / std @ weights[:-1] + weights[-1]).argmax(1)
+class Probe:
+    """Logistic regression from features (N, D) to labels (N,) of real images: it says of what class a generated image
+    is, by the same features as the FID."""
 
-    return {"classify": classify, "accuracy": (classify(test[0]) == test[1]).float().mean().item()}
+    def __init__(self, features: Tensor, labels: Tensor):
+        self.mean = features.mean(0)
+        self.std = features.std(0) + 1e-6
+        x = self.scaled(features)
+        weights = torch.zeros(x.shape[1] + 1, int(labels.max()) + 1, requires_grad=True)
+        optimizer = torch.optim.LBFGS([weights], max_iter=100, line_search_fn="strong_wolfe")
+
+        def loss_of():
+            optimizer.zero_grad()
+            logits = x @ weights[:-1] + weights[-1]
+            loss = F.cross_entropy(logits, labels) + 1e-3 * weights[:-1].square().sum()
+            loss.backward()
+            return loss
+
+        optimizer.step(loss_of)
+        self.weights = weights.detach()
+
+    def scaled(self, features: Tensor) -> Tensor:
+        return (features - self.mean) / self.std
+
+    def probabilities(self, features: Tensor) -> Tensor:
+        """(N, classes)"""
+        return (self.scaled(features) @ self.weights[:-1] + self.weights[-1]).softmax(1)
+
+
+def probe_of(held_out: Judge, model: str) -> Probe | None:
+    """A probe that is trained on the held-out images, which no GAN has seen, where one is read: for features without a
+    classifier, and for the classes that an ACGAN is asked for."""
+    if held_out.classes < 2 or (held_out.features.classifier and model != "acgan"):
+        return None
+    return Probe(held_out.real, held_out.labels)
 
 
 def check_counts(name: str, held_out: Images, test_set: Images):
@@ -131,18 +166,15 @@ def describe(protocol: dict) -> str:
     return f"{protocol['generated']:,} samples against {real}, features {protocol['name']}{size}{few}"
 
 
-def final_measures(args, r, gan: GAN, features: Features, judge: Judge, test_set: Images, held_out: Images, facts):
+def final_measures(args, r, gan: GAN, features: Features, judge: Judge, test_set: Images, facts) -> dict:
     """The final entries of the record: measures of the last and of the best weights, on new noise against the test
-    images. The probe for ACGAN is trained on the held-out images, which no GAN has seen, and tested on the test
-    images."""
+    images. judge: of the held-out images, with the probe."""
     tester = Judge(features, test_set, "test", cache_folder(args.features, args.data_dir, facts), facts["digest"])
-    probe = None
-    if args.model == "acgan":
-        probe = linear_probe((judge.real, held_out.labels.cpu()), (tester.real, test_set.labels.cpu()))
+    tester.probe = judge.probe
 
     def measure():
         images, labels = generate(gan, args.samples, seed=2, device=r.device)
-        return tester.measure(images, labels if args.model == "acgan" else None, facts["classes"], probe)
+        return tester.measure(images, labels if args.model == "acgan" else None) | tester.measure_probe()
 
     last = measure()
     state = r.load_best(model=gan)

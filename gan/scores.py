@@ -49,21 +49,33 @@ def distances(points: Tensor, others: Tensor) -> Iterator[Tensor]:
         yield torch.cdist(part, others)
 
 
-def radii(points: Tensor, k: int) -> Tensor:
-    """The distance (N,) from each point to its k-th nearest neighbour among the others."""
-    return torch.cat([rows.kthvalue(k + 1, dim=1).values for rows in distances(points, points)])
+class Region:
+    """The union of balls around points (N, D), each of them up to its point's k-th neighbour among the others."""
+
+    def __init__(self, points: Tensor, k: int = 3):
+        k = min(k, len(points) - 1)
+        self.points = points
+        self.reach = torch.cat([rows.kthvalue(k + 1, dim=1).values for rows in distances(points, points)])  # (N,)
+
+    def share_of(self, others: Tensor) -> float:
+        """The share of others (M, D) that lie in the region."""
+        inside = torch.cat([(rows <= self.reach).any(1) for rows in distances(others, self.points)])
+        return inside.float().mean().item()
 
 
-def covered(points: Tensor, centres: Tensor, reach: Tensor) -> float:
-    """The share of `points` that lie within `reach` (N,) of at least one of `centres` (N, D)."""
-    inside = torch.cat([(rows <= reach).any(1) for rows in distances(points, centres)])
-    return inside.float().mean().item()
+class RealRegion(Region):
+    """The region of real images, against which generated ones are held (Kynkaanniemi et al. 2019)."""
 
+    def __init__(self, real: Tensor):
+        self.centre = real.double().mean(0)
+        super().__init__(self.centred(real))
 
-def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float, float]:
-    """Precision: the share of generated images among the real ones; recall: of real ones among the generated
-    (Kynkaanniemi et al. 2019). A set's region is the union of balls around its points up to the k-th neighbour."""
-    k = min(k, len(real) - 1, len(fake) - 1)
-    centre = real.double().mean(0)  # cdist multiplies matrices: far from zero, float32 would lose the differences
-    real, fake = ((part.double() - centre).to(part.dtype) for part in (real, fake))
-    return covered(fake, real, radii(real, k)), covered(real, fake, radii(fake, k))
+    def centred(self, points: Tensor) -> Tensor:
+        """The points minus the mean of the real ones: cdist multiplies matrices, and far from zero float32 would lose
+        the differences."""
+        return (points.double() - self.centre).to(points.dtype)
+
+    def precision_recall(self, fake: Tensor) -> tuple[float, float]:
+        """Precision: the share of generated images among the real ones; recall: of real ones among the generated."""
+        fake = self.centred(fake)
+        return self.share_of(fake), Region(fake).share_of(self.points)

@@ -199,13 +199,16 @@ def train(args, r, gan, train_set, judge):
 def evaluate(args, r, gan, judge, progress: Progress, epoch: int):
     """Draw samples, measure them against the held-out images, log a row, and keep the best weights."""
     draw_samples(r, gan, epoch)
-    images, _ = fid.generate(gan, args.eval_samples, seed=1, device=r.device)
-    distance, diversity = judge.distance(judge.features(images))
+    images, labels = fid.generate(gan, args.eval_samples, seed=1, device=r.device)
+    measures = judge.measure(images, labels if args.model == "acgan" else None, subsets=10)
+    distance = measures["fid"]
+    diversity = measures.pop("diversity")
     steps = len(progress.totals)
     generator_steps = epoch * steps // args.critic_steps
     means = progress.means(generator_steps - (epoch - 1) * steps // args.critic_steps)
     row = {"epoch": epoch, "generator_steps": generator_steps, **means}
-    row |= {"val_fid": distance, "diversity": diversity, "training_seconds": round(progress.seconds, 2)}
+    row |= {f"val_{name}": value for name, value in measures.items()}
+    row |= {"diversity": diversity, "training_seconds": round(progress.seconds, 2)}
     r.log(row)
     losses = f"loss {means['train_d_loss']:.3f} D {means['train_g_loss']:.3f} G"
     scores = f"estimate {means['train_estimate']:.3f}   FID {distance:.2f}   diversity {diversity:.0%}"
@@ -268,6 +271,7 @@ def main(argv=None):
         counts = [run.count_parameters(net) for net in (gan.generator, gan.discriminator)]
         cache = fid.cache_folder(args.features, args.data_dir, facts)
         judge = fid.Judge(seen_by, held_out, "held out", cache, facts["digest"])
+        judge.probe = fid.probe_of(judge, args.model)
         protocol = judge.protocol(args.eval_samples)
         what = f"{args.model}, {args.network} network, {counts[0]:,} + {counts[1]:,} parameters"
         r.note(
@@ -281,7 +285,7 @@ def main(argv=None):
 
         epochs = [0, *(row["epoch"] for row in r.rows)]
         grids.write_gif(r.folder / "training.gif", [samples_file(r, epoch) for epoch in epochs])
-        final = fid.final_measures(args, r, gan, seen_by, judge, test_set, held_out, facts)
+        final = fid.final_measures(args, r, gan, seen_by, judge, test_set, facts)
         final["problems"] = []
         for row in r.rows:
             final["problems"] += fid.problems_of(args.model, row, args.epochs / 4)

@@ -220,11 +220,8 @@ class BareRun:
 class BareJudge:
     """Counts the images that are judged."""
 
-    def features(self, images):
-        return images
-
-    def distance(self, images):
-        return len(images), 0.5
+    def measure(self, images, labels, subsets):
+        return {"fid": len(images), "diversity": 0.5}
 
 
 def first(dataset, count):
@@ -767,17 +764,17 @@ def test_the_radius_of_a_point_is_that_of_its_own_neighbours():
     """More points than one part of the distances has."""
     points = gaussian(1100, 2)
     sorted_distances = torch.cdist(points, points).sort(1).values
-    assert torch.allclose(scores.radii(points, 3), sorted_distances[:, 3], atol=1e-3)
+    assert torch.allclose(scores.Region(points).reach, sorted_distances[:, 3], atol=1e-3)
 
 
 def test_precision_and_recall():
     """Half of the modes, drawn well: precise, but half is missing. Far away: neither."""
     left, right = gaussian(300, 4, -10), gaussian(300, 4, 10, seed=1)
     real = torch.cat([left, right])
-    precision, recall = scores.precision_recall(real, gaussian(300, 4, -10, seed=2))
+    precision, recall = scores.RealRegion(real).precision_recall(gaussian(300, 4, -10, seed=2))
     assert precision > 0.85 and recall == pytest.approx(0.5, abs=0.06)
-    assert scores.precision_recall(real, gaussian(300, 4, 100, seed=3)) == (0.0, 0.0)
-    assert scores.precision_recall(real, real) == (1.0, 1.0)
+    assert scores.RealRegion(real).precision_recall(gaussian(300, 4, 100, seed=3)) == (0.0, 0.0)
+    assert scores.RealRegion(real).precision_recall(real) == (1.0, 1.0)
 
 
 @pytest.fixture(scope="module")
@@ -814,24 +811,25 @@ def test_real_images_are_near_and_damaged_ones_are_far(seen_by, builtin):
 def test_a_linear_probe_tells_classes_far_from_zero():
     labels = torch.arange(60) % 3
     features = torch.tensor([1000.0, 0, 0]) + torch.nn.functional.one_hot(labels, 3)
-    probe = fid.linear_probe((features, labels), (features, labels))
-    assert probe["accuracy"] == 1 and torch.equal(probe["classify"](features), labels)
+    probabilities = fid.Probe(features, labels).probabilities(features)
+    assert torch.equal(probabilities.argmax(1), labels) and torch.allclose(probabilities.sum(1), torch.ones(60))
 
 
 def test_all_measures_of_real_images(seen_by, builtin):
     judge, tester = (
         fid.Judge(seen_by, part, name, None, "x") for part, name in zip(builtin[1:3], ("held out", "test"))
     )
-    probe = fid.linear_probe((judge.real, builtin[1].labels), (tester.real, builtin[2].labels))
-    values = tester.measure(builtin[1].images, builtin[1].labels, 10, probe)
-    assert values["probe_accuracy"] > 0.99 and values["asked_class"] > 0.99
+    assert fid.probe_of(judge, "dcgan") is None and tester.measure_probe() == {}, "the features have a classifier"
+    tester.probe = fid.probe_of(judge, "acgan")
+    values = tester.measure(builtin[1].images, builtin[1].labels) | tester.measure_probe()
+    assert values["probe_accuracy"] > 0.99 and values["asked_class"] > 0.99 and values["probe_confident"] > 0.9
     assert values["confident"] > 0.75 and values["rarest_class"] > 0.08
     head = seen_by.classifier.network.head
     odds = (judge.real @ head.weight.T + head.bias).exp()
     sure = (odds.max(1).values / odds.sum(1) > 0.9).float().mean().item()
     assert values["confident"] == pytest.approx(sure, abs=0.002)
     assert values["precision"] > 0.6 and values["recall"] > 0.6 and abs(values["kid"]) < 0.05
-    wrong = tester.measure(builtin[1].images, (builtin[1].labels + 1) % 10, 10, probe)
+    wrong = tester.measure(builtin[1].images, (builtin[1].labels + 1) % 10)
     assert wrong["asked_class"] < 0.01
     protocol = tester.protocol(1000)
     assert protocol["generated"] == protocol["real"] == 1000 and not protocol["too_few"]
@@ -1000,8 +998,8 @@ def test_too_few_real_images(tmp_path, refused):
 def test_precision_and_recall_far_from_zero():
     """Distances do not depend on the origin; float32 products of matrices do."""
     real, fake = gaussian(300, 16).float(), gaussian(300, 16, 0.7, seed=1).float()
-    expected = scores.precision_recall(real, fake)
-    assert scores.precision_recall(real + 1000, fake + 1000) == pytest.approx(expected, abs=0.011)
+    expected = scores.RealRegion(real).precision_recall(fake)
+    assert scores.RealRegion(real + 1000).precision_recall(fake + 1000) == pytest.approx(expected, abs=0.011)
     assert 0.05 < expected[0] < 0.95
 
 
