@@ -184,13 +184,16 @@ def mean_and_deviation(values: list[float]) -> str:
 
 
 def row(study: str, setting: str, seed: int, folder: Path, **curves: str) -> dict:
-    """The row of one run in the record of a study. curves: names for columns of its metrics.csv, as lists."""
+    """The row of one run in the record of a study. curves: names for columns of its metrics.csv, as lists. Columns that
+    the run of an older version lacks are left out."""
     record = read_record(folder / "run.json")
     kept = {"study": study, "setting": setting, "seed": seed, "folder": folder.name} | {k: record.get(k) for k in ROW}
     if (folder / "metrics.csv").is_file():  # there is none if the run diverged before its first evaluation
         with open(folder / "metrics.csv", newline="", encoding="utf-8") as file:
             lines = list(csv.DictReader(file))
         for name, column in curves.items():
+            if column not in SECONDS and not all(column in line for line in lines):
+                continue
             values = [seconds_of(line) if column in SECONDS else float(line[column]) for line in lines]
             kept[name] = [round(value, 4) for value in values]
     return kept

@@ -60,10 +60,17 @@ STUDIES = {  # study: {setting: arguments of train.py}
 }
 
 
+MEASURES = {  # on the held-out images, with a panel of the figure each
+    "val_fid": "FID",
+    "val_kid": "KID",
+    "val_precision": "precision",
+    "val_recall": "recall",
+    "val_confident": "share of samples that the classifier is sure of",
+}
 CURVES = {  # name in the record: column of metrics.csv
     "epoch": "epoch",
     "seconds": "training_seconds",
-    "val_fid": "val_fid",
+    **{name: name for name in MEASURES},
     "generator_steps": "generator_steps",
     "estimate": "train_estimate",
 }
@@ -102,34 +109,46 @@ def jobs_of(args, out):
 
 
 def draw(record):
-    """FID of the held-out images against epochs and against seconds of training: mean over seeds, and range."""
-    rows = record["rows"]
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    by_epoch, by_seconds = figure.subplots(1, 2, sharey=True)
+    """The measures on the held-out images against epochs and against seconds of training. Older records have FID alone,
+    in two panels side by side; others have a column for each measure."""
+    rows = [row for row in record["rows"] if row["state"] == "done"]
+    measures = [name for name in MEASURES if all(name in row for row in rows)]
+    if len(measures) == 1:
+        figure = Figure(figsize=(9, 3.6), layout="constrained")
+        columns = [figure.subplots(1, 2, sharey=True)]
+    else:
+        figure = Figure(figsize=(3 * len(measures), 5.4), layout="constrained")
+        columns = figure.subplots(2, len(measures), sharey="col").T
+    for (by_epoch, by_seconds), measure in zip(columns, measures):
+        draw_measure(by_epoch, by_seconds, rows, measure)
+        by_epoch.set(xlabel="epoch of the discriminator", ylabel=MEASURES[measure])
+        by_epoch.xaxis.set_major_locator(MaxNLocator(integer=True))
+        by_seconds.set(xlabel="seconds of training", xscale="log")
+        by_seconds.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        by_seconds.xaxis.set_major_formatter("{x:,.0f}")
+        by_seconds.xaxis.set_minor_formatter(NullFormatter())
+        for axes in (by_epoch, by_seconds):
+            axes.grid(alpha=0.3)
+    if len(measures) == 1:
+        columns[0][0].set_ylabel(f"FID to {rows[0]['reference']}")
+    figure.legend(*columns[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=8)
+    return figure
+
+
+def draw_measure(by_epoch, by_seconds, rows, measure):
+    """For each setting a line for the mean over seeds, from the lowest to the highest a band or bars."""
     for setting in dict.fromkeys(row["setting"] for row in rows):
-        done = [row for row in rows if row["setting"] == setting and row["state"] == "done"]
-        if not done:
-            continue
-        distances = np.array([row["val_fid"] for row in done])  # (seeds, evaluations)
-        mean = distances.mean(0)
-        lowest = distances.min(0)
-        highest = distances.max(0)
-        seconds = np.mean([row["seconds"] for row in done], 0)
-        (line,) = by_epoch.plot(done[0]["epoch"], mean, marker=".", label=setting)
-        by_epoch.fill_between(done[0]["epoch"], lowest, highest, alpha=0.15, color=line.get_color())
+        runs = [row for row in rows if row["setting"] == setting]
+        values = np.array([row[measure] for row in runs])  # (seeds, evaluations)
+        mean = values.mean(0)
+        lowest = values.min(0)
+        highest = values.max(0)
+        seconds = np.mean([row["seconds"] for row in runs], 0)
+        (line,) = by_epoch.plot(runs[0]["epoch"], mean, marker=".", label=setting)
+        by_epoch.fill_between(runs[0]["epoch"], lowest, highest, alpha=0.15, color=line.get_color())
         by_seconds.errorbar(
             seconds, mean, (mean - lowest, highest - mean), marker=".", capsize=2, color=line.get_color()
         )
-    by_epoch.set(xlabel="epoch of the discriminator", ylabel=f"FID to {rows[0]['reference']}")
-    by_seconds.set(xlabel="seconds of training", xscale="log")
-    by_seconds.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    by_seconds.xaxis.set_major_formatter("{x:,.0f}")
-    by_seconds.xaxis.set_minor_formatter(NullFormatter())
-    by_epoch.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.legend(*by_epoch.get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=8)
-    for axes in (by_epoch, by_seconds):
-        axes.grid(alpha=0.3)
-    return figure
 
 
 def draw_samples(name, rows, out):

@@ -417,7 +417,8 @@ def test_a_study_starts_its_runs_as_commands(trainer, tmp_path, monkeypatch):
 
 def test_the_row_of_a_run_has_its_arguments_and_curves(trainer, tmp_path):
     run_here(trainer, tmp_path, "done")
-    row = study.row("s", "name", 0, tmp_path / "done", curve="val_loss")
+    row = study.row("s", "name", 0, tmp_path / "done", curve="val_loss", later="val_of_a_later_version")
+    assert "later" not in row
     assert row["state"] == "done" and row["curve"] == [0.5] and row["args"]["end"] == "done"
 
 
