@@ -79,9 +79,9 @@ TINY = replace(
 RECIPES = {
     "plain": {"full": PLAIN, "lora": replace(PLAIN, lr=1e-3), "last": replace(PLAIN, lr=3e-4)},
     "smollm2": {  # what compare.py studies, with the learning rates that its short runs chose
-        "full": replace(SMOLLM2, lr=3e-4),
+        "full": replace(SMOLLM2, lr=2e-4),
         "lora": replace(SMOLLM2, lr=3e-3),
-        "last": replace(SMOLLM2, lr=1e-3),
+        "last": replace(SMOLLM2, lr=1.5e-3),
     },
     "tiny": {"full": TINY, "lora": TINY, "last": TINY},
 }
