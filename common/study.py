@@ -82,8 +82,9 @@ def command(script: Path, job: Job) -> list[str]:
     return [typed_path(script), *job.argv, "--out", typed_path(job.folder), "--resume", "auto"]
 
 
-def run_jobs(train, jobs: list[Job], args) -> bool:
+def run_jobs(train, jobs: list[Job], args, tidy=lambda folder: None) -> bool:
     """Run all jobs of the module `train` that have not ended, `args.jobs` at a time, one core or more for each.
+    tidy(folder) is called for each run when it ends.
 
     Returns False if `args.list` asked for the commands only. Raises UserError if a run fails, if a folder holds a
     run with other arguments, and if the sweep is told to stop; the runs then save and end.
@@ -120,6 +121,7 @@ def run_jobs(train, jobs: list[Job], args) -> bool:
                 if state not in ("done", "diverged"):
                     errors.seek(0)
                     raise UserError(f"{display_path(job.folder)}: the run {state} ({last_line(errors.read())})")
+                tidy(job.folder)
                 bar.update(job.cost)
     except KeyboardInterrupt:
         raise UserError("the sweep was stopped; the same command continues where it was") from None

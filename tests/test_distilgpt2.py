@@ -1584,12 +1584,14 @@ def test_compare_studies_methods_ranks_and_epochs(tmp_path, monkeypatch, capsys)
     flags = ["--recipe", "tiny", "--data", "builtin", "--limit", "300", "--seeds", "1", "--jobs", "1"]
     assert failure(compare.main, [*flags, "--study", "methods", "--out", str(tmp_path)])[0] == 1, "no learning rate yet"
     compare.main([*flags, "--study", *compare.SHORT_STUDIES, "--out", str(tmp_path)])
+    assert not list(tmp_path.glob("*/*.pt")) and not list(tmp_path.glob("*/model")), "the short runs leave no weights"
     names = ["methods"]
     compare.main([*flags, "--study", *names, "--out", str(tmp_path)])
     for name in names:
         rows = json.loads((tmp_path / f"{name}.json").read_text())["rows"]
         assert all(row["state"] == "done" and row["peak_memory_mb"] and row["val_loss"] for row in rows)
         assert (tmp_path / f"{name}.png").stat().st_size > 5000
+        assert all((tmp_path / row["folder"] / "best.pt").exists() for row in rows)
     text = (tmp_path / "methods.txt").read_text()
     assert text.count("--- before") == text.count("--- after lora") == len(generate.PROMPTS)
 
