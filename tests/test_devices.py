@@ -87,7 +87,8 @@ def test_a_training_step_makes_its_tensors_on_the_device(folder, on_meta_device,
         monkeypatch.setattr(load(folder), "check_start", lambda *args, **options: 1.0)
     if folder == "gan":  # which trains a classifier first, and measures the held-out images
         monkeypatch.setattr(load(folder, "features"), "load", mock.Mock())
-        monkeypatch.setattr(load(folder, "fid"), "Judge", lambda *args: mock.Mock(protocol=lambda samples: {}, classes=1))
+        judge = mock.Mock(protocol=lambda samples: {}, classes=1)
+        monkeypatch.setattr(load(folder, "fid"), "Judge", lambda *args: judge)
         monkeypatch.setattr(load(folder, "fid"), "describe", lambda protocol: "a distance")
     with pytest.raises(Enough):
         train(folder, *quick(folder, bs=4), "--out", tmp_path / "run")
@@ -129,7 +130,8 @@ def networks_of_a_step(folder, tmp_path):
 def test_networks_are_compiled_without_a_graph_break(folder, tmp_path, monkeypatch):
     if folder == "gan":
         monkeypatch.setattr(load(folder, "features"), "load", mock.Mock())
-        monkeypatch.setattr(load(folder, "fid"), "Judge", lambda *args: mock.Mock(protocol=lambda samples: {}, classes=1))
+        judge = mock.Mock(protocol=lambda samples: {}, classes=1)
+        monkeypatch.setattr(load(folder, "fid"), "Judge", lambda *args: judge)
         monkeypatch.setattr(load(folder, "fid"), "describe", lambda protocol: "a distance")
     networks = networks_of_a_step(folder, tmp_path)
     assert networks
