@@ -40,12 +40,21 @@ class Judge:
 
     def __init__(self, features: Features, real: Images, part: str, folder: Path | None, digest: str):
         self.features, self.part = features, part
-        name = f"{digest[:12]}-{part.replace(' ', '-')}"
-        self.real = features.of_part(real.images, name, folder)
+        self.name = f"{digest[:12]}-{part.replace(' ', '-')}"
+        self.images = real.images
+        self.folder = folder
         self.labels = real.labels.cpu()
         self.classes = len(real.classes)
-        self.moments = scores.moments(self.real)
         self.probe: Probe | None = None
+
+    @cached_property
+    def real(self) -> Tensor:
+        """The features (N, D) of the real images, which may take minutes."""
+        return self.features.of_part(self.images, self.name, self.folder)
+
+    @cached_property
+    def moments(self) -> tuple[Tensor, Tensor]:
+        return scores.moments(self.real)
 
     @cached_property
     def region(self) -> scores.RealRegion:

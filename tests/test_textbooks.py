@@ -989,7 +989,8 @@ def test_functions_of_a_short_text_are_repeated_and_of_each_text_there_is_one(tm
     for name, texts in (("functions", []), ("all-functions", functions)):
         code, message = failure(prepare.write_arm, tmp_path, name, [module], texts, 1000, tokenizer, [module])
         assert code == 1 and one_line(message) and f"{name}: has" in message
-    assert prepare.first_documents([module] * 9, tokenizer, 2 * len(tokenizer.encode(module))) == [module] * 2
+    most = 2 * len(tokenizer.encode(module))
+    assert prepare.up_to([module] * 9, most, lambda text: prepare.count_tokens(text, tokenizer)) == [module] * 2
 
 
 def test_a_model_of_the_hub_goes_through_the_commands(starcoder, folders, ladder, tmp_path, capsys):

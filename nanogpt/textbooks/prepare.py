@@ -1,7 +1,7 @@
 """The data of all arms: equal numbers of tokens of one tokenizer, decontaminated, with what overlaps on record.
 
-Below the work folder: data/raw, raw4, textbook, generated, filtered (train.bin, val.bin), data/exercises (train.jsonl,
-val.jsonl), each with tokenizer.json; heldout.jsonl, the problems of the evaluation; prepared.json, the record.
+Below the work folder: a folder data/ARM for each of ARMS (train.bin, val.bin), data/exercises (train.jsonl, val.jsonl),
+each with tokenizer.json; heldout.jsonl, the problems of the evaluation; prepared.json, the record.
 """
 
 import itertools
@@ -67,9 +67,9 @@ def prepare(args, work: Path) -> dict:
     if set(OF_FUNCTIONS) & set(args.arms):
         val_documents, train_documents = arms["raw"]
         functions = distinct_functions(train_documents)
-        functions_of_raw = distinct_functions(first_documents(train_documents, tokenizer, args.tokens))
+        modules_of_raw = up_to(train_documents, args.tokens, size=lambda module: count_tokens(module, tokenizer))
         arms["all-functions"] = val_documents, texts.in_random_order(functions)
-        arms["functions"] = val_documents, texts.in_random_order(functions_of_raw)
+        arms["functions"] = val_documents, texts.in_random_order(distinct_functions(modules_of_raw))
     if "filtered" in args.arms:
         print(f"quality filter: ranking {len(functions):,} functions", flush=True)
         ranked, record["filter"] = quality.rank(functions, args.embeddings)
@@ -127,7 +127,7 @@ def write_arm(work: Path, name: str, val_documents, train_documents, budget: int
     run.write(folder / "val.bin", val_ids.astype("<u2").tobytes())
     text = tokenizer.decode(train_ids.tolist())
     shared = clean.overlap(solved, [text])
-    print(f"{name:>10}: {wanted:12,} tokens, {len(text):12,} characters; {shared:.2%} of the exercises' 8-grams")
+    print(f"{name:>13}: {wanted:12,} tokens, {len(text):12,} characters; {shared:.2%} of the exercises' 8-grams")
     return {
         "tokens": wanted,
         "distinct_tokens": distinct,
@@ -169,15 +169,16 @@ def pages(data_dir: Path, quick: bool) -> list[str]:
     return texts.documentation(data_dir)
 
 
-def up_to(documents: list[str], characters: int) -> list[str]:
-    """The first documents, up to `characters` characters or one document more."""
+def up_to(documents: list[str], most: int, size=len) -> list[str]:
+    """The first documents, up to a total size of `most` or one document more. size(document): by default its number of
+    characters."""
     total = 0
     first = []
     for document in documents:
-        if total >= characters:
+        if total >= most:
             break
         first.append(document)
-        total += len(document)
+        total += size(document)
     return first
 
 
@@ -197,6 +198,11 @@ def train_tokenizer(text: str, size: int) -> BytePairs:
     return BytePairs.of([*state["vocabulary"], END_OF_TEXT], [tuple(pair.split(" ")) for pair in state["merges"]])
 
 
+def count_tokens(document: str, tokenizer: BytePairs) -> int:
+    """How many tokens a document has in an arm, with the end token."""
+    return len(tokenizer.encode(document)) + 1
+
+
 def tokens_of(documents: Iterable[str], tokenizer: BytePairs, budget: int) -> np.ndarray:
     """The tokens of documents, each followed by the end token, `budget` of them at most."""
     ids, end = [], tokenizer.vocabulary[END_OF_TEXT]
@@ -206,18 +212,6 @@ def tokens_of(documents: Iterable[str], tokenizer: BytePairs, budget: int) -> np
         if len(ids) >= budget:
             break
     return np.array(ids[:budget], np.uint16)
-
-
-def first_documents(documents: Iterable[str], tokenizer: BytePairs, budget: int) -> list[str]:
-    """The documents whose tokens `tokens_of` takes."""
-    total = 0
-    first = []
-    for document in documents:
-        if total >= budget:
-            break
-        first.append(document)
-        total += len(tokenizer.encode(document)) + 1
-    return first
 
 
 def write_folder(folder: Path, tokenizer: BytePairs) -> Path:
