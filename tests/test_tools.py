@@ -75,6 +75,26 @@ def test_the_ledger_has_medians_and_counts(tmp_path):
     assert "|---|---:|---:|---:|" in text and "| a | 0.70 | 2 | 3 |" in text and "| b |  | 0 | 1 |" in text
 
 
+def test_the_ledger_compares_with_one_row(tmp_path):
+    spec = SPEC.replace("rows: setting", "rows: part setting\nagainst: a").replace(
+        "Loss = final.loss .2f", "Difference = final.loss difference .2f; p = final.loss p .1f"
+    )
+    losses = {"a": (1.0, 2.0, 4.0), "b": (0.5, 1.6, 3.7), "c": (3.0,)}
+    rows = [
+        {"part": part, "setting": setting, "seed": seed, "final": {"loss": loss + 10 * (part == "x")}}
+        for part in ("x", "y")
+        for setting, values in losses.items()
+        for seed, loss in enumerate(values)
+    ]
+    text = render(tmp_path, *rows, spec=spec)
+    # the differences -0.5, -0.4, -0.3 have a standard error of 0.1 / sqrt(3), and t(0.975, 2) is 4.303
+    assert text.count("| b | -0.40 (-0.65 to -0.15) | 0.7 | 3 |") == 2
+    assert text.count("| a |  |  | 3 |") == 2
+    assert text.count("| c |  | 1.0 | 1 |") == 2
+    text = render(tmp_path, *rows[:5], spec=spec.replace("against: a", "against: the row above"))
+    assert "| a |  |  | 3 |" in text and "| b | -0.45 (-1.09 to +0.19) |" in text
+
+
 def test_the_ledger_shows_old_names_as_new_ones(tmp_path):
     rows = [{"setting": name, "final": {"loss": 0.5}} for name in ("./out/x-lr0.1", "b")]
     text = render(tmp_path, *rows, spec=SPEC + "names: ./out/x-lr0.1 = full, rate 0.1; c = d\n")

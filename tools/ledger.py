@@ -18,6 +18,9 @@ committed weights, whose header has the facts.
 rows: the keys that group the runs; every combination of their values is a row. "where: KEY = VALUE" selects runs.
 columns: "Title = key format"; dots in a key reach into nested values, and `runs` is the number of runs.
 "Title = key median format" has the median of the runs, "Title = key count" in how many of them the key is true.
+against: optional, a value of the last key of rows, which names the row that others are compared with; or "the row
+above". "Title = key difference format" is the mean difference between runs with the same seed, and its 95% interval
+(Student's t over the seeds); "Title = key p format" is the p value of a two-sided Mann-Whitney test.
 names: "OLD = NEW; OLD = NEW", optional: what the first column shows for values of old records.
 Several runs are shown as mean ± standard deviation. A run that diverged, or whose loss is above 1000, is counted as
 diverged and left out of the mean. A mark shows rows from uncommitted code, and rows on built-in data.
@@ -84,10 +87,42 @@ def has_exploded(key, value):
     return isinstance(value, float) and not value < limit
 
 
-def cell(runs, key, summary, form):
-    """The text of a cell. summary: "median", "count", or None for mean ± standard deviation."""
+def by_seed(runs, key):
+    """{seed: value} of the runs that have a value and did not diverge."""
+    values = {run["seed"]: look_up(run, key) for run in runs}
+    return {seed: value for seed, value in values.items() if value is not None and not has_exploded(key, value)}
+
+
+def difference(runs, others, key, form):
+    """The mean difference between runs and others with the same seed, and its 95% interval; "" below two seeds."""
+    from scipy.stats import t
+
+    ours = by_seed(runs, key)
+    theirs = by_seed(others, key)
+    differences = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
+    if len(differences) < 2:
+        return ""
+    mean = statistics.mean(differences)
+    standard_error = statistics.stdev(differences) / len(differences) ** 0.5
+    half = t.ppf(0.975, len(differences) - 1) * standard_error
+    return f"{mean:+{form}} ({mean - half:+{form}} to {mean + half:+{form}})"
+
+
+def p_value(runs, others, key, form):
+    from scipy.stats import mannwhitneyu
+
+    ours = list(by_seed(runs, key).values())
+    theirs = list(by_seed(others, key).values())
+    return format(mannwhitneyu(ours, theirs).pvalue, form)
+
+
+def cell(runs, others, key, summary, form):
+    """The text of a cell. summary: "median", "count", "difference" or "p", or None for mean ± standard deviation.
+    others: the runs that these are compared with, None if they are the same or there are none."""
     if key == "runs":
         return str(len(runs))
+    if summary in COMPARISONS:
+        return COMPARISONS[summary](runs, others, key, form) if others else ""
     values = [look_up(run, key) for run in runs]
     if summary == "count":
         return str(values.count(True))
@@ -104,6 +139,15 @@ def cell(runs, key, summary, form):
     if len(set(values)) > 1:
         text += f" ± {format(statistics.stdev(values), form)}"
     return text + (f" ({diverged} of {len(runs)} diverged)" if diverged else "")
+
+
+COMPARISONS = {"difference": difference, "p": p_value}
+
+
+def other_row(groups, values, against):
+    """The runs of the row whose last value is `against`; None for this row itself, and if there is no such row."""
+    base = (*values[:-1], against)
+    return groups.get(base) if base != values else None
 
 
 def mark(runs):
@@ -128,13 +172,17 @@ def table(folder, spec):
     groups = {}
     for row in rows:
         groups.setdefault(tuple(str(look_up(row, key)) for key in fields["rows"].split()), []).append(row)
-    column = re.compile(r"(.+?) = (\S+)(?: (median|count))? ?(\S*)")
+    against = fields["against"].strip() if "against" in fields else None
+    column = re.compile(r"(.+?) = (\S+)(?: (median|count|difference|p))? ?(\S*)")
     columns = [column.fullmatch(part.strip()).groups() for part in fields["columns"].split(";")]
     numbers = [bool(form or summary) or key == "runs" for _, key, summary, form in columns]
     lines = ["| " + " | ".join(title for title, *_ in columns) + " |"]
     lines.append("|" + "|".join("---:" if number else "---" for number in numbers) + "|")
-    for runs in groups.values():
-        first, *rest = (cell(runs, *how) for _, *how in columns)
+    above = None
+    for values, runs in groups.items():
+        others = above if against == "the row above" else other_row(groups, values, against)
+        above = runs
+        first, *rest = (cell(runs, others, *how) for _, *how in columns)
         lines.append("| " + " | ".join([names.get(first, first) + mark(runs), *rest]) + " |")
     lines += [f"\n{sign} {why}." for sign, why in MARKS.items() if any(sign in line for line in lines)]
     return "\n".join(lines) + "\n"
