@@ -1,6 +1,7 @@
 """The four models under the same budget: FID against epochs and against seconds, samples side by side, one table.
 
     python gan/compare.py --study losses --seeds 3     # the four losses on one network, CIFAR-10
+    python gan/compare.py --study digits --seeds 3     # the four losses on MNIST: an hour on one core
     python gan/compare.py --study papers --seeds 1     # each paper's own network
     python gan/compare.py --study epochs --seeds 3     # 50 epochs of twice the width: hours
     python gan/compare.py --study losses --list        # only print the commands, for another engine to run
@@ -39,6 +40,7 @@ RATES = {  # learning rates that the study "rates" compares on the held-out imag
 NAMES = {"dcgan": "DCGAN", "wgan": "WGAN", "wgan-gp": "WGAN-GP", "acgan": "ACGAN"}
 STUDIES = {  # study: {setting: arguments of train.py}
     "losses": {NAMES[m]: dict(BUDGET, model=m, recipe="plain") for m in NAMES},
+    "digits": {NAMES[m]: dict(model=m, recipe="digits", data="mnist") for m in NAMES},
     "rates": {
         f"{NAMES[m]}, learning rate {lr:g}": dict(LONG, model=m, recipe="plain", epochs=5, lr=lr)
         for m, rates in RATES.items()
@@ -94,12 +96,15 @@ def jobs_of(args, out):
     def dataset(name, setting):
         if args.data != "auto":
             return args.data
+        if "data" in setting:
+            return setting["data"]
         return "cifar10" if args.list else images.choose_once("auto", run.data_dir(args.data_dir), "cifar10")
 
     def cost(values):
-        if values["recipe"] == "plain":
-            return values["epochs"]
-        return values["epochs"] * {"wgan-gp": 10, "acgan": 4}.get(values["model"], 1.5)
+        epochs = values.get("epochs", train.RECIPES[values["recipe"]][values["model"]].epochs)
+        if values["recipe"] != "paper":
+            return epochs
+        return epochs * {"wgan-gp": 10, "acgan": 4}.get(values["model"], 1.5)
 
     studies = {
         name: {setting: override(values, args) for setting, values in settings.items()}
