@@ -67,7 +67,7 @@ MEASURES = {  # on the held-out images, with a panel of the figure each
     "val_kid": "KID",
     "val_precision": "precision",
     "val_recall": "recall",
-    "val_confident": "share of samples that the classifier is sure of",
+    "val_confident": "share of sure samples",
 }
 CURVES = {  # name in the record: column of metrics.csv
     "epoch": "epoch",
@@ -166,9 +166,11 @@ def draw_samples(name, rows, out):
     for axes, row in zip(figure.subplots(lines, 2, squeeze=False).flat, shown):
         with Image.open(out / row["folder"] / "samples.png") as image:
             axes.imshow(image.convert("RGB").crop((0, 0, image.width, image.height // 2)))
-        axes.set_title(
-            f"{row['setting']}: FID {row['final']['last_fid']:.1f}" if row["final"] else row["setting"], size=9
-        )
+        title = row["setting"]
+        if row["final"]:
+            distance = row["final"]["last_fid"]
+            title += f": FID {distance:.2f}" if distance < 100 else f": FID {distance:,.0f}"
+        axes.set_title(title, size=9)
     for axes in figure.axes:
         axes.axis("off")
     run.write_figure(out / f"{name}-samples.png", figure)

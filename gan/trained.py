@@ -23,7 +23,7 @@ import train
 
 FOLDER = Path(__file__).resolve().parent
 COMMITTED = {file.stem: file for file in sorted((FOLDER / "weights").glob("*.safetensors"))}
-DEFAULT = "mnist-dcgan"  # of the committed generators
+DEFAULT = "mnist-acgan"  # of the committed generators
 FACTS = ("experiment", "args", "git", "dataset", "final")  # of a run, in the header of its committed weights
 HELP = f"a run folder, or one of {', '.join(COMMITTED)} (default: the newest finished run, else {DEFAULT})"
 TRAIN = "train one first: python gan/train.py --data builtin, 2 minutes"

@@ -170,15 +170,15 @@ def nanogpt(args) -> Figure:
 
 
 def gan(args) -> Figure:
-    """Images that the committed generator draws."""
+    """Images that the committed generator draws: five lines of ten, of the ten digits."""
     trained, sample, grids = (module("gan", name) for name in ("trained", "sample", "grids"))
     device = torch.device("cpu")
     network = trained.open_committed(trained.DEFAULT, device)
-    noise = grids.noise_of(24, network.args.noise, seed=0)
-    labels = torch.arange(24) % max(1, network.facts["classes"])
+    noise = grids.noise_of(50, network.args.noise, seed=0)
+    labels = torch.arange(50) % network.facts["classes"]
     figure = picture()
     axes = figure.subplots(gridspec_kw=FILLED | {"top": 0.98})
-    axes.imshow(grids.tile(sample.draw(network, noise, labels, "ema", device), 6))
+    axes.imshow(grids.tile(sample.draw(network, noise, labels, "ema", device), 10))
     axes.axis("off")
     return figure
 
