@@ -68,15 +68,18 @@ def classes(trained, args, device, columns=10):
 def nearest(images: Tensor, real: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
     """(distances (N, k), indices (N, k)): the `k` nearest of `real` to each of `images`, both uint8 (N, C, H, W), by
     the root mean square of the differences of pixels."""
-    x = images.flatten(1).float() - 127.5  # near zero, where float32 keeps small differences
+    x = images.flatten(1).float() - 127.5
     values, index = [], []  # of the nearest ones in each chunk of `real`
     for i, chunk in enumerate(real.split(5000)):
-        distances = torch.cdist(x, chunk.flatten(1).float() - 127.5) / x.shape[1] ** 0.5  # (N, 5000)
+        distances = torch.cdist(x, chunk.flatten(1).float() - 127.5)  # (N, 5000), by a product of matrices: rounded
         smallest, where = distances.topk(min(k, len(chunk)), largest=False)
         values.append(smallest)
         index.append(where + 5000 * i)
-    smallest, where = torch.cat(values, 1).topk(k, largest=False)
-    return smallest, torch.cat(index, 1).gather(1, where)
+    where = torch.cat(values, 1).topk(k, largest=False).indices
+    index = torch.cat(index, 1).gather(1, where)  # (N, k)
+    differences = images[:, None].float() - real[index].float()  # (N, k, C, H, W)
+    distances, order = differences.flatten(2).square().mean(2).sqrt().sort()
+    return distances, index.gather(1, order)
 
 
 def neighbours(trained, args, device, rows=8, k=5):
