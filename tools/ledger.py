@@ -173,6 +173,8 @@ def table(folder, spec):
     for row in rows:
         groups.setdefault(tuple(str(look_up(row, key)) for key in fields["rows"].split()), []).append(row)
     against = fields["against"].strip() if "against" in fields else None
+    if against not in (None, "the row above", *(values[-1] for values in groups)):
+        raise SystemExit(f"ledger: against: {against}: no such row in {fields['records'].strip()}")
     column = re.compile(r"(.+?) = (\S+)(?: (median|count|difference|p))? ?(\S*)")
     columns = [column.fullmatch(part.strip()).groups() for part in fields["columns"].split(";")]
     numbers = [bool(form or summary) or key == "runs" for _, key, summary, form in columns]
