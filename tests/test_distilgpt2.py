@@ -13,6 +13,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import sys
 import threading
@@ -1570,9 +1571,28 @@ def test_each_method_gets_its_learning_rate_from_as_many_values():
     assert all(list(rates) == sorted(rates) for rates in compare.LEARNING_RATES.values())
 
 
+def test_the_pages_quote_the_texts_on_record():
+    folder = ROOT / "distilgpt2"
+    recorded = " ".join(" ".join(file.read_text(encoding="utf-8") for file in folder.glob("results/*.txt")).split())
+    readme = (folder / "README.md").read_text(encoding="utf-8")
+    block = readme.split("```text\n")[1].split("```")[0]  # a name in 12 columns, then the text; it goes on below itself
+    quoted = [[]]
+    for line in block.splitlines():
+        if line[:12].strip():
+            quoted.append([])
+        quoted[-1].append(line[12:].strip())
+    texts = [" ".join(lines) for lines in quoted[1:]]
+    assert len(texts) == 3
+    for row in (folder / "STUDIES.md").read_text(encoding="utf-8").splitlines():
+        if re.match(r"\| (before|full|LoRA|last) \| [a-z]", row):
+            texts += [cell.replace("`", "").strip() for cell in row.split("|")[2:-1]]
+    assert len(texts) == 3 + 4 * 2
+    assert [text for text in texts if text not in recorded] == []
+
+
 @pytest.mark.slow
 @pytest.mark.draws
-def test_compare_studies_methods_ranks_and_epochs(tmp_path, monkeypatch, capsys):
+def test_compare_studies_the_methods(tmp_path, monkeypatch, capsys):
     compare = load("distilgpt2", "compare")
     monkeypatch.setattr(compare, "RESULTS", tmp_path)
     monkeypatch.setattr(compare, "BASE", {})
@@ -1585,13 +1605,11 @@ def test_compare_studies_methods_ranks_and_epochs(tmp_path, monkeypatch, capsys)
     assert failure(compare.main, [*flags, "--study", "methods", "--out", str(tmp_path)])[0] == 1, "no learning rate yet"
     compare.main([*flags, "--study", *compare.SHORT_STUDIES, "--out", str(tmp_path)])
     assert not list(tmp_path.glob("*/*.pt")) and not list(tmp_path.glob("*/model")), "the short runs leave no weights"
-    names = ["methods"]
-    compare.main([*flags, "--study", *names, "--out", str(tmp_path)])
-    for name in names:
-        rows = json.loads((tmp_path / f"{name}.json").read_text())["rows"]
-        assert all(row["state"] == "done" and row["peak_memory_mb"] and row["val_loss"] for row in rows)
-        assert (tmp_path / f"{name}.png").stat().st_size > 5000
-        assert all((tmp_path / row["folder"] / "best.pt").exists() for row in rows)
+    compare.main([*flags, "--study", "methods", "--out", str(tmp_path)])
+    rows = json.loads((tmp_path / "methods.json").read_text())["rows"]
+    assert all(row["state"] == "done" and row["peak_memory_mb"] and row["val_loss"] for row in rows)
+    assert (tmp_path / "methods.png").stat().st_size > 5000
+    assert all((tmp_path / row["folder"] / "best.pt").exists() for row in rows)
     text = (tmp_path / "methods.txt").read_text()
     assert text.count("--- before") == text.count("--- after lora") == len(generate.PROMPTS)
 
