@@ -91,6 +91,10 @@ def test_the_ledger_compares_with_one_row(tmp_path):
     assert text.count("| b | -0.40 (-0.65 to -0.15) | 0.7 | 3 |") == 2
     assert text.count("| a |  |  | 3 |") == 2
     assert text.count("| c |  | 1.0 | 1 |") == 2
+    single_runs = [{**row, "args": {"seed": row["seed"]}} for row in rows]
+    for row in single_runs:
+        del row["seed"]
+    assert render(tmp_path, *single_runs, spec=spec) == text
     with pytest.raises(SystemExit, match="against: z: no such row"):
         render(tmp_path, *rows, spec=spec.replace("against: a", "against: z"))
     text = render(tmp_path, *rows[:5], spec=spec.replace("against: a", "against: the row above"))

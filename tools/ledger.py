@@ -87,9 +87,14 @@ def has_exploded(key, value):
     return isinstance(value, float) and not value < limit
 
 
+def seed_of(run):
+    """The seed of a row of a study, or of the run.json of a single run."""
+    return run["seed"] if "seed" in run else run["args"]["seed"]
+
+
 def by_seed(runs, key):
     """{seed: value} of the runs that have a value and did not diverge."""
-    values = {run["seed"]: look_up(run, key) for run in runs}
+    values = {seed_of(run): look_up(run, key) for run in runs}
     return {seed: value for seed, value in values.items() if value is not None and not has_exploded(key, value)}
 
 

@@ -133,9 +133,9 @@ def nanogpt(ax):
 
 def distilgpt2(ax):
     perplexities = {"before": [read("distilgpt2/results/evaluate.json")["rows"][0]["text_perplexity"]]}
-    for row in read("distilgpt2/results/methods.json")["rows"]:
-        name = {"lora": "LoRA", "last": "last\nlayers"}.get(row["setting"], row["setting"])
-        perplexities.setdefault(name, []).append(row["final"]["test_perplexity"])
+    for method, name in (("full", "full"), ("lora", "LoRA"), ("last", "last\nlayers")):
+        records = sorted((ROOT / "distilgpt2/results").glob(f"tenth-{method}*.json"))
+        perplexities[name] = [read(record)["final"]["test_perplexity"] for record in records]
     dots(ax, perplexities, lambda name: GREY if name == "before" else BLUE)
     ax.set(xlabel="test perplexity per token, a dot for each seed")
     return "What does LoRA give up? SmolLM2 on WikiText-2"
