@@ -2,7 +2,7 @@
 
     python distilgpt2/compare.py --study lr-full lr-lora lr-last   # short runs: each method gets its own learning rate
     python distilgpt2/compare.py --study methods --seeds 3         # one epoch of 2% of WikiText-2
-    python distilgpt2/compare.py --study tenth --seeds 3           # of 10%: ten hours on one core, or four with bfloat16
+    python distilgpt2/compare.py --study tenth --seeds 3           # of 10%: ten hours of one core, 4 with bfloat16
     python distilgpt2/compare.py --study ranks epochs --seeds 1    # LoRA's rank; three epochs, where overfitting begins
     python distilgpt2/compare.py --study methods --list            # only print the commands, for another engine
 
