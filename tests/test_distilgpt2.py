@@ -1576,12 +1576,7 @@ def test_the_pages_quote_the_texts_on_record():
     recorded = " ".join(" ".join(file.read_text(encoding="utf-8") for file in folder.glob("results/*.txt")).split())
     readme = (folder / "README.md").read_text(encoding="utf-8")
     block = readme.split("```text\n")[1].split("```")[0]  # a name in 12 columns, then the text; it goes on below itself
-    quoted = [[]]
-    for line in block.splitlines():
-        if line[:12].strip():
-            quoted.append([])
-        quoted[-1].append(line[12:].strip())
-    texts = [" ".join(lines) for lines in quoted[1:]]
+    texts = [line[12:] for line in block.replace("\n" + 12 * " ", " ").splitlines()]
     assert len(texts) == 3
     for row in (folder / "STUDIES.md").read_text(encoding="utf-8").splitlines():
         if re.match(r"\| (before|full|LoRA|last) \| [a-z]", row):
