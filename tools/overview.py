@@ -133,9 +133,9 @@ def nanogpt(ax):
 
 def distilgpt2(ax):
     perplexities = {"before": [read("distilgpt2/results/evaluate.json")["rows"][0]["text_perplexity"]]}
-    rows = read("distilgpt2/results/tenth.json")["rows"]
-    for method, name in (("full", "full"), ("lora", "LoRA"), ("last", "last\nlayers")):
-        perplexities[name] = [row["final"]["test_perplexity"] for row in rows if row["setting"] == method]
+    for row in read("distilgpt2/results/tenth.json")["rows"]:
+        name = {"lora": "LoRA", "last": "last\nlayers"}.get(row["setting"], row["setting"])
+        perplexities.setdefault(name, []).append(row["final"]["test_perplexity"])
     dots(ax, perplexities, lambda name: GREY if name == "before" else BLUE)
     ax.set(xlabel="test perplexity per token, a dot for each seed")
     return "What does LoRA give up? SmolLM2 on WikiText-2"
