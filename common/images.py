@@ -149,7 +149,7 @@ def choose(name: str, folder: Path, auto: str) -> str:
     except fetch.Unreachable as error:
         print(
             f"*** {error}\n*** TRAINING ON THE BUILT-IN TOY DATASET INSTEAD: its numbers say nothing of {auto}.\n"
-            f"*** To wait for the slow original host: --data {auto}",
+            f"*** To wait for a slow host: --data {auto}",
             file=sys.stderr,
         )
         return "builtin"
@@ -164,10 +164,11 @@ def choose_once(name: str, folder: Path, auto: str) -> str:
 def prepare(name: str, folder: Path, patient: bool = True) -> Path:
     """The dataset `name` in the folder of datasets, fetched if it is not there.
 
-    Mirrors first; the original host, which takes an hour, only if `patient`. Raises fetch.Unreachable, UserError.
+    Fast mirrors first; slow ones, and the original host, which takes an hour, only if `patient`. Raises
+    fetch.Unreachable, UserError.
     """
     if name == "mnist":
-        return prepare_mnist(folder)
+        return prepare_mnist(folder, patient)
     spec = CIFAR[name]
     batches = folder / spec["folder"]
     archive = folder / spec["archive"]
@@ -193,16 +194,22 @@ def prepare(name: str, folder: Path, patient: bool = True) -> Path:
     raise fetch.Unreachable(name, [absent, *reasons])
 
 
-def prepare_mnist(folder):
-    """The folder of MNIST's four files, packed or not, fetched if they are not there."""
+def prepare_mnist(folder, patient: bool = True):
+    """The folder of MNIST's four files, packed or not, fetched if they are not there, slowly if `patient`."""
     places = [folder / MNIST["folder"], folder / "mnist", folder]
     packed = list(MNIST["files"])
     for place in places:
         if all((place / name).exists() or (place / name.removesuffix(".gz")).exists() for name in packed):
             return place
     for name, md5 in MNIST["files"].items():
+        urls = [mirror + name for mirror in MNIST["mirrors"]]
         try:
-            fetch.download([mirror + name for mirror in MNIST["mirrors"]], places[0] / name, md5)
+            try:
+                fetch.download(urls, places[0] / name, md5)
+            except fetch.Unreachable:
+                if not patient:
+                    raise
+                fetch.download(urls, places[0] / name, md5, 60, 0)
         except fetch.Unreachable as error:
             where = ", ".join(run.display_path(place) for place in places)
             raise fetch.Unreachable("mnist", [f"no {', '.join(packed)} in {where}", *error.reasons]) from None

@@ -13,6 +13,7 @@ Every field is a flag: --lr 0.1, --bn, --no-bn. A recipe is an instance: `replac
 import argparse
 import dataclasses
 import functools
+import inspect
 import sys
 import types
 import typing
@@ -192,7 +193,7 @@ def options_of(cls) -> dict[str, Option]:
 def own_names(cls) -> set[str]:
     """The options that a script's folder defines: those whose class is not in common/."""
     classes = [kind for kind in cls.__mro__ if not kind.__module__.startswith("common.")]
-    return {name for kind in classes for name in vars(kind).get("__annotations__", {})}
+    return {name for kind in classes for name in inspect.get_annotations(kind)}
 
 
 def applies(options, name: str) -> bool:

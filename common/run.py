@@ -402,6 +402,7 @@ class Run:
         row = self.rows[-1] if self.rows else {}
         last = final | row
         train_loss = last.get("train_loss", last.get("train_mse"))
+        self.record.pop("warning", None)  # of a shorter run, which this one has continued
         if uniform_loss is not None and train_loss is not None and not train_loss < 0.99 * uniform_loss:
             self.record["warning"] = (
                 f"the training loss ends at {train_loss:.4g}, and a uniform prediction has {uniform_loss:.4g}: "

@@ -8,7 +8,7 @@
 
 Run again, the command continues where it stopped. Under --out: a run folder for every setting and seed, results.txt,
 and for every study its record STUDY.json and its figure STUDY.png; for `methods` and `tenth` also STUDY.txt, what the
-model writes before and after. The short runs keep their records alone; any other run has 40 MB with LoRA, and 2.7 GB
+model writes before and after. The short runs keep their records alone; any other run has 50 MB with LoRA, and 2.7 GB
 with all weights.
 """
 

@@ -241,7 +241,7 @@ def load(
     net, accuracy = train_classifier(train_set, held_out, classifier_images)
     content = io.BytesIO()
     torch.save({"model": net.state_dict(), "accuracy": accuracy, "trained_on": trained_on}, content)
-    run.write(folder / file.name, content.getvalue())
+    run.write(run.make_folder(folder) / file.name, content.getvalue())
     return Features(name, SIZE, Uint8(net), device, accuracy=accuracy)
 
 

@@ -52,6 +52,8 @@ class Options(run.ScriptOptions):
     def check(self):
         if self.file is None and (self.column is not None or self.reference is not None):
             raise run.UserError("--column, --reference: are for a file; the melody has its own")
+        if self.delay != 1 and (self.file is None or self.reference is not None):
+            raise run.UserError(f"--delay {self.delay}: is for a file without a reference")
         if self.filter == "nlms" and self.lr >= 2:
             raise run.UserError(f"--lr {self.lr:g}: NLMS is stable below 2")
 

@@ -13,7 +13,7 @@ import csv
 import hashlib
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common import run
@@ -38,6 +38,8 @@ class Regression:
     val_inputs: np.ndarray  # (N_val, M), a fifth of the rows, for validation
     val_targets: np.ndarray  # (N_val,)
     true_weights: np.ndarray | None = None  # (M,), if they are known
+    mean: np.ndarray | None = None  # (M,), subtracted from the columns of a CSV, which are then divided by
+    std: np.ndarray | None = None  # (M,)
 
     @property
     def digest(self) -> str:
@@ -155,9 +157,12 @@ def from_csv(path: str | Path, target: str) -> Regression:
         raise UserError(f"{file_name}: has numbers above 1e100, whose squares may overflow; scale the columns down")
     if targets[:n] @ targets[:n] == 0:
         raise UserError(f"{file_name}: column {target!r} is zero, or its squares are: there is nothing to predict")
-    mean, std = features[:n].mean(0), features[:n].std(0)
-    inputs = np.c_[(features - mean) / np.where(std > 0, std, 1.0), np.ones(len(targets))]
-    return split(Path(path).stem, [*np.delete(names, column).tolist(), "bias"], inputs, targets)
+    std = features[:n].std(0)
+    mean = np.append(features[:n].mean(0), 0.0)  # the bias stays 1
+    std = np.append(np.where(std > 0, std, 1.0), 1.0)
+    inputs = (np.c_[features, np.ones(len(targets))] - mean) / std
+    problem = split(Path(path).stem, [*np.delete(names, column).tolist(), "bias"], inputs, targets)
+    return replace(problem, mean=mean, std=std)
 
 
 BUILT_IN = {"builtin": plane, "fir": fir}

@@ -100,7 +100,7 @@ def lms_blocks(X: Array, d: Array, r: float, w: Array | None = None, block: int 
     r e x. Four BLAS calls replace `block` iterations of a Python loop. Both forms agree up to rounding, about 1e-13.
     When a run overflows, all weights of that block are invalid, not only those after the overflow.
     """
-    if block is None:  # bench.py: for larger blocks BLAS starts threads, which cost more than they gain
+    if block is None:  # about the best ones of bench.py
         block = 64 if X.shape[1] <= 64 else 32
     weights, errors, w = initialize(X, w)
     below = np.tril(np.ones((block, block)))  # below @ steps: cumulative sums, faster than cumsum

@@ -201,6 +201,7 @@ def main(argv=None):
             dataset=dataset,
             parameters=X.shape[1],
             columns=problem.columns,
+            scale=None if problem.std is None else {"mean": problem.mean.tolist(), "std": problem.std.tolist()},
             bounds=bounds._asdict(),
         )
         w, curves = train(args, r, problem, wiener)

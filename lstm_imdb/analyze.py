@@ -88,7 +88,6 @@ class Options(ScriptOptions):
     run: str | None = option(None, "a run folder or a safetensors file of weights", type=path_arg, metavar="RUN")
     data: str | None = option(None, "(default: the dataset of the run)", type=dataset_arg, metavar="NAME|PATH")
     data_dir: str | None = data_dir_option()
-    limit: int | None = option(None, "only the first N examples of each part", above=0)
     device: str = device_option()
     threads: int | str = threads_option()
     out: str = option(str(ROOT / "out/lstm_imdb/analysis"), "folder of the results", type=path_arg, metavar="DIR")
@@ -101,7 +100,7 @@ def main(argv=None):
     found = saved.open_model(args.run, device)
     print(saved.describe(found), file=sys.stderr)
     values = found.args
-    for name in ("data", "data_dir", "limit"):
+    for name in ("data", "data_dir"):
         setattr(values, name, getattr(args, name) or getattr(values, name))
     loaded = train.load_data(values)
     if loaded.vocabulary.words != found.vocabulary.words or len(loaded.corpus.classes) != 2:

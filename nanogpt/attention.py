@@ -1,6 +1,6 @@
 """Attention maps of a prompt, of all layers and heads or of some, as an image.
 
-    python nanogpt/attention.py                                                  # the newest run, else best
+    python nanogpt/attention.py                                                  # the newest run, else long
     python nanogpt/attention.py cpu --heads 2.2 2.4 --prompt "We are accounted poor citizens"
     python nanogpt/attention.py gpt2 --prompt "The animal did not cross the street because it was too tired"
 

@@ -82,7 +82,8 @@ class Text:
     train, val, test: uint16 (N,) each, or rows, int32 (N, 2, T), of corpora/prepared.py. test is None if there is no
     third part; the validation loss is then slightly optimistic, since it chooses the checkpoint. characters_per_token:
     {part: ratio} or None. The ratio converts a loss in nats per token to bits per character, loss / ln 2 / ratio, which
-    is comparable between tokenizers. bytes_per_token: the same for bits per byte, where the text is stored as tokens.
+    is comparable between tokenizers that keep the whole text (not the words). bytes_per_token: the same for
+    bits per byte, where the text is stored as tokens.
     """
 
     name: str
@@ -237,6 +238,8 @@ def load(
     if held_out:
         parts = split(parts[0], 0.9)
     digest = hashlib.blake2b("\0".join(parts).encode(), digest_size=16).hexdigest()
+    if tokenizer is not None and tokens == "char":
+        check_characters(name, parts, tokenizer)
     tokenizer = tokenizer or make_tokenizer(tokens, name, parts, data_dir)
     encoded = {}
     characters_per_token = {}
@@ -255,6 +258,16 @@ def load(
 def display_name(name: str) -> str:
     """A path relative to the working directory, any other name as it is."""
     return run.display_path(name) if os.path.isabs(name) else name
+
+
+def check_characters(name, parts, tokenizer):
+    """Raise UserError if a text has characters that the model to start from does not know."""
+    unknown = tokenizer.missing("".join(parts))
+    if unknown:
+        raise UserError(
+            f"{display_name(name)}: has the character {unknown[0]!r}, which the model of --init does not know; start "
+            "from one of byte pairs (--tokens bpe), which reads any text"
+        )
 
 
 def make_tokenizer(level: str, name: str, parts: list[str], data_dir: Path) -> Characters | Words | BytePairs:

@@ -254,7 +254,10 @@ def last_position_loss(net, tokens, n=1000):
 
 @torch.no_grad()
 def leak(net):
-    """The largest change of an earlier logit when the last token changes: zero in a causal model, up to rounding."""
+    """The largest change of an earlier logit when the last token changes: zero in a causal model, up to rounding, and
+    where no token is earlier."""
+    if net.block_size == 1:
+        return 0.0
     x = torch.arange(net.block_size)[None] % net.vocab_size
     changed = x.clone()
     changed[0, -1] = (x[0, -1] + 1) % net.vocab_size

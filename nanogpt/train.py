@@ -8,7 +8,7 @@
     python nanogpt/train.py --recipe gpu --device cuda             # 10.7 M parameters, minutes on one GPU
     python nanogpt/train.py --recipe word-mlp                      # words: Bengio's MLP of 2003
     python nanogpt/train.py --overfit --iters 200                  # overfit one batch: a healthy model can
-    python nanogpt/train.py --recipe fast --data book.txt --init out/nanogpt/shakespeare-fast-s0-1    # go on from a run
+    python nanogpt/train.py --recipe fast --data book.txt --tokens bpe --init RUN    # go on from a run of byte pairs
     torchrun --nproc-per-node=8 nanogpt/train.py --recipe gpt2 --data openwebtext
 
 The validation loss is the mean over the whole validation text. During the run a long text is evaluated in part, and
@@ -81,7 +81,10 @@ class Options(run.TrainOptions):
     cooldown: float = option(1.0, "the last fraction of the run, in which it falls", at_least=0, at_most=1)
     final_lr: float = option(0.1, "the learning rate at the end, as a fraction of --lr", at_least=0)
     ema: float = option(
-        0.0, "decay of the average of weights that is evaluated and kept; 0: no average", at_least=0, below=1
+        0.0,
+        "decay of the average of weights that is evaluated and kept, over at most a tenth of the steps; 0: no average",
+        at_least=0,
+        below=1,
     )
     evals: int = option(10, "evaluations in a run", above=0)
     compile: bool = option(False, "torch.compile the model")

@@ -102,7 +102,7 @@ class Group(nn.Module):
 
 class Network(nn.Module):
     """A whitening layer, three groups, the maximum over all pixels, and a linear layer. Without shortcuts, seven
-    layers with weights are deep enough."""
+    trained layers are deep enough."""
 
     def __init__(self, num_classes: int = 10, width: int = 64):
         super().__init__()

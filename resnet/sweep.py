@@ -118,7 +118,7 @@ def gradient_norms(name, shortcut, images, labels):
 
 
 def gradient_rows(args):
-    """A row for each network of the study "shortcut" with its gradient norms, for the first 256 training images."""
+    """A row for each network of the study "shortcut" with its gradient norms, for one batch of 256 training images."""
     train_set, _, _, facts = data.load(dataset_of(args, "shortcut"), args.data_dir, args.limit)
     images, labels = next(train_set.batches(256, shuffle=(0, 0)))
     rows = []

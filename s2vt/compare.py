@@ -30,7 +30,6 @@ WIDTHS = (1, 2, 3, 5, 10)  # of the beam; 1 is greedy search
 NEIGHBOURS = (1, 2, 3, 5, 10, 20, 40)
 RESAMPLES = 4000
 BASES = ("mean of the frames", "nearest neighbours")
-ALL = 301  # training clips, if none are left out
 
 
 def captions_of(folder: Path, features, width: int) -> list[str]:
@@ -94,8 +93,9 @@ def print_choice(rows):
 # ------------------------------------------------------------------------------------------------------- the test clips
 
 
-def test_captions(args) -> tuple[data.Clips, dict, list[tuple[dict, list[str]]]]:
-    """(the test clips, their entry in the record, [(facts of a row, its captions)])."""
+def test_captions(args) -> tuple[data.Clips, dict, list, list]:
+    """(the test clips, their entry in the record, what is said of them). The last are two lists of (facts of a row, its
+    captions): by captioners that learned from all training clips, and by networks that learned from a part."""
     train, _, test, _, facts = data.load("msvd-clips", args.data_dir, split="train+val")
     found = [({"captioner": "best constant caption"}, [best_constant(train, train)] * len(test))]
     neighbours = Neighbours(train)
@@ -104,10 +104,11 @@ def test_captions(args) -> tuple[data.Clips, dict, list[tuple[dict, list[str]]]]
         captioner = "nearest clip" if count == 1 else "nearest neighbours"
         row = {"captioner": captioner, "neighbours": count, "standardized": standardized}
         found.append((row, neighbours.captions(test.features, count, standardized)))
-    runs = [(name, len(train), setting) for name, setting in STUDIES["clips"].items()]
-    runs += [("S2VT, GRU", count, setting) for count, setting in zip(SIZES, STUDIES["sizes"].values())]
+    from_part = []
+    runs = [(found, name, len(train), setting) for name, setting in STUDIES["clips"].items()]
+    runs += [(from_part, "S2VT, GRU", count, setting) for count, setting in zip(SIZES, STUDIES["sizes"].values())]
     for seed in range(args.seeds):
-        for name, count, setting in runs:
+        for rows, name, count, setting in runs:
             folder = Path(args.runs) / folder_name(setting, seed)
             if not is_done(folder):
                 print(f"{run.display_path(folder)}: has not ended, and is left out")
@@ -115,8 +116,8 @@ def test_captions(args) -> tuple[data.Clips, dict, list[tuple[dict, list[str]]]]
             for width in dict.fromkeys((1, args.beam)):
                 decoding = "greedy" if width == 1 else f"beam {width}"
                 row = {"captioner": name, "decoding": decoding, "width": width, "train_clips": count, "seed": seed}
-                found.append((row, captions_of(folder, test.features, width)))
-    return test, facts, found
+                rows.append((row, captions_of(folder, test.features, width)))
+    return test, facts, found, from_part
 
 
 def resample(texts, test: data.Clips, drawn, rng) -> dict[str, tuple]:
@@ -146,7 +147,7 @@ def intervals(test: data.Clips, found, width: int) -> list[dict]:
     drawn = np.stack([np.bincount(rng.integers(N, size=N), minlength=N) for _ in range(RESAMPLES)])  # (R, N)
     texts = {}
     for row, captions in found:
-        if row.get("train_clips", ALL) == ALL and row.get("width", width) == width:
+        if row.get("width", width) == width:
             texts.setdefault(row["captioner"], []).append(captions)
     samples = {name: resample(by_seed, test, drawn, rng) for name, by_seed in texts.items()}
     rows = []
@@ -185,22 +186,16 @@ def main(argv=None):
         print_choice(rows)
         run.write_json(out / "choice.json", common | {"rows": rows})
         return
-    test, facts, captioners = test_captions(args)
+    test, facts, found, from_part = test_captions(args)
     common["dataset"] = facts
-    rows = []
-    records = {"clips": [], "sizes": [], "captions": []}
-    for captioner, captions in captioners:
-        all_clips = captioner.get("train_clips", ALL) == ALL
-        row = captioner | score(captions, test, coco=args.coco and all_clips)
-        rows.append(row)
-        records["clips" if all_clips else "sizes"].append(row)
-        if all_clips:
-            records["captions"].append(captioner | {"captions": captions})
-    run.write_json(out / "scores-clips.json", common | {"rows": records["clips"]})
-    run.write_json(out / "scores-sizes.json", common | {"rows": records["sizes"]})
-    run.write_json(out / "intervals.json", common | {"rows": intervals(test, captioners, args.beam)})
-    run.write_json(out / "captions.json", common | {"ids": test.ids, "rows": records["captions"]})
-    for row in rows:
+    rows = [captioner | score(captions, test, coco=args.coco) for captioner, captions in found]
+    part_rows = [captioner | score(captions, test) for captioner, captions in from_part]
+    texts = [captioner | {"captions": captions} for captioner, captions in found]
+    run.write_json(out / "scores-clips.json", common | {"rows": rows})
+    run.write_json(out / "scores-sizes.json", common | {"rows": part_rows})
+    run.write_json(out / "intervals.json", common | {"rows": intervals(test, found, args.beam)})
+    run.write_json(out / "captions.json", common | {"ids": test.ids, "rows": texts})
+    for row in rows + part_rows:
         setting = "  ".join(f"{k} {row[k]}" for k in ("width", "neighbours", "train_clips", "seed") if k in row)
         print(f"{row['captioner']:24} {setting:40} BLEU-4 {row['bleu4']:.3f}   CIDEr-D {row['cider']:.3f}")
 

@@ -218,6 +218,8 @@ def main(argv=None):
     args = run.parse_options(__file__, Options, argv)
     out = run.make_folder(args.out)
     *parts, facts = data.load(args.data, args.data_dir, args.limit)
+    if len(parts[0].classes) != 10:
+        raise run.UserError(f"--data {args.data}: has {len(parts[0].classes)} classes; bench.py is for ten")
     machine = run.environment(torch.device("cpu"), __file__)
     print(f"{args.part}, on {facts['name']}; {machine['device']['name']}, {machine['device']['threads']} threads")
     rows = PARTS[args.part](args, parts)

@@ -198,10 +198,11 @@ FUNCTIONS = {"sinc": sinc, "square": square}
 
 
 def load_function(name: str, limit: int | None = None) -> tuple[Points, Points, Points, dict]:
-    """The function `name`: 300 training points evenly on [-1, 1], 300 random points each for validation and test."""
+    """The function `name`: 300 training points evenly on [-1, 1], 300 random points each for validation and test; or
+    `limit` of each kind."""
     rng = np.random.default_rng(0)
     parts, digest = [], hashlib.blake2b(digest_size=16)
-    for x in (np.linspace(-1, 1, POINTS), rng.uniform(-1, 1, POINTS), rng.uniform(-1, 1, POINTS)):
+    for x in (np.linspace(-1, 1, min(limit or POINTS, POINTS)), rng.uniform(-1, 1, POINTS), rng.uniform(-1, 1, POINTS)):
         xy = np.stack([x, FUNCTIONS[name](x)])[:, : limit or None].astype(np.float32)
         digest.update(xy.tobytes())
         parts.append(Points(*(torch.from_numpy(values)[:, None].clone() for values in xy)))

@@ -635,6 +635,15 @@ def test_a_patient_download_takes_a_slow_host(host, tmp_path):
     assert (tmp_path / "file").read_bytes() == Host.CONTENT
 
 
+def test_mnist_named_waits_for_a_slow_mirror_and_auto_does_not(host, tmp_path, monkeypatch):
+    monkeypatch.setitem(images.MNIST, "mirrors", [f"{host}/slow/"])
+    monkeypatch.setitem(images.MNIST, "files", {"a.gz": MD5, "b.gz": MD5})
+    with pytest.raises(fetch.Unreachable):
+        images.prepare("mnist", tmp_path, patient=False)
+    place = images.prepare("mnist", tmp_path)
+    assert sorted(file.name for file in place.iterdir()) == ["a.gz", "b.gz"]
+
+
 def test_a_download_waits_for_an_answer_as_long_as_it_says(host, tmp_path, monkeypatch):
     timeouts = []
     monkeypatch.setattr(

@@ -856,6 +856,13 @@ def test_a_model_that_does_not_exist_or_cannot_be_fetched(server, monkeypatch, t
     assert code == 1 and one_line(message) and "no config.json" in message
 
 
+def test_the_committed_model_has_prompts_of_its_own_however_it_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for name in ("distilgpt2/weights/tiny", str(pretrained.COMMITTED)):
+        generate.main(["--model", name, "--length", "2", "--strategy", "greedy", "--out", str(tmp_path)])
+        assert json.loads((tmp_path / "distilgpt2.json").read_text())["prompts"] == generate.TINY_PROMPTS
+
+
 def test_auto_falls_back_to_tiny_and_says_so(server, monkeypatch, tmp_path, capsys):
     assert pretrained.resolve("auto", str(tmp_path)) == "tiny" and "tiny INSTEAD" in capsys.readouterr().err
     with monkeypatch.context() as patch:  # it answers, and does not deliver

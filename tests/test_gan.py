@@ -1193,6 +1193,16 @@ def test_other_images_get_another_classifier(tmp_path, monkeypatch):
     assert trained_on == [100, 90, 90] and digests[0] == digests[1] and len(set(digests)) == 3
 
 
+def test_a_classifier_makes_the_folder_of_its_run(tmp_path, monkeypatch):
+    """That of a committed generator is not there before."""
+    features = load("gan", "features")
+    train_set, held_out, _, facts = data.load("builtin", limit=100)
+    monkeypatch.setattr(features, "train_classifier", lambda *args: (features.Classifier(3, 4), 0.5))
+    folder = tmp_path / "out" / "new"
+    features.load("classifier", train_set, held_out, facts["digest"], folder, 32, 100)
+    assert (folder / "classifier.pt").exists()
+
+
 @pytest.mark.slow
 def test_real_images_against_real_images(trained, tmp_path):
     """FID falls with the number of images, although both sets are real."""

@@ -278,9 +278,11 @@ def test_learning_png_has_the_distances_before_every_plotted_sample(trained):
 
 
 def test_a_training_that_learns_nothing_says_so(trained, tmp_path, capsys):
-    record = train.main(["--epochs", "1", "--lr", "1e-9", "--out", str(tmp_path)])
+    record = train.main(["--epochs", "1", "--lr", "2e-6", "--out", str(tmp_path)])
     assert "nothing was learned" in record["warning"] and record["warning"] in capsys.readouterr().out
     assert "warning" not in trained[1]
+    resumed = train.main(["--resume", str(tmp_path), "--epochs", "50"])
+    assert "warning" not in resumed and "warning" not in capsys.readouterr().out
 
 
 def test_a_diverged_run_says_where(tmp_path):
@@ -603,6 +605,31 @@ def test_a_damaged_csv_trains_or_ends_in_one_line(tmp_path, capsys):
     assert "done" in results and 20 < len(results) < 380, "some are refused and some are not"
 
 
+def test_a_model_of_a_csv_predicts_for_its_rows_as_they_are(tmp_path):
+    rng = np.random.default_rng(0)
+    size, rooms = rng.uniform(50, 150, 200), rng.integers(1, 6, 200)
+    price = 1000 * size + 5000 * rooms
+    rows = "".join(f"{a!r},{b},{c!r}\n" for a, b, c in zip(size.tolist(), rooms.tolist(), price.tolist()))
+    path = write(tmp_path / "houses.csv", "size,rooms,price\n" + rows)
+    words = ["--data", path, "--target", "price", "--lr", "0.05", "--epochs", "20", "--out", str(tmp_path / "run")]
+    train.main(words)
+    house = load("lms", "trained").load(tmp_path / "run")
+    assert house.columns == ["size", "rooms", "bias"]
+    assert house.predict(np.array([[100, 3, 1]])) == pytest.approx(115_000, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "scale", [None, {"mean": [0, 0]}, {"mean": [0, 0, 0], "std": [1, 0, 1]}, {"mean": "x", "std": []}]
+)
+def test_a_run_on_a_csv_without_its_scale_predicts_nothing(scale, tmp_path):
+    folder = tmp_path / "run"
+    train.main(["--recipe", "tiny", "--data", write(tmp_path / "t.csv", GOOD), "--target", "y", "--out", str(folder)])
+    record = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(record | {"scale": scale}))
+    code, message = failure(load("lms", "trained").load, folder)
+    assert code == 1 and one_line(message) and "scale" in message
+
+
 @pytest.mark.draws
 def test_dependent_inputs_are_reported_and_fitted_with_the_least_norm(tmp_path, capsys, recwarn):
     rng = np.random.default_rng(0)
@@ -704,6 +731,14 @@ def gain(noisy, clean, truth):
     """By how many decibels the noise fell, over the second half."""
     half = slice(len(truth) // 2, None)
     return 10 * np.log10(np.mean((noisy - truth)[half] ** 2) / np.mean((clean - truth)[half] ** 2))
+
+
+@pytest.mark.parametrize("argv", [[], ["FILE", "--column", "1", "--reference", "2"]])
+def test_a_delay_is_for_a_prediction_from_the_past_alone(argv, tmp_path, capsys):
+    file = write_wav(tmp_path / "a.wav", np.stack([tone(64), tone(64)], 1))
+    argv = [str(file) if word == "FILE" else word for word in argv]
+    assert failure(run_cancel, tmp_path, *argv, "--delay", "3")[0] == 2
+    assert "--delay 3: is for a file without a reference" in capsys.readouterr().err
 
 
 def test_the_past_of_a_series():

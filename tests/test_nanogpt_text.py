@@ -3,6 +3,7 @@ maps, the stages and the walkthrough. Models and training are in test_nanogpt.py
 
 import argparse
 import collections
+import dataclasses
 import io
 import json
 import math
@@ -1090,6 +1091,11 @@ def test_stages_are_causal_and_some_mistakes_are_not(nets):
     leaky = {"no mask", "mask after the softmax", "softmax over the wrong dimension"}
     for name, net in nets.items():
         assert (stage.leak(net) > 1e-4) == (name in leaky), name
+
+
+def test_one_token_of_context_cannot_leak():
+    options = dataclasses.replace(stage.RECIPES["bigram"], block_size=1)
+    assert stage.leak(stage.build(options, vocab_size=5)) == 0
 
 
 def test_stages_start_at_the_loss_of_a_uniform_prediction(nets, builtin):

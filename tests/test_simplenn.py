@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 
 import processes
 from conftest import ROOT, failure, lazy, one_line, run
-from helpers import Silent, drawn_too, names, record_networks, write_idx
+from helpers import Silent, drawn_too, make_images, names, record_networks, write_idx
 
 train = lazy("simplenn")
 data = lazy("simplenn", "data")
@@ -906,6 +906,36 @@ def test_a_stack_trains_like_its_networks_one_by_one():
     assert np.allclose(losses.tolist(), alone, rtol=1e-4) and outputs.shape == (3, 300, 1)
     for i, net in enumerate(nets):
         assert torch.allclose(stack.vectors()[i], hessian.vector_of(net), atol=1e-4)
+
+
+@pytest.mark.parametrize("limit", [None, 7, 1000])
+def test_fewer_points_of_a_function_cover_the_same_interval(limit):
+    x = data.load("sinc", limit=limit)[0].x.flatten()
+    assert len(x) == min(limit or 300, 300) and (x[0], x[-1]) == (-1, 1)
+    assert torch.allclose(x.diff(), x[1] - x[0], atol=1e-6)
+
+
+def test_studies_are_for_ten_classes(tmp_path):
+    make_images(tmp_path / "images", {"": 40}, ["cats", "dogs", "hens"])
+    words = ["--study", "gradient_norm", "--part", "mnist", "--quick", "--data", str(tmp_path / "images")]
+    code, message = failure(sweep.main, [*words, "--out", str(tmp_path / "out")])
+    assert code == 1 and one_line(message) and "3 classes" in message
+
+
+def test_a_study_has_its_own_number_of_seeds_unless_it_is_given():
+    context = sweep.tools.Context("a", ROOT, [])
+    assert list(context.seeds_of()) == [0, 1, 2] and len(context.seeds_of(6, 2)) == 6
+    assert len(dataclasses.replace(context, seeds=4).seeds_of(6, 2)) == 4
+    assert len(dataclasses.replace(context, quick=True).seeds_of(6, 2)) == 2
+
+
+def test_a_small_dataset_leaves_images_for_validation(monkeypatch):
+    study, sizes = sweep.parameters_vs_generalization, []
+    context = sweep.tools.Context("a", ROOT, [], images="builtin", seeds=1)
+    monkeypatch.setattr(context, "map", lambda function, tasks: sizes.extend(map(len, tasks[0][:2])))
+    study.run_widths(context, study.WIDTHS, 10_000, 20, 100, 0.001)
+    images = len(data.load("builtin")[0])
+    assert sizes == [images * 5 // 6, images - images * 5 // 6]
 
 
 @pytest.mark.parametrize("name", ["builtin", "sinc"])

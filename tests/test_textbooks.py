@@ -201,6 +201,13 @@ def test_a_model_without_an_end_token_is_refused(folders, tmp_path):
     assert code == 1 and one_line(message) and "reads bpe tokens" in message
 
 
+def test_a_text_with_characters_that_the_model_to_start_from_does_not_know(tmp_path):
+    (tmp_path / "book.txt").write_text('He said: "no". ' * 300)
+    known = tokenizer.Characters.of("He said: no.")
+    code, message = failure(data.load, str(tmp_path / "book.txt"), None, None, "char", known)
+    assert code == 1 and one_line(message) and "'\"'" in message and "--tokens bpe" in message
+
+
 def test_a_stage_of_prepared_data(folders, tmp_path):
     stage, flags = load("nanogpt", "stage"), ["--recipe", "bigram", "--tokens", "bpe", "--iters", "10", "--bs", "4"]
     flags += ["--block-size", "16"]

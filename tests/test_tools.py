@@ -538,10 +538,11 @@ def test_constraints_pin_every_requirement_once():
     assert set(pinned) == package_names("requirements.txt") | package_names("tests/requirements.txt")
 
 
-def test_pre_commit_has_the_pinned_ruff():
+def test_pre_commit_has_the_pinned_versions():
     config = (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
-    (pin,) = re.findall(r"^ruff==.+", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
-    assert set(re.findall(r"ruff==[\d.]+", config)) == {pin}
+    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    named = set(re.findall(r"[\w-]+==[\d.]+", config))
+    assert {pin.split("==")[0] for pin in named} == {"ruff", "scipy"} and named <= set(pins)
 
 
 # ------------------------------------------------------------------------------------------------------- runs.py

@@ -207,6 +207,8 @@ def middle_frames(videos: Path | None, name: str, count: int = 1) -> list[Image.
     """`count` frames of a clip of MSVD, evenly spaced, without its first and last. Raises UserError."""
     if videos is None:
         raise UserError("this picture shows a frame of MSVD's clips: name their folder, --videos DIR")
+    if not (videos / name).is_file():
+        raise UserError(f"{videos / name}: is missing")
     frames = module("s2vt", "extractors").read_video(videos / name, count + 2, 224)[1:-1]
     return [Image.fromarray(frame) for frame in frames]
 

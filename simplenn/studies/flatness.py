@@ -89,7 +89,7 @@ def line(ctx: tools.Context):
     """Two minima from the same initial weights, 10,000 images, 20 epochs of Adam; a from -1 to 2."""
     train_set, test_set = ctx.digits(10_000, 5000, flat=False)
     alphas = np.linspace(-1, 2, ctx.pick(31, 7)).round(3).tolist()
-    tasks = [(train_set, test_set, pair, seed, ctx.pick(20, 2), alphas) for seed in range(ctx.seeds) for pair in PAIRS]
+    tasks = [(train_set, test_set, pair, seed, ctx.pick(20, 2), alphas) for seed in ctx.seeds_of() for pair in PAIRS]
     ctx.save(ctx.map(along_line, tasks), draw_line, alphas=alphas)
 
 
@@ -162,7 +162,7 @@ def surface(ctx: tools.Context):
     grid = np.linspace(-1, 1, ctx.pick(21, 5)).round(3).tolist()
     tasks = [
         (train_set, name, seed, ctx.pick(20, 2), ctx.pick(20, 2), radii, grid)
-        for seed in range(ctx.seeds)
+        for seed in ctx.seeds_of()
         for name in MINIMA
     ]
     ctx.save(ctx.map(around_minimum, tasks), draw_surface, radii=radii, grid=grid)

@@ -70,7 +70,7 @@ def train_one(train_set, seed, epochs):
 def mnist(ctx: tools.Context):
     """Adam on batches of 128 images: loss and norm of each batch."""
     train_set, _ = ctx.digits(10_000)
-    rows = ctx.map(train_one, [(train_set, seed, ctx.pick(10, 2)) for seed in range(ctx.seeds)])
+    rows = ctx.map(train_one, [(train_set, seed, ctx.pick(10, 2)) for seed in ctx.seeds_of()])
     every = max(1, len(rows[0]["loss"]) // 600)
     rows = [row | {k: row[k][::every] for k in ("loss", "norm")} for row in rows]
     ctx.save(rows, draw, every=every)

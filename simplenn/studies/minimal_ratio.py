@@ -134,7 +134,7 @@ def mnist(ctx: tools.Context):
     steps = ctx.pick(100, 10)
     epochs = ctx.pick((0, 5, 25), (0, 1))
     rows = []
-    for seed in range(ctx.seeds):
+    for seed in ctx.seeds_of():
         for case, (x, sizes) in cases.items():
             torch.manual_seed(seed)
             net = MLP(sizes, "tanh")

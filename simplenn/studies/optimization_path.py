@@ -83,7 +83,7 @@ def train_one(train_set, seed, epochs):
 def mnist(ctx: tools.Context):
     """Six trainings of an MLP 784-32-10 on 5,000 images, Adam; weights after every epoch. The layer is the last one."""
     train_set, _ = ctx.digits(5000)
-    runs = ctx.map(train_one, [(train_set, seed, ctx.pick(20, 3)) for seed in range(ctx.pick(6, 2))])
+    runs = ctx.map(train_one, [(train_set, seed, ctx.pick(20, 3)) for seed in ctx.seeds_of(6, 2)])
     weights, losses, accuracies = (torch.stack(values) for values in zip(*runs))
     x, y = train_set.tensors()
     f = hessian.flat_loss(MLP([784, 32, 10]), F.cross_entropy, x[:1000], y[:1000])

@@ -41,12 +41,12 @@ def train_one(train_set, val_set, test_set, width, seed, epochs, bs, lr, noise=0
 
 def run_widths(ctx, widths, train, epochs, bs, lr, noise=0.0):
     train_set, test_set = ctx.digits(train + 2000, 5000)
-    n = ctx.pick(train, 100)
+    n = min(ctx.pick(train, 100), len(train_set) * 5 // 6)  # a small dataset leaves a sixth for validation
     val_set = train_set.replace(train_set.images[n:], train_set.labels[n:])
     train_set = train_set.subset(n)
     tasks = [
         (train_set, val_set, test_set, width, seed, ctx.pick(epochs, 4), bs, lr, noise)
-        for seed in range(ctx.seeds)
+        for seed in ctx.seeds_of()
         for width in ctx.pick(widths, widths[::4])
     ]
     return ctx.map(train_one, tasks)

@@ -60,7 +60,7 @@ def mnist(ctx: tools.Context):
     hidden = ctx.pick(512, 32)
     tasks = [
         (train_set, test_set, fraction, seed, epochs, hidden, target)
-        for seed in range(ctx.seeds)
+        for seed in ctx.seeds_of()
         for fraction in FRACTIONS
     ]
     ctx.save(ctx.map(train_one, tasks), draw, target=target)

@@ -69,7 +69,7 @@ def batch(ctx: tools.Context):
     batches = ctx.pick(BATCHES, (16, 64))
     tasks = [
         (train_set, test_set, regime, bs, seed, ctx.pick(20, 2), ctx.pick(1500, 10))
-        for seed in range(ctx.seeds)
+        for seed in ctx.seeds_of()
         for bs in batches
         for regime in REGIMES
     ]
@@ -145,7 +145,7 @@ def gradient(ctx: tools.Context):
     train_set, _ = ctx.digits(10_000)
     tasks = [
         (train_set, bs, seed, ctx.pick(5, 1), 50)
-        for seed in range(ctx.seeds)
+        for seed in ctx.seeds_of()
         for bs in ctx.pick(GRADIENT_BATCHES, (10, 60))
     ]
     ctx.save(ctx.map(gradient_one, tasks), draw_gradient)

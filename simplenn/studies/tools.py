@@ -29,7 +29,7 @@ class Context:
     out: Path
     command: list[str]
     quick: bool = False
-    seeds: int = 3
+    seeds: int | None = None  # of --seeds
     images: str = "auto"
     data_dir: str | None = None
     jobs: int = 1
@@ -40,9 +40,15 @@ class Context:
         """A size of the study: `full`, or `quick` with --quick."""
         return quick if self.quick else full
 
+    def seeds_of(self, full: int = 3, quick: int = 1) -> range:
+        """The seeds: those of --seeds, else the first `full`, or `quick` with --quick."""
+        return range(self.seeds or self.pick(full, quick))
+
     def digits(self, train: int, test: int = 10_000, flat: bool = True) -> tuple[data.Digits, data.Digits]:
-        """The first `train` training and `test` test images; 150 and 50 with --quick."""
+        """The first `train` training and `test` test images; 150 and 50 with --quick. Raises UserError."""
         train_set, _, test_set, facts = data.load(self.images, self.data_dir)
+        if len(train_set.classes) != 10:
+            raise run.UserError(f"--data {self.images}: has {len(train_set.classes)} classes; the studies are for ten")
         train_set = train_set.subset(self.pick(train, 150), flat)
         test_set = test_set.subset(self.pick(test, 50), flat)
         self.facts["dataset"] = facts | {"train": len(train_set), "test": len(test_set)}
