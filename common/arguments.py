@@ -250,8 +250,16 @@ def record_args(options) -> dict:
     """What a record keeps of the options: all that exist for the model, but not where things lie on this machine."""
     values = {name: value for name, value in as_dict(options).items() if name not in PLACES}
     if os.path.isabs(str(values.get("data", ""))):
-        values["data"] = "./" + Path(os.path.relpath(values["data"], ROOT)).as_posix()
+        values["data"] = path_for_record(values["data"])
     return json.loads(json.dumps(values))
+
+
+def path_for_record(path: str | Path) -> str:
+    """`path` relative to the repository, as ./PATH; of a path on another drive, the name alone."""
+    try:
+        return "./" + Path(os.path.relpath(path, ROOT)).as_posix()
+    except ValueError:
+        return f"./{Path(path).name}"
 
 
 def data_place(folder: Path, data: str) -> str:

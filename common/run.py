@@ -36,6 +36,7 @@ from common.arguments import (  # noqa: F401, scripts take these from `run`, too
     is_finished,
     parse_options,
     path_arg,
+    path_for_record,
     precision_option,
     record_args,
     recorded_options,
@@ -127,6 +128,8 @@ class Run:
         self.device = self._pick_device()
         self.folder, self._lock = self._open_folder(name)
         old = read_record(self.folder / "run.json") if args.resume else {}
+        for name in ("final", "warning", "diverged_at_step"):  # of a shorter run, which this one continues
+            old.pop(name, None)
         threads = old["device"]["threads"] if old else getattr(args, "threads", "auto")
         set_threads(threads, auto_threads)
         auto = auto_precision if auto_precision != "bf16" or native_bf16(self.device) else "fp32"
@@ -402,7 +405,6 @@ class Run:
         row = self.rows[-1] if self.rows else {}
         last = final | row
         train_loss = last.get("train_loss", last.get("train_mse"))
-        self.record.pop("warning", None)  # of a shorter run, which this one has continued
         if uniform_loss is not None and train_loss is not None and not train_loss < 0.99 * uniform_loss:
             self.record["warning"] = (
                 f"the training loss ends at {train_loss:.4g}, and a uniform prediction has {uniform_loss:.4g}: "

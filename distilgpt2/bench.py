@@ -6,7 +6,8 @@
 (a) packed: this folder's blocks, an end-of-text token between paragraphs, no padding;
 (b) padded: the usual way, a tokenizer with padding and transformers' DataCollator, paragraphs in random order;
 (c) padded, sorted by length: the same with paragraphs of like length together;
-(d) packed in bfloat16, if the hardware multiplies it natively.
+(d) packed, in float32.
+(a) to (c) are in bfloat16 if the hardware multiplies it natively, else in float32, and (d) is left out.
 The model, its update, the paragraphs (the lines of WikiText) and their real tokens are the same. A batch is --bs
 blocks, or --bs paragraphs cut at --block-size tokens. The ways take turns. Writes bench.json into --out.
 """
@@ -100,7 +101,7 @@ def ways_of(args, lines, net, tokenizer, device):
 
         return rate
 
-    bf16 = run.native_bf16(device) and args.precision != "fp32"
+    bf16 = args.precision == "bf16" or args.precision == "auto" and run.native_bf16(device)
     main = {
         "packed": lambda seed: packed_batches(lines, args.bs, args.block_size, seed),
         "padded": lambda seed: padded_batches(lines, args.bs, collator, seed, False),

@@ -14,7 +14,7 @@ with all weights.
 
 import itertools
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common import run, study
@@ -218,6 +218,16 @@ class Options(study.StudyOptions):
 
 def main(argv=None):
     args = run.parse_options(__file__, Options, argv)
+    for names in (  # the short studies first, since they choose the learning rates of the others
+        [name for name in args.study if name in SHORT_STUDIES],
+        [name for name in args.study if name not in SHORT_STUDIES],
+    ):
+        if names and not run_studies(replace(args, study=tuple(names))):
+            return
+
+
+def run_studies(args) -> bool:
+    """Run the studies of `args`, and write their records and figures. Returns whether all runs have ended."""
     out = Path(args.out)
     short = {
         out / folder_name(values, seed)
@@ -231,11 +241,13 @@ def main(argv=None):
         if folder in short:
             delete_weights(folder)
 
-    if study.run_jobs(train, jobs_of(args, out), args, tidy):
-        for name in args.study:
-            report(name, rows_of(name, args, out), out)
-            if name in COMPARISONS:
-                write_texts(name, args, out)
+    if not study.run_jobs(train, jobs_of(args, out), args, tidy):
+        return args.list
+    for name in args.study:
+        report(name, rows_of(name, args, out), out)
+        if name in COMPARISONS:
+            write_texts(name, args, out)
+    return True
 
 
 def rows_of(name, args, out):

@@ -95,8 +95,8 @@ def load(name: str, data_dir: str | None = None, form: str = "detokenized") -> C
         try:
             return load_wikitext("wikitext2" if name == "auto" else name, run.data_dir(data_dir), form)
         except UserError as error:
-            if name != "auto":
-                raise
+            if name != "auto" or (run.data_dir(data_dir) / WIKITEXT["wikitext2"][0]).exists():
+                raise  # a damaged file of the user's is no reason to take another text
             print(
                 f"*** {error}\n*** USING THE BUILT-IN TEXT INSTEAD: its numbers say nothing of WikiText.",
                 file=sys.stderr,

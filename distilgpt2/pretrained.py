@@ -117,7 +117,7 @@ def record_name(name: str) -> str:
     path = None if name in ("smollm2", "tiny") else local_path(name)
     if path is None or not path.is_absolute() and not os.path.exists(name):
         return name
-    return "./" + Path(os.path.relpath(path.resolve(), run.ROOT)).as_posix()
+    return run.path_for_record(path.resolve())
 
 
 def short_name(name: str) -> str:

@@ -178,14 +178,15 @@ def draw_samples(name, rows, out):
 
 def at_equal_seconds(rows):
     """Add to every row its FID after as many seconds of training as the fastest run took, between two evaluations a
-    straight line."""
+    straight line; None before the first one."""
     done = [row for row in rows if row["state"] == "done"]
     for seed in {row["seed"] for row in done}:
         rivals = [row for row in done if row["seed"] == seed]
         budget = min(row["seconds"][-1] for row in rivals)
         for row in rivals:
             row["equal_seconds"] = budget
-            row["fid_at_equal_seconds"] = float(np.interp(budget, row["seconds"], row["val_fid"]))
+            fid_then = float(np.interp(budget, row["seconds"], row["val_fid"]))
+            row["fid_at_equal_seconds"] = fid_then if row["seconds"][0] <= budget else None
 
 
 def collect(name, args, out):

@@ -80,7 +80,7 @@ def report(r, loaded, logits, temperature: float) -> dict:
 
 def sureness(probabilities, labels) -> dict:
     """How far probabilities can be trusted, and what calling those below UNSURE unsure does: the share of all answers
-    that are unsure, of the right ones and of the wrong ones, and the false alarms, the share of the sure ones that are
+    that are unsure, of the right ones and of the wrong ones, and "false_alarms", the share of the sure ones that are
     wrong. probabilities: (N, classes); labels: (N,)."""
     confidence, predicted = probabilities.max(1)
     sure = confidence >= UNSURE

@@ -4,8 +4,9 @@
     python lstm_imdb/train.py --recipe best --init ../out/lstm_imdb/lm/best/best.pt      # relative to data/
 
 The forward LSTM predicts every next word, the backward LSTM every previous one. The network has the shape of the
-recipe of train.py; labels, validation and test reviews are not read, but validation reviews choose the epoch. The
-softmax over the vocabulary is adaptive (Grave et al. 2017). One pretrained model serves all seeds.
+recipe of train.py. It learns from the training reviews without their labels, and validation reviews choose the epoch;
+test reviews are not read. The softmax over the vocabulary is adaptive (Grave et al. 2017). One pretrained model serves
+all seeds.
 """
 
 import math
@@ -43,6 +44,7 @@ def from_recipe(name: str, **changes) -> Options:
 CHANGES = dict(epochs=4, bs=16, lr=0.003, decay="onecycle", dropout=0.2)
 RECIPES = {
     "plain": from_recipe("plain", **CHANGES),
+    "short": from_recipe("short", **CHANGES),
     "best": from_recipe("best", **CHANGES),
     "tiny": from_recipe("tiny"),
 }

@@ -193,6 +193,7 @@ def whole_runs(text, device, args, out):
             "data": args.data,
             "data_dir": args.data_dir,
             "device": args.device,
+            "threads": args.threads,
             "out": str(folder),
         }
         record = train.main(to_argv(train.Options, flags))

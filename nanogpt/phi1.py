@@ -99,7 +99,12 @@ def do_evaluate(args):
             raise run.UserError("--completions: name the one --benchmark that they answer")
         problems = problems_of(args.benchmark[0], args, work)
         lines = benchmarks.read_completions(Path(args.completions), problems)
-        return score(args, args.benchmark[0], problems, lines, Path(args.completions).with_suffix(""))
+        left_out = len(problems) - len({line["task_id"] for line in lines})
+        if left_out:
+            total = len(problems)
+            print(f"*** {left_out} of {total} problems have no completion; the scores leave them out", file=sys.stderr)
+        sampled = {"n": None, "seed": None, "temperature": None}  # unknown: another engine wrote them
+        return score(args, args.benchmark[0], problems, lines, Path(args.completions).with_suffix(""), sampled)
     folders = [Path(name) for name in args.models]
     if args.all:
         folders = [folder for folder in plan.evaluations(work, args.benchmark, args.seeds) if not scored(folder, args)]
@@ -121,7 +126,9 @@ def do_evaluate(args):
             problems = problems_of(name, args, work)
             lines = complete(args, name, problems, model, tokenizer, place)
             if lines is not None:
-                score(args, name, problems, lines, place / name)
+                n, temperature = (args.n, args.temperature) if name == "ladder" else (1, 0.0)
+                sampled = {"n": n, "seed": args.seed, "temperature": temperature}
+                score(args, name, problems, lines, place / name, sampled)
     return None
 
 
@@ -179,7 +186,8 @@ def complete(args, name, problems, model, tokenizer, folder):
     return lines if count == 1 else None
 
 
-def score(args, name, problems, lines, stem):
+def score(args, name, problems, lines, stem, sampled):
+    """Execute completions, write their scores to STEM.scores.json, and print them. sampled: how they were drawn."""
     if not args.execute:
         print("not executed: add --execute to run them in a sandbox", file=sys.stderr)
         return None
@@ -189,10 +197,8 @@ def score(args, name, problems, lines, stem):
     too_long = len({line["task_id"] for line in lines if line.get("too_long")})
     record = {
         "benchmark": name,
-        "n": args.n if name == "ladder" else 1,
-        "seed": args.seed,
+        **sampled,
         "scores": table,
-        "temperature": args.temperature if name == "ladder" else 0.0,
         "too_long": too_long,
         "completions": len(lines),
         **run.environment(torch.device("cpu"), __file__),

@@ -105,13 +105,13 @@ def row_of(name, setting, seed, folder):
 # ---------------------------------------------------------------------------------------------------- shortcut study
 
 
-def gradient_norms(name, shortcut, images, labels):
+def gradient_norms(name, shortcut, images, labels, classes=10):
     """The gradient norm of each 3 x 3 convolution in turn, relative to the norm of its weights, before the first step.
 
     One forward and backward pass over `images` (N, 3, 32, 32) in float32, with batch statistics.
     """
     torch.manual_seed(0)
-    net = model.build(name, 10, shortcut).train()
+    net = model.build(name, classes, shortcut).train()
     F.cross_entropy(net(images), labels).backward()
     weights = [m.weight for m in net.modules() if isinstance(m, torch.nn.Conv2d) and m.kernel_size == (3, 3)]
     return [(w.grad.norm() / w.norm()).item() for w in weights]
@@ -123,7 +123,7 @@ def gradient_rows(args):
     images, labels = next(train_set.batches(256, shuffle=(0, 0)))
     rows = []
     for setting, values in STUDIES["shortcut"].items():
-        norms = gradient_norms(values["model"], values["shortcut"], images, labels)
+        norms = gradient_norms(values["model"], values["shortcut"], images, labels, len(train_set.classes))
         final = {"first": norms[0], "last": norms[-1], "spread": max(norms) / min(norms)}
         norms = [float(f"{norm:.4g}") for norm in norms]
         row = {"study": "gradients", "setting": setting, "gradient_norms": norms, "final": final, "dataset": facts}

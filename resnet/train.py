@@ -90,6 +90,10 @@ class Options(run.TrainOptions):
     def check(self):
         if data.family_of_model(self.model) == "imagenet" and self.augment == "affine":
             raise run.UserError(f"--augment affine: is not for {self.model}")
+        if self.decay == "onecycle" and self.warmup:
+            raise run.UserError(f"--warmup {self.warmup:g}: is not for --decay onecycle, which rises by itself")
+        if self.optimizer != "muon" and self.muon_decay != type(self).muon_decay:
+            raise run.UserError(f"--muon-decay {self.muon_decay:g}: is for --optimizer muon")
         ddp.micro_batch_size(self.bs, self.micro_batch)
 
 

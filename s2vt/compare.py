@@ -3,10 +3,10 @@
     python s2vt/sweep.py --study folds --seeds 1 --out RUNS && python s2vt/compare.py folds --runs RUNS
     python s2vt/sweep.py --study clips sizes --out RUNS && python s2vt/compare.py test --runs RUNS
 
-`folds` describes each of the 301 training clips by what was made without its fold, and so chooses epoch, dropout,
-decoding and neighbours: choice.json. `test` describes the 167 test clips: scores-clips.json has the scores,
-scores-sizes.json the scores with fewer training clips, intervals.json how far each captioner is ahead of others,
-captions.json what they say.
+`folds` describes each of the 301 training clips by what was made without its fold: choice.json, which chooses decoding
+and neighbours (the curves in folds.json choose the epoch). `test` describes the 167 test clips: scores-clips.json has
+the scores, scores-sizes.json the scores with fewer training clips, intervals.json how far each captioner is ahead of
+others, captions.json what they say.
 """
 
 import itertools

@@ -6,7 +6,7 @@ Where the data lie (DIR is --data-dir/msvd, or the folder that --data names):
 
     DIR/training_label.json, DIR/testing_label.json      [{"id": "x.avi", "caption": ["A man sings.", ...]}, ...]
     DIR/training_data/feat/x.avi.npy, DIR/testing_data/feat/...   float32 or float64 (frames, columns)
-    DIR/videodatainfo.json, DIR/feat/video0.npy          MSR-VTT: all parts in one file of labels
+    DIR/*videodatainfo*.json, DIR/feat/video0.npy        MSR-VTT: its files of labels, features (or video0.mp4.npy)
 
 msvd-clips are the 468 clips that msvd_clips.txt names, with their part in MSVD's own split of 1,970. They are read from
 --data-dir/msvd_clips, in the form above; DIR/feat, if it is there, holds the features of all of them:
@@ -273,9 +273,9 @@ def read_parts(name: str, folder: Path | None, notes: Notes, digest, limit, spli
     return course_parts(folder, notes, digest, limit, published=name == "msvd")
 
 
-def msrvtt_labels(folder: Path) -> Path | None:
-    """The file of labels of a folder in the form of MSR-VTT, if it is one."""
-    return min(folder.glob("*videodatainfo*.json"), default=None)
+def msrvtt_labels(folder: Path) -> list[Path]:
+    """The files of labels of a folder in the form of MSR-VTT, if it is one: one of all parts, or several."""
+    return sorted(folder.glob("*videodatainfo*.json"))
 
 
 def feature_folder(name: str, folder: Path) -> Path:
@@ -403,13 +403,20 @@ def msvd_clips_parts(folder, notes, digest, limit, split, train_clips):
     return same_columns(parts, folder)
 
 
-def msrvtt_parts(folder, file, notes, digest, limit):
+def msrvtt_parts(folder, files, notes, digest, limit):
     """Training, validation and test clips of a folder in the form of MSR-VTT; a part without clips is None."""
-    labels = read_msrvtt(file, notes)
+    feat = folder / "feat"
+    labels = {"train": {}, "validate": {}, "test": {}}
+    for file in files:
+        for part, captions_of in read_msrvtt(file, notes).items():
+            for name, captions in captions_of.items():
+                is_video = (feat / f"{name}.mp4.npy").exists()  # as extract_features.py names the features of a file
+                labels[part][f"{name}.mp4" if is_video else name] = captions
     if not labels["train"] or not labels["validate"]:
-        raise run.UserError(f"{file}: has no clips of the splits train and validate")
-    train, val = (make_part(folder / "feat", labels[name], notes, digest, limit) for name in ("train", "validate"))
-    test = make_part(folder / "feat", labels["test"], notes, digest, limit) if labels["test"] else None
+        names = ", ".join(file.name for file in files)
+        raise run.UserError(f"{folder}: has no clips of the splits train and validate in {names}")
+    train, val = (make_part(feat, labels[name], notes, digest, limit) for name in ("train", "validate"))
+    test = make_part(feat, labels["test"], notes, digest, limit) if labels["test"] else None
     return same_columns([train, val, test], folder)
 
 

@@ -65,8 +65,8 @@ def beam_search(
     """The caption with the highest log-likelihood / length ** length_power that a beam of `width` prefixes finds.
 
     The length counts the words and <eos>. Without that division short captions win, since every word makes a sentence
-    less likely; validation preferred a power of 0.6 to 0, 0.3 and 1. A prefix that ends leaves the beam, which is then
-    narrower (Sutskever et al. 2014, section 3.2). Width 1 is greedy search; a width above the number of all prefixes is
+    less likely; validation preferred a power of 0.6 to 0, 0.3 and 1. A prefix that ends leaves the beam, and the
+    next step fills its place. Width 1 is greedy search; a width above the number of all prefixes is
     an exhaustive search.
     """
     B, W = len(features), width

@@ -174,8 +174,6 @@ def main(argv=None):
     if args.captions and Path(args.captions).exists() and not Path(args.captions).is_file():
         raise run.UserError(f"{args.captions}: is not a regular file")  # a device would be replaced by a file
     trained = checkpoint.load(args.run, device)
-    if args.run is None:
-        print(f"no run named: using {trained.name}, trained on {trained.config['dataset']}", file=sys.stderr)
     args.data = data_of(trained) if args.data == "auto" else args.data
     clips, facts = test_clips(args.data, args.data_dir, trained)
     print(f"{len(clips):,} {facts['scored_on']} clips of {facts['name']}")

@@ -221,7 +221,7 @@ def main(argv=None):
         model = build_model(args, train_set).to(r.device, memory_format=torch.channels_last)  # faster, see bench.py
         normalization = train_set.normalization
         if normalization:  # what predict.py has to know of the training images
-            normalization |= {"as_mnist": data.as_mnist(args.data)}
+            normalization |= {"as_mnist": data.as_mnist(args.data, train_set.images)}
         parameters = run.count_parameters(model)
         r.note(
             f"{args.model}, {parameters:,} parameters, on {facts['name']}: {len(train_set):,} training examples, "

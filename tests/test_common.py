@@ -21,7 +21,7 @@ import threading
 import types
 import warnings
 
-from common import calibration, fetch, image_files, images, records, shapes, study, terminal, weights
+from common import arguments, calibration, fetch, image_files, images, records, shapes, study, terminal, weights
 from common.cores import usable_cores
 
 import numpy as np
@@ -264,9 +264,6 @@ LIMITS = {
 }
 
 
-@pytest.mark.skipif(
-    sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library has no mallopt"
-)
 @pytest.mark.parametrize("gib, fits", [(26.0, False), (26.1, True)])
 def test_the_memory_of_a_network_is_known_before_it_is_allocated(gib, fits, monkeypatch):
     """A billion weights in float32, with gradients, moments and a checkpoint: 28 GB. No random number is drawn."""
@@ -286,6 +283,9 @@ def test_the_memory_of_a_network_is_known_before_it_is_allocated(gib, fits, monk
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.skipif(
+    sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library has no mallopt"
+)
 def test_freed_memory_is_kept_for_the_next_step():
     resource = pytest.importorskip("resource")
 
@@ -561,6 +561,14 @@ def test_a_study_told_to_stop_ends_its_runs_in_order(trainer, tmp_path):
     assert code == 1 and "continues where it was" in message
     states = [json.loads(file.read_text())["state"] for file in tmp_path.glob("run*/run.json")]
     assert states == ["interrupted"] * 2, "the third never began"
+
+
+def test_data_on_another_drive_has_its_name_alone_in_the_record(monkeypatch):
+    def relpath(path, start):
+        raise ValueError("path is on mount 'D:', start on mount 'C:'")
+
+    monkeypatch.setattr(os.path, "relpath", relpath)
+    assert arguments.path_for_record("/pictures/leaves") == "./leaves"
 
 
 # -------------------------------------------------------------------------------------------------------- downloads

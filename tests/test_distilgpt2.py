@@ -856,6 +856,13 @@ def test_a_model_that_does_not_exist_or_cannot_be_fetched(server, monkeypatch, t
     assert code == 1 and one_line(message) and "no config.json" in message
 
 
+def test_a_damaged_text_of_the_users_is_no_reason_to_take_another(tmp_path):
+    (tmp_path / "wikitext-2").mkdir()
+    (tmp_path / "wikitext-2" / "wiki.train.tokens").write_bytes(b"= A title =\n\xff\n")
+    code, message = failure(corpus.load, "auto", str(tmp_path))
+    assert code == 1 and one_line(message) and "wiki.train.tokens" in message
+
+
 def test_the_committed_model_has_prompts_of_its_own_however_it_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     for name in ("distilgpt2/weights/tiny", str(pretrained.COMMITTED)):
@@ -1608,8 +1615,14 @@ def test_compare_studies_the_methods(tmp_path, monkeypatch, capsys):
     compare.main([*flags, "--study", *compare.SHORT_STUDIES, "--out", str(tmp_path)])
     assert not list(tmp_path.glob("*/*.pt")) and not list(tmp_path.glob("*/model")), "the short runs leave no weights"
     compare.main([*flags, "--study", "methods", "--out", str(tmp_path)])
+    rates = {"full": 0.0123, "lora": 0.0234, "last": 0.0345}  # in one call, the short studies choose for the others
+    for method, rate in rates.items():
+        table = {f"{rate}": dict(short, epochs=1, method=method, lr=rate)}
+        monkeypatch.setitem(compare.STUDIES, f"lr-{method}", table)
+    compare.main([*flags, "--study", "methods", *compare.SHORT_STUDIES, "--out", str(tmp_path)])
     rows = json.loads((tmp_path / "methods.json").read_text())["rows"]
     assert all(row["state"] == "done" and row["peak_memory_mb"] and row["val_loss"] for row in rows)
+    assert {row["args"]["method"]: row["args"]["lr"] for row in rows} == rates
     assert (tmp_path / "methods.png").stat().st_size > 5000
     assert all((tmp_path / row["folder"] / "best.pt").exists() for row in rows)
     text = (tmp_path / "methods.txt").read_text()

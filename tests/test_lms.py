@@ -285,6 +285,19 @@ def test_a_training_that_learns_nothing_says_so(trained, tmp_path, capsys):
     assert "warning" not in resumed and "warning" not in capsys.readouterr().out
 
 
+def test_a_longer_run_that_is_interrupted_has_no_results_of_the_shorter_one(tmp_path, monkeypatch):
+    assert train.main(["--epochs", "1", "--out", str(tmp_path)])["final"]
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "train", interrupted)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        train.main(["--resume", str(tmp_path), "--epochs", "2"])
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["state"] == "interrupted" and "final" not in record
+
+
 def test_a_diverged_run_says_where(tmp_path):
     code, message = failure(train.main, ["--lr", "1", "--out", str(tmp_path / "run")])
     record = json.loads((tmp_path / "run" / "run.json").read_text())
@@ -616,6 +629,13 @@ def test_a_model_of_a_csv_predicts_for_its_rows_as_they_are(tmp_path):
     house = load("lms", "trained").load(tmp_path / "run")
     assert house.columns == ["size", "rooms", "bias"]
     assert house.predict(np.array([[100, 3, 1]])) == pytest.approx(115_000, rel=1e-3)
+
+
+def test_a_constant_column_of_a_csv_stays_as_it_is(tmp_path):
+    """Of 0.1 in every row, the standard deviation is a rounding error."""
+    rows = "".join(f"{i},0.1,{2 * i}\n" for i in range(130))
+    problem = data.from_csv(write(tmp_path / "t.csv", "a,rate,y\n" + rows), "y")
+    assert problem.std[1] == 1 and np.abs(problem.inputs[:, 1]).max() < 1e-9
 
 
 @pytest.mark.parametrize(

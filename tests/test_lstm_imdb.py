@@ -418,6 +418,13 @@ def test_a_step_is_the_formula(name):
     assert_same_step(parameters, moved, large, args)
 
 
+@pytest.mark.parametrize("recipe", ["plain", "best", "short", "tiny"])
+def test_every_recipe_can_be_pretrained(recipe):
+    pretrain = load("lstm_imdb", "pretrain")
+    ours, theirs = pretrain.parse(["--recipe", recipe]), train.RECIPES[recipe]
+    assert (ours.recipe, ours.hidden, ours.embed) == (recipe, theirs.hidden, theirs.embed)
+
+
 def test_a_step_of_pretraining_is_the_formula(monkeypatch):
     pretrain = load("lstm_imdb", "pretrain")
     args = pretrain.from_recipe("tiny", data="builtin", limit=6, bs=20, epochs=1, dropout=0.0, bidirectional=True)

@@ -1104,6 +1104,17 @@ OPTIONS = {  # option: (what else is given, another value): the weights of last.
 }
 
 
+@pytest.mark.parametrize(
+    "words, reason",
+    [
+        ("--warmup 0.3", "is not for --decay onecycle"),
+        ("--recipe paper --muon-decay 0.5", "is for --optimizer muon"),
+    ],
+)
+def test_an_option_that_would_change_nothing_is_refused(words, reason, refused):
+    assert reason in refused(train.parse, *words.split())
+
+
 def test_every_option_is_in_the_table():
     fields = {field.name for field in dataclasses.fields(train.Options)}
     assert OPTIONS.keys() | COMMON | ELSEWHERE == fields and not OPTIONS.keys() & (COMMON | ELSEWHERE)

@@ -470,6 +470,23 @@ def test_msrvtt(tmp_path):
     assert facts["clips"] == [3, 1, 1] and val.ids == ["video3"] and test.captions == [["thing 4 moves"] * 2]
 
 
+def test_msrvtt_as_it_is_published_with_features_of_our_own(tmp_path):
+    """Two files of labels, and features that are named after the files of the videos."""
+    folder = make_msrvtt(tmp_path / "msrvtt")
+    whole = data.load(str(folder))
+    labels = json.loads((folder / "train_val_videodatainfo.json").read_text())
+    for name, of_test in (("test_videodatainfo.json", True), ("train_val_videodatainfo.json", False)):
+        videos_ = [video for video in labels["videos"] if (video["split"] == "test") == of_test]
+        names = {video["video_id"] for video in videos_}
+        sentences_ = [sentence for sentence in labels["sentences"] if sentence["video_id"] in names]
+        (folder / name).write_text(json.dumps({"videos": videos_, "sentences": sentences_}))
+    for file in (folder / "feat").iterdir():
+        file.rename(file.with_suffix(".mp4.npy"))
+    parts = data.load(str(folder))
+    assert [part.captions for part in parts[:3]] == [part.captions for part in whole[:3]]
+    assert parts[2].ids == ["video4.mp4"]
+
+
 # ---------------------------------------------------------------------------------------------------------- bad input
 
 

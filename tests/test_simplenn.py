@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 
 import processes
 from conftest import ROOT, failure, lazy, one_line, run
-from helpers import Silent, drawn_too, make_images, names, record_networks, write_idx
+from helpers import Silent, drawn_too, make_images, names, record_networks, write_drop_in, write_idx
 
 train = lazy("simplenn")
 data = lazy("simplenn", "data")
@@ -707,7 +707,15 @@ def test_labels_of_idx_files_that_begin_at_1_keep_their_names(labels, names, tmp
         write_idx(tmp_path / f"{part}-labels-idx1-ubyte", np.array(labels))
     parts, classes = image_files.read(tmp_path, 1, 28)
     assert classes == names.split() and parts[0][1].tolist() == list(range(len(labels)))
-    assert data.as_mnist(str(tmp_path))
+
+
+@pytest.mark.parametrize("margin, strokes", [(1, True), (0, False)])
+def test_idx_files_hold_strokes_as_mnist_has_them_if_their_edges_are_empty(margin, strokes, tmp_path):
+    write_drop_in(tmp_path, "mnist", suffix="")
+    images = torch.zeros(20, 1, 28, 28, dtype=torch.uint8)
+    images[:, :, margin : 28 - margin, 10:20] = 200  # the columns of a pair of trousers reach the edge
+    assert data.as_mnist(str(tmp_path), images) == strokes
+    assert not data.as_mnist(str(tmp_path / "gone"), images)
 
 
 def test_idx_files_with_too_few_images_are_refused(tmp_path):

@@ -412,6 +412,9 @@ def test_a_planted_copy_is_caught(data_dir):
     changed = " ".join("other" if i % 12 == 5 else token for i, token in enumerate(tokens))
     assert index.find(changed) == "near-duplicate"
     assert index.find(" ".join(tokens[::-1])) is None
+    others = "\n\ndef double(x):\n    total = x + x\n    return total\n" * 4
+    documents, counts = clean.decontaminate([f"{others}\n\n{changed}\n{others}"], index)
+    assert counts["near-duplicate"] == 1 and changed not in documents[0] and "double" in documents[0]
 
 
 def test_minhash_estimates_the_jaccard_similarity():
@@ -816,7 +819,9 @@ def test_completions_of_any_engine_are_scored(ladder, box, tmp_path, monkeypatch
     assert record["scores"]["all"] == {"problems": 35, "pass@1": pytest.approx(17 / 35)}
     line = {"task_id": "ladder/0", "completion": "", "too_long": True}
     file.write_text(json.dumps(line) + "\n")
-    assert phi1.main([*words, "--execute"])["too_long"] == 1, "as a shard wrote it"
+    record = phi1.main([*words, "--execute"])
+    assert record["too_long"] == 1, "as a shard wrote it"
+    assert "34 of 35 problems have no completion" in capsys.readouterr().err and record["temperature"] is None
     for content, word in (
         ("{}\n", "line 1"),
         ('{"task_id": "ladder/0", "completion": null}\n', "line 1"),

@@ -1,8 +1,9 @@
 """The common passages of texts: n-gram overlap, near-duplicates by MinHash, and decontamination with both.
 
 Texts are compared as sequences of words, numbers and signs, in lower case, so their layout does not hide a copy.
-Decontamination works on passages, a few paragraphs or a function each: a passage that shares an n-gram with a problem
-of an evaluation set, or is a near-duplicate of one, is removed, and the rest of its document stays.
+Decontamination works on passages of some 1,500 characters, and on their parts, a paragraph or a function each. A
+passage that shares an n-gram with a problem of an evaluation set is removed, and so is a part that is a near-duplicate
+of one. The rest of the document stays.
 """
 
 import re
@@ -16,7 +17,7 @@ TOKEN = re.compile(r"[a-z_]\w*|\d+|[^\w\s]")
 GRAM = 13  # tokens in common that make a copy; GPT-3 (Brown et al. 2020, appendix C) and phi-1 use 13 words
 SHINGLE = 3
 PERMUTATIONS = 64
-BANDS = 16
+BANDS = 32  # of two entries: of similar texts, 1 in 10,000 has no band in common
 THRESHOLD = 0.5  # of MinHash
 PASSAGE = 1500  # characters, about
 MULTIPLIERS = np.random.default_rng(1).integers(1, 2**63, 64, dtype=np.uint64) | np.uint64(1)
@@ -85,26 +86,35 @@ class Index:
                 self.signatures.append(values)
 
     def find(self, text: str) -> str | None:
-        """Why a passage is a copy, "n-gram" or "near-duplicate"; None if it is none."""
-        tokens = hashes(text)
-        theirs = grams(tokens, GRAM)
-        if (self.grams[np.searchsorted(self.grams, theirs).clip(max=len(self.grams) - 1)] == theirs).any():
+        """Why a text is a copy, "n-gram" or "near-duplicate"; None if it is none."""
+        if self.shares_grams(text):
             return "n-gram"
-        shingles = np.unique(grams(tokens, SHINGLE))
+        return "near-duplicate" if self.is_similar(text) else None
+
+    def shares_grams(self, text: str) -> bool:
+        """Does a text share an n-gram with a problem?"""
+        theirs = grams(text, GRAM)
+        return bool((self.grams[np.searchsorted(self.grams, theirs).clip(max=len(self.grams) - 1)] == theirs).any())
+
+    def is_similar(self, text: str) -> bool:
+        """Is a text, as a whole, a near-duplicate of a problem? In a longer text, its other parts would hide a copy."""
+        shingles = np.unique(grams(text, SHINGLE))
         if not len(shingles) or THRESHOLD * len(shingles) > self.largest:  # too long to be similar to any
-            return None
+            return False
         values = signature(shingles)
-        for i in {i for band in bands(values) for i in self.buckets.get(band, ())}:
-            if (self.signatures[i] == values).mean() >= THRESHOLD:
-                return "near-duplicate"
-        return None
+        candidates = {i for band in bands(values) for i in self.buckets.get(band, ())}
+        return any((self.signatures[i] == values).mean() >= THRESHOLD for i in candidates)
+
+
+def parts_of(text: str) -> list[str]:
+    """A text in its paragraphs, or top-level functions of code, which make it up again when joined."""
+    return re.split(r"(?<=\n)(?=\n+(?:\S))", text)
 
 
 def passages(text: str) -> list[str]:
-    """A document in passages that make it up again when joined: whole paragraphs, or top-level functions of code."""
-    parts = re.split(r"(?<=\n)(?=\n+(?:\S))", text)
+    """A document in passages that make it up again when joined, of one or several whole parts."""
     found = []
-    for part in parts:
+    for part in parts_of(text):
         if found and len(found[-1]) + len(part) <= PASSAGE:
             found[-1] += part
         else:
@@ -113,16 +123,21 @@ def passages(text: str) -> list[str]:
 
 
 def decontaminate(documents: list[str], index: Index) -> tuple[list[str], dict]:
-    """(the documents without the passages that are copies, counts of the passages compared and removed)."""
+    """(the documents without the copies, counts of the passages compared, and of passages and parts removed)."""
     counts, clean = Counter({"passages": 0, "n-gram": 0, "near-duplicate": 0, "characters removed": 0}), []
     for document in documents:
         kept = []
         for passage in passages(document):
             counts["passages"] += 1
-            if reason := index.find(passage):
-                counts[reason] += 1
+            if index.shares_grams(passage):
+                counts["n-gram"] += 1
                 counts["characters removed"] += len(passage)
-            else:
-                kept.append(passage)
+                continue
+            for part in parts_of(passage):
+                if index.is_similar(part):
+                    counts["near-duplicate"] += 1
+                    counts["characters removed"] += len(part)
+                else:
+                    kept.append(part)
         clean.append("".join(kept))
     return [document for document in clean if document.strip()], dict(counts)

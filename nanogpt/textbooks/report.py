@@ -99,7 +99,7 @@ def rows_of(work: Path, finetuned: bool) -> list[dict]:
             scored = read_scores(file)
             key = "scores" if scored["benchmark"] == "ladder" else scored["benchmark"]
             row |= {key: scored["scores"], f"{scored['benchmark']}_too_long": scored["too_long"]}
-        if row.get("final") and row.get("tokens_per_step"):
+        if not finetuned and row.get("final") and row.get("tokens_per_step"):  # a batch of exercises has fewer tokens
             row["tokens_per_second"] = row["args"]["iters"] * row["tokens_per_step"] / row["final"]["seconds"]
         rows.append(row)
     return rows

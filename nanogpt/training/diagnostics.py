@@ -82,7 +82,7 @@ def gradient_norms(model: nn.Module) -> dict[str, float]:
 
 def update_ratios(model: nn.Module, before: list[Tensor]) -> dict[str, float]:
     """{"update_LAYER": norm of the last update divided by the norm of the weights}, where `before` are the parameters
-    before that update. About 1e-3 is healthy."""
+    before that update. About 1e-3 is healthy with AdamW, 1e-2 at the start with Muon."""
     updates, weights = layer_norms(model, lambda i, p: p - before[i]), layer_norms(model, lambda i, p: before[i])
     return {f"update_{layer}": updates[layer] / weights[layer] for layer in updates}
 
