@@ -117,7 +117,9 @@ class Options(run.ScriptOptions):
 def main(argv=None):
     args = run.parse_options(__file__, Options, argv)
     train, val, test, facts = load(args.data, args.data_dir, args.limit)
-    image_data.print_counts(facts, {"train": train.labels, "validation": val.labels, "test": test.labels})
+    image_data.print_counts(
+        facts, {"train": train.labels, "validation": val.labels, "test": test.labels}, len(train.classes)
+    )
 
 
 if __name__ == "__main__":

@@ -55,7 +55,8 @@ def main(argv=None):
     run.set_threads(auto_threads=1)
     trained = classifiers.in_bfloat16(load(args.run))
     name = run.data_place(trained.source, trained.args.data)
-    _, val_set, test_set, _ = data.load(name, args.data_dir, trained.args.limit)
+    _, val_set, test_set, facts = data.load(name, args.data_dir, trained.args.limit)
+    run.check_dataset(trained.source, run.read_record(trained.source / "run.json").get("dataset"), facts)
     val, test = ((compute_logits(trained, part.images), part.labels) for part in (val_set, test_set))
     classifiers.write(Path(args.out), trained, val, test)
 

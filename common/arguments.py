@@ -277,6 +277,14 @@ def data_dir(given=None) -> Path:
     return Path(given or os.environ.get("DATA_DIR") or ROOT / "data")
 
 
+def check_dataset(where: Path, recorded: dict | None, found: dict):
+    """Raise UserError if the dataset `found` is not the one `recorded` in the run `where`: training images may be test
+    images now. Both are the dataset's entry in run.json."""
+    before = (recorded or {}).get("digest")
+    if before and before != found["digest"]:
+        raise UserError(f"{where}: was trained on other data than are in their place now")
+
+
 def is_finished(folder: Path, args) -> bool:
     """Has the run in `folder` ended, done or diverged? A run with other arguments than `args` is a UserError."""
     file = Path(folder) / "run.json"

@@ -14,7 +14,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     logits: (N, C); labels: int64 (N,). The cross-entropy is convex in 1 / T, so it has one minimum, which a ternary
     search finds. A network that is too sure of itself has T above 1.
     """
-    logits = logits.double()
+    logits, labels = logits.cpu().double(), labels.cpu()  # Apple's GPUs have no float64
     low, high = 1 / HOTTEST, 1 / COLDEST  # of 1 / T
     while high - low > 1e-6:
         left = low + (high - low) / 3

@@ -45,6 +45,7 @@ UNREADABLE = (
 ON_BLACK = "transparent images are laid on black, since white would leave nothing to see"
 FIRST_FRAME = "files hold several images, of which the first is read"
 DIGITS, LETTERS = "0123456789", "abcdefghijklmnopqrstuvwxyz"
+PARTS = {"train", "training", "val", "valid", "validation", "test", "testing"}  # names of parts, no classes
 EMNIST_CLASSES = {  # by their number (Cohen et al. 2017)
     10: DIGITS,
     26: LETTERS,
@@ -85,6 +86,9 @@ def find(
     except OSError as error:
         raise UserError(f"{error.filename or folder}: cannot be read ({error.strerror})") from error
     classes = list(found["train"])
+    if not split and len(classes) > 1 and {name.lower() for name in classes} <= PARTS:
+        names = ", ".join(classes)
+        raise UserError(f"{display_path(folder)}: holds parts, not classes: {names}; name them train, val and test")
     if classless and not classes:
         raise UserError(f"{roots['train']}: holds no image ({', '.join(sorted(ENDINGS))})")
     if len(classes) < 2 and not classless:

@@ -319,10 +319,8 @@ def read_mnist(folder: Path) -> tuple[list, list[str]]:
 DATA_HELP = "cifar10, cifar100, mnist, builtin, auto, or a folder with one subfolder of images per class"
 
 
-def print_counts(facts: dict, labels: dict):
+def print_counts(facts: dict, labels: dict, classes: int):
     """Name, digest and the counts of each part. facts: the dataset's entry in run.json; labels: {part: (N,)}."""
-    counts = {part: np.bincount(values) for part, values in labels.items()}
-    classes = max(map(len, counts.values()))
     print(f"{facts['name']}: {classes} classes, content digest {facts['digest']}")
     for part, count in facts.get("copies", {}).items():
         where = "repeat another training image" if part == "train" else "are in an earlier part, too"

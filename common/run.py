@@ -27,6 +27,7 @@ from common.arguments import (  # noqa: F401, scripts take these from `run`, too
     RunOptions,
     ScriptOptions,
     TrainOptions,
+    check_dataset,
     data_dir,
     data_dir_option,
     data_place,

@@ -141,6 +141,10 @@ def main(argv=None):
     found = corpus.load(args.data, args.data_dir)
     lines = paragraphs(found.parts["train"], tokenizer, args.tokens, args.block_size)
     lengths = [len(line) for line in lines]
+    if sum(lengths) <= args.block_size:
+        raise run.UserError(
+            f"{found.name}: {sum(lengths)} tokens fill no block of {args.block_size}; use more --tokens"
+        )
     ways, precision = ways_of(args, lines, net, tokenizer, device)
     machine = run.environment(device, __file__)
     mean = statistics.mean(lengths)

@@ -56,10 +56,11 @@ COMPARISONS = ("methods", "tenth")  # studies whose table, figure and texts comp
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
-def best_lr(method, out):
+def best_lr(method, out, recipe):
     """The learning rate with the lowest validation loss in the short runs of a method: of the study in `out`, else of
-    the committed record. Raises UserError if there is none."""
-    files = [folder / f"lr-{method}.json" for folder in (out, RESULTS)]
+    the committed record, which is of SmolLM2. Raises UserError if there is none."""
+    places = (out, RESULTS) if recipe == "smollm2" else (out,)
+    files = [folder / f"lr-{method}.json" for folder in places]
     file = next((file for file in files if file.exists()), None)
     if file is None:
         raise run.UserError(
@@ -84,7 +85,7 @@ def settings(args, out):
         for setting, values in STUDIES[name].items():
             table[setting] = dict(values, recipe=args.recipe)
             if "lr" not in values:
-                table[setting]["lr"] = best_lr(values["method"], out)
+                table[setting]["lr"] = best_lr(values["method"], out, args.recipe)
     return found
 
 
@@ -162,7 +163,7 @@ def draw_methods(figure, rows):
 def write_texts(name, args, out):
     """STUDY.txt: texts that the model writes, greedily, before fine-tuning and after each method (seed 0)."""
     table = settings(args, out)[name]
-    models = {"before": pretrained.resolve(train.RECIPES[args.recipe]["full"].model)}
+    models = {"before": pretrained.resolve(train.RECIPES[args.recipe]["full"].model, args.data_dir)}
     models |= {f"after {method}": str(out / folder_name(values, 0)) for method, values in table.items()}
     texts = {prompt: [] for prompt in generate.PROMPTS}
     for title, source in models.items():
@@ -222,12 +223,12 @@ def main(argv=None):
         [name for name in args.study if name in SHORT_STUDIES],
         [name for name in args.study if name not in SHORT_STUDIES],
     ):
-        if names and not run_studies(replace(args, study=tuple(names))):
-            return
+        if names:
+            run_studies(replace(args, study=tuple(names)))
 
 
-def run_studies(args) -> bool:
-    """Run the studies of `args`, and write their records and figures. Returns whether all runs have ended."""
+def run_studies(args):
+    """Run the studies of `args`, and write their records and figures."""
     out = Path(args.out)
     short = {
         out / folder_name(values, seed)
@@ -241,13 +242,11 @@ def run_studies(args) -> bool:
         if folder in short:
             delete_weights(folder)
 
-    if not study.run_jobs(train, jobs_of(args, out), args, tidy):
-        return args.list
-    for name in args.study:
-        report(name, rows_of(name, args, out), out)
-        if name in COMPARISONS:
-            write_texts(name, args, out)
-    return True
+    if study.run_jobs(train, jobs_of(args, out), args, tidy):
+        for name in args.study:
+            report(name, rows_of(name, args, out), out)
+            if name in COMPARISONS:
+                write_texts(name, args, out)
 
 
 def rows_of(name, args, out):

@@ -140,9 +140,9 @@ def load(
         "form": found.form,
         "fraction": fraction,
         "dropped": found.dropped,
-        "copies": found.copies(),
     }
     found.parts["train"] = corpus.take_fraction(found.parts["train"], fraction)
+    facts["copies"] = found.copies()
     parts = {}
     for name_of_part, documents in found.parts.items():
         own_limit = (limits or {}).get(name_of_part)
@@ -181,7 +181,8 @@ class Options(run.ScriptOptions):
 def main(argv=None):
     args = run.parse_options(__file__, Options, argv)
     name = pretrained.resolve(args.model, args.data_dir)
-    _, facts = load(args.data, args.data_dir, pretrained.open_tokenizer(name, args.data_dir), args.limit)
+    _, tokenizer, _ = pretrained.open_model(name, args.data_dir)  # of a run, too
+    _, facts = load(args.data, args.data_dir, tokenizer, args.limit)
     print(f"{describe(facts)}; tokens of {name}; digest {facts['digest']}")
 
 

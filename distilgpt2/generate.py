@@ -204,10 +204,11 @@ def choose_model(name: str | None, data_dir: str | None = None) -> tuple[str, Pa
     return name, Path(name) if is_run else run.ROOT / "out" / "distilgpt2"
 
 
-def argv_of(args) -> list[str]:
-    """The arguments of this script for `train.py --mode gen`."""
+def argv_of(args, recipe_model: str) -> list[str]:
+    """The arguments of this script for `train.py --mode gen`. recipe_model: the model that the recipe trains; without
+    another, the newest run is meant."""
     words = ["--device", args.device, "--threads", str(args.threads), "--seed", str(args.seed)]
-    if args.model != "auto":
+    if args.model not in ("auto", recipe_model):
         words += ["--model", args.model]
     if args.data_dir:
         words += ["--data-dir", args.data_dir]

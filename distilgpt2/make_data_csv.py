@@ -59,18 +59,20 @@ def main(argv=None):
     writer = csv.writer(table)
     writer.writerow(["text", "split"])
     empty = 0
+    written = dict.fromkeys(found.parts, 0)
     for part, documents in found.parts.items():
         for document in documents:
             text = document.text if args.titles else without_titles(document.text)
             if corpus.is_text(text):
                 writer.writerow([text, part])
+                written[part] += 1
             else:
                 empty += 1
     path = Path(args.out)
     run.make_folder(path.absolute().parent)
     check_free(path, table.getvalue())
     run.write(path, table.getvalue())
-    counts = ", ".join(f"{len(documents):,} {part}" for part, documents in found.parts.items())
+    counts = ", ".join(f"{count:,} {part}" for part, count in written.items())
     left_out = dict(found.dropped)
     if empty:
         left_out["without text"] = empty

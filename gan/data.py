@@ -118,7 +118,7 @@ def main(argv=None):
     args = run.parse_options(__file__, Options, argv)
     *parts, facts = load(args.data, args.data_dir, args.limit)
     labels = {name: part.labels for name, part in zip(("train", "held out", "test"), parts)}
-    image_data.print_counts(facts, labels)
+    image_data.print_counts(facts, labels, facts["classes"])
 
 
 if __name__ == "__main__":

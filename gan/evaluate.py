@@ -5,8 +5,8 @@
     python gan/evaluate.py RUN --weights generator                  # what the average of weights is worth
     python gan/evaluate.py --real --data cifar10 --features efficientnet-lite0   # real images against real images
 
-Writes evaluation-FEATURES.json into --out; with --real also real.png. A number holds for its protocol alone: features,
-number of images, reference. Never compare across protocols.
+Writes evaluation-FEATURES.json into --out; with --real, real-FEATURES.json and real.png. A number holds for its
+protocol alone: features, number of images, reference. Never compare across protocols.
 """
 
 import statistics
@@ -137,6 +137,11 @@ def defaults(given: dict) -> Options:
     others, reason = (RUN_FLAGS, "without") if given.get("real") else (REAL_FLAGS, "only with")
     for name in given.keys() & others:
         raise run.UserError(f"{'RUN' if name == 'run' else flag(name)}: is read {reason} --real")
+    features = given.get("features")
+    if "inception_weights" in given and features != "inception":
+        raise run.UserError("--inception-weights: is read only with --features inception")
+    if given.get("real") and "feature_size" in given and features != "efficientnet-lite0":
+        raise run.UserError("--feature-size: is read only with --features efficientnet-lite0")
     return Options()
 
 

@@ -48,7 +48,7 @@ class Classifier(nn.Module):
 class Features:
     """uint8 images (N, C, 32, 32) to float32 features (N, D) on the CPU.
 
-    name: one of NAMES; size: side in pixels of the network's input; digest: of its weights; classifier: a Classifier
+    name: one of NAMES; size: side in pixels of the network's input; digest: of its weights; classifier: a Uint8
     or None; accuracy: the classifier's on held-out images.
     """
 

@@ -45,7 +45,10 @@ def write_png(path: Path, pixels: np.ndarray, scale: int = 1):
 
 
 def write_gif(path: Path, files: list[Path]):
-    """An animation of the images in `files`, which stops at the last. A file that is damaged is a UserError."""
+    """An animation of the images in `files`, which stops at the last; of none there is no file. A file that is damaged
+    is a UserError."""
+    if not files:
+        return
     frames = []
     for file in files:
         try:

@@ -91,9 +91,12 @@ def neighbours(trained, args, device, rows=8, k=5):
     k = min(k, len(real))
     distances, index = nearest(samples, real, k)
     usual = nearest(test_set.images[:200], real)[0].median().item()
-    ratio = distances[:, 0].median().item() / usual
-    print(f"the nearest training image is {ratio:.2f} times as far from a sample as from a test image (medians)")
-    print("a generator that has memorized its training images is near 0")
+    if usual > 0:
+        ratio = distances[:, 0].median().item() / usual
+        print(f"the nearest training image is {ratio:.2f} times as far from a sample as from a test image (medians)")
+        print("a generator that has memorized its training images is near 0")
+    else:
+        print("most test images are copies of training images, and say nothing of how far others are")
     shown = [torch.cat([samples[i : i + 1], real[index[i]]]) for i in range(min(2 * rows, len(samples)))]
     return grids.tile(torch.cat(shown), 2 * (k + 1))
 
@@ -105,6 +108,13 @@ def default_kinds(trained) -> list[str]:
     if trained.gan.discriminator:
         kinds.append("neighbours")
     return kinds
+
+
+def remove_older(folder: Path, count: int):
+    """Remove the images of an earlier call from number `count` on, which would be measured with the new ones."""
+    for file in folder.glob("[0-9]*.png"):
+        if file.stem.isdecimal() and int(file.stem) >= count:
+            file.unlink()
 
 
 @dataclass(kw_only=True)
@@ -135,6 +145,7 @@ def main(argv=None):
             images = fid.generate(trained.gan, args.count, args.seed, device, args.weights)[0].cpu()
             if kind == "images":
                 file = run.make_folder(out / "images")
+                remove_older(file, args.count)
                 for i, image in enumerate(images):
                     grids.write_png(file / f"{i:05d}.png", grids.tile(image[None], gap=0))
             else:

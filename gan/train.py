@@ -32,7 +32,9 @@ from model import MODELS, NETWORKS
 
 RECIPE_NAMES = ["plain", "paper", "digits", "shapes", "tiny"]
 RECIPE_OF_DATA = {"mnist": "digits", "builtin": "shapes"}  # if no flag names one; else plain
-RECIPE_HELP = "a named set of hyper-parameters; flags override it; unnamed: digits for mnist, shapes for builtin"
+RECIPE_HELP = (
+    "a named set of hyper-parameters; flags override it; unnamed: digits for --data mnist, shapes for --data builtin"
+)
 WITH_ADAM = ("dcgan", "wgan-gp", "acgan")
 
 
@@ -43,7 +45,7 @@ class Options(run.TrainOptions):
     model: str = option("dcgan", "the model, whose losses are trained", choices=list(MODELS))
     network: str = option("plain", "plain: one for all models; paper: the model's own", choices=list(NETWORKS))
     width: int = option(64, "channels of the first layer; scales all others", above=0, at_most=4096)
-    noise: int = option(128, "numbers that an image is generated from", above=0, at_most=100_000)
+    noise: int = option(128, "numbers that an image is generated from", at_least=2, at_most=100_000)
     epochs: int = option(50, "passes of the discriminator over the training set", above=0)
     bs: int = option(64, "batch size", above=0)
     lr: float = option(2e-4, "learning rate of the generator", above=0)
@@ -284,7 +286,8 @@ def main(argv=None):
         train(args, r, gan, train_set, judge)
 
         epochs = [0, *(row["epoch"] for row in r.rows)]
-        grids.write_gif(r.folder / "training.gif", [samples_file(r, epoch) for epoch in epochs])
+        files = [samples_file(r, epoch) for epoch in epochs]
+        grids.write_gif(r.folder / "training.gif", [file for file in files if file.exists()])
         final = fid.final_measures(args, r, gan, seen_by, judge, test_set, facts)
         final["problems"] = []
         for row in r.rows:

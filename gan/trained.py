@@ -202,8 +202,7 @@ def data_of(trained: Trained, data_dir: str | None, name: str | None = None) -> 
     if name not in data.image_data.NAMES and not Path(name).is_dir():
         raise run.UserError(f"the images of this run are gone from {name}; name their new place with --data")
     *parts, facts = data.load(name, data_dir, trained.args.limit)
-    if facts["digest"] != trained.facts["digest"]:
-        raise run.UserError(f"{trained.folder}: was trained on another dataset than is in {name} now")
+    run.check_dataset(trained.folder, trained.facts, facts)
     return tuple(parts)
 
 

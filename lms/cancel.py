@@ -135,6 +135,8 @@ def describe(series: Series, clean: np.ndarray, removed: np.ndarray) -> str:
             "without the clean series"
         )
     rest = decibels(np.mean(removed[half] ** 2), np.var(series.values[half]))
+    if rest >= 0:
+        return "its past does not predict the series, and what is kept is the filter's own noise"
     return (
         f"what its past predicts is kept; the rest, {-rest:.1f} dB below the input, is removed, and is the noise only "
         "if the noise is white"

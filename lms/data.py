@@ -160,7 +160,7 @@ def from_csv(path: str | Path, target: str) -> Regression:
     std = features[:n].std(0)
     mean = np.append(features[:n].mean(0), 0.0)  # the bias stays 1
     largest = np.abs(features[:n]).max(0)
-    std = np.append(np.where(std > 1e-9 * largest, std, 1.0), 1.0)  # of a constant column, rounding errors are left
+    std = np.append(np.where(std > 1e-12 * largest, std, 1.0), 1.0)  # of a constant column, rounding errors are left
     inputs = (np.c_[features, np.ones(len(targets))] - mean) / std
     problem = split(Path(path).stem, [*np.delete(names, column).tolist(), "bias"], inputs, targets)
     return replace(problem, mean=mean, std=std)

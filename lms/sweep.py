@@ -54,6 +54,7 @@ def rates(args, out):
     problem = data.load(args.data, args.target)
     X = problem.inputs
     d = problem.targets
+    args.lr = tuple(dict.fromkeys(args.lr))  # a step size that is given twice is one
     lrs = np.array(args.lr)
     wiener, bounds = model.wiener_solution(X, d), model.stability(X)
     w, errors = np.zeros((args.seeds, len(lrs), X.shape[1])), []

@@ -25,11 +25,9 @@ GRID = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 
 def fit(loaded, tokens, ngrams):
     """(final metrics, C, features) of one row; tokens: {part: tokenized reviews joined by spaces}."""
-    try:
-        from sklearn.feature_extraction.text import TfidfVectorizer
-        from sklearn.linear_model import LogisticRegression
-    except ImportError:
-        raise run.UserError("baseline.py needs scikit-learn: pip install -r requirements.txt") from None
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+
     vectorizer = TfidfVectorizer(
         tokenizer=str.split, token_pattern=None, lowercase=False, ngram_range=ngrams, min_df=2, sublinear_tf=True
     )
@@ -72,6 +70,10 @@ class Options(run.ScriptOptions):
 
 def main(argv=None):
     args = run.parse_options(__file__, Options, argv)
+    try:
+        import sklearn
+    except ImportError:
+        raise run.UserError("baseline.py needs scikit-learn: pip install -r requirements.txt") from None
     out = run.make_folder(args.out)
     loaded = data.load(args.data, args.data_dir, args.limit, args.split)
     tokens = {
@@ -79,8 +81,6 @@ def main(argv=None):
         for part in ("train", "val", "test")
     }
     machine, rows = run.environment(torch.device("cpu"), __file__, argv), []
-    import sklearn
-
     machine["versions"]["scikit-learn"] = sklearn.__version__
     for name, ngrams in ROWS.items():
         began = time.monotonic()

@@ -25,13 +25,23 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 def read_models(paths) -> dict[str, dict]:
     """{recipe or setting: {"correct": mean over seeds (N,), "accuracies": [...], "dataset"}}. Raises UserError."""
-    models, tested_on = {}, None
+    models, tested_on, seen = {}, None, set()
     for path in paths:
         content = run.read_json(Path(path))
         rows = content.get("rows", [content])
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
             raise run.UserError(f"{path}: is damaged: its rows are not a list of objects")
-        predictions = [read_row(path, row) for row in rows if row.get("state") != "diverged"]
+        predictions = []
+        for row in rows:
+            if row.get("state") == "diverged":
+                continue
+            predictions.append(read_row(path, row))
+            model = predictions[-1][0], row.get("seed", row["args"].get("seed"))
+            if model in seen:
+                raise run.UserError(
+                    f"{path}: holds another record of {model[0]} with seed {model[1]}; give one of them"
+                )
+            seen.add(model)
         if not predictions:
             raise run.UserError(f"{path}: has no finished run")
         for name, correct, dataset in predictions:

@@ -60,7 +60,7 @@ def load(name: str, data_dir: str | None = None, split: str = "7:1:2") -> tuple[
     labelled = "".join(sorted(f"{key} {label}\n" for key, label in zip(keys, corpus.labels)))
     digest = hashlib.md5(labelled.encode()).hexdigest()
     kept, contradictory = distinct(corpus, keys)
-    if corpus.name == "imdb":
+    if corpus.name == "imdb" and name in ("auto", "imdb"):
         check_imdb(corpus, len(kept), digest)
     if split == "official":
         parts = split_official(corpus, keys)
@@ -71,7 +71,7 @@ def load(name: str, data_dir: str | None = None, split: str = "7:1:2") -> tuple[
     facts = {
         "name": corpus.name,
         "digest": digest,
-        "builtin": corpus.name == "builtin",
+        "builtin": corpus.name == "builtin" and name in ("auto", "builtin"),
         "split": split,
         "rows": rows,
         "dropped": {reason: count for reason, count in corpus.dropped.items() if count},

@@ -2,8 +2,8 @@
 
 Every clause states an opinion. Half of the positive opinions are a negated negative word ("not at all dull"), half of
 the negative ones a negated positive word. So neither an adjective nor a negation alone says anything of the label: a
-linear model of word counts stays at chance. The opinion after "overall" or "but" always agrees with the label, the
-one before "but" never does, and the others do three times in four.
+linear model of word counts stays at chance. The opinion after "overall", "all in all" or "but" always agrees with the
+label, the one before "but" never does, and the others do three times in four.
 """
 
 import functools

@@ -56,7 +56,7 @@ def reverse(x: Tensor, lengths: Tensor) -> Tensor:
 
 
 class Dropout(nn.Module):
-    """nn.Dropout, five times as fast on a CPU: a random 64-bit integer decides about eight values, a byte for each.
+    """nn.Dropout, three times as fast on a CPU: a random 64-bit integer decides about eight values, a byte for each.
 
     So `p` is rounded to a multiple of 1/256.
     """

@@ -51,7 +51,11 @@ def answer(found: saved.Model, pairs: list[Pair]) -> tuple[torch.Tensor, torch.T
     if sorted(found.classes) != sorted(LABELS):
         raise run.UserError(f"{found.path}: its classes are not negative and positive")
     texts = [text for pair in pairs for text in (pair.negative, pair.positive)]
-    probabilities = torch.tensor([given.probabilities for given in predict.explain(found, texts)])  # (2 x pairs, 2)
+    explained = predict.explain(found, texts)
+    for text, given in zip(texts, explained):
+        if given is None:
+            raise run.UserError(f"{found.path}: of {text!r} it reads no word, so it cannot be compared here")
+    probabilities = torch.tensor([given.probabilities for given in explained])  # (2 x pairs, 2)
     confidence, predicted = probabilities.max(1)
     truth = torch.tensor([found.classes.index(label) for label in LABELS]).repeat(len(pairs))
     return (predicted == truth).view(-1, 2), (confidence >= outcome.UNSURE).view(-1, 2)
@@ -99,7 +103,8 @@ def main(argv=None):
     for name in args.run or [None]:
         found = saved.open_model(name)
         print(saved.describe(found), file=sys.stderr)
-        scores[found.path.stem] = score(found, pairs)
+        short = found.path.name.removesuffix(".safetensors")
+        scores[run.display_path(found.path) if short in scores else short] = score(found, pairs)
     rows = []
     for split, kind in groups(pairs):
         count = sum(is_in(pair, split, kind) for pair in pairs)

@@ -73,6 +73,7 @@ def reference(text, device):
     ]
     optimizer = torch.optim.AdamW(groups, args.lr, (0.9, 0.99), foreach=False)
     T, tokens = net.block_size, text.train.long()
+    data.batch(text.train, T, 1, 0, 0)  # refuses a text that is too short
 
     @fused_attention()
     def step(i):

@@ -111,7 +111,8 @@ def load_model(folder: Path) -> TheirModel:
 
 def our_row(seed: int, data_dir: str | None, folder: Path) -> dict:
     """Train the recipe, and return the row of the record."""
-    argv = to_argv(train.Options, {"recipe": "web", "data": "openwebtext", "data_dir": data_dir, "seed": seed})
+    flags = {"recipe": "web", "data": "openwebtext", "data_dir": data_dir, "seed": seed, "device": "cpu"}
+    argv = to_argv(train.Options, flags)
     if not run.is_finished(folder, train.parse(argv)):
         train.main([*argv, "--out", str(folder), "--resume", "auto"])
     return study.row("web", "recipe web", seed, folder)

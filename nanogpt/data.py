@@ -241,6 +241,8 @@ def load(
     if tokenizer is not None and tokens == "char":
         check_characters(name, parts, tokenizer)
     tokenizer = tokenizer or make_tokenizer(tokens, name, parts, data_dir)
+    if tokenizer.vocab_size > 2**16:
+        raise UserError(f"the model of --init has {tokenizer.vocab_size:,} tokens; texts are kept as 16-bit numbers")
     encoded = {}
     characters_per_token = {}
     for part, text in zip(("train", "val", "test"), parts):

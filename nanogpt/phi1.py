@@ -37,6 +37,7 @@ from textbooks.prepare import ARMS, MIN_EXERCISES, prepare, read_held_out
 from textbooks.report import report
 
 AUTO_THREADS = 1
+UNKNOWN = {"n": None, "seed": None, "temperature": None}  # how completions of another call or engine were sampled
 
 DEFAULT = run.ROOT / "out" / "nanogpt" / "phi1"
 SAMPLES = 20
@@ -103,8 +104,7 @@ def do_evaluate(args):
         if left_out:
             total = len(problems)
             print(f"*** {left_out} of {total} problems have no completion; the scores leave them out", file=sys.stderr)
-        sampled = {"n": None, "seed": None, "temperature": None}  # unknown: another engine wrote them
-        return score(args, args.benchmark[0], problems, lines, Path(args.completions).with_suffix(""), sampled)
+        return score(args, args.benchmark[0], problems, lines, Path(args.completions).with_suffix(""), UNKNOWN)
     folders = [Path(name) for name in args.models]
     if args.all:
         folders = [folder for folder in plan.evaluations(work, args.benchmark, args.seeds) if not scored(folder, args)]
@@ -113,6 +113,11 @@ def do_evaluate(args):
             words = [run.typed_path(folder), "--benchmark", *args.benchmark]
             if args.execute:
                 words.append("--execute")
+            if args.shard:
+                words += ["--shard", "{}/{}".format(*args.shard)]
+            for name in ("n", "temperature", "seed", "data_dir", "device", "threads"):
+                if getattr(args, name) != getattr(type(args), name):
+                    words += [flag(name), str(getattr(args, name))]
             print(this_command(args, "evaluate", *words))
         return None
     if not folders and not args.all:
@@ -124,10 +129,8 @@ def do_evaluate(args):
         place = folder if folder.is_dir() and not hub.is_model(folder) else run.make_folder(work / "hub" / folder.name)
         for name in args.benchmark:
             problems = problems_of(name, args, work)
-            lines = complete(args, name, problems, model, tokenizer, place)
+            lines, sampled = complete(args, name, problems, model, tokenizer, place)
             if lines is not None:
-                n, temperature = (args.n, args.temperature) if name == "ladder" else (1, 0.0)
-                sampled = {"n": n, "seed": args.seed, "temperature": temperature}
                 score(args, name, problems, lines, place / name, sampled)
     return None
 
@@ -168,14 +171,17 @@ def problems_of(name, args, work) -> list[benchmarks.Problem]:
 
 
 def complete(args, name, problems, model, tokenizer, folder):
-    """The completions of a benchmark, also from shards that were sampled before; None after sampling a shard."""
+    """(the completions of a benchmark, how they were sampled), also from shards that were sampled before; None in place
+    of completions after sampling a shard."""
     n, temperature = (args.n, args.temperature) if name == "ladder" else (1, 0.0)  # the others: greedy
+    sampled = {"n": n, "seed": args.seed, "temperature": temperature}
     part, count = args.shard or (1, 1)
     shards = sorted(folder.glob(f"completions-{name}-*of*.jsonl"))
     if count == 1 and shards:
         lines = [line for file in shards for line in benchmarks.read_completions(file, problems)]
         if {line["task_id"] for line in lines} == {problem.task_id for problem in problems}:
-            return lines
+            print(f"{run.display_path(folder)}: {len(shards)} shards of {name}, as they were sampled", file=sys.stderr)
+            return lines, UNKNOWN
         raise run.UserError(f"{run.display_path(folder)}: not all shards of {name} are there; sample the others first")
     chosen = problems[part - 1 :: count]
     new = 24 if args.quick else NEW_TOKENS[name]
@@ -183,7 +189,7 @@ def complete(args, name, problems, model, tokenizer, folder):
     file = folder / f"completions-{name}{'' if count == 1 else f'-{part}of{count}'}.jsonl"
     run.write(file, "".join(json.dumps(line) + "\n" for line in lines))
     print(f"{len(lines):,} completions of {len(chosen)} problems; {run.display_path(file)}", flush=True)
-    return lines if count == 1 else None
+    return (lines if count == 1 else None), sampled
 
 
 def score(args, name, problems, lines, stem, sampled):
@@ -246,6 +252,13 @@ def shard_arg(text: str) -> tuple[int, int]:
     if not 1 <= part <= count:
         raise argparse.ArgumentTypeError(f"{short(text)!r} is not I/N with 1 <= I <= N")
     return part, count
+
+
+def refuse_unread(options, names: tuple[str, ...], reason: str):
+    """Raise UserError if one of the options `names` is not at its default."""
+    for name in names:
+        if getattr(options, name, None) != getattr(type(options), name, None):
+            raise run.UserError(f"--{name}: {reason}")
 
 
 def name_arg(text: str) -> str:
@@ -315,9 +328,11 @@ class PretrainOptions(CommandOptions):
     list: bool = list_option()
 
     def check(self):
-        for name in ("arm", "size", "seed", "init", "name"):  # of one run
-            if self.all and getattr(self, name, None) != getattr(type(self), name, None):
-                raise run.UserError(f"--{name}: is read only without --all, which runs every setting of the study")
+        if self.all:
+            one_run = ("arm", "size", "seed", "init", "name")
+            refuse_unread(self, one_run, "is read only without --all, which runs every setting of the study")
+        else:
+            refuse_unread(self, ("seeds", "jobs"), "is read only with --all")
 
 
 @dataclass(kw_only=True)
@@ -345,6 +360,16 @@ class EvaluateOptions(CommandOptions):
     seeds: dict | None = seeds_option()
     all: bool = all_option()
     list: bool = list_option()
+
+    def check(self):
+        if not self.all:
+            refuse_unread(self, ("seeds",), "is read only with --all")
+        if self.completions:
+            refuse_unread(
+                self, ("models", "all", "shard", "n", "temperature", "seed"), "is not read with --completions"
+            )
+        if self.all and self.models:
+            raise run.UserError(f"{self.models[0]}: is read only without --all, which evaluates every run of the study")
 
 
 @dataclass(kw_only=True)

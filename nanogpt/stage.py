@@ -296,12 +296,17 @@ def main(argv=None):
         raise run.UserError(f"{data.display_name(args.data)}: holds exercises; the stages read continuous text")
     args.data = text.name if args.data == "auto" else args.data
     data.check_batch_size(args.bs, text)
+    if len(text.val) <= args.block_size:
+        raise run.UserError(
+            f"{data.display_name(args.data)}: is too short: {len(text.val)} tokens for validation, and --block-size "
+            f"{args.block_size} needs more"
+        )
     with run.Run(args, __file__, f"{text.name}-{file_name(args.recipe)}", auto_threads=1) as r:
         V = text.tokenizer.vocab_size
         run.check_memory(lambda: build(args, V), r.device, "the sizes of the network")
         net = build(args, V)
         parameters = run.count_parameters(net)
-        initial_loss = evaluate(net, text.val[: net.block_size * args.bs])
+        initial_loss = evaluate(net, text.val[: net.block_size * args.bs + 1])
         r.note(
             f"{args.recipe}: {parameters:,} parameters, on {len(text.train):,} tokens of {text.name}; first loss "
             f"{initial_loss:.3f}, ln {V} = {math.log(V):.3f}",

@@ -211,7 +211,7 @@ def update(model, optimizers, args, step):
 def describe(args, r, text, model, n_eval):
     """Say and record what is trained on what."""
     parameters = run.count_parameters(model)
-    tokens = args.bs * (text.train.shape[2] - 1 if text.train.dim() == 3 else model.block_size)  # padding included
+    tokens = args.bs * (text.train.shape[2] if text.train.dim() == 3 else model.block_size)  # padding included
     message = (
         f"{args.recipe}: {args.kind}, {parameters:,} parameters; {text.name}, {text.level} tokens: "
         f"{len(text.train):,} for training, {len(text.val):,} for validation, vocabulary {model.vocab_size:,}; "

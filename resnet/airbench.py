@@ -54,7 +54,10 @@ class Options(run.TrainOptions):
     lr: float = option(0.12, "the first step of Muon, relative to the norm of a layer's weights", above=0, at_most=1)
     width: int = option(64, "channels of the first group; the others have four times as many", at_least=12, at_most=512)
     first_size: int | None = option(
-        24, "side of the images in the first half of the run; none: always as they are", at_least=16, below=2000
+        24,
+        "side of the images in the first half of the run, rounded up to epochs; none: always as they are",
+        at_least=16,
+        below=2000,
     )
     size: int | None = option(None, "the same in the second half; none: as they are", at_least=16, below=2000)
     label_smoothing: float = option(0.2, "share of the target spread evenly over all classes", at_least=0, below=1)

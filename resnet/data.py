@@ -211,7 +211,8 @@ def main(argv=None):
     args = run.parse_options(__file__, Options, argv)
     *parts, facts = load(args.data, args.data_dir, args.limit, family_of_data(args.data) or "cifar")
     parts = dict(zip(("train", "validation", "test"), parts))
-    image_data.print_counts(facts, {name: part.labels for name, part in parts.items() if part is not None})
+    labels = {name: part.labels for name, part in parts.items() if part is not None}
+    image_data.print_counts(facts, labels, len(parts["train"].classes))
 
 
 if __name__ == "__main__":

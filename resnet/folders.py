@@ -79,7 +79,11 @@ class LazyImageFolder:
         """
         n, (rank, world) = len(self), shard
         if shuffle is None:
-            batches = [[(i, None) for i in part.tolist()] for part in torch.arange(n)[rank::world].split(batch_size)]
+            batches = [
+                [(i, None) for i in part.tolist()]
+                for part in torch.arange(n)[rank::world].split(batch_size)
+                if len(part)
+            ]
         else:
             seed, epoch = shuffle
             order = torch.randperm(n, generator=torch.Generator().manual_seed(run.seed_at(seed, epoch))).tolist()

@@ -71,7 +71,8 @@ def test_images(trained: Classifier, data_dir):
     if where and not Path(where).is_dir():
         raise run.UserError(f"{folder}: its data is gone from {where}; name the folder of its images")
     family = data.family_of_model(trained.args.model)
-    test_set = data.load(name, data_dir, trained.args.limit, family)[2]
+    _, _, test_set, facts = data.load(name, data_dir, trained.args.limit, family)
+    run.check_dataset(folder, run.read_record(folder / "run.json").get("dataset"), facts)
     if test_set is None:
         raise run.UserError(f"--run {folder}: that data has no test set; name a folder of images")
     if family == "imagenet":

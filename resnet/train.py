@@ -70,7 +70,10 @@ class Options(run.TrainOptions):
     augment: str = option("crop+flip", "augmentation of the training images", choices=AUGMENT)
     size: int | None = option(None, "side of the training images in pixels; none: as they are", at_least=8, below=2000)
     first_size: int | None = option(
-        None, "the same in the first half of the run; none: as in the second", at_least=8, below=2000
+        None,
+        "the same in the first half of the run, rounded up to epochs; none: as in the second",
+        at_least=8,
+        below=2000,
     )
     label_smoothing: float = option(0.0, "share of the target spread evenly over all classes", at_least=0, below=1)
     ema: float = option(
@@ -302,7 +305,8 @@ def recipe(given: dict) -> Options:
         raise run.UserError(f"--model {network}: does not take the images of --data {dataset}")
     if name.split("-")[0] not in ("paper", "tiny", default_recipe):
         raise run.UserError(f"--recipe {name}: is not for {network}")
-    return replace(RECIPES[name], recipe=name, model=network)
+    found = replace(RECIPES[name], recipe=name, model=network)
+    return replace(found, warmup=0.0) if given.get("decay") == "onecycle" else found
 
 
 def parse(argv=None) -> Options:

@@ -71,7 +71,8 @@ def main(argv=None):
     if family == "imagenet":
         raise run.UserError(f"{args.run}: {trained.args.model} is too large for a small file")
     name = run.data_place(trained.source, trained.args.data)
-    _, val_set, test_set, _ = data.load(name, args.data_dir, trained.args.limit, family)
+    _, val_set, test_set, facts = data.load(name, args.data_dir, trained.args.limit, family)
+    run.check_dataset(trained.source, run.read_record(trained.source / "run.json").get("dataset"), facts)
     val, test = ((compute_logits(trained, part.images), part.labels) for part in (val_set, test_set))
     classifiers.write(Path(args.out), trained, val, test)
 

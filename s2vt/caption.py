@@ -67,6 +67,7 @@ def main(argv=None):
     files, _ = find_videos(args.videos)
     if trained.config["dataset"] == "builtin":
         print("this network knows rendered shapes alone: what it says of any other video is wrong", file=sys.stderr)
+    extractors.network(extractor)  # what is missing for it is no fault of a video
     broken = 0
     for file in files:
         try:

@@ -66,7 +66,7 @@ def read(path: Path, device="cpu") -> Trained:
     is_run = path.is_dir() or path.with_name("run.json").exists()
     path = path / "best.pt" if path.is_dir() else path
     if not path.exists():
-        raise run.UserError(f"{path}: is missing; train a model first: python s2vt/train.py --data builtin, 2 minutes")
+        raise run.UserError(f"{path}: is missing; train a model first: python s2vt/train.py --data builtin, 3 minutes")
     state = read_weights(path) if path.suffix == ".safetensors" else run.read_checkpoint(path)
     words = state["words"]
     config = state["config"]

@@ -75,6 +75,8 @@ def fold_rows(args) -> list[dict]:
         settings = [STUDIES["folds"].get(f"{name}, dropout {dropout}, {split}") for split in data.SPLITS[2:]]
         folders = [Path(args.runs) / folder_name(setting, 0) for setting in settings if setting]
         if not folders or not all(map(is_done, folders)):
+            if any(folder.exists() for folder in folders):
+                print(f"{name}, dropout {dropout}: a fold is missing or has not ended, and it is left out")
             continue
         for width in WIDTHS:
             captions = [captions_of(folder, val.features, width) for folder, (_, val) in zip(folders, folds)]
@@ -178,6 +180,8 @@ class Options(run.ScriptOptions):
 
 def main(argv=None):
     args = run.parse_options(__file__, Options, argv)
+    if not Path(args.runs).is_dir():
+        raise run.UserError(f"--runs {args.runs}: is not a folder; python s2vt/sweep.py --out DIR makes one")
     out = run.make_folder(args.out or args.runs)
     common = {"scores": "s2vt", "tokenization": scores.TOKENIZATION}
     common |= run.environment(run.pick_device("cpu"), __file__)

@@ -78,6 +78,8 @@ class Options(run.ScriptOptions):
 def main(argv=None):
     args = run.parse_options(__file__, Options, argv)
     record = run.read_json(Path(args.captions))
+    if not isinstance(record.get("rows"), list) or "ids" not in record:
+        raise run.UserError(f"{args.captions}: is no captions.json of compare.py")
     captions = said(record, args.seed, args.beam)
     count = min(args.count, len(record["ids"]))
     drawn = sorted(np.random.default_rng(args.seed).choice(len(record["ids"]), count, replace=False).tolist())

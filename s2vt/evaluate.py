@@ -180,6 +180,8 @@ def main(argv=None):
     has_labels = any(clips.captions)
     if has_labels and not all(clips.captions):
         raise run.UserError(f"{args.data}: some clips have no captions")
+    if not has_labels and not args.captions:
+        raise run.UserError(f"{args.data}: has no captions to compare with; --captions OUT writes ours")
     rows = []
     for width in args.beam:
         captions = caption_all(trained.net, clips.features, width, trained.config["max_words"])

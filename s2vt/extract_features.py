@@ -42,15 +42,14 @@ def prepare(out: Path, extractor: str, frames: int):
     made_by = {"extractor": extractor, "frames": frames}
     if file.exists():
         before = run.read_json(file)
-        if before != made_by:
+        if before != made_by and any(out.glob("*.npy")):
             raise run.UserError(
                 f"{out}: holds features of {before.get('extractor')} with {before.get('frames')} frames; "
                 "name another --out"
             )
     elif any(out.glob("*.npy")):
         raise run.UserError(f"{out}: holds features of an unknown extractor (no extractor.json); name another --out")
-    else:
-        run.write_json(file, made_by)
+    run.write_json(file, made_by)
 
 
 def only_named(files: list[Path], only: Path) -> list[Path]:

@@ -1,13 +1,14 @@
 """Train S2VT to describe videos in words.
 
-    python s2vt/train.py --data builtin       # rendered videos of moving shapes, no download: two minutes
+    python s2vt/train.py --data builtin       # rendered videos of moving shapes, no download: three minutes
     python s2vt/train.py --data msvd          # 1,450 clips of MSVD with features of 80 frames x 4096
-    python s2vt/train.py --data msvd-clips    # 468 of its clips, 279 of them for training: two minutes
+    python s2vt/train.py --data msvd-clips    # 468 of its clips, 279 of them for training: a minute
     python s2vt/train.py --data msvd40        # 40 of its test clips: 30 train, 10 validate; a demonstration
 
 Validation by BLEU-4 + CIDEr chooses the epoch, which is tested once. On msvd-clips five folds have chosen the number of
-epochs beforehand (STUDIES.md), and the last epoch is tested. --bs counts clips, each with all its captions. The data
-choose the recipe if no flag does; it sets every hyper-parameter, and flags override it.
+epochs beforehand (STUDIES.md), and the last epoch is tested. --bs counts clips, each with all its captions or with
+--captions-each of them. The data choose the recipe if no flag does; it sets every hyper-parameter, and flags override
+it.
 """
 
 import argparse
@@ -128,7 +129,7 @@ class Progress:
         """The mean over all words of the epoch so far. Raises Diverged."""
         totals = self.totals[: self.step]
         r.check_finite(totals[:, 0], self.epoch * len(self.totals))
-        loss, words = totals.double().cpu().sum(0).tolist()
+        loss, words = totals.cpu().double().sum(0).tolist()
         return loss / max(words, 1)
 
 
@@ -229,7 +230,7 @@ def validate(net, val_set, args, r):
     for index in torch.arange(len(val_set)).split(args.bs):
         with r.autocast():
             losses = net.loss(*val_set.batch(index, r.device))
-        loss += losses.double().sum().item()
+        loss += losses.cpu().double().sum().item()
         words += len(losses)
     return loss / words, describe(net, val_set.first(args.caption_clips).features, r, args.max_words)
 

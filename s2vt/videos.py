@@ -20,7 +20,7 @@ import numpy as np
 from extractors import write_video
 
 FRAMES, SIZE = 16, 32
-CAPTIONS = 5  # of each clip
+CAPTIONS = 5  # of each clip, at most
 PARTS = {"train": 4000, "val": 200, "test": 400, "fresh": 400}  # fresh: a second test, by which nothing was chosen
 COLOURS = {
     "red": (230, 40, 40),
@@ -88,7 +88,7 @@ def phrases(event: Event, an: str) -> list[str]:
 
 
 def captions(events: list[Event], rng: np.random.Generator) -> list[str]:
-    """CAPTIONS different sentences; the first one is built from the plainest phrases."""
+    """Up to CAPTIONS different sentences; the first one is built from the plainest phrases."""
     found = [" and then ".join(phrases(event, "a")[0] for event in events)]
     for _ in range(100):
         if len(found) == CAPTIONS:

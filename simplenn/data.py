@@ -287,7 +287,9 @@ def main(argv=None):
         print(", ".join(f"{k} {v}" for k, v in load_function(args.data, args.limit)[3].items()))
     else:
         train, val, test, facts = load(args.data, args.data_dir, args.limit)
-        image_data.print_counts(facts, {"train": train.labels, "validation": val.labels, "test": test.labels})
+        image_data.print_counts(
+            facts, {"train": train.labels, "validation": val.labels, "test": test.labels}, len(train.classes)
+        )
 
 
 if __name__ == "__main__":

@@ -24,9 +24,10 @@ import saved
 
 def paste_pair(left: np.ndarray, right: np.ndarray, gap: int, shift: int) -> np.ndarray:
     """uint8 (H, W): two digits (28, 28) side by side, `gap` empty columns apart, the right one `shift` rows lower."""
-    left, right = (crop_columns(image) for image in (left, right))
+    left, right = (np.pad(crop_columns(image), ((12, 12), (0, 0))) for image in (left, right))
     space = np.zeros((len(left), gap), np.uint8)
-    return np.pad(np.concatenate([left, space, np.roll(right, shift, 0)], 1), 12)
+    pair = np.concatenate([left, space, np.roll(right, shift, 0)], 1)  # the rows that come round are empty
+    return np.pad(pair, ((0, 0), (12, 12)))
 
 
 def crop_columns(image: np.ndarray) -> np.ndarray:

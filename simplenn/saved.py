@@ -117,7 +117,8 @@ def save(source: Path, target: Path, data_dir: str | None = None):
     if facts.get("state", "done") != "done":
         raise run.UserError(f"{source}: has not finished; continue it: python simplenn/train.py --resume {source}")
     args = facts["args"]
-    _, val_set, _, _ = data.load(run.data_place(source, args["data"]), data_dir, args.get("limit"))
+    _, val_set, _, found = data.load(run.data_place(source, args["data"]), data_dir, args.get("limit"))
+    run.check_dataset(source, facts.get("dataset"), found)
     kept = {
         "args": args,
         "classes": model.classes,

@@ -599,6 +599,16 @@ def test_other_files_than_images_are_one_line_each(finished, photographs, tmp_pa
     assert code == 1 and one_line(message) and "holds no image" in message
 
 
+def test_weights_are_not_measured_on_other_data(tmp_path):
+    """With more images in the folder, training images could be test images."""
+    make_images(tmp_path / "images", {"": 30})
+    words = ["--recipe", "tiny", "--data", str(tmp_path / "images"), "--epochs", "1", "--out", str(tmp_path / "run")]
+    train.main(words)
+    make_images(tmp_path / "images", {"": 40})
+    code, message = failure(trained.main, [str(tmp_path / "run"), "--out", str(tmp_path / "a.safetensors")])
+    assert code == 1 and one_line(message) and "other data" in message
+
+
 def test_committed_weights_are_those_of_the_run(finished, tmp_path, capsys):
     """In bfloat16, with the temperature that validation chose."""
     trained.main([str(finished("cifar")), "--out", str(tmp_path / "a.safetensors")])

@@ -856,6 +856,34 @@ def test_a_model_that_does_not_exist_or_cannot_be_fetched(server, monkeypatch, t
     assert code == 1 and one_line(message) and "no config.json" in message
 
 
+@pytest.mark.slow
+def test_lora_on_top_of_a_run_opens_again(trained, tmp_path):
+    flags = [*TINY, "--model", str(trained("full")), "--method", "lora", "--limit", "300", "--epochs", "1"]
+    train.main([*flags, "--out", str(tmp_path / "run")])
+    net, _, facts = pretrained.open_model(str(tmp_path / "run"))
+    assert facts["name"] == str(tmp_path / "run") and net is not None
+
+
+def test_a_tokenizer_in_the_cache_is_no_model(monkeypatch):
+    cached = {"config.json"}
+    monkeypatch.setattr(
+        "huggingface_hub.try_to_load_from_cache", lambda name, file: "/cache" if file in cached else None
+    )
+    assert not pretrained.is_cached("gpt2")
+    cached.add("model.safetensors")
+    assert pretrained.is_cached("gpt2")
+
+
+@pytest.mark.parametrize(
+    "words, model", [("--recipe smollm2 --method lora", None), ("--recipe smollm2 --model tiny", "tiny"), ("", None)]
+)
+def test_mode_gen_writes_with_the_newest_run_unless_a_model_is_named(words, model, monkeypatch):
+    given = []
+    monkeypatch.setattr(generate, "main", given.extend)
+    train.main([*words.split(), "--mode", "gen"])
+    assert (given[given.index("--model") + 1] if "--model" in given else None) == model
+
+
 def test_a_damaged_text_of_the_users_is_no_reason_to_take_another(tmp_path):
     (tmp_path / "wikitext-2").mkdir()
     (tmp_path / "wikitext-2" / "wiki.train.tokens").write_bytes(b"= A title =\n\xff\n")

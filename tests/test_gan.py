@@ -987,6 +987,18 @@ def test_one_image_has_no_covariance(tmp_path):
         assert not (tmp_path / "run").exists()
 
 
+def test_images_of_an_earlier_call_do_not_stay(trained, tmp_path):
+    sample = load("gan", "sample")
+    for count in (5, 3):
+        sample.main([str(trained), "--kind", "images", "--count", str(count), "--out", str(tmp_path)])
+    assert sorted(file.name for file in (tmp_path / "images").iterdir()) == [f"{i:05d}.png" for i in range(3)]
+
+
+def test_an_animation_of_no_images_is_no_file(tmp_path):
+    load("gan", "grids").write_gif(tmp_path / "a.gif", [])
+    assert not (tmp_path / "a.gif").exists()
+
+
 def test_too_few_real_images(tmp_path, refused):
     evaluate = load("gan", "evaluate")
     words = ["--real", "--data", "builtin", "--limit", "40", "--out", str(tmp_path)]
@@ -1153,6 +1165,8 @@ def test_evaluate_repeats_what_the_run_said(checkpoint, trained, tmp_path):
     [
         "--limit 5",
         "--feature-size 64",
+        "--inception-weights FILE",
+        "--feature-size 224 --real",
         "--real RUN",
         "--real --out-dir RUN",
         "--real --checkpoint best",

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from conftest import failure, load, one_line
-from helpers import Lazy
+from helpers import Lazy, make_images
 
 image_files = Lazy(functools.partial(importlib.import_module, "common.image_files"))
 images = Lazy(functools.partial(importlib.import_module, "common.images"))
@@ -319,6 +319,18 @@ def test_copies_in_a_published_dataset_are_counted_and_its_split_stays():
     plain = [splits.divide("cifar10", parts, keys, 0.1, as_published=True), splits.divide("x", parts, keys, 0.1)]
     assert [len(part[1]) for part in plain[0][0]] == [45, 5, 3] and plain[0][1] == {"train": 25, "val": 1, "test": 3}
     assert [len(part[1]) for part in plain[1][0]] == [46, 4, 3] and plain[1][1] == {"train": 25, "test": 3}
+
+
+@pytest.mark.parametrize("parts", [("Training", "Test"), ("train", "valid"), ("Train", "Test", "Validation")])
+def test_folders_that_are_named_as_parts_are_no_classes(parts, tmp_path):
+    """A folder train/ is a part, so its two classes are found; of the others all would be."""
+    make_images(tmp_path, {f"{part}": 4 for part in parts})
+    folder = load("cifar", "data").image_data.image_files
+    if "train" in parts:
+        assert folder.find(tmp_path).classes == ["cats", "dogs"]
+        return
+    code, message = failure(folder.find, tmp_path)
+    assert code == 1 and one_line(message) and "parts, not classes" in message
 
 
 def test_a_folder_of_one_image_many_times_is_one_line(tmp_path):

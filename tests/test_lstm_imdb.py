@@ -1229,6 +1229,8 @@ def test_models_are_compared_on_the_same_reviews(tmp_path):
     run.write_json(tmp_path / "study.json", {"rows": [row | {"args": {"recipe": "plain"}} for row in rows]})
     rows = compare.main([files[0], str(tmp_path / "study.json"), "--out", str(tmp_path / "out")])
     assert [(row["model"], row["seeds"]) for row in rows] == [("best", 1), ("same", 1)]
+    code, message = failure(compare.main, [*files, files[1], "--out", str(tmp_path / "out")])
+    assert code == 1 and one_line(message) and "another record of best" in message
     committed = {(row["model"], row["seeds"]) for row in compare.main(["--out", str(tmp_path / "out")])}
     assert committed == {("plain", 3), ("best", 3), ("short", 3)}, "studies are compared where they are named"
 

@@ -1069,6 +1069,11 @@ WRONG = {
     "finetune --name /tmp/evil": "--name",
     "finetune --name ..": "--name",
     "finetune --all --name x": "--name: is read only without --all",
+    "pretrain --arm raw --seeds 5": "--seeds: is read only with --all",
+    "finetune --jobs 2": "--jobs: is read only with --all",
+    "evaluate RUN --seeds 2": "--seeds: is read only with --all",
+    "evaluate RUN --all": "RUN: is read only without --all",
+    "evaluate --completions FILE --n 3": "--n: is not read with --completions",
     "report --seeds 0": "--seeds",
     "report --seeds 1": "--seeds: is read only with --list",
 }

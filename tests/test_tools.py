@@ -67,6 +67,13 @@ def test_the_ledger_averages_over_seeds(tmp_path):
     assert "| a | 0.60 ± 0.14 | 2 |" in text and "†" not in text and "‡" not in text
 
 
+@pytest.mark.parametrize("where, settings", [("setting = a b", ["a b"]), ("setting != a b", ["c"])])
+def test_the_ledger_selects_rows(where, settings, tmp_path):
+    rows = [{"setting": name, "final": {"loss": 1.0}} for name in ("a b", "c")]
+    text = render(tmp_path, *rows, spec=SPEC.replace("columns:", f"where: {where}\ncolumns:"))
+    assert [line.split("|")[1].strip() for line in text.splitlines() if "1.00" in line] == settings
+
+
 def test_the_ledger_has_medians_and_counts(tmp_path):
     spec = SPEC.replace("Loss = final.loss .2f", "Loss = final.loss median .2f; Low = final.low count")
     rows = [{"setting": "a", "final": {"loss": loss, "low": loss < 1}} for loss in (0.5, 0.7, 9.0)]

@@ -15,7 +15,8 @@ stands between it and the closing comment:
 
 records: files or globs, relative to the Markdown file; each is a run.json, the {"rows": [...]} of a sweep or bench, or
 committed weights, whose header has the facts.
-rows: the keys that group the runs; every combination of their values is a row. "where: KEY = VALUE" selects runs.
+rows: the keys that group the runs; every combination of their values is a row. "where: KEY = VALUE" or
+"where: KEY != VALUE" selects runs.
 columns: "Title = key format"; dots in a key reach into nested values, and `runs` is the number of runs.
 "Title = key median format" has the median of the runs, "Title = key count" in how many of them the key is true.
 against: optional, a value of the last key of rows, which names the row that others are compared with; or "the row
@@ -171,8 +172,8 @@ def table(folder, spec):
     fields = dict(line.split(":", 1) for line in spec.strip().splitlines())
     rows = read_records(folder, fields["records"])
     if "where" in fields:
-        key, value = (part.strip() for part in fields["where"].split("="))
-        rows = [row for row in rows if str(look_up(row, key)) == value]
+        key, sign, value = re.fullmatch(r"\s*(\S+) (!?=) (.+?)\s*", fields["where"]).groups()
+        rows = [row for row in rows if (str(look_up(row, key)) == value) == (sign == "=")]
     names = dict(pair.strip().split(" = ") for pair in fields["names"].split(";")) if "names" in fields else {}
     groups = {}
     for row in rows:

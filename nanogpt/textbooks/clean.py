@@ -2,8 +2,8 @@
 
 Texts are compared as sequences of words, numbers and signs, in lower case, so their layout does not hide a copy.
 Decontamination works on passages of some 1,500 characters, and on their parts, a paragraph or a function each. A
-passage that shares an n-gram with a problem of an evaluation set is removed, and so is a part that is a near-duplicate
-of one. The rest of the document stays.
+passage that shares an n-gram with a problem of an evaluation set is removed, and so is a passage or a part that is a
+near-duplicate of one. The rest of the document stays.
 """
 
 import re
@@ -123,7 +123,7 @@ def passages(text: str) -> list[str]:
 
 
 def decontaminate(documents: list[str], index: Index) -> tuple[list[str], dict]:
-    """(the documents without the copies, counts of the passages compared, and of passages and parts removed)."""
+    """(the documents without the copies, counts of the passages compared and of those with copies)."""
     counts, clean = Counter({"passages": 0, "n-gram": 0, "near-duplicate": 0, "characters removed": 0}), []
     for document in documents:
         kept = []
@@ -133,11 +133,12 @@ def decontaminate(documents: list[str], index: Index) -> tuple[list[str], dict]:
                 counts["n-gram"] += 1
                 counts["characters removed"] += len(passage)
                 continue
-            for part in parts_of(passage):
-                if index.is_similar(part):
-                    counts["near-duplicate"] += 1
-                    counts["characters removed"] += len(part)
-                else:
-                    kept.append(part)
+            parts = parts_of(passage)
+            copies = [part for part in parts if index.is_similar(part)]
+            if not copies and index.is_similar(passage):  # of a problem with several functions
+                copies = parts
+            counts["near-duplicate"] += bool(copies)
+            counts["characters removed"] += sum(map(len, copies))
+            kept += [part for part in parts if part not in copies]
         clean.append("".join(kept))
     return [document for document in clean if document.strip()], dict(counts)

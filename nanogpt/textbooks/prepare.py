@@ -67,6 +67,8 @@ def prepare(args, work: Path) -> dict:
     if set(OF_FUNCTIONS) & set(args.arms):
         val_documents, train_documents = arms["raw"]
         functions = distinct_functions(train_documents)
+        if not functions:
+            raise UserError("the modules to train on have no function with a docstring; name more of them with --raw")
         modules_of_raw = up_to(train_documents, args.tokens, size=lambda module: count_tokens(module, tokenizer))
         arms["all-functions"] = val_documents, texts.in_random_order(functions)
         arms["functions"] = val_documents, texts.in_random_order(distinct_functions(modules_of_raw))

@@ -15,7 +15,8 @@ INTERPOLATION = 40_000  # parameters: as many as 4,000 images have logits
 
 
 def train_one(train_set, val_set, test_set, width, seed, epochs, bs, lr, noise=0.0):
-    """One width: a row of the record, with the values of the last epoch and of the best validation epoch."""
+    """One width: a row of the record, with the values of the last epoch and of the best validation epoch of
+    those that are evaluated, evenly on a log scale."""
     torch.manual_seed(seed)
     net = MLP([784, width, 10])
     x, true_labels = train_set.tensors()
