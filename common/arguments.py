@@ -280,8 +280,8 @@ def data_dir(given=None) -> Path:
 def check_dataset(where: Path, recorded: dict | None, found: dict):
     """Raise UserError if the dataset `found` is not the one `recorded` in the run `where`: training images may be test
     images now. Both are the dataset's entry in run.json."""
-    before = (recorded or {}).get("digest")
-    if before and before != found["digest"]:
+    before, now = (recorded or {}).get("digest"), found.get("digest")
+    if before and now and before != now:
         raise UserError(f"{where}: was trained on other data than are in their place now")
 
 
