@@ -255,7 +255,7 @@ def main(argv=None):
     device = run.pick_device(args.device)
     name, folder = choose_model(args.model, args.data_dir)
     folder = run.make_folder(args.out or folder)
-    prompts = args.prompt or (TINY_PROMPTS if Path(name).resolve() == pretrained.COMMITTED else PROMPTS)
+    prompts = args.prompt or (TINY_PROMPTS if os.path.abspath(name) == str(pretrained.COMMITTED) else PROMPTS)
     if args.prompt_file:
         prompts = read_prompts(Path(args.prompt_file))
     net, tokenizer, facts = pretrained.open_model(name, args.data_dir)
