@@ -25,7 +25,8 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 def read_models(paths) -> dict[str, dict]:
     """{recipe or setting: {"correct": mean over seeds (N,), "accuracies": [...], "dataset"}}. Raises UserError."""
-    models, tested_on, seen = {}, None, set()
+    models, tested_on = {}, None
+    seen = set()  # (model, seed)
     for path in paths:
         content = run.read_json(Path(path))
         rows = content.get("rows", [content])
