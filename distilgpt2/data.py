@@ -181,8 +181,7 @@ class Options(run.ScriptOptions):
 def main(argv=None):
     args = run.parse_options(__file__, Options, argv)
     name = pretrained.resolve(args.model, args.data_dir)
-    _, tokenizer, _ = pretrained.open_model(name, args.data_dir)  # of a run, too
-    _, facts = load(args.data, args.data_dir, tokenizer, args.limit)
+    _, facts = load(args.data, args.data_dir, pretrained.open_any_tokenizer(name, args.data_dir), args.limit)
     print(f"{describe(facts)}; tokens of {name}; digest {facts['digest']}")
 
 

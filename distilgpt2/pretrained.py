@@ -295,18 +295,35 @@ def open_base(name: str, data_dir: str | None = None) -> tuple[nn.Module, object
     return net, tokenizer, facts
 
 
-def open_model(name: str, data_dir: str | None = None) -> tuple[nn.Module, object, dict]:
-    """The same for anything that --model takes: also a run folder, or an adapter's folder, of which the base is opened
-    first. Raises UserError, also if an adapter belongs to another base model."""
+def saved_parts(name: str, data_dir: str | None = None) -> tuple[Path | None, dict]:
+    """(the folder of the weights, the entry of the base model) of a run folder or an adapter's folder; (None, {}) of
+    any other model. Raises UserError."""
     path = None if name == "tiny" else local_path(name, data_dir)
     if path and (path / "run.json").is_file():
         record = run.read_record(path / "run.json")
         where, base = path / "model", record.get("base")
         if not where.is_dir() or not isinstance(base, dict):
             raise UserError(f"{path}: holds no model yet (the run is {record['state']}); finish it with --resume")
-    elif path and (path / "adapter_config.json").is_file():
-        where, base = path, {"name": run.read_json(path / "adapter_config.json").get("base_model_name_or_path")}
-    else:
+        return where, base
+    if path and (path / "adapter_config.json").is_file():
+        return path, {"name": run.read_json(path / "adapter_config.json").get("base_model_name_or_path")}
+    return None, {}
+
+
+def open_any_tokenizer(name: str, data_dir: str | None = None):
+    """The tokenizer of anything that --model takes, without its weights. Raises UserError."""
+    where, base = saved_parts(name, data_dir)
+    if where is None:
+        return open_tokenizer(name, data_dir)
+    is_adapter = (where / "adapter_config.json").is_file()
+    return open_any_tokenizer(str(base.get("name")), data_dir) if is_adapter else open_tokenizer(str(where), data_dir)
+
+
+def open_model(name: str, data_dir: str | None = None) -> tuple[nn.Module, object, dict]:
+    """The same for anything that --model takes: also a run folder, or an adapter's folder, of which the base is opened
+    first. Raises UserError, also if an adapter belongs to another base model."""
+    where, base = saved_parts(name, data_dir)
+    if where is None:
         return open_base(name, data_dir)
     if not (where / "adapter_config.json").is_file():
         net, tokenizer, facts = open_base(str(where), data_dir)

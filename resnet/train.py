@@ -93,10 +93,6 @@ class Options(run.TrainOptions):
     def check(self):
         if data.family_of_model(self.model) == "imagenet" and self.augment == "affine":
             raise run.UserError(f"--augment affine: is not for {self.model}")
-        if self.decay == "onecycle" and self.warmup:
-            raise run.UserError(f"--warmup {self.warmup:g}: is not for --decay onecycle, which rises by itself")
-        if self.optimizer != "muon" and self.muon_decay != type(self).muon_decay:
-            raise run.UserError(f"--muon-decay {self.muon_decay:g}: is for --optimizer muon")
         ddp.micro_batch_size(self.bs, self.micro_batch)
 
 
@@ -306,7 +302,19 @@ def recipe(given: dict) -> Options:
     if name.split("-")[0] not in ("paper", "tiny", default_recipe):
         raise run.UserError(f"--recipe {name}: is not for {network}")
     found = replace(RECIPES[name], recipe=name, model=network)
-    return replace(found, warmup=0.0) if given.get("decay") == "onecycle" else found
+    refuse_unread(given, found)
+    return found
+
+
+def refuse_unread(given: dict, base: Options):
+    """Raise UserError if a flag in `given` changes a value of the recipe `base` that would not be read. Records of
+    earlier versions may have such values."""
+    decay, optimizer = given.get("decay", base.decay), given.get("optimizer", base.optimizer)
+    warmup, muon_decay = given.get("warmup", 0.0), given.get("muon_decay", base.muon_decay)
+    if decay == "onecycle" and warmup:
+        raise run.UserError(f"--warmup {warmup:g}: is not for --decay onecycle, which rises by itself")
+    if optimizer != "muon" and muon_decay != base.muon_decay:
+        raise run.UserError(f"--muon-decay {muon_decay:g}: is for --optimizer muon")
 
 
 def parse(argv=None) -> Options:

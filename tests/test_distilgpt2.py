@@ -864,6 +864,15 @@ def test_lora_on_top_of_a_run_opens_again(trained, tmp_path):
     assert facts["name"] == str(tmp_path / "run") and net is not None
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_the_data_are_counted_with_the_tokenizer_of_a_run(method, trained, monkeypatch, capsys):
+    """And its weights are not opened."""
+    monkeypatch.setattr(pretrained, "open_base", None)
+    data.main(["--data", "builtin", "--limit", "300", "--model", str(trained(method))])
+    assert "tokens of" in capsys.readouterr().out
+
+
 def test_a_tokenizer_in_the_cache_is_no_model(monkeypatch):
     cached = {"config.json"}
     monkeypatch.setattr(

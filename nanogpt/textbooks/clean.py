@@ -135,7 +135,7 @@ def decontaminate(documents: list[str], index: Index) -> tuple[list[str], dict]:
                 continue
             parts = parts_of(passage)
             copies = [part for part in parts if index.is_similar(part)]
-            if not copies and index.is_similar(passage):  # of a problem with several functions
+            if not copies and len(parts) > 1 and index.is_similar(passage):  # of a problem with several functions
                 copies = parts
             counts["near-duplicate"] += bool(copies)
             counts["characters removed"] += sum(map(len, copies))
